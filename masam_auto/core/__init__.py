@@ -1,0 +1,1 @@
+"""The project's vocabulary: pure types and rules. Imports no torch and opens no image."""

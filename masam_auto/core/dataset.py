@@ -1,0 +1,278 @@
+"""dataset.json and the raw folder: which cases there are, and which files belong to them."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from masam_auto.core.errors import DatasetError
+from masam_auto.core.labels import Labels, parse_labels
+from masam_auto.core.paths import DATASET_NAME, Paths, find_dataset_name
+
+COLOUR_CHANNELS = ("r", "g", "b", "red", "green", "blue")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetDescription:
+    """dataset.json, validated.
+
+    `channel_names` are in channel order. `sequences` (our extra key) orders 2D cases into videos. `reader` is
+    nnU-Net's "overwrite_image_reader_writer", or None. `raw` is the whole JSON, kept for copying.
+    """
+
+    name: str
+    channel_names: tuple[str, ...]
+    labels: Labels
+    file_ending: str
+    reader: str | None = None
+    sequences: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    raw: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_channels(self) -> int:
+        """Input channels a case has after reading (RGB pictures count as three)."""
+        return len(self.channel_names)
+
+    @property
+    def is_video(self) -> bool:
+        """Whether cases are sequences of frames."""
+        return bool(self.sequences)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """One image with its label file, or one video of several frames.
+
+    `images[frame][channel file]` and `labels[frame]`; ordinary cases have one frame. `frames` names the frames by
+    their raw identifiers (for an ordinary case, its own identifier).
+    """
+
+    identifier: str
+    frames: tuple[str, ...]
+    images: tuple[tuple[Path, ...], ...]
+    labels: tuple[Path, ...] | None = None
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether the case is a video."""
+        return self.frames != (self.identifier,)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """A raw data set: description and training cases in sorted order."""
+
+    description: DatasetDescription
+    folder: Path
+    cases: tuple[Case, ...]
+
+    @property
+    def name(self) -> str:
+        """Folder name, DatasetXXX_Name."""
+        return self.description.name
+
+
+def open_dataset(paths: Paths, identifier: str) -> Dataset:
+    """Open a raw data set by number, name or path.
+
+    Raises:
+        DatasetError: not found, or dataset.json or the folder is not in the raw format. Problems inside single
+            cases are left to `stages.verify`, which reports them together.
+    """
+    folder = find_raw_folder(paths, identifier)
+    description = read_description(folder / "dataset.json", name=folder.name)
+    return Dataset(description=description, folder=folder, cases=find_training_cases(folder, description))
+
+
+def find_raw_folder(paths: Paths, identifier: str) -> Path:
+    """Folder of a raw data set by number, name or path. Raises DatasetError."""
+    path = Path(identifier).expanduser()
+    if len(path.parts) > 1 or (path.is_dir() and (path / "dataset.json").is_file()):
+        if not path.is_dir():
+            raise DatasetError(f"data set folder not found: {path}")
+        folder = path.absolute()
+        if not DATASET_NAME.fullmatch(folder.name):
+            raise DatasetError(
+                f"{folder}: the folder of a data set must be called DatasetXXX_Name (three digits). Rename it."
+            )
+        return folder
+    return paths.raw / find_dataset_name(identifier, [paths.raw])
+
+
+def read_description(path: Path, *, name: str) -> DatasetDescription:
+    """Read and validate dataset.json.
+
+    Args:
+        path: the file.
+        name: name of the data set (its folder).
+
+    Raises:
+        DatasetError: the file is missing, not JSON, or an entry is not as nnU-Net's raw format asks.
+    """
+    try:
+        raw = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} is missing. Every raw data set needs a dataset.json.") from error
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise DatasetError(f"{path} is not valid JSON: {error}") from error
+    try:
+        return parse_description(raw, name=name)
+    except DatasetError as error:
+        raise DatasetError(str(error).replace("dataset.json", str(path), 1)) from error
+
+
+def parse_description(raw: Any, *, name: str) -> DatasetDescription:
+    """Validate the content of dataset.json. Raises DatasetError naming the entry."""
+    if not isinstance(raw, dict):
+        raise DatasetError("dataset.json: must be a JSON object")
+    missing = [key for key in ("labels", "file_ending") if key not in raw]
+    if missing or ("channel_names" not in raw and "modality" not in raw):
+        missing += [] if "channel_names" in raw or "modality" in raw else ["channel_names"]
+        raise DatasetError(f"dataset.json: missing {', '.join(missing)}")
+    ending = raw["file_ending"]
+    if not isinstance(ending, str) or not ending.startswith("."):
+        raise DatasetError(f'dataset.json: "file_ending" must be like ".nii.gz", got {ending!r}')
+    reader = raw.get("overwrite_image_reader_writer")
+    if reader is not None and not isinstance(reader, str):
+        raise DatasetError(f'dataset.json: "overwrite_image_reader_writer" must be a name, got {reader!r}')
+    order = raw.get("regions_class_order")
+    if order is not None and not (isinstance(order, list) and all(isinstance(v, int) for v in order)):
+        raise DatasetError(f'dataset.json: "regions_class_order" must be a list of label values, got {order!r}')
+    return DatasetDescription(
+        name=name,
+        channel_names=_parse_channels(raw.get("channel_names", raw.get("modality"))),
+        labels=parse_labels(raw["labels"], order),
+        file_ending=ending,
+        reader=reader,
+        sequences=_parse_sequences(raw.get("sequences", {})),
+        raw=raw,
+    )
+
+
+def find_training_cases(folder: Path, description: DatasetDescription) -> tuple[Case, ...]:
+    """Training cases from dataset.json's "dataset" mapping, else from imagesTr and labelsTr.
+
+    Raises:
+        DatasetError: no training images at all, or a malformed mapping.
+    """
+    singles = _mapped_cases(folder, description) if "dataset" in description.raw else _listed_cases(folder, description)
+    if not singles:
+        raise DatasetError(
+            f"{folder / 'imagesTr'}: no training images like ID_0000{description.file_ending}. "
+            "Put them there, or correct file_ending in dataset.json."
+        )
+    return group_sequences(singles, description)
+
+
+def find_images(folder: Path, file_ending: str) -> dict[str, tuple[Path, ...]]:
+    """Images in a folder by case identifier: `ID_0000.ext`, `ID_0001.ext`, ... in channel order.
+
+    Raises:
+        DatasetError: the folder is missing.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"folder not found: {folder}")
+    found: dict[str, dict[int, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not path.name.endswith(file_ending):
+            continue
+        stem = path.name[: -len(file_ending)]
+        identifier, _, channel = stem.rpartition("_")
+        if identifier and len(channel) == 4 and channel.isdigit():
+            found.setdefault(identifier, {})[int(channel)] = path
+    return {identifier: tuple(files[i] for i in sorted(files)) for identifier, files in sorted(found.items())}
+
+
+def group_sequences(singles: dict[str, Case], description: DatasetDescription) -> tuple[Case, ...]:
+    """Join 2D cases into videos as `description.sequences` says; ungrouped ones stay single.
+
+    Raises:
+        DatasetError: a sequence names a frame that has no image.
+    """
+    if not description.sequences:
+        return tuple(singles[key] for key in sorted(singles))
+    grouped = {frame for frames in description.sequences.values() for frame in frames}
+    cases = [case for key, case in singles.items() if key not in grouped]
+    for identifier, frames in description.sequences.items():
+        present = [singles[frame] for frame in frames if frame in singles]
+        if not present:
+            continue  # a sequence of another split (its frames are in imagesTs)
+        if len(present) != len(frames):
+            missing = [frame for frame in frames if frame not in singles]
+            raise DatasetError(
+                f'dataset.json: sequence "{identifier}" names frames without an image: {", ".join(missing[:5])}. '
+                "Add the images or take the frames out of the sequence."
+            )
+        labels = tuple(case.labels[0] for case in present if case.labels)
+        cases.append(
+            Case(
+                identifier=identifier,
+                frames=frames,
+                images=tuple(case.images[0] for case in present),
+                labels=labels if len(labels) == len(frames) else None,
+            )
+        )
+    return tuple(sorted(cases, key=lambda case: case.identifier))
+
+
+def _listed_cases(folder: Path, description: DatasetDescription) -> dict[str, Case]:
+    ending = description.file_ending
+    cases = {}
+    for identifier, files in find_images(folder / "imagesTr", ending).items():
+        label = folder / "labelsTr" / f"{identifier}{ending}"
+        cases[identifier] = Case(
+            identifier=identifier, frames=(identifier,), images=(files,), labels=(label,) if label.is_file() else None
+        )
+    return cases
+
+
+def _mapped_cases(folder: Path, description: DatasetDescription) -> dict[str, Case]:
+    mapping = description.raw["dataset"]
+    if not isinstance(mapping, dict):
+        raise DatasetError('dataset.json: "dataset" must map identifiers to {"images": [...], "label": ...}')
+    cases = {}
+    for identifier, entry in mapping.items():
+        if (
+            not isinstance(entry, dict)
+            or not isinstance(entry.get("images"), list)
+            or not isinstance(entry.get("label"), str)
+        ):
+            raise DatasetError(f'dataset.json: "dataset" entry "{identifier}" must have "images" (a list) and "label"')
+        images = tuple(_located(folder, str(file)) for file in entry["images"])
+        label = _located(folder, entry["label"])
+        cases[identifier] = Case(identifier=identifier, frames=(identifier,), images=(images,), labels=(label,))
+    return cases
+
+
+def _located(folder: Path, file: str) -> Path:
+    return Path(file) if Path(file).is_absolute() else (folder / file)
+
+
+def _parse_channels(raw: Any) -> tuple[str, ...]:
+    if not isinstance(raw, dict) or not raw:
+        raise DatasetError('dataset.json: "channel_names" must map channel numbers to names, e.g. {"0": "CT"}')
+    if not all(str(key).isdigit() for key in raw):
+        hint = " It looks reversed: write the number first." if all(str(v).isdigit() for v in raw.values()) else ""
+        raise DatasetError(f'dataset.json: "channel_names" must have numbers as keys, got {list(raw)}.{hint}')
+    ordered = sorted(raw.items(), key=lambda item: int(item[0]))
+    if [int(key) for key, _ in ordered] != list(range(len(ordered))):
+        raise DatasetError(f'dataset.json: "channel_names" must be numbered from 0 without gaps, got {list(raw)}')
+    if not all(isinstance(name, str) for _, name in ordered):
+        raise DatasetError('dataset.json: "channel_names" must map numbers to names')
+    return tuple(name for _, name in ordered)
+
+
+def _parse_sequences(raw: Any) -> dict[str, tuple[str, ...]]:
+    valid = isinstance(raw, dict) and all(
+        isinstance(frames, list) and frames and all(isinstance(f, str) for f in frames) for frames in raw.values()
+    )
+    if not valid:
+        raise DatasetError('dataset.json: "sequences" must map each video to the list of its frames\' identifiers')
+    seen: set[str] = set()
+    for name, frames in raw.items():
+        if repeated := [f for f in frames if f in seen] or [f for f in frames if frames.count(f) > 1]:
+            raise DatasetError(f'dataset.json: frame "{repeated[0]}" stands twice in "sequences" (in "{name}")')
+        seen.update(frames)
+    return {name: tuple(frames) for name, frames in raw.items()}

@@ -1,0 +1,46 @@
+"""The errors that a user can mend. Anything else that is raised is a bug and keeps its traceback."""
+
+from collections.abc import Sequence
+
+
+class MasamError(ValueError):
+    """Says what is wrong, in which file or case, what was expected and what to do.
+
+    The command line prints it as one line and exits with code 2.
+    """
+
+
+class DatasetError(MasamError):
+    """The raw data set, or one of its files, is not as the raw format asks."""
+
+
+class ImageError(MasamError):
+    """An image file cannot be read, written or used."""
+
+
+class PlanError(MasamError):
+    """A plan, fingerprint or override is missing, too new or inconsistent."""
+
+
+class ModelError(MasamError):
+    """Weights, checkpoints or a trained model are missing or do not fit."""
+
+
+class OutputError(MasamError):
+    """A result cannot be written: no permission, no space, or it would overwrite something."""
+
+
+class CaseErrors(MasamError):
+    """Several cases failed for reasons that a user can mend; all of them are reported together."""
+
+    def __init__(self, problems: Sequence[str], *, what: str) -> None:
+        """Collect problems.
+
+        Args:
+            problems: one sentence per problem, each naming its file or case and the remedy.
+            what: what was being done, e.g. "verifying Dataset001_X".
+        """
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        heading = f"{what}: {count} problem{'s' if count != 1 else ''} found"
+        super().__init__("\n".join([heading, *(f"  - {problem}" for problem in self.problems)]))

@@ -1,0 +1,127 @@
+"""Where voxels lie in the world, and what it takes to go back to the original image."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from masam_auto.core.errors import ImageError
+
+Triple = tuple[float, float, float]
+Shape = tuple[int, int, int]
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Geometry:
+    """The grid of one image.
+
+    `shape` and `spacing` are in array order (Z, Y, X), spacing in mm. `origin` and `direction` are ITK's: physical
+    (x, y, z) in LPS, `direction` a 3 x 3 matrix by rows whose columns are the unit vectors of the x, y and z voxel
+    axes. The columns need not be orthogonal: sheared NIfTI files keep their shear. `dimensions` is 2 for a plain
+    picture (then shape is (1, Y, X)), else 3.
+    """
+
+    shape: Shape
+    spacing: Triple
+    origin: Triple = (0.0, 0.0, 0.0)
+    direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+    dimensions: int = 3
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 1:
+            raise ImageError(f"image has an empty axis: shape {self.shape} (Z, Y, X)")
+        if not all(math.isfinite(s) and s > 0 for s in self.spacing):
+            raise ImageError(f"spacing must be positive and finite, got {self.spacing} mm (Z, Y, X)")
+        if len(self.direction) != 9 or not all(map(math.isfinite, self.direction)):
+            raise ImageError(f"direction must be nine finite numbers, got {self.direction}")
+        if not all(map(math.isfinite, self.origin)):
+            raise ImageError(f"origin must be finite, got {self.origin}")
+        if self.dimensions not in (2, 3):
+            raise ImageError(f"images have 2 or 3 dimensions, got {self.dimensions}")
+
+    @property
+    def voxel_volume(self) -> float:
+        """Volume of a voxel in cubic millimetres (the parallelepiped's, where axes are sheared)."""
+        determinant = abs(float(np.linalg.det(np.reshape(self.direction, (3, 3)))))
+        return math.prod(self.spacing) * determinant
+
+    @property
+    def affine(self) -> np.ndarray:
+        """(4, 4) matrix from voxel (x, y, z) to world LPS millimetres."""
+        affine = np.eye(4)
+        affine[:3, :3] = np.reshape(self.direction, (3, 3)) * np.asarray(self.spacing[::-1])
+        affine[:3, 3] = self.origin
+        return affine
+
+    def difference(self, other: "Geometry", *, tolerance: float = 1e-3) -> str | None:
+        """Say in words how another grid differs, or None.
+
+        Spacing and direction are compared relatively to 1, the origin relative to the voxel size.
+        """
+        if self.shape != other.shape:
+            return f"shape {self.shape} against {other.shape} (Z, Y, X)"
+        if not np.allclose(self.spacing, other.spacing, rtol=tolerance, atol=1e-6):
+            return f"spacing {_rounded(self.spacing)} against {_rounded(other.spacing)} mm (Z, Y, X)"
+        if not np.allclose(self.direction, other.direction, atol=tolerance):
+            return f"direction {_rounded(self.direction)} against {_rounded(other.direction)}"
+        if np.abs(np.subtract(self.origin, other.origin)).max() > max(0.05 * min(self.spacing), 1e-3):
+            return f"origin {_rounded(self.origin)} against {_rounded(other.origin)} mm"
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CaseProperties:
+    """What `restore_case` needs to bring a result back onto the image's own grid.
+
+    Preprocessing goes: read -> crop to `crop` (original order) -> permute by `axis_order` -> resample to
+    `resampled_shape` (permuted order).
+    """
+
+    identifier: str
+    geometry: Geometry
+    crop: Box
+    axis_order: tuple[int, int, int]
+    spacing: Triple
+    resampled_shape: Shape
+    files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if sorted(self.axis_order) != [0, 1, 2]:
+            raise ImageError(f"axis_order must be a permutation of (0, 1, 2), got {self.axis_order}")
+        for (low, high), size in zip(self.crop, self.geometry.shape, strict=True):
+            if not 0 <= low < high <= size:
+                raise ImageError(f"crop {self.crop} does not lie within shape {self.geometry.shape}")
+
+    @property
+    def cropped_shape(self) -> Shape:
+        """Shape after cropping, original axis order (Z, Y, X)."""
+        (z0, z1), (y0, y1), (x0, x1) = self.crop
+        return (z1 - z0, y1 - y0, x1 - x0)
+
+    @property
+    def permuted_shape(self) -> Shape:
+        """Shape after cropping and permuting, before resampling."""
+        return permute(self.cropped_shape, self.axis_order)
+
+    @property
+    def permuted_spacing(self) -> Triple:
+        """Original spacing in the permuted order, mm."""
+        return permute(self.geometry.spacing, self.axis_order)
+
+
+def permute(values: tuple, order: tuple[int, int, int]) -> tuple:
+    """Reorder a triple as `np.transpose(array, order)` reorders axes."""
+    return tuple(values[axis] for axis in order)
+
+
+def inverse_order(order: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The permutation that undoes `order`."""
+    inverse = [0, 0, 0]
+    for position, axis in enumerate(order):
+        inverse[axis] = position
+    return (inverse[0], inverse[1], inverse[2])
+
+
+def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(round(float(value), 4) for value in values)

@@ -1,0 +1,152 @@
+"""Dataclasses to versioned JSON and back; files appear whole or not at all."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from masam_auto.core.errors import MasamError, OutputError, PlanError
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`, renamed to `path` when the block ends without an error.
+
+    The temporary name keeps the whole ending (".nii.gz"), because image writers choose the format by it.
+
+    Raises:
+        OutputError: the folder is not writable or the disk is full; `path` keeps its old content.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".partial-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno in WRITE_FAILURES:
+            reason = os.strerror(error.errno or 0)
+            raise OutputError(
+                f"cannot write {path}: {reason}. Free some space or choose another folder; "
+                "nothing that was there has been changed."
+            ) from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+WRITE_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically. Raises OutputError as `atomic_path`."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def to_plain(value: Any) -> Any:
+    """Turn dataclasses, tuples and enums into JSON's dicts, lists and scalars."""
+    return msgspec.to_builtins(value, str_keys=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a dataclass, or plain data, as indented JSON, atomically.
+
+    Not-a-number is written as `NaN`, as Python's json module and nnU-Net do.
+    """
+    text = json.dumps(to_plain(value), indent=2, ensure_ascii=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def read_plain(path: Path, *, what: str) -> Any:
+    """Read JSON without a schema.
+
+    Args:
+        path: the file.
+        what: what the file is, for messages ("plan").
+
+    Raises:
+        PlanError: the file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError as error:
+        raise PlanError(f"{what} not found: {path}") from error
+    except OSError as error:
+        raise PlanError(f"{what} cannot be read: {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise PlanError(f"{path} is not valid JSON ({error}). Restore it or create it anew.") from error
+
+
+def read_json(path: Path, kind: type[T], *, what: str) -> T:
+    """Read a dataclass from JSON, strictly.
+
+    Args:
+        path: the file.
+        kind: the dataclass. Where it has a class attribute default `version`, newer files are refused.
+        what: what the file is, for messages ("plan").
+
+    Raises:
+        PlanError: missing, not JSON, of a newer version, unknown or missing fields, or values that the
+            dataclass refuses.
+    """
+    plain = read_plain(path, what=what)
+    known = _known_version(kind)
+    version = plain.get("version") if isinstance(plain, dict) else None
+    if known is not None and isinstance(version, int) and version > known:
+        raise PlanError(
+            f"{path} has version {version}, but this masam_auto reads {what}s up to version {known}. "
+            "Update masam_auto, or create the file anew with this version."
+        )
+    value = decode(plain, kind, where=str(path))
+    unknown = sorted(_unknown_keys(plain, to_plain(value)))
+    if unknown:
+        raise PlanError(f"{path} has unknown fields: {', '.join(unknown)}. Remove them or correct their names.")
+    return value
+
+
+def decode(plain: Any, kind: type[T], *, where: str, strict: bool = True) -> T:
+    """Convert plain data to a dataclass. Raises PlanError naming `where` and the field."""
+    try:
+        return msgspec.convert(plain, kind, strict=strict)
+    except msgspec.ValidationError as error:
+        cause = error.__cause__
+        if isinstance(cause, MasamError):
+            raise type(cause)(f"{where}: {cause}") from error
+        raise PlanError(f"{where}: {error}") from error
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a value: equal values have equal digests."""
+    text = json.dumps(to_plain(value), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _known_version(kind: type) -> int | None:
+    fields = getattr(kind, "__dataclass_fields__", {})
+    default = fields["version"].default if "version" in fields else None
+    return default if isinstance(default, int) else None
+
+
+def _unknown_keys(given: Any, known: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(given, dict) and isinstance(known, dict):
+        for key, value in given.items():
+            if key not in known:
+                yield f"{prefix}{key}"
+            else:
+                yield from _unknown_keys(value, known[key], f"{prefix}{key}.")
+    elif isinstance(given, list) and isinstance(known, list):
+        for index, (left, right) in enumerate(zip(given, known, strict=False)):
+            yield from _unknown_keys(left, right, f"{prefix}{index}.")

@@ -1,0 +1,129 @@
+"""What the integers in a label file mean: names, regions, ignore."""
+
+import re
+from dataclasses import dataclass, field
+
+from masam_auto.core.errors import DatasetError
+
+SIDES = (
+    ("left", "right"),
+    ("anterior", "posterior"),
+    ("superior", "inferior"),
+    ("upper", "lower"),
+    ("ventral", "dorsal"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Labels:
+    """Names of the classes in nnU-Net's dataset.json form.
+
+    `values` maps each name to its label value, or, for regions, to the values that make it up, in file order and
+    with background and ignore included. With regions the outputs are sigmoids, one a region, written in
+    `regions_class_order`; otherwise softmax over background and classes.
+    """
+
+    values: dict[str, tuple[int, ...]]
+    has_regions: bool = False
+    regions_class_order: tuple[int, ...] | None = None
+    ignore: int | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        if self.values.get("background") != (0,):
+            raise DatasetError('dataset.json: "labels" must contain "background": 0')
+        if len(self.foreground) < 1:
+            raise DatasetError('dataset.json: "labels" names no foreground class')
+        declared = self.declared
+        if self.ignore is None and declared != tuple(range(len(declared))):
+            raise DatasetError(
+                f"dataset.json: label values must be consecutive from 0, got {declared}. Renumber the labels."
+            )
+        if self.ignore is not None and (*declared, self.ignore) != tuple(range(len(declared) + 1)):
+            raise DatasetError(
+                f"dataset.json: label values must be consecutive from 0 with ignore last, got {declared} and ignore {self.ignore}"
+            )
+        if not self.has_regions and any(len(value) != 1 for value in self.values.values()):
+            raise DatasetError('dataset.json: a label with several values is a region and needs "regions_class_order"')
+        if self.has_regions:
+            order = self.regions_class_order
+            if order is None or len(order) != len(self.foreground):
+                raise DatasetError(
+                    f'dataset.json: "regions_class_order" must list one value for each of the {len(self.foreground)} regions, got {order}'
+                )
+            if undeclared := sorted(set(order) - set(declared)):
+                raise DatasetError(f'dataset.json: "regions_class_order" has undeclared values {undeclared}')
+
+    @property
+    def foreground(self) -> dict[str, tuple[int, ...]]:
+        """Classes or regions to be segmented, in output order."""
+        return {name: value for name, value in self.values.items() if name not in ("background", "ignore")}
+
+    @property
+    def declared(self) -> tuple[int, ...]:
+        """All label values that may stand in a label file, without ignore, sorted."""
+        found = {v for name, value in self.values.items() if name != "ignore" for v in value}
+        return tuple(sorted(found))
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels of the network's logits: K + 1 with background for softmax, the number of regions for sigmoid."""
+        return len(self.foreground) if self.has_regions else len(self.foreground) + 1
+
+    @property
+    def sided_pairs(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of classes whose names differ only by a side word (left/right, anterior/posterior, ...)."""
+        names = list(self.foreground)
+        return tuple((a, b) for i, a in enumerate(names) for b in names[i + 1 :] if _side_of(a, b) is not None)
+
+    def side_words(self, a: str, b: str) -> tuple[str, str] | None:
+        """The side words that tell two class names apart, e.g. ("left", "right"), or None."""
+        return _side_of(a, b)
+
+
+def parse_labels(raw: dict, regions_class_order: list | None) -> Labels:
+    """Read the "labels" entry of dataset.json.
+
+    Args:
+        raw: name -> int, or list of ints for regions; nnU-Net v1's value -> name form is refused with its remedy.
+        regions_class_order: the key of that name, or None.
+
+    Raises:
+        DatasetError: with the entry and what was expected.
+    """
+    if not isinstance(raw, dict) or not raw:
+        raise DatasetError('dataset.json: "labels" must map names to values, e.g. {"background": 0, "liver": 1}')
+    if all(isinstance(value, str) for value in raw.values()):
+        raise DatasetError(
+            'dataset.json: "labels" maps values to names (nnU-Net v1). Turn it round: {"background": 0, "liver": 1}'
+        )
+    values: dict[str, tuple[int, ...]] = {}
+    for name, value in raw.items():
+        members = value if isinstance(value, list) else [value]
+        if not members or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in members):
+            raise DatasetError(
+                f'dataset.json: label "{name}" must be a non-negative whole number or a list of them, got {value!r}'
+            )
+        values[name] = tuple(members)
+    has_regions = regions_class_order is not None or any(isinstance(v, list) and len(v) > 1 for v in raw.values())
+    ignore = values["ignore"][0] if "ignore" in values else None
+    order = tuple(regions_class_order) if regions_class_order is not None else None
+    return Labels(values=values, has_regions=has_regions, regions_class_order=order, ignore=ignore)
+
+
+def _side_of(a: str, b: str) -> tuple[str, str] | None:
+    words_a, words_b = _words(a), _words(b)
+    if len(words_a) != len(words_b):
+        return None
+    different = [(x, y) for x, y in zip(words_a, words_b, strict=True) if x != y]
+    if len(different) != 1:
+        return None
+    x, y = different[0]
+    for first, second in SIDES:
+        for one, other in ((first, second), (first[0], second[0])):
+            if {x, y} == {one, other}:
+                return (first, second)
+    return None
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name).lower())

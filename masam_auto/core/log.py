@@ -1,0 +1,71 @@
+"""Logging set-up and progress: bars on a terminal, plain lines elsewhere."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+LOGGER_NAME = "masam_auto"
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class _BarSafeHandler(logging.StreamHandler):
+    """Writes through tqdm, so that a message does not tear a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=self.stream)
+
+
+def setup_logging(*, verbose: bool = False) -> None:
+    """Send the package's messages to standard error. Called by `cli/` alone."""
+    logger = logging.getLogger(LOGGER_NAME)
+    logger.setLevel(logging.DEBUG if verbose else logging.INFO)
+    logger.propagate = False
+    logger.handlers.clear()
+    handler = _BarSafeHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.addHandler(handler)
+
+
+def log_to_file(path: Path) -> logging.Handler:
+    """Also append the package's messages, with times, to a file. Remove with `stop_logging_to`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger(LOGGER_NAME).addHandler(handler)
+    return handler
+
+
+def stop_logging_to(handler: logging.Handler) -> None:
+    """Undo `log_to_file`."""
+    logging.getLogger(LOGGER_NAME).removeHandler(handler)
+    handler.close()
+
+
+def progress(items: Iterable[T], *, what: str, total: int | None = None) -> Iterator[T]:
+    """Iterate with a progress bar on a terminal, or a log line every ten seconds and at the end elsewhere.
+
+    Args:
+        items: what to go through.
+        what: a few words for the bar ("preprocessing").
+        total: number of items, where `items` has no length.
+    """
+    total = len(items) if total is None and isinstance(items, Sized) else total
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=what, total=total, unit="case", dynamic_ncols=True, leave=False)
+        return
+    logger = logging.getLogger(LOGGER_NAME)
+    started = last = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        done += 1
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            logger.info("%s: %s of %s, %.0f s", what, done, total if total is not None else "?", last - started)
+    logger.info("%s: %s done in %.1f s", what, done, time.monotonic() - started)

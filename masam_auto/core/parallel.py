@@ -1,0 +1,111 @@
+"""Cases in parallel: one small process pool whose failures name the case."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from masam_auto.core.errors import CaseErrors, MasamError
+from masam_auto.core.log import LOGGER_NAME, progress
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_cases(
+    function: Callable[[Item], Result], items: Sequence[Item], *, names: Sequence[str], what: str, workers: int
+) -> list[Result]:
+    """Apply a function to every item, in worker processes, and return the results in order.
+
+    All items are tried; problems that users can mend (MasamError) are collected and raised together.
+
+    Args:
+        function: importable (top-level) function of one picklable item.
+        items: what to go through.
+        names: one name an item, for messages.
+        what: what is being done ("preprocessing"), for messages and the progress bar.
+        workers: number of processes; 0 runs everything in this process.
+
+    Raises:
+        CaseErrors: some items failed with a MasamError.
+        RuntimeError: an item failed with a bug (name and worker's traceback inside) or a worker died, most often
+            for want of memory.
+    """
+    results: dict[int, Result] = {}
+    problems: dict[int, str] = {}
+    outcomes = _in_process(function, items) if workers == 0 else _in_pool(function, items, names, what, workers)
+    for index, result, problem in progress(outcomes, what=what, total=len(items)):
+        if isinstance(problem, _Bug):
+            raise RuntimeError(f"{what} failed for {names[index]}:\n{problem}")
+        if problem is not None:
+            problems[index] = problem
+        else:
+            results[index] = result
+    if problems:
+        raise CaseErrors([problems[i] for i in sorted(problems)], what=what)
+    return [results[i] for i in range(len(items))]
+
+
+def choose_workers(*, memory_per_case: float, available: float, cores: int | None = None) -> int:
+    """Number of worker processes that the cores and the free memory allow, at least one.
+
+    Args:
+        memory_per_case: peak bytes one worker needs.
+        available: free bytes on the machine.
+        cores: defaults to the cores this process may use.
+    """
+    if cores is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, min(cores, int(0.7 * available / max(memory_per_case, 1.0))))
+
+
+class _Bug(str):
+    """A traceback from a worker, as text."""
+
+
+def _guarded(function: Callable[[Item], Result], item: Item) -> tuple[Any, str | None]:
+    try:
+        return function(item), None
+    except CaseErrors as error:
+        return None, "; ".join(error.problems)
+    except MasamError as error:
+        return None, str(error)
+    except Exception:  # a bug: its traceback must cross the process boundary as text
+        return None, _Bug(traceback.format_exc())
+
+
+def _in_process(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Any, str | None]]:
+    for index, item in enumerate(items):
+        yield (index, *_guarded(function, item))
+
+
+def _quiet_worker() -> None:
+    """Workers compute on one thread each and leave interrupts to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    logging.getLogger(LOGGER_NAME).setLevel(logging.WARNING)
+
+
+def _in_pool(
+    function: Callable[[Item], Result], items: Sequence[Item], names: Sequence[str], what: str, workers: int
+) -> Iterator[tuple[int, Any, str | None]]:
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(max_workers=min(workers, len(items)) or 1, mp_context=context, initializer=_quiet_worker)
+    try:
+        futures = {pool.submit(_guarded, function, item): index for index, item in enumerate(items)}
+        for future in as_completed(futures):
+            index = futures[future]
+            try:
+                yield (index, *future.result())
+            except BrokenProcessPool as error:
+                raise RuntimeError(
+                    f"{what}: a worker process died while working on {names[index]} or a case beside it, most often for "
+                    "want of memory. Try fewer workers (--workers 1) or --workers 0 to see the error in this process."
+                ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,76 @@
+"""The four root folders: resolved once on the command line, passed down."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from masam_auto.core.errors import DatasetError
+
+DATASET_NAME = re.compile(r"Dataset(\d{3,})_(.+)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Paths:
+    """Root folders of raw data, preprocessed data, results and SAM weights."""
+
+    raw: Path
+    preprocessed: Path
+    results: Path
+    weights: Path
+
+    def configuration_folder(self, dataset_name: str, configuration: str) -> Path:
+        """Folder of the preprocessed arrays of one configuration."""
+        return self.preprocessed / dataset_name / configuration
+
+    def model_folder(self, dataset_name: str, plan_name: str, configuration: str) -> Path:
+        """Folder of one trained configuration: plan.json, dataset.json, fold_K/."""
+        return self.results / dataset_name / f"{plan_name}__{configuration}"
+
+
+def resolve_paths(given: Mapping[str, str | None], environment: Mapping[str, str], working_folder: Path) -> Paths:
+    """Decide the root folders.
+
+    Args:
+        given: "raw", "preprocessed", "results", "weights" from the command line, or None.
+        environment: MASAM_RAW, MASAM_PREPROCESSED, MASAM_RESULTS, MASAM_WEIGHTS; nnUNet_raw serves as raw.
+        working_folder: its `masam_data/` is the last resort.
+    """
+
+    def root(name: str) -> Path:
+        value = given.get(name) or environment.get(f"MASAM_{name.upper()}")
+        if not value and name == "raw":
+            value = environment.get("nnUNet_raw")
+        return Path(value).expanduser().absolute() if value else working_folder / "masam_data" / name
+
+    return Paths(raw=root("raw"), preprocessed=root("preprocessed"), results=root("results"), weights=root("weights"))
+
+
+def find_dataset_name(identifier: str, roots: list[Path]) -> str:
+    """Full name of a data set from `1`, `001` or `Dataset001_Name`, looked up in the root folders.
+
+    Raises:
+        DatasetError: none or several fit; the message lists what is there.
+    """
+    present = sorted(
+        {
+            p.name
+            for root in roots
+            if root.is_dir()
+            for p in root.iterdir()
+            if p.is_dir() and DATASET_NAME.fullmatch(p.name)
+        }
+    )
+    if identifier in present:
+        return identifier
+    number = int(identifier) if identifier.isdigit() else None
+    fitting = [name for name in present if number is not None and int(DATASET_NAME.fullmatch(name)[1]) == number]  # type: ignore[index]
+    if len(fitting) == 1:
+        return fitting[0]
+    places = ", ".join(str(root) for root in roots)
+    if fitting:
+        raise DatasetError(f"data set {identifier} is ambiguous: {', '.join(fitting)}. Give the full name.")
+    listed = ", ".join(present) if present else "none"
+    raise DatasetError(
+        f"data set {identifier!r} not found in {places} (there: {listed}). Give its number, full name or path, or set MASAM_RAW."
+    )

@@ -1,0 +1,323 @@
+"""Every decision, with its reason. Made by `stages.plan`, edited by people, obeyed by everything else."""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import msgspec
+
+from masam_auto.core.errors import PlanError
+from masam_auto.core.geometry import Shape, Triple
+from masam_auto.core.jsonio import digest, to_plain
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NormalizationPlan:
+    """Intensity normalisation of one channel. `scheme` names an entry of `imaging.normalize.NORMALIZERS`.
+
+    The statistics are the fingerprint's, in the file's units; only the "ct" scheme uses them.
+    `inside_mask`: statistics from, and applied to, the non-zero region only.
+    """
+
+    scheme: str
+    inside_mask: bool = False
+    mean: float = 0.0
+    std: float = 1.0
+    lower: float = 0.0
+    upper: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Configuration:
+    """How volumes become windows: one view of the data set.
+
+    `axis_order` permutes the file's (Z, Y, X) so that the slice axis comes first; everything else here is in the
+    permuted order. `spacing` is the target in mm. `window` is N. `canvas` is (height, width) in pixels of the network's
+    input; `magnification` is canvas pixels per preprocessed pixel. `mirror_axes`: 0 slices, 1 height, 2 width.
+    `separate_slices`: resample slices in-plane only, and between slices with `order_slices`.
+    `batch_size` is windows per device and step; `accumulation` steps are summed into one update.
+    """
+
+    name: str
+    axis_order: tuple[int, int, int]
+    spacing: Triple
+    median_shape: Shape
+    normalization: tuple[NormalizationPlan, ...]
+    separate_slices: bool
+    order_image: int = 3
+    order_labels: int = 1
+    order_slices: int = 0
+    window: int
+    canvas: tuple[int, int]
+    magnification: float
+    mirror_axes: tuple[int, ...]
+    batch_size: int
+    accumulation: int = 1
+
+    def __post_init__(self) -> None:
+        where = f"configuration {self.name}"
+        _check(
+            sorted(self.axis_order) == [0, 1, 2],
+            f"{where}: axis_order must be a permutation of 0, 1, 2, got {self.axis_order}",
+        )
+        _check(
+            all(math.isfinite(s) and s > 0 for s in self.spacing),
+            f"{where}: spacing must be positive, got {self.spacing}",
+        )
+        _check(
+            self.window >= 1 and self.window % 2 == 1, f"{where}: window must be odd and at least 1, got {self.window}"
+        )
+        _check(min(self.canvas) >= 16, f"{where}: canvas sides must be at least 16 px, got {self.canvas}")
+        _check(
+            0.05 <= self.magnification <= 64,
+            f"{where}: magnification must be within 0.05..64, got {self.magnification}",
+        )
+        _check(
+            set(self.mirror_axes) <= {0, 1, 2}, f"{where}: mirror_axes must be among 0, 1, 2, got {self.mirror_axes}"
+        )
+        _check(
+            self.batch_size >= 1 and self.accumulation >= 1, f"{where}: batch_size and accumulation must be at least 1"
+        )
+        _check(len(self.normalization) >= 1, f"{where}: normalization needs one entry a channel")
+        orders = (self.order_image, self.order_labels, self.order_slices)
+        _check(
+            all(order in (0, 1, 3) for order in orders),
+            f"{where}: interpolation orders must be 0, 1 or 3, got {orders}",
+        )
+
+    @property
+    def preprocessing_digest(self) -> str:
+        """Digest of the fields that preprocessed arrays depend on."""
+        parts = (
+            self.axis_order, self.spacing, self.normalization, self.separate_slices,
+            self.order_image, self.order_labels, self.order_slices,
+        )  # fmt: skip
+        return digest([to_plain(part) for part in parts])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetworkPlan:
+    """MA-SAM's variant. Names are keys of ENCODERS, DECODERS and INCREMENTS in `network`.
+
+    `trained` says what of the image encoder learns: "adapted" only increments and adapters, "all", or "none".
+    `weights`: "sam" starts from a SAM checkpoint, "none" from scratch. `adapter_start`: "zero" starts as SAM exactly.
+    """
+
+    encoder: str
+    decoder: str
+    weights: Literal["sam", "none"]
+    trained: Literal["adapted", "all", "none"]
+    increment: Literal["fact", "lora", "none"] = "fact"
+    increment_rank: int = 32
+    increment_scale: float = 1.0
+    increment_dropout: float = 0.1
+    adapters: Literal["both", "before", "after", "none"] = "both"
+    adapter_channels: int = 384
+    adapter_start: Literal["zero", "reference"] = "zero"
+    neck_trained: bool = False
+    prompt: Literal["none", "box"] = "none"
+
+    def __post_init__(self) -> None:
+        _check(self.increment_rank >= 1, f"network.increment_rank must be at least 1, got {self.increment_rank}")
+        _check(self.adapter_channels >= 1, f"network.adapter_channels must be at least 1, got {self.adapter_channels}")
+        _check(
+            0 <= self.increment_dropout < 1,
+            f"network.increment_dropout must be within 0..1, got {self.increment_dropout}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentationPlan:
+    """Ranges of the random changes of a window, drawn once a window and applied to all its slices.
+
+    `spatial_probability` is the chance that a window is moved at all; `rotation` and `shear` are in degrees,
+    `scaling` a factor, `translation` a share of the canvas. Each intensity change has `intensity_probability`.
+    `gamma`, `contrast` and `brightness` are factors, `sharpness` the strength of an unsharp mask (negative blurs),
+    `posterise` the number of grey levels, `noise` a standard deviation in units of the normalised image's own,
+    `erasing` the share of the canvas's sides that one erased box may have.
+    """
+
+    spatial_probability: float = 0.8
+    rotation: Range = (-20.0, 20.0)
+    shear: Range = (-10.0, 10.0)
+    scaling: Range = (0.8, 1.25)
+    translation: Range = (-0.1, 0.1)
+    intensity_probability: float = 0.3
+    gamma: Range = (0.7, 1.5)
+    contrast: Range = (0.75, 1.25)
+    brightness: Range = (-0.2, 0.2)
+    sharpness: Range = (-1.0, 1.0)
+    posterise: tuple[int, int] = (16, 64)
+    noise: Range = (0.0, 0.1)
+    erasing_probability: float = 0.1
+    erasing: Range = (0.05, 0.25)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingPlan:
+    """How a fold is trained. Steps are optimiser updates.
+
+    `schedule` and `loss` name entries of `learning.schedule.SCHEDULES` and `learning.loss.LOSSES`.
+    `foreground_fraction` of the windows are centred on a slice with a randomly chosen class.
+    `weight_average`: decay of the exponential moving average of the weights (0 switches it off), which is what is
+    validated and saved as the model. `precision`: "bf16" is used where the device computes in it, else float32.
+    """
+
+    num_epochs: int = 160
+    steps_per_epoch: int = 125
+    learning_rate: float = 8e-4
+    weight_decay: float = 0.1
+    warmup_steps: int = 250
+    schedule: str = "poly"
+    schedule_exponent: float = 7.0
+    gradient_clip: float = 1.0
+    loss: str = "ce_dice"
+    loss_weights: tuple[float, float] = (0.2, 0.8)
+    foreground_fraction: float = 1 / 3
+    weight_average: float = 0.999
+    precision: Literal["bf16", "float32"] = "bf16"
+    activation_checkpointing: bool = False
+    augmentation: AugmentationPlan = field(default_factory=AugmentationPlan)
+    seed: int = 12345
+
+    def __post_init__(self) -> None:
+        _check(
+            self.num_epochs >= 1 and self.steps_per_epoch >= 1,
+            "training.num_epochs and steps_per_epoch must be at least 1",
+        )
+        _check(self.learning_rate > 0, f"training.learning_rate must be positive, got {self.learning_rate}")
+        _check(self.weight_decay >= 0, f"training.weight_decay must not be negative, got {self.weight_decay}")
+        _check(0 <= self.weight_average < 1, f"training.weight_average must be within 0..1, got {self.weight_average}")
+        _check(
+            0 <= self.foreground_fraction <= 1,
+            f"training.foreground_fraction must be within 0..1, got {self.foreground_fraction}",
+        )
+        _check(
+            min(self.loss_weights) >= 0 and sum(self.loss_weights) > 0,
+            f"training.loss_weights must not be negative, got {self.loss_weights}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InferencePlan:
+    """How a volume is predicted.
+
+    `depth`: "windows" of the training length every `slice_stride` slices with triangular weights, or "whole": long
+    windows of up to `max_slices` slices, so that each slice is encoded about once. Tiles overlap by `tile_overlap` of
+    their side. `mirror`: average over flips along the configuration's mirror_axes.
+    """
+
+    depth: Literal["whole", "windows"] = "whole"
+    slice_stride: int = 3
+    max_slices: int = 64
+    tile_overlap: float = 0.5
+    mirror: bool = True
+
+    def __post_init__(self) -> None:
+        _check(
+            self.slice_stride >= 1 and self.max_slices >= 1, "inference.slice_stride and max_slices must be at least 1"
+        )
+        _check(0 <= self.tile_overlap < 1, f"inference.tile_overlap must be within 0..1, got {self.tile_overlap}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """All decisions for a data set. `reasons` maps "network.encoder", "axis0.window", ... to one sentence each."""
+
+    version: int = 1
+    name: str
+    dataset_name: str
+    channel_names: tuple[str, ...]
+    gpu_memory_gb: float
+    default_configuration: str
+    configurations: dict[str, Configuration]
+    network: NetworkPlan
+    training: TrainingPlan
+    inference: InferencePlan
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(
+            self.default_configuration in self.configurations,
+            f"default_configuration {self.default_configuration!r} is not among {list(self.configurations)}",
+        )
+        for name, configuration in self.configurations.items():
+            _check(name == configuration.name, f"configuration {name!r} calls itself {configuration.name!r}")
+            _check(
+                len(configuration.normalization) == len(self.channel_names),
+                f"configuration {name}: {len(configuration.normalization)} normalisations for {len(self.channel_names)} channels",
+            )
+
+    def configuration(self, name: str | None) -> Configuration:
+        """A configuration by name; None gives the default one. Raises PlanError listing the names."""
+        if name is None:
+            return self.configurations[self.default_configuration]
+        if name not in self.configurations:
+            raise PlanError(
+                f"configuration {name!r} is not in the plan of {self.dataset_name}; it has {', '.join(self.configurations)}"
+            )
+        return self.configurations[name]
+
+
+def override(plan: Plan, assignments: Sequence[str]) -> Plan:
+    """Apply `--set` assignments such as "training.num_epochs=50" or "axis0.canvas=448,448".
+
+    The first word is `training`, `network`, `inference`, `training.augmentation` or a configuration's name. Values are
+    typed by the field: tuples are comma-separated, booleans true or false.
+
+    Raises:
+        PlanError: unknown field (the known ones are listed) or a value that the field refuses.
+    """
+    for assignment in assignments:
+        path, separator, text = assignment.partition("=")
+        keys = path.strip().split(".")
+        if not separator or len(keys) < 2:
+            raise PlanError(f"--set {assignment}: expected section.field=value, e.g. training.num_epochs=50")
+        if keys[0] in plan.configurations:
+            changed = _replaced(plan.configurations[keys[0]], keys[1:], text, assignment)
+            plan = dataclasses.replace(plan, configurations=plan.configurations | {keys[0]: changed})
+        elif keys[0] in ("training", "network", "inference"):
+            plan = dataclasses.replace(plan, **{keys[0]: _replaced(getattr(plan, keys[0]), keys[1:], text, assignment)})
+        else:
+            raise PlanError(
+                f"--set {assignment}: unknown section {keys[0]!r}; known: training, network, inference, {', '.join(plan.configurations)}"
+            )
+        reasons = {key: value for key, value in plan.reasons.items() if key != path.strip()}
+        plan = dataclasses.replace(plan, reasons=reasons | {path.strip(): "set by hand"})
+    return plan
+
+
+def _replaced(section: Any, keys: list[str], text: str, assignment: str) -> Any:
+    hints = typing.get_type_hints(type(section))
+    if keys[0] not in hints or keys[0] == "name":
+        raise PlanError(
+            f"--set {assignment}: unknown field {keys[0]!r}; known: {', '.join(n for n in hints if n != 'name')}"
+        )
+    hint = hints[keys[0]]
+    if dataclasses.is_dataclass(hint):
+        if len(keys) < 2:
+            raise PlanError(f"--set {assignment}: name a field of {keys[0]}: {', '.join(typing.get_type_hints(hint))}")
+        return dataclasses.replace(
+            section, **{keys[0]: _replaced(getattr(section, keys[0]), keys[1:], text, assignment)}
+        )
+    if len(keys) > 1:
+        raise PlanError(f"--set {assignment}: {keys[0]} has no fields of its own")
+    plain: Any = text.strip()
+    if typing.get_origin(hint) is tuple:
+        plain = [part.strip() for part in plain.strip("()[]").split(",") if part.strip()]
+    try:
+        return dataclasses.replace(section, **{keys[0]: msgspec.convert(plain, hint, strict=False)})
+    except msgspec.ValidationError as error:
+        raise PlanError(f"--set {assignment}: {error}") from error
+    except PlanError as error:
+        raise PlanError(f"--set {assignment}: {error}") from error
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise PlanError(message)

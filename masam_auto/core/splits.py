@@ -1,0 +1,106 @@
+"""Folds: nnU-Net's splits, which never divide a video."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from masam_auto.core.dataset import Case
+from masam_auto.core.errors import PlanError
+from masam_auto.core.jsonio import read_plain, write_json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Split:
+    """Identifiers of the training and validation cases of one fold."""
+
+    train: tuple[str, ...]
+    val: tuple[str, ...]
+
+
+def make_splits(identifiers: Sequence[str], *, folds: int = 5, seed: int = 12345) -> tuple[Split, ...]:
+    """Shuffled folds over sorted identifiers, the ones nnU-Net makes.
+
+    With fewer cases than folds there is one fold a case; a single case is validated on itself.
+
+    Source: scikit-learn's KFold(5, shuffle=True, random_state=12345), as nnU-Net uses it; the same folds come out.
+    """
+    names = np.array(sorted(identifiers))
+    if len(names) == 1:
+        only = (str(names[0]),)
+        return (Split(train=only, val=only),)
+    folds = min(folds, len(names))
+    order = np.arange(len(names))
+    np.random.RandomState(seed).shuffle(order)
+    splits = []
+    for held_out in np.array_split(order, folds):
+        inside = np.zeros(len(names), dtype=bool)
+        inside[held_out] = True
+        splits.append(Split(train=tuple(names[~inside].tolist()), val=tuple(names[inside].tolist())))
+    return tuple(splits)
+
+
+def write_splits(path: Path, splits: Sequence[Split], cases: Sequence[Case]) -> None:
+    """Write splits in the form of nnU-Net's splits_final.json; videos are written as their frames."""
+    frames = {case.identifier: case.frames for case in cases}
+
+    def expanded(names: Sequence[str]) -> list[str]:
+        return [frame for name in names for frame in frames[name]]
+
+    write_json(path, [{"train": expanded(split.train), "val": expanded(split.val)} for split in splits])
+
+
+def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
+    """Read splits.json, or a splits_final.json of nnU-Net's.
+
+    Raises:
+        PlanError: not in that form, an unknown case, a case on both sides, or a video that is divided.
+    """
+    plain = read_plain(path, what="splits file")
+    if not isinstance(plain, list) or not plain or not all(_is_split(fold) for fold in plain):
+        raise PlanError(f'{path}: expected a list of {{"train": [...], "val": [...]}}')
+    owner = {frame: case for case in cases for frame in case.frames}
+    owner |= {case.identifier: case for case in cases}
+    return tuple(
+        _collapsed(fold, owner, len(cases), where=f"{path}, fold {number}") for number, fold in enumerate(plain)
+    )
+
+
+def find_split(splits: Sequence[Split], fold: int | str, *, where: Path) -> Split:
+    """The split of a fold number, or all cases on both sides for "all". Raises PlanError for an unknown fold."""
+    if fold == "all":
+        everything = tuple(sorted({name for split in splits for name in (*split.train, *split.val)}))
+        return Split(train=everything, val=everything)
+    number = int(fold)
+    if not 0 <= number < len(splits):
+        raise PlanError(
+            f"fold {number} does not exist: {where} has folds 0 to {len(splits) - 1}. Choose one of them, or all."
+        )
+    return splits[number]
+
+
+def _collapsed(fold: dict[str, list[str]], owner: dict[str, Case], count: int, *, where: str) -> Split:
+    sides: dict[str, tuple[str, ...]] = {}
+    for side in ("train", "val"):
+        if unknown := [name for name in fold[side] if name not in owner]:
+            raise PlanError(
+                f"{where}: unknown cases in {side}: {', '.join(unknown[:5])}. Delete the file to make new splits."
+            )
+        sides[side] = tuple(dict.fromkeys(owner[name].identifier for name in fold[side]))
+        if not sides[side]:
+            raise PlanError(f"{where}: no cases in {side}")
+    both = sorted(set(sides["train"]) & set(sides["val"]))
+    if both and count > 1:
+        raise PlanError(
+            f"{where}: in train and in val: {', '.join(both[:5])}. A case or video belongs to one side only."
+        )
+    return Split(train=sides["train"], val=sides["val"])
+
+
+def _is_split(fold: Any) -> bool:
+    return isinstance(fold, dict) and all(
+        isinstance(fold.get(side), list) and all(isinstance(name, str) for name in fold[side])
+        for side in ("train", "val")
+    )

@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: reading, cropping, normalising, resampling, storing and measuring images."""

@@ -1,0 +1,1 @@
+"""What training needs: sampling, augmentation, losses, schedules and checkpoints."""
