@@ -110,11 +110,13 @@ def read_description(path: Path, *, name: str) -> DatasetDescription:
         DatasetError: the file is missing, not JSON, or an entry is not as nnU-Net's raw format asks.
     """
     try:
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(path.read_bytes(), object_pairs_hook=_without_repeats)
     except FileNotFoundError as error:
         raise DatasetError(f"{path} is missing. Every raw data set needs a dataset.json.") from error
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from error
+    except DatasetError as error:
+        raise DatasetError(str(error).replace("dataset.json", str(path), 1)) from error
     except ValueError as error:
         raise DatasetError(f"{path} is not valid JSON: {error}") from error
     try:
@@ -146,7 +148,7 @@ def parse_description(raw: Any, *, name: str) -> DatasetDescription:
         labels=parse_labels(raw["labels"], order),
         file_ending=ending,
         reader=reader,
-        sequences=_parse_sequences(raw.get("sequences", {})),
+        sequences=parse_sequences(raw.get("sequences", {})),
         raw=raw,
     )
 
@@ -180,7 +182,7 @@ def find_images(folder: Path, file_ending: str) -> dict[str, tuple[Path, ...]]:
             continue
         stem = path.name[: -len(file_ending)]
         identifier, _, channel = stem.rpartition("_")
-        if identifier and len(channel) == 4 and channel.isdigit():
+        if identifier and len(channel) == 4 and channel.isdecimal():
             found.setdefault(identifier, {})[int(channel)] = path
     return {identifier: tuple(files[i] for i in sorted(files)) for identifier, files in sorted(found.items())}
 
@@ -217,6 +219,15 @@ def group_sequences(singles: dict[str, Case], description: DatasetDescription) -
     return tuple(sorted(cases, key=lambda case: case.identifier))
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dict; a key that stands twice would silently lose its first value."""
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise DatasetError(f'dataset.json: "{repeated}" stands twice in the same object. Rename or remove one.')
+    return dict(pairs)
+
+
 def _listed_cases(folder: Path, description: DatasetDescription) -> dict[str, Case]:
     ending = description.file_ending
     cases = {}
@@ -237,9 +248,12 @@ def _mapped_cases(folder: Path, description: DatasetDescription) -> dict[str, Ca
         if (
             not isinstance(entry, dict)
             or not isinstance(entry.get("images"), list)
+            or not entry["images"]
             or not isinstance(entry.get("label"), str)
         ):
-            raise DatasetError(f'dataset.json: "dataset" entry "{identifier}" must have "images" (a list) and "label"')
+            raise DatasetError(
+                f'dataset.json: "dataset" entry "{identifier}" must have "images" (a list of files) and "label"'
+            )
         images = tuple(_located(folder, str(file)) for file in entry["images"])
         label = _located(folder, entry["label"])
         cases[identifier] = Case(identifier=identifier, frames=(identifier,), images=(images,), labels=(label,))
@@ -253,7 +267,7 @@ def _located(folder: Path, file: str) -> Path:
 def _parse_channels(raw: Any) -> tuple[str, ...]:
     if not isinstance(raw, dict) or not raw:
         raise DatasetError('dataset.json: "channel_names" must map channel numbers to names, e.g. {"0": "CT"}')
-    if not all(str(key).isdigit() for key in raw):
+    if not all(str(key).isdecimal() for key in raw):
         hint = " It looks reversed: write the number first." if all(str(v).isdigit() for v in raw.values()) else ""
         raise DatasetError(f'dataset.json: "channel_names" must have numbers as keys, got {list(raw)}.{hint}')
     ordered = sorted(raw.items(), key=lambda item: int(item[0]))
@@ -264,7 +278,8 @@ def _parse_channels(raw: Any) -> tuple[str, ...]:
     return tuple(name for _, name in ordered)
 
 
-def _parse_sequences(raw: Any) -> dict[str, tuple[str, ...]]:
+def parse_sequences(raw: Any) -> dict[str, tuple[str, ...]]:
+    """Validate a mapping of videos to their frames' identifiers. Raises DatasetError."""
     valid = isinstance(raw, dict) and all(
         isinstance(frames, list) and frames and all(isinstance(f, str) for f in frames) for frames in raw.values()
     )
@@ -272,7 +287,10 @@ def _parse_sequences(raw: Any) -> dict[str, tuple[str, ...]]:
         raise DatasetError('dataset.json: "sequences" must map each video to the list of its frames\' identifiers')
     seen: set[str] = set()
     for name, frames in raw.items():
-        if repeated := [f for f in frames if f in seen] or [f for f in frames if frames.count(f) > 1]:
+        repeated = [f for f in frames if f in seen]
+        if not repeated and len(set(frames)) < len(frames):
+            repeated = [f for f in frames if frames.count(f) > 1]
+        if repeated:
             raise DatasetError(f'dataset.json: frame "{repeated[0]}" stands twice in "sequences" (in "{name}")')
         seen.update(frames)
     return {name: tuple(frames) for name, frames in raw.items()}

@@ -23,9 +23,10 @@ class IntensityStatistics:
 class ClassMeasurement:
     """One class (or region) in one case. Axes in the file's order (Z, Y, X), lengths in mm.
 
-    `centroid` is in mm from the corner of the cropped image. `extent` is the side lengths of the bounding box.
-    `diameters[a]` is the median, over the slices across axis a that hold the class, of the diameter of the disc of
-    the same area; `slices[a]` is how many such slices there are.
+    `volume` is in cubic mm. `centroid` is in mm from the corner of the cropped image. `extent` is the side lengths of
+    the bounding box. `diameters[a]` is the median, over the slices across axis a that hold the class, of the diameter
+    of the disc of the same area; `slices[a]` is how many such slices there are. `mean` and `std` have one entry a
+    channel, in the file's units.
     """
 
     volume: float
@@ -51,21 +52,25 @@ class CaseMeasurement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassSummary:
-    """One class over the data set. `histogram` counts foreground intensities of channel 0 between
-    `histogram_edges` (see Fingerprint), summed over cases and normalised to 1."""
+    """One class over the data set.
+
+    `cases` is the number of cases that hold it; the medians are over those. `histograms` has one entry a channel: the
+    shares (summing to 1) of the class's intensities between the fingerprint's `histogram_edges`, after each case has
+    been brought to mean 0 and standard deviation 1 over its cropped image.
+    """
 
     cases: int
     median_volume: float
     median_diameters: Triple
-    histogram: tuple[float, ...]
+    histograms: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fingerprint:
     """All measurements of a data set.
 
-    `is_colour`: channels are red, green and blue. `is_video`: cases are sequences along axis 0.
-    `dimensions`: 2 for plain pictures, 3 for volumes and videos.
+    `is_video`: cases are sequences along axis 0. `dimensions`: 2 for plain pictures, 3 for volumes and videos.
+    `histogram_edges`: one row a channel, see ClassSummary. `num_outputs`: channels of the logits (see Labels).
     """
 
     version: int = 1
@@ -77,14 +82,16 @@ class Fingerprint:
     median_relative_size_after_cropping: float
     intensities: tuple[IntensityStatistics, ...]
     classes: dict[str, ClassSummary]
-    histogram_edges: tuple[float, ...]
+    histogram_edges: tuple[tuple[float, ...], ...]
     cases: tuple[CaseMeasurement, ...]
     num_outputs: int = field(default=2)
 
     def __post_init__(self) -> None:
         if not self.cases:
             raise PlanError("fingerprint has no cases")
-        if len(self.intensities) != len(self.channel_names):
-            raise PlanError(
-                f"fingerprint has {len(self.intensities)} intensity records for {len(self.channel_names)} channels; extract it anew"
-            )
+        for what, records in (("intensity", self.intensities), ("histogram", self.histogram_edges)):
+            if len(records) != len(self.channel_names):
+                raise PlanError(
+                    f"fingerprint has {len(records)} {what} records for {len(self.channel_names)} channels; "
+                    "extract it anew"
+                )

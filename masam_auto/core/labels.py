@@ -1,6 +1,7 @@
 """What the integers in a label file mean: names, regions, ignore."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from masam_auto.core.errors import DatasetError
@@ -44,6 +45,11 @@ class Labels:
             )
         if not self.has_regions and any(len(value) != 1 for value in self.values.values()):
             raise DatasetError('dataset.json: a label with several values is a region and needs "regions_class_order"')
+        single = sorted(value[0] for value in self.foreground.values())
+        if not self.has_regions and len(set(single)) < len(single):
+            raise DatasetError(
+                f'dataset.json: "labels" gives several names to one value, values {single}. Renumber them.'
+            )
         if self.has_regions:
             order = self.regions_class_order
             if order is None or len(order) != len(self.foreground):
@@ -55,8 +61,9 @@ class Labels:
 
     @property
     def foreground(self) -> dict[str, tuple[int, ...]]:
-        """Classes or regions to be segmented, in output order."""
-        return {name: value for name, value in self.values.items() if name not in ("background", "ignore")}
+        """Classes by their value, or regions as the file lists them: the order of the network's outputs."""
+        found = {name: value for name, value in self.values.items() if name not in ("background", "ignore")}
+        return found if self.has_regions else dict(sorted(found.items(), key=lambda item: item[1]))
 
     @property
     def declared(self) -> tuple[int, ...]:
@@ -104,10 +111,22 @@ def parse_labels(raw: dict, regions_class_order: list | None) -> Labels:
                 f'dataset.json: label "{name}" must be a non-negative whole number or a list of them, got {value!r}'
             )
         values[name] = tuple(members)
-    has_regions = regions_class_order is not None or any(isinstance(v, list) and len(v) > 1 for v in raw.values())
+    if len(values.get("ignore", ())) > 1:
+        raise DatasetError(f'dataset.json: "ignore" must be one value, got {raw["ignore"]!r}')
+    has_regions = any(len(members) > 1 for members in values.values())  # as nnU-Net decides it
     ignore = values["ignore"][0] if "ignore" in values else None
-    order = tuple(regions_class_order) if regions_class_order is not None else None
+    order = tuple(regions_class_order) if has_regions and regions_class_order is not None else None
     return Labels(values=values, has_regions=has_regions, regions_class_order=order, ignore=ignore)
+
+
+def named_sides(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Pairs of side words that label names speak of, e.g. (("left", "right"),) for "left kidney".
+
+    A whole side word in any name counts; initials ("kidney_l", "kidney_r") count where two names differ by them alone.
+    """
+    spoken = {word for name in names for word in _words(name)}
+    by_initials = {_side_of(a, b) for i, a in enumerate(names) for b in names[i + 1 :]}
+    return tuple(pair for pair in SIDES if spoken & set(pair) or pair in by_initials)
 
 
 def _side_of(a: str, b: str) -> tuple[str, str] | None:

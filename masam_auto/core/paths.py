@@ -63,7 +63,7 @@ def find_dataset_name(identifier: str, roots: list[Path]) -> str:
     )
     if identifier in present:
         return identifier
-    number = int(identifier) if identifier.isdigit() else None
+    number = int(identifier) if identifier.isdecimal() else None
     fitting = [name for name in present if number is not None and int(DATASET_NAME.fullmatch(name)[1]) == number]  # type: ignore[index]
     if len(fitting) == 1:
         return fitting[0]

@@ -162,7 +162,8 @@ class AugmentationPlan:
 class TrainingPlan:
     """How a fold is trained. Steps are optimiser updates.
 
-    `schedule` and `loss` name entries of `learning.schedule.SCHEDULES` and `learning.loss.LOSSES`.
+    `optimizer`, `schedule` and `loss` name entries of `learning.optimizer.OPTIMIZERS`, `learning.schedule.SCHEDULES`
+    and `learning.loss.LOSSES`.
     `foreground_fraction` of the windows are centred on a slice with a randomly chosen class.
     `weight_average`: decay of the exponential moving average of the weights (0 switches it off), which is what is
     validated and saved as the model. `precision`: "bf16" is used where the device computes in it, else float32.
@@ -170,6 +171,7 @@ class TrainingPlan:
 
     num_epochs: int = 160
     steps_per_epoch: int = 125
+    optimizer: str = "adamw"
     learning_rate: float = 8e-4
     weight_decay: float = 0.1
     warmup_steps: int = 250

@@ -1,0 +1,42 @@
+# make demo    raw data to segmentations on a small made-up CT data set (a few minutes, no GPU, no network)
+# make test    style, types and tests
+# make lint    style and types only
+# make bench   the measurements of documentation/benchmarks.md that need no GPU
+#
+# The first call creates .venv and installs the tested set; later calls start at once.
+
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3))
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.masam_installed
+# Two makes started side by side install one after the other, where the system has flock.
+LOCK := $(if $(shell command -v flock),flock Makefile)
+
+# Tests run in processes side by side; each computes on one thread.
+JOBS ?= 2
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: demo test lint bench install
+
+demo: install
+	$(BIN)/masam_demo $(ARGS)
+
+test: install lint
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python -m benchmarks $(ARGS)
+
+install:
+	@$(LOCK) $(MAKE) --no-print-directory $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt setup.py
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $(STAMP)

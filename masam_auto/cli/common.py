@@ -1,0 +1,198 @@
+"""What all commands share: root folders, data set and plan options, and how a failure is reported."""
+
+import argparse
+import contextlib
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from masam_auto import __version__
+from masam_auto.core.errors import MasamError
+from masam_auto.core.jsonio import WRITE_FAILURES
+from masam_auto.core.log import setup_logging
+from masam_auto.core.paths import Paths, find_dataset_name, resolve_paths
+
+Main = Callable[[Sequence[str] | None], int]
+
+DONE, FAILED, PARTLY = 0, 2, 3
+INTERRUPTED, PIPE_CLOSED, TERMINATED = 130, 141, 143
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; unwinds the stack, so that temporary files go and workers stop."""
+
+
+def run(main: Main, arguments: Sequence[str] | None = None) -> int:
+    """Call a command's main and turn what users can mend into one message and exit code 2.
+
+    Args:
+        main: takes the command line (None: the process's own) and returns an exit code.
+        arguments: passed to it.
+
+    Returns:
+        The exit code: main's own, 2 for an error to mend, 130 after Ctrl-C, 143 after SIGTERM, 141 when the reader
+        of the output went away. A bug's exception passes through with its traceback.
+    """
+    with _sigterm_raises():
+        try:
+            code = main(arguments)
+            sys.stdout.flush()
+            return code
+        except MasamError as error:
+            return _report(str(error), FAILED)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return PIPE_CLOSED
+        except OSError as error:
+            if error.errno not in {*WRITE_FAILURES, errno.EIO, errno.EROFS, errno.EMFILE}:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            return _report(f"{where}{os.strerror(error.errno or 0)}. Check the disk and the permissions.", FAILED)
+        except (MemoryError, RuntimeError) as error:
+            if not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
+                raise
+            traceback.print_exc()
+            return _report(
+                "not enough memory. Use fewer workers (--workers), a smaller batch (--set CONFIGURATION.batch_size=1), "
+                "or another device (-device cpu).",
+                FAILED,
+            )
+        except KeyboardInterrupt:
+            return _report("interrupted. Files that were finished are kept.", INTERRUPTED)
+        except Terminated:
+            return _report("terminated. Files that were finished are kept.", TERMINATED)
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to an option's help, unless there is none or the text already says it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False) or action.default == [] or "default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
+def make_parser(command: str, description: str, *, roots: bool = True) -> argparse.ArgumentParser:
+    """A parser with the options that every command has; `roots`: the root folders among them."""
+    parser = argparse.ArgumentParser(prog=command, description=description, formatter_class=_Formatter)
+    parser.add_argument("--version", action="version", version=f"masam_auto {__version__}")
+    parser.add_argument("--verbose", action="store_true", help="say more about what is done")
+    if roots:
+        _add_roots(parser)
+    return parser
+
+
+def _add_roots(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "root folders", "given here, else by the environment, else in ./masam_data/{raw,preprocessed,results,weights}"
+    )
+    explained = {
+        "raw": "raw data sets (environment: MASAM_RAW, or nnU-Net's nnUNet_raw)",
+        "preprocessed": "preprocessed data sets (environment: MASAM_PREPROCESSED)",
+        "results": "trained models (environment: MASAM_RESULTS)",
+        "weights": "SAM checkpoints (environment: MASAM_WEIGHTS)",
+    }
+    for name, text in explained.items():
+        group.add_argument(f"--{name}", metavar="FOLDER", help=text)
+
+
+def start(parsed: argparse.Namespace) -> Paths:
+    """Set up logging and resolve the root folders: the first thing after the arguments are parsed."""
+    setup_logging(verbose=parsed.verbose)
+    given = {name: getattr(parsed, name) for name in ("raw", "preprocessed", "results", "weights")}
+    return resolve_paths(given, os.environ, Path.cwd())
+
+
+def add_datasets(parser: argparse.ArgumentParser) -> None:
+    """-d, one or several data sets."""
+    parser.add_argument(
+        "-d", "--dataset", nargs="+", required=True, metavar="DATASET",
+        help="data sets: number (1, 001), name (Dataset001_Name) or path",
+    )  # fmt: skip
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """--workers; None lets the stage decide."""
+    parser.add_argument(
+        "--workers", type=whole_number, metavar="N",
+        help="worker processes; 0 does everything in this process, where errors are easier to read "
+        "(default: from the cores and the free memory)",
+    )  # fmt: skip
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """--set section.field=value, repeatable."""
+    parser.add_argument(
+        "--set", action="extend", nargs="+", default=[], dest="overrides",
+        metavar="SECTION.FIELD=VALUE", help="change fields of the plan, e.g. training.num_epochs=50 axis0.window=3",
+    )  # fmt: skip
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """-device; None takes the best there is."""
+    parser.add_argument(
+        "-device", "--device", metavar="NAME",
+        help="cpu, cuda, cuda:1 or mps (default: a GPU where there is one)",
+    )  # fmt: skip
+
+
+def whole_number(text: str) -> int:
+    """argparse type: 0, 1, 2, ..."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, got {text!r}")
+    return int(text)
+
+
+def positive_number(text: str) -> float:
+    """argparse type: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return value
+
+
+def fold(text: str) -> int | str:
+    """argparse type: `0`, `fold0`, `fold_0` or `all`."""
+    number = text.removeprefix("fold").removeprefix("_")
+    if number == "all":
+        return "all"
+    if not number.isdigit():
+        raise argparse.ArgumentTypeError(f"must be a number such as 0 or fold0, or all, got {text!r}")
+    return int(number)
+
+
+def known_dataset(paths: Paths, identifier: str) -> str:
+    """Full name of a data set that is in any of the roots, from its number, name or path. Raises DatasetError."""
+    if len(Path(identifier).parts) > 1:
+        identifier = Path(identifier).expanduser().name
+    return find_dataset_name(identifier, [paths.preprocessed, paths.raw, paths.results])
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    try:
+        previous = signal.signal(signal.SIGTERM, terminate)
+    except ValueError:  # not in the main thread: the host program keeps its own handling
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _report(message: str, code: int) -> int:
+    with contextlib.suppress(OSError):
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    return code

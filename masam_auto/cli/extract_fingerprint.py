@@ -1,0 +1,30 @@
+"""masam_extract_fingerprint: check and measure raw data sets."""
+
+import sys
+from collections.abc import Sequence
+
+from masam_auto.cli.common import DONE, add_datasets, add_workers, make_parser, run, start
+from masam_auto.cli.planning import add_verify_options, fingerprint_step
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check and measure each data set."""
+    parser = make_parser("masam_extract_fingerprint", "Check and measure raw data sets; writes fingerprint.json.")
+    add_datasets(parser)
+    add_verify_options(parser)
+    add_workers(parser)
+    parsed = parser.parse_args(arguments)
+    paths = start(parsed)
+
+    from masam_auto.core.dataset import open_dataset
+
+    for identifier in parsed.dataset:
+        dataset = open_dataset(paths, identifier)
+        fingerprint_step(dataset, paths, parsed)
+        print(f"fingerprint: {paths.preprocessed / dataset.name / 'fingerprint.json'}")
+    return DONE
+
+
+def entry() -> None:
+    """The installed command."""
+    sys.exit(run(main))

@@ -1,0 +1,150 @@
+"""The steps that masam_plan_and_preprocess and its three parts share."""
+
+import argparse
+import logging
+import math
+import shutil
+from typing import TYPE_CHECKING
+
+from masam_auto.cli.common import add_overrides, positive_number
+from masam_auto.core.errors import MasamError
+from masam_auto.core.jsonio import read_plain, to_plain, write_json
+from masam_auto.core.paths import Paths
+
+if TYPE_CHECKING:  # only for annotations: these need torch, which --help must not wait for
+    from masam_auto.core.dataset import Dataset
+    from masam_auto.core.fingerprint import Fingerprint
+    from masam_auto.core.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+CASES_LOOKED_AT = 10
+SMALL_DATASET = 4e6  # voxels that one process measures in about the time in which workers start
+WORKER, COPIES = 300e6, 6  # bytes of an empty worker; float32 copies of a case that measuring it may hold at once
+
+
+def add_plan_options(parser: argparse.ArgumentParser) -> None:
+    """What may be said about the plan before it is made."""
+    parser.add_argument(
+        "-gpu_memory_target", "--gpu_memory_target", type=float, metavar="GB",
+        help="GPU memory to plan for, 0 for a machine without one (default: this machine's)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-overwrite_target_spacing", "--overwrite_target_spacing", nargs=3, type=positive_number,
+        metavar=("Z", "Y", "X"), help="target spacing in mm, in the order of the file's axes (default: from the data)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-backbone", "--backbone", metavar="NAME",
+        help="image encoder: vit_t, vit_b, vit_l or vit_h (default: the largest that fits the memory)",
+    )  # fmt: skip
+    add_overrides(parser)
+
+
+def add_verify_options(parser: argparse.ArgumentParser) -> None:
+    """Whether the raw data are checked first."""
+    parser.add_argument(
+        "--verify_dataset_integrity", action=argparse.BooleanOptionalAction, default=True,
+        help="check the raw data first",
+    )  # fmt: skip
+    parser.add_argument(
+        "--no_verify", action="store_false", dest="verify_dataset_integrity", help="do not check the raw data first"
+    )
+
+
+def add_preprocess_options(parser: argparse.ArgumentParser) -> None:
+    """Which arrays are made."""
+    parser.add_argument(
+        "-c", "--configurations", nargs="+", metavar="NAME", help="configurations to preprocess (default: all)"
+    )
+    parser.add_argument(
+        "--overwrite", "--clean", action="store_true", dest="overwrite",
+        help="preprocess all cases again; otherwise those that are done are kept",
+    )  # fmt: skip
+
+
+def fingerprint_step(dataset: "Dataset", paths: Paths, parsed: argparse.Namespace) -> "Fingerprint":
+    """Check a raw data set, measure it, and write fingerprint.json."""
+    from masam_auto.stages.fingerprint import extract_fingerprint, write_fingerprint
+    from masam_auto.stages.verify import verify_dataset
+
+    workers = case_workers(dataset, parsed.workers)
+    if parsed.verify_dataset_integrity:
+        verify_dataset(dataset, workers=workers)
+    fingerprint = extract_fingerprint(dataset, workers=workers)
+    write_fingerprint(paths.preprocessed / dataset.name / "fingerprint.json", fingerprint)
+    return fingerprint
+
+
+def plan_step(fingerprint: "Fingerprint", paths: Paths, parsed: argparse.Namespace) -> "Plan":
+    """Plan, write plan.json (a different one that was there is kept beside it), and print the table."""
+    from masam_auto.stages.plan import make_plan, plan_table
+
+    plan = make_plan(
+        fingerprint,
+        gpu_memory_gb=detect_gpu_memory() if parsed.gpu_memory_target is None else parsed.gpu_memory_target,
+        backbone=parsed.backbone,
+        target_spacing=tuple(parsed.overwrite_target_spacing) if parsed.overwrite_target_spacing else None,
+        overrides=parsed.overrides,
+    )
+    path = paths.preprocessed / fingerprint.dataset_name / "plan.json"
+    if path.is_file():
+        previous = read_plain(path, what="plan")
+        if previous != to_plain(plan):
+            write_json(path.with_name("plan.previous.json"), previous)
+            logger.info("%s is replaced; the old one is kept as plan.previous.json", path)
+    write_json(path, plan)
+    print(plan_table(plan))
+    print(f"plan: {path}")
+    return plan
+
+
+def preprocess_step(dataset: "Dataset", plan: "Plan", paths: Paths, parsed: argparse.Namespace) -> None:
+    """Preprocess as planned; folds and dataset.json are laid beside the arrays. Folds that are there stay."""
+    from masam_auto.core.splits import make_splits, read_splits, write_splits
+    from masam_auto.stages.preprocess import preprocess_dataset
+
+    names = [plan.configuration(name).name for name in parsed.configurations or plan.configurations]
+    folder = paths.preprocessed / dataset.name
+    write_json(folder / "dataset.json", dataset.description.raw)
+    if (folder / "splits.json").is_file():
+        read_splits(folder / "splits.json", dataset.cases)
+    else:
+        write_splits(folder / "splits.json", make_splits([c.identifier for c in dataset.cases]), dataset.cases)
+    if parsed.overwrite:
+        for name in names:
+            shutil.rmtree(paths.configuration_folder(dataset.name, name), ignore_errors=True)
+    preprocess_dataset(dataset, plan, paths, configurations=names, workers=parsed.workers)
+    print(f"preprocessed: {', '.join(str(paths.configuration_folder(dataset.name, name)) for name in names)}")
+
+
+def detect_gpu_memory() -> float:
+    """Memory of the first GPU in GB, 0 without one."""
+    import torch  # heavy: not before the arguments are parsed
+
+    if not torch.cuda.is_available():
+        return 0.0
+    return round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
+
+
+def case_workers(dataset: "Dataset", asked: int | None) -> int:
+    """Worker processes for going through the raw cases: as asked, else as cores and free memory allow.
+
+    A few cases' headers tell the size of a case. Small data sets are done sooner than workers start.
+    """
+    import psutil
+
+    from masam_auto.core.parallel import choose_workers
+    from masam_auto.imaging.io import read_geometry
+
+    if asked is not None:
+        return asked
+    cases = dataset.cases[:: max(1, len(dataset.cases) // CASES_LOOKED_AT)]
+    try:
+        sizes = [len(case.frames) * math.prod(read_geometry(case.images[0][0]).shape) for case in cases]
+    except MasamError:
+        return 0  # a case that cannot be read is reported by the check of the data, in this process
+    channels = dataset.description.num_channels
+    if channels * sum(sizes) / len(sizes) * len(dataset.cases) < SMALL_DATASET:
+        return 0
+    memory = psutil.virtual_memory().available
+    return choose_workers(memory_per_case=WORKER + COPIES * 4 * channels * max(sizes), available=memory)

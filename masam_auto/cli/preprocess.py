@@ -1,0 +1,32 @@
+"""masam_preprocess: preprocessed arrays from raw data sets and their plans."""
+
+import sys
+from collections.abc import Sequence
+
+from masam_auto.cli.common import DONE, add_datasets, add_workers, make_parser, run, start
+from masam_auto.cli.planning import add_preprocess_options, preprocess_step
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Preprocess each data set as its plan.json says."""
+    parser = make_parser("masam_preprocess", "Preprocess raw data sets as plan.json says.")
+    add_datasets(parser)
+    add_preprocess_options(parser)
+    add_workers(parser)
+    parsed = parser.parse_args(arguments)
+    paths = start(parsed)
+
+    from masam_auto.core.dataset import open_dataset
+    from masam_auto.core.jsonio import read_json
+    from masam_auto.core.plan import Plan
+
+    for identifier in parsed.dataset:
+        dataset = open_dataset(paths, identifier)
+        plan = read_json(paths.preprocessed / dataset.name / "plan.json", Plan, what="plan")
+        preprocess_step(dataset, plan, paths, parsed)
+    return DONE
+
+
+def entry() -> None:
+    """The installed command."""
+    sys.exit(run(main))

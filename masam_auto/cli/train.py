@@ -1,0 +1,99 @@
+"""masam_train: train one fold, then validate it."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from masam_auto.cli.common import (
+    DONE,
+    add_device,
+    add_overrides,
+    add_workers,
+    fold,
+    known_dataset,
+    make_parser,
+    run,
+    start,
+    whole_number,
+)
+from masam_auto.cli.tables import print_summary
+from masam_auto.core.paths import Paths
+
+if TYPE_CHECKING:
+    from masam_auto.core.plan import Plan
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train a fold, predict and evaluate its validation cases, and print the result."""
+    parsed = _make_parser().parse_args(arguments)
+    paths = start(parsed)
+    name = known_dataset(paths, parsed.dataset)
+    plan = _read_plan(paths, name, parsed)
+    configuration = plan.configuration(parsed.configuration)
+
+    from masam_auto.core.dataset import open_dataset
+    from masam_auto.learning.device import choose_device
+    from masam_auto.stages.train import train_fold
+    from masam_auto.stages.validate import validate_fold
+
+    device = choose_device(parsed.device)
+    if not parsed.val:
+        train_fold(
+            paths, name, plan, configuration, parsed.fold, device=device, workers=parsed.workers,
+            budget=parsed.budget, resume=parsed.c, overwrite=parsed.overwrite,
+        )  # fmt: skip
+    summary = validate_fold(
+        paths, name, plan, configuration, parsed.fold,
+        device=device, checkpoint=parsed.checkpoint, redo=parsed.val, workers=parsed.workers or 0,
+    )  # fmt: skip
+    print_summary(summary, open_dataset(paths, name).description.labels)
+    folder = paths.model_folder(name, plan.name, configuration.name) / f"fold_{parsed.fold}"
+    print(f"predictions and summary.json: {folder / 'validation'}")
+    print(f"progress: {folder / 'progress.png'}")
+    print(f"next: masam_predict -i IMAGES -o SEGMENTATIONS -d {name} -c {configuration.name}")
+    return DONE
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = make_parser("masam_train", "Train one fold and validate it.")
+    parser.add_argument("dataset", metavar="DATASET", help="number (1, 001), name (Dataset001_Name) or path")
+    parser.add_argument("fold", type=fold, metavar="FOLD", help="0, 1, ... (or fold0, ...), or all for all cases")
+    parser.add_argument(
+        "-c", "--configuration", metavar="NAME", help="axis0, 2d, ... (default: the plan's default_configuration)"
+    )
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--c", "--continue", action="store_true", dest="c", help="go on with an interrupted training")
+    how.add_argument("--val", action="store_true", help="only validate, all cases anew")
+    how.add_argument("--overwrite", action="store_true", help="start again where a training is already")
+    parser.add_argument(
+        "--budget", metavar="AMOUNT",
+        help="train for so long instead of the plan's epochs: 1000cpus (CPU-seconds), 600s, 30min, 2h, 20epochs, "
+        "500steps",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=whole_number, metavar="N", help="short for --set training.seed=N")
+    parser.add_argument("-chk", "--checkpoint", choices=("best", "latest"), default="best", help="what to validate")
+    add_overrides(parser)
+    add_device(parser)
+    add_workers(parser)
+    return parser
+
+
+def _read_plan(paths: Paths, name: str, parsed: argparse.Namespace) -> "Plan":
+    """The data set's plan with the command line's changes; for --val the trained model's own plan."""
+    from masam_auto.core.jsonio import read_json
+    from masam_auto.core.plan import Plan, override
+
+    plan = read_json(paths.preprocessed / name / "plan.json", Plan, what="plan")
+    if parsed.val:
+        folder = paths.model_folder(name, plan.name, plan.configuration(parsed.configuration).name)
+        trained: Path = folder / "plan.json"
+        plan = read_json(trained, Plan, what="plan of a trained model") if trained.is_file() else plan
+    changes = [*parsed.overrides, *([f"training.seed={parsed.seed}"] if parsed.seed is not None else [])]
+    return override(plan, changes)
+
+
+def entry() -> None:
+    """The installed command."""
+    sys.exit(run(main))

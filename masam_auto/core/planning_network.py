@@ -1,0 +1,118 @@
+"""Planning rules about what learns and how: the network's variant and the training recipe of each encoder."""
+
+import dataclasses
+
+from masam_auto.core.encoders import EncoderShape
+from masam_auto.core.plan import NetworkPlan, TrainingPlan
+
+Reasons = dict[str, str]
+
+# How SAM's encoders are adapted. Source: the reference MA-SAM and its logs (best checkpoint at epoch 160 of about 126
+# steps); no decay on norms and biases and gradient clipping: Primus.
+ADAPTED = TrainingPlan()
+
+# How vit_t is trained from scratch. Source: ours, measured on Hippocampus (documentation/decisions.md).
+SCRATCH = TrainingPlan(
+    num_epochs=100,
+    steps_per_epoch=100,
+    optimizer="muon",
+    learning_rate=2e-3,
+    weight_decay=0.01,
+    warmup_steps=300,
+    schedule="cosine",
+    schedule_exponent=1.0,
+    loss_weights=(0.5, 0.5),
+    foreground_fraction=1 / 3,
+    weight_average=0.995,
+)
+
+_MEASURED = "measured on Hippocampus, see documentation/decisions.md"
+_FOREGROUND = "a third of the windows on a slice with a random class (nnU-Net)"
+
+
+def choose_network(shape: EncoderShape, encoder_reason: str) -> tuple[NetworkPlan, Reasons]:
+    """MA-SAM's variant for an encoder, and a reason for each field that was chosen.
+
+    Source: the paper's Tables 6, 8, 9 and 10, and its reference code; vit_t: ours.
+    """
+    if shape.sam:
+        network = NetworkPlan(
+            encoder=shape.name,
+            decoder=shape.decoder,
+            weights="sam",
+            trained="adapted",
+            adapter_channels=shape.adapter_channels,
+        )
+        return network, {
+            "encoder": encoder_reason,
+            "decoder": "progressive upsampling to the canvas (paper, Table 6)",
+            "weights": "SAM's",
+            "trained": "SAM's encoder stays frozen; increments, adapters and decoder learn",
+            "increment": "FacT on queries and values of all blocks (paper)",
+            "increment_rank": "rank 32 (paper, Table 8)",
+            "increment_scale": "1 (paper)",
+            "adapters": "before and after attention (paper, Tables 9 and 10)",
+            "adapter_channels": "384 (reference code)",
+        }
+    network = NetworkPlan(
+        encoder=shape.name,
+        decoder=shape.decoder,
+        weights="none",
+        trained="all",
+        increment="none",
+        adapter_channels=shape.adapter_channels,
+    )
+    return network, {
+        "encoder": encoder_reason,
+        "decoder": "fuses the stem's levels back; learned fastest from scratch",
+        "weights": "from scratch, because there are no SAM weights of this size",
+        "trained": "from scratch: everything learns",
+        "increment": "nothing is frozen that an increment could adapt",
+        "adapters": "before and after attention: they let the slices of a window see each other",
+    }
+
+
+def choose_training(
+    shape: EncoderShape, *, checkpointing: bool, checkpointing_reason: str
+) -> tuple[TrainingPlan, Reasons]:
+    """The training recipe of an encoder, and a reason for each field that was chosen."""
+    recipe = ADAPTED if shape.sam else SCRATCH
+    steps = recipe.num_epochs * recipe.steps_per_epoch
+    if shape.sam:
+        reasons = {
+            "num_epochs": f"{steps} steps: the paper's best checkpoint is at its epoch 160 of about 126 steps",
+            "optimizer": "AdamW (reference code)",
+            "learning_rate": "8e-4 (reference code)",
+            "weight_decay": "0.1, not on norms and biases (reference code; Primus)",
+            "warmup_steps": "250 (reference code)",
+            "schedule": f"polynomial decay with exponent {recipe.schedule_exponent:g} (reference code)",
+            "loss_weights": "cross-entropy and Dice, at canvas resolution (reference code)",
+            "foreground_fraction": _FOREGROUND,
+            "precision": "bf16 where the device computes in it",
+        }
+    else:
+        reasons = {
+            "num_epochs": f"{steps} steps; shorter with --budget or --set ({_MEASURED})",
+            "optimizer": f"learns fastest from scratch ({_MEASURED})",
+            "learning_rate": _MEASURED,
+            "weight_decay": _MEASURED,
+            "warmup_steps": _MEASURED,
+            "schedule": _MEASURED,
+            "loss_weights": f"cross-entropy and Dice ({_MEASURED})",
+            "foreground_fraction": _FOREGROUND,
+            "weight_average": _MEASURED,
+            "precision": "bf16 where the device computes in it",
+        }
+    reasons["activation_checkpointing"] = checkpointing_reason
+    return dataclasses.replace(recipe, activation_checkpointing=checkpointing), reasons
+
+
+def channels_reason(count: int, shape: EncoderShape) -> str:
+    """How the input channels reach the encoder. Source: ours."""
+    if not shape.sam:
+        return f"{count} input {'channel' if count == 1 else 'channels'}; the stem is made for as many"
+    if count == 1:
+        return "1 channel: SAM's patch-embedding weights of its three channels are summed, as if it were replicated"
+    if count == 3:
+        return "3 channels, as SAM has them"
+    return f"{count} channels: SAM's patch embedding is inflated (same response to equal channels) and trained"

@@ -1,0 +1,106 @@
+"""Plain pictures: PNG, BMP and JPEG, grey or colour, 8 or 16 bit. They have no geometry; spacing is 1."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from masam_auto.core.errors import ImageError
+from masam_auto.core.geometry import Geometry
+from masam_auto.core.jsonio import write_bytes
+from masam_auto.imaging.volumes import RawImage, read_itk
+
+Image.MAX_IMAGE_PIXELS = None  # whole-slide sized pictures are data here, not an attack
+
+FORMATS = {".png": "PNG", ".bmp": "BMP"}
+ALPHA_MODES = ("LA", "La", "RGBA", "RGBa", "PA")
+GREY_WITH_ALPHA = 4  # colour type in a PNG's header
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def read_bitmap(path: Path) -> RawImage:
+    """Read a picture as one (grey) or three (colour) channels; alpha is dropped, palettes are resolved."""
+    if _is_deep_png(path):
+        return _read_deep(path)
+    with Image.open(path) as file:
+        picture = _plain(file)
+        return _from_pixels(np.asarray(picture), alpha=picture.mode in ALPHA_MODES)
+
+
+def read_bitmap_labels(path: Path) -> RawImage:
+    """Read a picture as labels: palette pictures give their indices, two-level ones 0 and 1."""
+    if _is_deep_png(path):
+        return _read_deep(path)
+    with Image.open(path) as picture:
+        picture.load()
+        pixels = np.asarray(picture)
+        return _from_pixels(pixels, alpha=picture.mode in ALPHA_MODES)
+
+
+def read_bitmap_geometry(path: Path) -> Geometry:
+    """Read only the header of a picture."""
+    with Image.open(path) as picture:
+        width, height = picture.size
+    return bitmap_geometry(height, width)
+
+
+def bitmap_geometry(height: int, width: int) -> Geometry:
+    """The grid of a picture of unknown pixel size."""
+    return Geometry(shape=(1, height, width), spacing=(1.0, 1.0, 1.0), dimensions=2)
+
+
+def write_bitmap(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
+    """Write labels (1, Y, X) as PNG (8 or 16 bit) or BMP (8 bit), atomically.
+
+    Raises:
+        ImageError: the labels do not fit in the format.
+    """
+    kind = FORMATS[path.suffix.lower()]
+    if labels.shape[0] != 1:
+        raise ImageError(
+            f"{path}: {kind} files hold one slice, but there are {labels.shape[0]}. Write .nii.gz or .tif."
+        )
+    if labels.dtype not in ((np.uint8, np.uint16) if kind == "PNG" else (np.uint8,)):
+        raise ImageError(f"{path}: label {labels.max()} does not fit in a {kind} file. Write .png or .nii.gz.")
+    packed = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(labels[0])).save(packed, format=kind)
+    write_bytes(path, packed.getvalue())
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    """Grey or red-green-blue (with alpha or not) from two-level, palette and print pictures."""
+    if picture.mode == "1":
+        return picture.convert("L")
+    if picture.mode in ("CMYK", "YCbCr", "HSV", "LAB"):
+        return picture.convert("RGB")
+    if picture.mode not in ("P", "PA"):
+        return picture
+    colours = picture.convert("RGB")
+    red, green, blue = colours.split()
+    return red if red.tobytes() == green.tobytes() == blue.tobytes() else colours
+
+
+def _is_deep_png(path: Path) -> bool:
+    """Whether the file is a PNG of 16 bits a sample, which Pillow would cut to 8 when it has colours or alpha."""
+    with open(path, "rb") as handle:
+        start = handle.read(26)
+    return start[:8] == PNG_SIGNATURE and len(start) == 26 and start[24] == 16 and start[25] != 0
+
+
+def _read_deep(path: Path) -> RawImage:
+    with open(path, "rb") as handle:
+        if handle.read(26)[25] == GREY_WITH_ALPHA:
+            raise ImageError(
+                f"{path}: 16-bit grey pictures with an alpha channel cannot be read. Save it without alpha."
+            )
+    array = read_itk(path).array
+    return _from_pixels(np.moveaxis(array[:, 0], 0, -1), alpha=array.shape[0] == 4)
+
+
+def _from_pixels(pixels: np.ndarray, *, alpha: bool) -> RawImage:
+    """RawImage from (Y, X) or (Y, X, samples)."""
+    samples = pixels[..., None] if pixels.ndim == 2 else pixels
+    samples = samples[..., :-1] if alpha else samples
+    array = np.moveaxis(samples, -1, 0)[:, None]
+    return RawImage(array=array, geometry=bitmap_geometry(*array.shape[2:]))

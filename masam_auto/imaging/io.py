@@ -1,0 +1,335 @@
+"""Images and label files by file ending: into arrays with their geometry, and back."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from masam_auto.core.dataset import Case, DatasetDescription
+from masam_auto.core.errors import DatasetError, ImageError, MasamError
+from masam_auto.core.geometry import Geometry
+from masam_auto.imaging import bitmaps, tiff, volumes
+from masam_auto.imaging.volumes import RawImage
+
+SAME_GRID = "Resample it onto that grid, or correct its header."
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reader:
+    """How files of one ending are read and label files of it written. `write` is None where labels would suffer."""
+
+    read: Callable[[Path], RawImage]
+    geometry: Callable[[Path], Geometry]
+    read_labels: Callable[[Path], RawImage] | None
+    write: Callable[[Path, np.ndarray, Geometry], None] | None
+
+
+_NIFTI = Reader(
+    read=volumes.read_nifti,
+    geometry=volumes.read_nifti_geometry,
+    read_labels=volumes.read_nifti,
+    write=volumes.write_nifti,
+)
+_ITK = Reader(
+    read=volumes.read_itk, geometry=volumes.read_itk_geometry, read_labels=volumes.read_itk, write=volumes.write_itk
+)
+_MGH = Reader(
+    read=volumes.read_mgh, geometry=volumes.read_mgh_geometry, read_labels=volumes.read_mgh, write=volumes.write_mgh
+)
+_BITMAP = Reader(
+    read=bitmaps.read_bitmap,
+    geometry=bitmaps.read_bitmap_geometry,
+    read_labels=bitmaps.read_bitmap_labels,
+    write=bitmaps.write_bitmap,
+)
+_JPEG = Reader(read=bitmaps.read_bitmap, geometry=bitmaps.read_bitmap_geometry, read_labels=None, write=None)
+_TIFF = Reader(read=tiff.read_tiff, geometry=tiff.read_tiff_geometry, read_labels=tiff.read_tiff, write=tiff.write_tiff)
+
+READERS: dict[str, Reader] = {
+    ".nii.gz": _NIFTI,
+    ".nii": _NIFTI,
+    ".nrrd": _ITK,
+    ".nhdr": _ITK,
+    ".mha": _ITK,
+    ".mhd": _ITK,
+    ".gipl": _ITK,
+    ".mgz": _MGH,
+    ".mgh": _MGH,
+    ".png": _BITMAP,
+    ".bmp": _BITMAP,
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+}
+IMAGE_ENDINGS = tuple(sorted(READERS, key=len, reverse=True))
+"""Known file endings, longest first, so that the first one that fits a name is the right one."""
+
+READER_NAMES: dict[str, tuple[str, ...]] = {
+    "SimpleITKIO": (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl"),
+    "NibabelIO": (".nii.gz", ".nii", ".mgz", ".mgh"),
+    "NibabelIOWithReorient": (".nii.gz", ".nii", ".mgz", ".mgh"),
+    "NaturalImage2DIO": (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff"),
+    "Tiff3DIO": (".tif", ".tiff"),
+}
+"""nnU-Net's names for "overwrite_image_reader_writer", and the endings for which they are the same as our reader."""
+
+
+def read_image(path: Path, *, channels: int = 1) -> tuple[np.ndarray, Geometry]:
+    """Read an image.
+
+    Values are the file's, with scale slope and intercept applied; not-a-number stays (`stages.verify` reports it).
+    The array is oriented as `SimpleITK.GetArrayFromImage` gives it.
+
+    Args:
+        path: the file; its ending decides the reader.
+        channels: a 4D file is accepted if it holds just so many volumes, which become channels.
+
+    Returns:
+        float32 (C, Z, Y, X) and its geometry. Colour pictures and vector images have several channels.
+
+    Raises:
+        ImageError: missing, unreadable, truncated, unknown ending, complex voxels, or 4D.
+    """
+    raw = _guarded(path, find_reader(path).read)
+    if raw.is_series and raw.array.shape[0] != channels:
+        raise volumes_error(path, raw, channels)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.ascontiguousarray(raw.array, dtype=np.float32), raw.geometry
+
+
+def read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
+    """Read a label file.
+
+    Returns:
+        int16 (Z, Y, X) and its geometry. Palette pictures give their indices.
+
+    Raises:
+        ImageError: as `read_image`; also for colours, JPEG, and values that are not whole numbers in int16.
+    """
+    reader = find_reader(path)
+    if reader.read_labels is None:
+        raise ImageError(f"{path}: JPEG alters label values when it compresses. Store labels as .png.")
+    raw = _guarded(path, reader.read_labels)
+    if raw.is_series:
+        raise volumes_error(path, raw, 1)
+    if raw.array.shape[0] != 1:
+        raise ImageError(
+            f"{path}: has {raw.array.shape[0]} colours or channels, but labels need one whole number a pixel. "
+            "Convert it: one grey value for each class."
+        )
+    return _whole_numbers(path, raw.array[0]), raw.geometry
+
+
+def read_geometry(path: Path) -> Geometry:
+    """Geometry of an image or label file; reads only the header. Raises ImageError."""
+    return _guarded(path, find_reader(path).geometry)
+
+
+def read_case(case: Case, description: DatasetDescription) -> tuple[np.ndarray, Geometry]:
+    """Read all channels of a case, and all frames of a video.
+
+    Args:
+        case: its files.
+        description: says how many channels to expect.
+
+    Returns:
+        float32 (C, Z, Y, X) with C = `description.num_channels` and the first channel's geometry. A video has its
+        frames along Z, spacing 1 there.
+
+    Raises:
+        ImageError: a file cannot be read, channels or frames do not lie on the same grid, or their number is wrong.
+    """
+    frames = [read_frame(files, description, name) for files, name in zip(case.images, case.frames, strict=True)]
+    if not case.is_sequence:
+        return frames[0]
+    arrays = [array for array, _ in frames]
+    return _stacked(case, arrays, axis=1), _sequence_geometry(frames[0][1], len(frames))
+
+
+def read_case_labels(case: Case, description: DatasetDescription) -> tuple[np.ndarray, Geometry]:
+    """Read the labels of a case; a video has its frames along Z.
+
+    Returns:
+        int16 (Z, Y, X) and the geometry of the label file (or of the first frame, stacked).
+
+    Raises:
+        ImageError: the case has no labels, a file cannot be read, or frames differ in shape.
+    """
+    if case.labels is None:
+        raise ImageError(f"{case.identifier}: has no label file (labelsTr/{case.identifier}{description.file_ending})")
+    frames = [read_labels(path) for path in case.labels]
+    if not case.is_sequence:
+        return frames[0]
+    return _stacked(case, [array for array, _ in frames], axis=0), _sequence_geometry(frames[0][1], len(frames))
+
+
+def read_frame(files: tuple[Path, ...], description: DatasetDescription, name: str) -> tuple[np.ndarray, Geometry]:
+    """Read the channel files of one image. Returns and raises as `read_case`; `name` is for messages."""
+    expected = description.num_channels
+    read = [read_image(path, channels=expected if len(files) == 1 else 1) for path in files]
+    for path, (_, geometry) in zip(files, read, strict=True):
+        if problem := grid_difference(read[0][1], geometry):
+            raise ImageError(f"{name}: {path.name} does not lie on the grid of {files[0].name}: {problem}. {SAME_GRID}")
+    found = sum(array.shape[0] for array, _ in read)
+    if found != expected:
+        raise ImageError(
+            f"{name}: has {_count(found, 'channel')} in {_count(len(files), 'file')}, but {_count(expected, 'channel')} "
+            f"({', '.join(description.channel_names)}) are expected, in files like {name}_0000{description.file_ending}."
+        )
+    arrays = [array for array, _ in read]
+    return (arrays[0] if len(arrays) == 1 else np.concatenate(arrays)), read[0][1]
+
+
+def grid_difference(expected: Geometry, found: Geometry) -> str | None:
+    """Say in words how the shape, spacing or direction of two grids differ, or None. The origin may differ."""
+    return expected.difference(dataclasses.replace(found, origin=expected.origin))
+
+
+def write_labels(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
+    """Write a label file, atomically and compressed, in the smallest type that holds it.
+
+    Args:
+        path: its ending decides the format; TIFF gets its spacing as OME metadata.
+        labels: whole numbers (Z, Y, X), shape as `geometry`.
+        geometry: where it lies; reading the file gives it back, shear included.
+
+    Raises:
+        ImageError: unknown ending, or a format that cannot hold these labels.
+        OutputError: the folder is not writable or the disk is full.
+    """
+    assert labels.shape == geometry.shape, f"labels {labels.shape} on a grid of {geometry.shape}"
+    writer = find_reader(path).write
+    if writer is None:
+        raise ImageError(f"{path}: JPEG alters label values when it compresses. Write labels as .png.")
+    low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
+    smallest = np.uint8 if low >= 0 and high <= 255 else np.uint16 if low >= 0 else np.int16
+    writer(Path(path), np.ascontiguousarray(labels, dtype=smallest), geometry)
+
+
+def label_ending(file_ending: str) -> str:
+    """The ending for label files of a data set: its own, or .png where its images are JPEG."""
+    return ".png" if file_ending.lower() in (".jpg", ".jpeg") else file_ending
+
+
+def find_reader(path: Path) -> Reader:
+    """The reader of a file, by its ending. Raises ImageError that lists the known ones."""
+    name = Path(path).name.lower()
+    for ending in IMAGE_ENDINGS:
+        if name.endswith(ending):
+            return READERS[ending]
+    raise ImageError(f"{path}: unknown kind of file; known endings: {', '.join(READERS)}. Convert it to one of these.")
+
+
+def check_reader(description: DatasetDescription) -> None:
+    """Check that a data set's file ending and reader are known.
+
+    All readers of nnU-Net give the same voxels as ours, but NibabelIOWithReorient turns volumes first: here they keep
+    their files' axes, and so do the results.
+
+    Raises:
+        DatasetError: unknown ending, unknown reader, or a reader that does not read this ending.
+    """
+    ending, name = description.file_ending, description.reader
+    if ending.lower() not in READERS:
+        raise DatasetError(
+            f'{description.name}: dataset.json has "file_ending" {ending!r}; known endings: {", ".join(READERS)}. '
+            "Convert the files to one of these."
+        )
+    if name is None or name == "None":
+        return
+    if name not in READER_NAMES:
+        raise DatasetError(
+            f'{description.name}: dataset.json has "overwrite_image_reader_writer" {name!r}; known readers: '
+            f"{', '.join(READER_NAMES)}. Choose one of them, or take the entry out: the file ending decides then."
+        )
+    if ending.lower() not in READER_NAMES[name]:
+        raise DatasetError(
+            f"{description.name}: {name} reads {', '.join(READER_NAMES[name])}, not {ending}. Take "
+            '"overwrite_image_reader_writer" out of dataset.json: the file ending decides then.'
+        )
+
+
+def volumes_error(path: Path, raw: RawImage, expected: int) -> ImageError:
+    """What to say of a 4D file where another number of volumes is expected."""
+    z, y, x = raw.geometry.shape
+    count = raw.array.shape[0]
+    wanted = "one volume is" if expected == 1 else f"one volume, or {expected} channels, are"
+    return ImageError(
+        f"{path}: is 4D, {count} volumes of {x} x {y} x {z} voxels, but {wanted} expected. "
+        "Split it into one file a channel (ID_0000, ID_0001, ...) or into one case a time point."
+    )
+
+
+def _guarded(path: Path, function: Callable[[Path], T]) -> T:
+    """Call a reader; whatever a broken file makes it raise becomes one ImageError that names the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise ImageError(f"{path}: file not found. Put it there, or take the case out of the data set.")
+    try:
+        if path.stat().st_size == 0:
+            raise ImageError(f"{path}: the file is empty (0 bytes). Copy or download it again.")
+        return function(path)
+    except MasamError as error:
+        if path.name in str(error):
+            raise
+        raise ImageError(f"{path}: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise almost anything at a broken file; the cause stays attached
+        raise ImageError(
+            f"{path}: cannot be read ({_cause(error)}). The file is damaged or not what its ending says; replace it."
+        ) from error
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, RuntimeError) and "ERROR:" in str(error):
+        return volumes.itk_cause(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    return text[:200] if text else type(error).__name__
+
+
+def _whole_numbers(path: Path, array: np.ndarray) -> np.ndarray:
+    """int16 copy of label values. Raises ImageError for fractions, not-a-number and what int16 cannot hold."""
+    if array.dtype.kind == "f":
+        odd = array != np.rint(array)  # true for not-a-number; infinity is caught by the range below
+        if odd.any():
+            raise ImageError(
+                f"{path}: labels must be whole numbers, but there is {array[odd].flat[0]:g}. "
+                "Was it interpolated when resampled, or is it an image? Resample labels with nearest neighbour."
+            )
+    low, high = (array.min(), array.max()) if array.size else (0, 0)
+    limits = np.iinfo(np.int16)
+    if low < limits.min or high > limits.max:
+        raise ImageError(f"{path}: labels must lie within 0 and {limits.max}, but reach from {low:g} to {high:g}.")
+    return np.ascontiguousarray(array, dtype=np.int16)
+
+
+def _stacked(case: Case, frames: list[np.ndarray], *, axis: int) -> np.ndarray:
+    """Join the frames of a video along Z. Raises ImageError when they differ in shape or are volumes."""
+    for name, frame in zip(case.frames, frames, strict=True):
+        if frame.shape[axis] != 1:
+            raise ImageError(
+                f"{case.identifier}: frame {name} is a volume of {frame.shape[axis]} slices, not a picture"
+            )
+        if frame.shape != frames[0].shape:
+            raise ImageError(
+                f"{case.identifier}: frame {name} is {frame.shape[-2]} x {frame.shape[-1]} pixels, but the first frame "
+                f"is {frames[0].shape[-2]} x {frames[0].shape[-1]}. All frames of a sequence must be of one size."
+            )
+    return np.concatenate(frames, axis=axis)
+
+
+def _sequence_geometry(frame: Geometry, length: int) -> Geometry:
+    _, y, x = frame.shape
+    return dataclasses.replace(frame, shape=(length, y, x), spacing=(1.0, *frame.spacing[1:]), dimensions=3)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,158 @@
+"""How well two masks agree: overlap, surface distances, volumes.
+
+Conventions. Overlap: Dice and IoU are not-a-number where the class is in neither mask (nnU-Net's), so that it does not
+count in means; where it is in one only they are 0. Surfaces: the surface of a mask is its voxels with a face neighbour
+outside it (the image's border counts as outside); HD95 is the larger of the two directed 95th percentiles of the
+distances between voxel centres of the surfaces (MONAI's; MedPy pools both directions instead), not-a-number where
+either mask is empty. NSD is the share of the voxels of both surfaces that lie within the tolerance of the other surface
+(MONAI's; by voxel count, not by surface area); not-a-number where both masks are empty, 0 where one is.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from masam_auto.core.geometry import Triple
+from masam_auto.imaging.crop import bounding_box, crop_to
+
+CUBIC_MM_PER_ML = 1000.0
+HAUSDORFF_PERCENTILE = 95
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """What is counted and measured of a predicted and a reference mask; METRICS are computed from it.
+
+    `distances` are, for each voxel of the predicted surface, mm to the reference surface, and the other way round;
+    `voxel_distances` the same in voxels. All are None where a mask is empty. `voxel_volume` is in cubic mm, `tolerance`
+    in mm.
+    """
+
+    tp: int
+    fp: int
+    fn: int
+    tn: int
+    distances: tuple[np.ndarray, np.ndarray] | None
+    voxel_distances: tuple[np.ndarray, np.ndarray] | None
+    voxel_volume: float
+    tolerance: float
+
+
+def compare_masks(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    *,
+    spacing: Triple,
+    tolerance: float = 2.0,
+    voxel_volume: float | None = None,
+    valid: np.ndarray | None = None,
+) -> Comparison:
+    """Count and measure two masks on one grid.
+
+    Args:
+        prediction: (Z, Y, X) bool.
+        reference: (Z, Y, X) bool.
+        spacing: mm along (Z, Y, X).
+        tolerance: distance in mm up to which surfaces agree.
+        voxel_volume: cubic mm; by default that of a box (it is less where axes are sheared).
+        valid: (Z, Y, X) bool; voxels outside it count for nothing. All by default.
+    """
+    if valid is not None:
+        prediction, reference = prediction & valid, reference & valid
+    total = prediction.size if valid is None else int(np.count_nonzero(valid))
+    n_pred, n_ref = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
+    tp, distances, voxel_distances = 0, None, None
+    if n_pred and n_ref:
+        tp = int(np.count_nonzero(prediction & reference))
+        surfaces, axes = _surfaces(prediction, reference)
+        distances = surface_distances(*surfaces, spacing=tuple(spacing[axis] for axis in axes))
+        voxel_distances = surface_distances(*surfaces, spacing=(1.0,) * len(axes))
+    return Comparison(
+        tp=tp,
+        fp=n_pred - tp,
+        fn=n_ref - tp,
+        tn=total - n_pred - n_ref + tp,
+        distances=distances,
+        voxel_distances=voxel_distances,
+        voxel_volume=math.prod(spacing) if voxel_volume is None else voxel_volume,
+        tolerance=tolerance,
+    )
+
+
+def surface(mask: np.ndarray) -> np.ndarray:
+    """Voxels of a mask, of any number of axes, with a face neighbour outside it or outside the array."""
+    padded = np.pad(mask, 1)
+    inner = ndimage.binary_erosion(padded, ndimage.generate_binary_structure(mask.ndim, 1))
+    return mask & ~inner[(slice(1, -1),) * mask.ndim]
+
+
+def surface_distances(a: np.ndarray, b: np.ndarray, *, spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Distance from each voxel of surface `a` to the nearest of surface `b`, and the other way round.
+
+    Args:
+        a: bool, not empty.
+        b: bool, not empty, of the same shape.
+        spacing: of voxels, one an axis; the distances are in its unit.
+    """
+    shared = np.zeros(int(np.count_nonzero(a & b)))
+    results = []
+    for own, other in ((a, b), (b, a)):
+        # voxels on both surfaces are at distance 0 without asking: most of them, in a good prediction
+        alone = np.argwhere(own & ~other) * np.asarray(spacing)
+        tree = cKDTree(np.argwhere(other) * np.asarray(spacing)) if len(alone) else None
+        results.append(shared if tree is None else np.concatenate([shared, tree.query(alone)[0]]))
+    return results[0], results[1]
+
+
+def _surfaces(prediction: np.ndarray, reference: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], tuple[int, ...]]:
+    """Both surfaces within their common box, and the axes they have: a picture's single slice is none."""
+    axes = tuple(axis for axis, size in enumerate(prediction.shape) if size > 1) or (2,)
+    flat = tuple(axis for axis in range(3) if axis not in axes)
+    box = bounding_box(prediction | reference)
+    assert box is not None
+    a, b = (surface(np.squeeze(crop_to(mask, box), axis=flat)) for mask in (prediction, reference))
+    return (a, b), axes
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else math.nan
+
+
+def _hausdorff(distances: tuple[np.ndarray, np.ndarray] | None) -> float:
+    if distances is None:
+        return math.nan
+    return max(float(np.percentile(part, HAUSDORFF_PERCENTILE)) for part in distances)
+
+
+def _surface_dice(c: Comparison) -> float:
+    if c.distances is None:
+        return math.nan if c.tp + c.fp + c.fn == 0 else 0.0
+    within = sum(int(np.count_nonzero(part <= c.tolerance)) for part in c.distances)
+    return within / sum(len(part) for part in c.distances)
+
+
+# The first eight are nnU-Net's, under its names.
+METRICS: dict[str, Callable[[Comparison], float]] = {
+    "Dice": lambda c: _ratio(2 * c.tp, 2 * c.tp + c.fp + c.fn),
+    "IoU": lambda c: _ratio(c.tp, c.tp + c.fp + c.fn),
+    "FN": lambda c: c.fn,
+    "FP": lambda c: c.fp,
+    "TN": lambda c: c.tn,
+    "TP": lambda c: c.tp,
+    "n_pred": lambda c: c.tp + c.fp,
+    "n_ref": lambda c: c.tp + c.fn,
+    "HD95_mm": lambda c: _hausdorff(c.distances),
+    "HD95_voxels": lambda c: _hausdorff(c.voxel_distances),
+    "NSD": _surface_dice,
+    "volume_pred_ml": lambda c: (c.tp + c.fp) * c.voxel_volume / CUBIC_MM_PER_ML,
+    "volume_ref_ml": lambda c: (c.tp + c.fn) * c.voxel_volume / CUBIC_MM_PER_ML,
+}
+
+
+def measure(comparison: Comparison) -> dict[str, float]:
+    """All METRICS of a comparison, by name."""
+    return {name: metric(comparison) for name, metric in METRICS.items()}

@@ -1,0 +1,104 @@
+"""Intensity normalisation, one channel at a time, over the whole volume.
+
+Source: nnU-Net's normalisation schemes and its mapping from channel names.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from masam_auto.core.errors import ImageError, PlanError
+from masam_auto.core.plan import NormalizationPlan
+from masam_auto.imaging.crop import nonzero_mask
+
+SMALLEST_DIVISOR = 1e-8
+DEFAULT_SCHEME = "zscore"
+
+
+def choose_scheme(channel_name: str) -> str:
+    """Name of the normalisation for a channel called so in dataset.json; case does not matter.
+
+    Returns:
+        The scheme of that name ("CT" -> "ct"), else "zscore".
+    """
+    known = {name.casefold(): name for name in NORMALIZERS}
+    return known.get(channel_name.casefold(), DEFAULT_SCHEME)
+
+
+def normalize(image: np.ndarray, plans: Sequence[NormalizationPlan]) -> np.ndarray:
+    """Normalise every channel of a cropped volume as the plan says.
+
+    Args:
+        image: (C, Z, Y, X) in the file's units.
+        plans: one entry a channel.
+
+    Returns:
+        (C, Z, Y, X) float32, a new array.
+
+    Raises:
+        ImageError: the number of channels differs from the plan's, or intensities do not fit the scheme.
+        PlanError: unknown scheme.
+    """
+    if len(image) != len(plans):
+        raise ImageError(f"image has {len(image)} channels, but the plan normalises {len(plans)}")
+    mask = nonzero_mask(image) if any(plan.inside_mask for plan in plans) else None
+    result = np.array(image, dtype=np.float32, order="C")
+    for number, (channel, plan) in enumerate(zip(result, plans, strict=True)):
+        if plan.scheme not in NORMALIZERS:
+            raise PlanError(f"unknown normalisation {plan.scheme!r}; known: {', '.join(NORMALIZERS)}")
+        try:
+            NORMALIZERS[plan.scheme](channel, plan, mask if plan.inside_mask else None)
+        except ImageError as error:
+            raise ImageError(f"channel {number}: {error}") from error
+    return result
+
+
+def _ct(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray | None) -> None:
+    """Clip to the data set's foreground percentiles, then use its foreground mean and deviation."""
+    np.clip(channel, plan.lower, plan.upper, out=channel)
+    channel -= plan.mean
+    channel /= max(plan.std, SMALLEST_DIVISOR)
+
+
+def _zscore(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray | None) -> None:
+    """Zero mean and unit deviation of this volume; with a mask, of its inside, and zero stays zero outside."""
+    inside = channel if mask is None else channel[mask]
+    if inside.size == 0:
+        return
+    # float32 sums over 10^8 voxels lose digits
+    mean, std = inside.mean(dtype=np.float64), inside.std(dtype=np.float64)
+    channel -= np.float32(mean)
+    channel /= np.float32(max(std, SMALLEST_DIVISOR))
+    if mask is not None:
+        channel[~mask] = 0
+
+
+def _rescale_to_0_1(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray | None) -> None:
+    """From this volume's minimum and maximum to 0 and 1."""
+    channel -= channel.min()
+    channel /= max(channel.max(), SMALLEST_DIVISOR)
+
+
+def _rgb_to_0_1(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray | None) -> None:
+    """From 0..255 to 0..1."""
+    low, high = float(channel.min()), float(channel.max())
+    if low < 0 or high > 255:
+        raise ImageError(
+            f"rgb_to_0_1 needs intensities within 0..255, got {low:g}..{high:g}. Convert the image to 8 bit, or name "
+            'the channel "rescale_to_0_1" in dataset.json.'
+        )
+    channel /= 255
+
+
+def _no_norm(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray | None) -> None:
+    """Leave intensities as they are."""
+
+
+# Each changes one (Z, Y, X) float32 channel in place; the mask is given where the plan says `inside_mask`.
+NORMALIZERS: dict[str, Callable[[np.ndarray, NormalizationPlan, np.ndarray | None], None]] = {
+    "ct": _ct,
+    "zscore": _zscore,
+    "rescale_to_0_1": _rescale_to_0_1,
+    "rgb_to_0_1": _rgb_to_0_1,
+    "noNorm": _no_norm,
+}

@@ -1,0 +1,207 @@
+"""TIFF: pictures, and stacks with the spacing that ImageJ, OME or nnU-Net's side-car file give."""
+
+import contextlib
+import io
+import json
+import logging
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import tifffile
+
+from masam_auto.core.errors import ImageError
+from masam_auto.core.geometry import Geometry, Triple
+from masam_auto.core.jsonio import write_bytes
+from masam_auto.imaging.volumes import RawImage, axes_error, read_itk
+
+MILLIMETRES = {
+    "nm": 1e-6, "micron": 1e-3, "microns": 1e-3, "um": 1e-3, "\u00b5m": 1e-3, "\u03bcm": 1e-3, "mm": 1.0, "cm": 10.0,
+    "m": 1000.0, "inch": 25.4,
+}  # fmt: skip
+DAMAGE = re.compile(r"invalid page offset|corrupted|failed to reshape|zeroed|invalid value offset")
+"""tifffile only logs these, and gives what is left of the file."""
+
+UNKNOWN_SPACING = (1.0, 1.0, 1.0)
+
+
+def read_tiff(path: Path) -> RawImage:
+    """Read a TIFF: a picture, a stack, or a stack with channels. Alpha is dropped.
+
+    Raises:
+        ImageError: more axes than channels, one stack axis, height and width; or the file is truncated.
+    """
+    with _no_damage(path), tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        axes, size = series.axes, series.shape
+        try:
+            stored = series.asarray()
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            return _read_rare_compression(path, _spacing(path, file))
+        page = series.keyframe
+        alpha = "S" in axes and (len(page.extrasamples) > 0 or page.samplesperpixel == 2)
+        array, has_stack = _ordered(path, stored, axes, size, alpha=alpha)
+        return RawImage(array=array, geometry=_geometry(array.shape, _spacing(path, file), flat=not has_stack))
+
+
+def read_tiff_geometry(path: Path) -> Geometry:
+    """Read only the header of a TIFF."""
+    with _no_damage(path), tifffile.TiffFile(path) as file:
+        series = file.series[0]
+        empty = np.broadcast_to(np.uint8(0), series.shape)
+        array, has_stack = _ordered(path, empty, series.axes, series.shape, alpha=False)
+        return _geometry(array.shape, _spacing(path, file), flat=not has_stack)
+
+
+def write_tiff(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
+    """Write labels (Z, Y, X), or (1, Y, X) as a picture, with the spacing as OME metadata, atomically."""
+    metadata: dict[str, object] = {"axes": "YX" if geometry.dimensions == 2 else "ZYX"}
+    if geometry.spacing != UNKNOWN_SPACING:
+        for axis, size in zip("ZYX", geometry.spacing, strict=True):
+            if axis in str(metadata["axes"]):
+                metadata |= {f"PhysicalSize{axis}": size, f"PhysicalSize{axis}Unit": "mm"}
+    packed = io.BytesIO()
+    tifffile.imwrite(
+        packed,
+        labels[0] if geometry.dimensions == 2 else labels,
+        ome=True,
+        photometric="minisblack",
+        compression="zlib",
+        metadata=metadata,
+    )
+    write_bytes(path, packed.getvalue())
+
+
+class _Messages(logging.Handler):
+    """Keeps messages."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def _no_damage(path: Path) -> Iterator[None]:
+    """Raise ImageError when tifffile found the file damaged but made something of it."""
+    messages = _Messages()
+    logger = logging.getLogger("tifffile")
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(messages)
+    try:
+        yield
+    finally:
+        logger.removeHandler(messages)
+        logger.propagate = propagate
+    if found := [text for text in messages.texts if DAMAGE.search(text)]:
+        raise ImageError(f"{path}: is truncated or damaged ({found[0][:150]}). Copy or download the file again.")
+
+
+def _ordered(
+    path: Path, stored: np.ndarray, axes: str, size: tuple[int, ...], *, alpha: bool
+) -> tuple[np.ndarray, bool]:
+    """Bring tifffile's axes to (C, Z, Y, X); also whether the file has a stack axis."""
+    if alpha:
+        stored = np.take(stored, range(stored.shape[axes.index("S")] - 1), axis=axes.index("S"))
+    kept = [i for i, name in enumerate(axes) if name in "YX" or stored.shape[i] > 1]
+    stack = [i for i in kept if axes[i] not in "YXSC"]
+    channels = [i for i in kept if axes[i] in "SC"]
+    if len(stack) > 1 or len(channels) > 1:
+        raise axes_error(path, size[::-1])
+    order = channels + stack + [axes.index("Y"), axes.index("X")]
+    dropped = [i for i in range(stored.ndim) if i not in order]
+    array = np.transpose(stored, dropped + order).reshape([stored.shape[i] for i in order])
+    array = array if channels else array[None]
+    has_stack = bool(stack) or any(axes[i] in "ZQI" for i in dropped)
+    return (array if stack else array[:, None]), has_stack
+
+
+def _read_rare_compression(path: Path, spacing: Triple) -> RawImage:
+    """LZW and the like, which tifffile leaves to an optional package and ITK reads."""
+    raw = read_itk(path)
+    array = raw.array[:-1] if raw.array.shape[0] in (2, 4) and not raw.is_series else raw.array
+    if raw.is_series:
+        raise axes_error(path, array.shape[::-1])
+    return RawImage(array=array, geometry=_geometry(array.shape, spacing, flat=raw.geometry.dimensions == 2))
+
+
+def _geometry(shape: tuple[int, ...], spacing: Triple, *, flat: bool) -> Geometry:
+    z, y, x = shape[1:]
+    return Geometry(
+        shape=(z, y, x), spacing=(1.0, *spacing[1:]) if flat else spacing, dimensions=2 if flat and z == 1 else 3
+    )
+
+
+def _spacing(path: Path, file: tifffile.TiffFile) -> Triple:
+    """Spacing (Z, Y, X) in mm from nnU-Net's side-car, OME or ImageJ metadata; 1 where nothing is known."""
+    side_car = _side_car_spacing(path)
+    if side_car is not None:
+        return side_car
+    if file.ome_metadata:
+        with contextlib.suppress(ElementTree.ParseError):
+            return _ome_spacing(file.ome_metadata)
+    if file.imagej_metadata:
+        return _imagej_spacing(file)
+    return UNKNOWN_SPACING
+
+
+def _side_car_spacing(path: Path) -> Triple | None:
+    """Spacing from ID.json beside ID_0000.tif or ID.tif.
+
+    Source: the place and form that nnU-Net's Tiff3DIO documents for 3D TIFF.
+    """
+    for stem in dict.fromkeys((re.sub(r"_\d{4}$", "", path.stem), path.stem)):
+        file = path.with_name(f"{stem}.json")
+        if not file.is_file():
+            continue
+        try:
+            z, y, x = json.loads(file.read_bytes())["spacing"]
+            return (float(z), float(y), float(x))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ImageError(
+                f'{file}: must hold {{"spacing": [z, y, x]}} in mm for {path.name}. Correct it.'
+            ) from error
+    return None
+
+
+def _ome_spacing(xml: str) -> Triple:
+    pixels = next((e for e in ElementTree.fromstring(xml).iter() if e.tag.endswith("}Pixels")), None)
+    if pixels is None:
+        return UNKNOWN_SPACING
+    values = []
+    for axis in "ZYX":
+        size = pixels.get(f"PhysicalSize{axis}")
+        unit = pixels.get(f"PhysicalSize{axis}Unit", "\u00b5m")  # OME's default
+        values.append(_positive(float(size)) * MILLIMETRES.get(unit, 1.0) if size else 1.0)
+    return (values[0], values[1], values[2])
+
+
+def _imagej_spacing(file: tifffile.TiffFile) -> Triple:
+    """ImageJ keeps the slice distance in its metadata and pixels per unit in the resolution tags."""
+    metadata = file.imagej_metadata or {}
+    depth = _positive(float(metadata.get("spacing", 1.0)))
+    scale = MILLIMETRES.get(str(metadata.get("unit", "pixel")).replace("\\u00B5", "\u00b5"))
+    if scale is None:
+        return (depth, 1.0, 1.0)
+
+    tags = file.pages.first.tags
+
+    def size(tag: str) -> float:
+        if tag not in tags:
+            return 1.0
+        pixels, units = tags[tag].value
+        return _positive(units / pixels if pixels else 0.0)
+
+    return (depth * scale, size("YResolution") * scale, size("XResolution") * scale)
+
+
+def _positive(value: float) -> float:
+    """A length, or 1 where the file has nonsense."""
+    return value if math.isfinite(value) and value > 0 else 1.0

@@ -1,0 +1,237 @@
+"""Random changes of training windows: what to do is drawn first, as plain numbers, and done afterwards."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from masam_auto.core.plan import AugmentationPlan, Range
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Augmentation:
+    """What is done to one window; the defaults do nothing.
+
+    `rotation` and `shear` are in degrees, `scale` enlarges what is shown, `translation` (rows, columns) moves it by a
+    share of the canvas, `flips` names the axes (0 slices, 1 rows, 2 columns) that are reversed. `intensity` holds
+    names of AUGMENTATIONS with their strengths, in order. `erased` (top, bottom, left, right) is a box in shares of
+    the canvas. `seed` is for the noise.
+    """
+
+    rotation: float = 0.0
+    shear: float = 0.0
+    scale: float = 1.0
+    translation: tuple[float, float] = (0.0, 0.0)
+    flips: tuple[int, ...] = ()
+    intensity: tuple[tuple[str, float], ...] = ()
+    erased: tuple[float, float, float, float] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """Which part of a preprocessed slice the canvas shows before augmentation.
+
+    Canvas pixel centre u (rows or columns) shows preprocessed coordinate (u - (side - 1) / 2) / magnification + centre.
+    `spacing` (rows, columns) in mm keeps rotations true where pixels are not square.
+    """
+
+    canvas: tuple[int, int]
+    magnification: float
+    centre: tuple[float, float]
+    spacing: tuple[float, float] = (1.0, 1.0)
+
+
+IDENTITY = Augmentation()
+
+
+def draw_augmentation(
+    plan: AugmentationPlan, mirror_axes: tuple[int, ...], generator: np.random.Generator
+) -> Augmentation:
+    """Draw one window's augmentation.
+
+    Args:
+        plan: ranges and probabilities.
+        mirror_axes: axes that may be flipped, each half of the time.
+        generator: the only source of randomness.
+    """
+    moved = generator.random() < plan.spatial_probability
+    rotation, shear = _uniform(plan.rotation, generator), _uniform(plan.shear, generator)
+    scale = math.exp(_uniform((math.log(plan.scaling[0]), math.log(plan.scaling[1])), generator))
+    translation = (_uniform(plan.translation, generator), _uniform(plan.translation, generator))
+    flips = tuple(axis for axis in mirror_axes if generator.random() < 0.5)
+    ranges: dict[str, Range] = {
+        "gamma": plan.gamma,
+        "contrast": plan.contrast,
+        "brightness": plan.brightness,
+        "sharpness": plan.sharpness,
+        "posterise": (float(plan.posterise[0]), float(plan.posterise[1])),
+        "noise": plan.noise,
+    }
+    intensity = tuple(
+        (name, _uniform(bounds, generator))
+        for name, bounds in ranges.items()
+        if generator.random() < plan.intensity_probability
+    )
+    erased = _draw_box(plan.erasing, generator) if generator.random() < plan.erasing_probability else None
+    seed = int(generator.integers(2**31))
+    if not moved:
+        return Augmentation(flips=flips, intensity=intensity, erased=erased, seed=seed)
+    return Augmentation(
+        rotation=rotation, shear=shear, scale=scale, translation=translation,
+        flips=flips, intensity=intensity, erased=erased, seed=seed,
+    )  # fmt: skip
+
+
+def apply_augmentation(
+    image: torch.Tensor, labels: torch.Tensor, view: View, augmentation: Augmentation
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Show a window on the canvas, changed as drawn; all slices alike.
+
+    Intensities change before the window is laid on the canvas, so that padding stays zero, as it is in prediction,
+    and noise and sharpness act on the pixels that were acquired. Everything spatial is one resampling.
+
+    Args:
+        image: (N, C, h, w) float32, preprocessed slices.
+        labels: (N, h, w) label values.
+        view: what the canvas shows.
+        augmentation: what to change.
+
+    Returns:
+        image (N, C, H, W) float32, bilinear, zero outside; labels (N, H, W) int16, nearest, background outside.
+    """
+    if 0 in augmentation.flips:
+        image, labels = image.flip(0), labels.flip(0)
+    matrix = _canvas_to_slice(view, augmentation)
+    rows, columns = _needed(matrix, view, (image.shape[-2], image.shape[-1]))
+    image, labels = image[..., rows, columns], labels[..., rows, columns]
+    centre = (view.centre[0] - rows.start, view.centre[1] - columns.start)
+    generator = np.random.default_rng(augmentation.seed)
+    for name, strength in augmentation.intensity:
+        image = AUGMENTATIONS[name](image, strength, generator)
+    count, channels = image.shape[:2]
+    grid = _sampling_grid(matrix, centre, view, (image.shape[-2], image.shape[-1]))
+    shown = F.grid_sample(
+        image.flatten(0, 1).unsqueeze(0), grid, mode="bilinear", padding_mode="zeros", align_corners=False
+    ).view(count, channels, *view.canvas)
+    classes = F.grid_sample(
+        labels.unsqueeze(0).float(), grid, mode="nearest", padding_mode="zeros", align_corners=False
+    )[0]
+    if augmentation.erased is not None:
+        shown = _erase(shown, augmentation.erased)
+    return shown, classes.to(torch.int16)
+
+
+def gamma(image: torch.Tensor, strength: float, generator: np.random.Generator) -> torch.Tensor:
+    """Raise to a power between each channel's lowest and highest value, which stay as they are."""
+    lowest, highest = _limits(image)
+    width = (highest - lowest).clamp(min=1e-6)
+    return ((image - lowest) / width).clamp(min=0).pow(strength) * width + lowest
+
+
+def contrast(image: torch.Tensor, strength: float, generator: np.random.Generator) -> torch.Tensor:
+    """Stretch about each channel's mean, within its own limits. Source: the limits are batchgenerators'."""
+    lowest, highest = _limits(image)
+    mean = image.mean((0, 2, 3), keepdim=True)
+    return torch.clamp((image - mean) * strength + mean, lowest, highest)
+
+
+def brightness(image: torch.Tensor, strength: float, generator: np.random.Generator) -> torch.Tensor:
+    """Add `strength` of each channel's standard deviation."""
+    return image + strength * _deviation(image)
+
+
+def sharpness(image: torch.Tensor, strength: float, generator: np.random.Generator) -> torch.Tensor:
+    """Unsharp mask: add `strength` of what a 3 x 3 mean takes away; -1 is the mean itself."""
+    smooth = F.avg_pool2d(image, 3, stride=1, padding=1, count_include_pad=False)
+    return image + strength * (image - smooth)
+
+
+def posterise(image: torch.Tensor, strength: float, generator: np.random.Generator) -> torch.Tensor:
+    """Round to `strength` grey levels between each channel's lowest and highest value."""
+    lowest, highest = _limits(image)
+    step = (highest - lowest).clamp(min=1e-6) / max(round(strength) - 1, 1)
+    return ((image - lowest) / step).round() * step + lowest
+
+
+def noise(image: torch.Tensor, strength: float, generator: np.random.Generator) -> torch.Tensor:
+    """Add Gaussian noise of `strength` times each channel's standard deviation."""
+    values = torch.from_numpy(generator.standard_normal(tuple(image.shape), dtype=np.float32))
+    return image + values * (strength * _deviation(image))
+
+
+Change = Callable[[torch.Tensor, float, np.random.Generator], torch.Tensor]
+AUGMENTATIONS: dict[str, Change] = {
+    "gamma": gamma,
+    "contrast": contrast,
+    "brightness": brightness,
+    "sharpness": sharpness,
+    "posterise": posterise,
+    "noise": noise,
+}
+
+
+def _uniform(bounds: Range, generator: np.random.Generator) -> float:
+    return float(generator.uniform(bounds[0], bounds[1]))
+
+
+def _draw_box(sides: Range, generator: np.random.Generator) -> tuple[float, float, float, float]:
+    height, width = _uniform(sides, generator), _uniform(sides, generator)
+    top, left = float(generator.uniform(0, 1 - height)), float(generator.uniform(0, 1 - width))
+    return (top, top + height, left, left + width)
+
+
+def _limits(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return image.amin((0, 2, 3), keepdim=True), image.amax((0, 2, 3), keepdim=True)
+
+
+def _deviation(image: torch.Tensor) -> torch.Tensor:
+    return image.std((0, 2, 3), keepdim=True, correction=0)
+
+
+def _canvas_to_slice(view: View, augmentation: Augmentation) -> np.ndarray:
+    """(2, 3) matrix from canvas offsets (rows, columns, 1), from its middle, to slice offsets from the view's centre."""
+    angle, skew = math.radians(augmentation.rotation), math.tan(math.radians(augmentation.shear))
+    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    flip = np.diag([-1.0 if axis in augmentation.flips else 1.0 for axis in (1, 2)])
+    to_mm = np.diag(view.spacing)
+    linear = np.linalg.inv(to_mm) @ turn @ np.array([[1.0, skew], [0.0, 1.0]]) @ flip @ to_mm
+    linear /= augmentation.scale * view.magnification
+    shift = np.multiply(augmentation.translation, view.canvas)
+    return np.concatenate([linear, -(linear @ shift)[:, None]], axis=1)
+
+
+def _needed(matrix: np.ndarray, view: View, size: tuple[int, int]) -> tuple[slice, slice]:
+    """The rows and columns of the slice that the canvas can show, so that the rest need not be computed on."""
+    half = np.subtract(view.canvas, 1) / 2
+    corners = np.array([(r, c, 1.0) for r in (-half[0], half[0]) for c in (-half[1], half[1])])
+    places = corners @ matrix.T + np.asarray(view.centre)
+    bounds = []
+    for axis in (0, 1):
+        low = int(np.clip(np.floor(places[:, axis].min()) - 1, 0, size[axis] - 1))
+        high = int(np.clip(np.ceil(places[:, axis].max()) + 2, low + 1, size[axis]))
+        bounds.append(slice(low, high))
+    return bounds[0], bounds[1]
+
+
+def _sampling_grid(matrix: np.ndarray, centre: tuple[float, float], view: View, size: tuple[int, int]) -> torch.Tensor:
+    """(1, H, W, 2) grid for `grid_sample`: for each canvas pixel (x, y) in the slice's [-1, 1] from edge to edge."""
+    (height, width), (h, w) = view.canvas, size
+    (a, b, e), (c, d, f) = matrix
+    theta = [
+        [d * width / w, c * height / w, (2 * (f + centre[1]) + 1) / w - 1],
+        [b * width / h, a * height / h, (2 * (e + centre[0]) + 1) / h - 1],
+    ]
+    return F.affine_grid(torch.tensor([theta], dtype=torch.float32), [1, 1, height, width], align_corners=False)
+
+
+def _erase(image: torch.Tensor, box: tuple[float, float, float, float]) -> torch.Tensor:
+    height, width = image.shape[-2:]
+    rows = slice(round(box[0] * height), round(box[1] * height))
+    columns = slice(round(box[2] * width), round(box[3] * width))
+    image = image.clone()
+    image[..., rows, columns] = 0
+    return image

@@ -1,0 +1,129 @@
+"""Batches of windows, prepared in this process or by worker processes, in the same order either way."""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Iterator
+from typing import Any, Self
+
+import numpy as np
+import psutil
+import torch
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+
+from masam_auto.core.errors import MasamError, ModelError
+from masam_auto.learning.sampling import CaseStore, Sampling, make_window
+
+CACHE_SHARE = 0.25
+
+
+class BatchLoader:
+    """Makes batch after batch; what batchgenerators' augmenters draw from.
+
+    Batch `number` counts from the start of training. Of several workers, the one called `thread` makes every
+    `workers`-th batch. A failure travels to the training process as an item of its own.
+    """
+
+    def __init__(
+        self, store: CaseStore, sampling: Sampling, *, batch_size: int, per_epoch: int, first: int, workers: int
+    ) -> None:
+        """Start at batch `first`; `per_epoch` batches make an epoch."""
+        self.store, self.sampling = store, sampling
+        self.batch_size, self.per_epoch = batch_size, per_epoch
+        self.next_number, self.step = first, max(workers, 1)
+
+    def set_thread_id(self, thread: int) -> None:
+        """Called by batchgenerators in the worker process: take its share, one thread, and end with the parent."""
+        self.next_number += thread
+        torch.set_num_threads(1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        """{"data": (B, N, C, H, W) float32, "target": (B, N, H, W) int16} or {"error": text, "mendable": bool}."""
+        epoch, within = divmod(self.next_number, self.per_epoch)
+        self.next_number += self.step
+        try:
+            return make_batch(self.store, self.sampling, epoch, within * self.batch_size, self.batch_size)
+        except MasamError as error:
+            return {"error": str(error), "mendable": True}
+        except Exception:  # a bug: its traceback must cross the process boundary as text
+            return {"error": traceback.format_exc(), "mendable": False}
+
+
+def make_batch(store: CaseStore, sampling: Sampling, epoch: int, first: int, size: int) -> dict[str, Any]:
+    """Windows `first` to `first + size` of an epoch. Numpy arrays, because they need no shared memory to travel."""
+    windows = [make_window(store, sampling, epoch, first + place) for place in range(size)]
+    return {
+        "data": np.stack([image.numpy() for image, _ in windows]),
+        "target": np.stack([labels.numpy() for _, labels in windows]),
+    }
+
+
+@contextlib.contextmanager
+def open_batches(loader: BatchLoader, workers: int) -> Iterator[Iterator[dict[str, np.ndarray]]]:
+    """Iterate over a loader's batches, in `workers` processes or, with 0, in this one.
+
+    Raises (while iterating):
+        MasamError: a case could not be read.
+        RuntimeError: a bug in a worker, with its traceback, or a worker that was killed.
+    """
+    if workers == 0:
+        yield _checked(SingleThreadedAugmenter(loader, None))
+        return
+    with _spawning():
+        augmenter = MultiThreadedAugmenter(loader, None, num_processes=workers, wait_time=0.002)
+        augmenter.restart()
+    try:
+        batches = _checked(augmenter)
+        first = next(batches)  # so that the start of the workers is not taken for waiting
+        yield itertools.chain([first], batches)
+    finally:
+        augmenter._finish()  # batchgenerators has no public name for it
+
+
+def cache_memory(workers: int) -> float:
+    """Bytes of preprocessed arrays that each process may keep in memory: a quarter of what is free, between them."""
+    return CACHE_SHARE * psutil.virtual_memory().available / max(workers, 1)
+
+
+def _checked(source: Iterator[dict[str, Any]]) -> Iterator[dict[str, np.ndarray]]:
+    while True:
+        try:
+            batch = next(source)
+        except RuntimeError as error:
+            raise RuntimeError(
+                "a process that prepares windows died, most often for want of memory. "
+                "Try fewer workers, or --workers 0 to prepare them in the training process."
+            ) from error
+        if "error" in batch:
+            if batch["mendable"]:
+                raise ModelError(batch["error"])
+            raise RuntimeError(f"preparing training windows failed:\n{batch['error']}")
+        yield batch
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _spawning() -> Iterator[None]:
+    """Let batchgenerators start fresh processes: forking a process with running threads can hang."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        yield
+    finally:
+        multiprocessing.set_start_method(before, force=True)

@@ -1,0 +1,251 @@
+"""Checkpoints: folders of safetensors and JSON that appear whole, never unpickled.
+
+    checkpoint_latest/  model.safetensors     what was learned, averaged; its header says of which plan
+                        training.safetensors  the weights in training and the optimisers' state
+                        checkpoint.json       how far training is, and the checksums of the two files
+    checkpoint_best/    the same, of the epoch with the best validation
+
+No generator's state is among them: every draw is seeded by its own numbers (see `learning.sampling`), and torch's
+generator is seeded anew for every epoch.
+"""
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from masam_auto.core.errors import MasamError, ModelError, OutputError
+from masam_auto.core.jsonio import WRITE_FAILURES, decode, digest, read_json, to_plain, write_json
+from masam_auto.core.plan import Configuration, NetworkPlan, Plan
+
+logger = logging.getLogger(__name__)
+
+LATEST, PREVIOUS, BEST = "checkpoint_latest", "checkpoint_previous", "checkpoint_best"
+MODEL_FILE, TRAINING_FILE, STATE_FILE = "model.safetensors", "training.safetensors", "checkpoint.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelHeader:
+    """What a model file says of itself. `frozen_digest` is of the SAM weights it stands on, or None."""
+
+    version: int = 1
+    dataset_name: str
+    configuration: str
+    fold: str
+    plan_digest: str
+    frozen_digest: str | None
+    epoch: int
+    network: NetworkPlan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingState:
+    """How far a training is: finished epochs and steps, what it used, and its validation so far."""
+
+    version: int = 1
+    epoch: int = 0
+    step: int = 0
+    wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    budget: str | None = None
+    finished: bool = False
+    smoothed_dice: float | None = None
+    best_dice: float | None = None
+    checksums: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """All of a checkpoint. `model` is the averaged weights, `weights` those in training.
+
+    `optimizers` holds each optimiser's `state_dict()["state"]`: parameter number -> name -> tensor.
+    """
+
+    header: ModelHeader
+    state: TrainingState
+    model: dict[str, torch.Tensor]
+    weights: dict[str, torch.Tensor]
+    optimizers: tuple[dict[int, dict[str, torch.Tensor]], ...]
+
+
+def plan_digest(plan: Plan, configuration: Configuration) -> str:
+    """Digest of what a training depends on: the configuration, the network, the training and the channels."""
+    parts = (configuration, plan.network, plan.training, plan.channel_names)
+    return digest([to_plain(part) for part in parts])
+
+
+def save_checkpoint(fold_folder: Path, checkpoint: Checkpoint, *, best: bool) -> None:
+    """Write the latest checkpoint, which may also be the best; each is, at every moment, the old or the new one, whole.
+
+    A new one is written beside the old one and renamed. Between the two renames the old one is called
+    checkpoint_previous, where `load_checkpoint` finds it. The best comes first: then it is never behind what the
+    latest says of it.
+
+    Raises:
+        OutputError: no space or no permission; what was there has been kept.
+    """
+    with _new_folder(fold_folder / (BEST if best else LATEST)) as new:
+        metadata = {"masam_auto": msgspec.json.encode(checkpoint.header).decode()}
+        save_file(_on_cpu(checkpoint.model), new / MODEL_FILE, metadata=metadata)
+        training = {f"weights/{name}": tensor for name, tensor in checkpoint.weights.items()}
+        for number, states in enumerate(checkpoint.optimizers):
+            for index, entry in states.items():
+                training |= {f"optimizer/{number}/{index}/{name}": tensor for name, tensor in entry.items()}
+        save_file(_on_cpu(training), new / TRAINING_FILE)
+        checksums = {name: _checksum(new / name) for name in (MODEL_FILE, TRAINING_FILE)}
+        write_json(new / STATE_FILE, replace(checkpoint.state, checksums=checksums))
+        for name in (MODEL_FILE, TRAINING_FILE):
+            shutil.copymode(new / STATE_FILE, new / name)  # safetensors lets only the owner read
+    if best:
+        with _new_folder(fold_folder / LATEST) as new:
+            for name in (MODEL_FILE, TRAINING_FILE, STATE_FILE):
+                _link(fold_folder / BEST / name, new / name)
+
+
+def has_checkpoint(fold_folder: Path) -> bool:
+    """Whether a training has left a checkpoint in the folder of its fold."""
+    return any((fold_folder / name / STATE_FILE).is_file() for name in (LATEST, PREVIOUS, BEST))
+
+
+def load_checkpoint(fold_folder: Path) -> Checkpoint:
+    """Load the latest checkpoint that is whole: the latest, the one before it, or the best.
+
+    Raises:
+        ModelError: there is none, or all are damaged.
+    """
+    problems = []
+    for name in (LATEST, PREVIOUS, BEST):
+        folder = fold_folder / name
+        if not folder.is_dir():
+            continue
+        try:
+            loaded = _load(folder)
+        except MasamError as error:
+            problems.append(str(error))
+            logger.warning("%s Trying an older checkpoint.", error)
+            continue
+        return loaded
+    if problems:
+        raise ModelError(f"{fold_folder}: no checkpoint can be read. Train the fold again with --overwrite.")
+    raise ModelError(f"{fold_folder} holds no checkpoint to continue from. Leave out --c to start the training.")
+
+
+def read_model(folder: Path) -> tuple[ModelHeader, dict[str, torch.Tensor]]:
+    """Read the model of one checkpoint folder, e.g. fold_0/checkpoint_latest.
+
+    Returns:
+        its header and its tensors on the CPU, for `learning.weights.load_tensors`.
+
+    Raises:
+        ModelError: missing, damaged or written by a newer version.
+    """
+    path = folder / MODEL_FILE
+    if not path.is_file():
+        raise ModelError(f"{path} is missing. Train the fold first.")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is damaged ({error}).") from error
+    if "masam_auto" not in metadata:
+        raise ModelError(f"{path} is not a model of masam_auto's: its header is missing.")
+    plain = msgspec.json.decode(metadata["masam_auto"])
+    if plain.get("version", 0) > ModelHeader.__dataclass_fields__["version"].default:
+        raise ModelError(f"{path} was written by a newer version of masam_auto. Update masam_auto.")
+    return decode(plain, ModelHeader, where=str(path)), tensors
+
+
+def remove_leftovers(fold_folder: Path) -> None:
+    """Remove half-written checkpoints that a killed run left, and the previous one where the latest is whole."""
+    for path in fold_folder.glob(".partial-*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    if (fold_folder / LATEST).is_dir():
+        shutil.rmtree(fold_folder / PREVIOUS, ignore_errors=True)
+
+
+def _load(folder: Path) -> Checkpoint:
+    state = read_json(folder / STATE_FILE, TrainingState, what="checkpoint")
+    for name, checksum in state.checksums.items():
+        if not (folder / name).is_file() or _checksum(folder / name) != checksum:
+            raise ModelError(f"{folder / name} is damaged: it is not what was written.")
+    header, model = read_model(folder)
+    weights: dict[str, torch.Tensor] = {}
+    optimizers: dict[int, dict[int, dict[str, torch.Tensor]]] = {}
+    for key, tensor in load_file(folder / TRAINING_FILE).items():
+        kind, _, rest = key.partition("/")
+        if kind == "weights":
+            weights[rest] = tensor
+        else:
+            number, index, name = rest.split("/", 2)
+            optimizers.setdefault(int(number), {}).setdefault(int(index), {})[name] = tensor
+    ordered = tuple(optimizers[number] for number in sorted(optimizers))
+    return Checkpoint(header=header, state=state, model=model, weights=weights, optimizers=ordered)
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which takes its place when the block ends without an error."""
+    new = folder.with_name(f".partial-{os.getpid()}-{secrets.token_hex(4)}-{folder.name}")
+    try:
+        new.mkdir(parents=True)
+        yield new
+        for path in (*new.iterdir(), new):
+            _sync(path)
+        previous = folder.with_name(PREVIOUS if folder.name == LATEST else f".partial-old-{folder.name}")
+        if folder.is_dir():
+            shutil.rmtree(previous, ignore_errors=True)
+            folder.rename(previous)
+        new.rename(folder)
+        shutil.rmtree(previous, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in WRITE_FAILURES:
+            raise
+        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
+        raise OutputError(
+            f"cannot write {folder}: {reason}. Free some space or choose another folder; the checkpoint that was "
+            "there has been kept. Continue with --c."
+        ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    # cloned, because safetensors refuses tensors that share memory
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _checksum(path: Path) -> int:
+    total = 0
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 22):
+            total = zlib.crc32(block, total)
+    return total
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

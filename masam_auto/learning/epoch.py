@@ -1,0 +1,222 @@
+"""One epoch of training, and the look at the validation windows after it."""
+
+import resource  # POSIX, as the rest of the package
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import psutil
+import torch
+from tqdm import tqdm
+
+from masam_auto.core.errors import ModelError
+from masam_auto.core.labels import Labels
+from masam_auto.core.plan import Configuration, TrainingPlan
+from masam_auto.learning.batches import make_batch
+from masam_auto.learning.device import autocast
+from masam_auto.learning.loss import choose_loss, decide, targets
+from masam_auto.learning.optimizer import set_rate
+from masam_auto.learning.sampling import CaseStore, Sampling
+from masam_auto.learning.schedule import Budget, rate_share
+from masam_auto.learning.weights import WeightAverage
+from masam_auto.network.masam import MaSam
+
+Batches = Iterator[dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learner:
+    """What training changes in place: the network, its optimisers, and the running average of its weights.
+
+    `tensors` are the network's learned ones, by name; they share its memory.
+    """
+
+    network: MaSam
+    tensors: dict[str, torch.Tensor]
+    optimizers: tuple[torch.optim.Optimizer, ...]
+    average: WeightAverage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochResult:
+    """What an epoch did: updates, mean loss, learning rate of its last step, windows, seconds, and those spent waiting."""
+
+    steps: int
+    loss: float
+    learning_rate: float
+    windows: int
+    seconds: float
+    waited: float
+
+
+@dataclass(kw_only=True)
+class Clock:
+    """Seconds that a training has used, earlier sessions included: wall clock, and CPU of all its processes."""
+
+    earlier_wall: float = 0.0
+    earlier_cpu: float = 0.0
+    _wall: float = field(default_factory=time.perf_counter)
+    _cpu: float = field(default_factory=time.process_time)
+    _workers: list[psutil.Process] = field(default_factory=list)
+
+    def watch_workers(self) -> None:
+        """Count the child processes that there are now; what they have used so far is counted too."""
+        self._workers = psutil.Process().children(recursive=True)
+
+    @property
+    def wall(self) -> float:
+        """Seconds of wall clock."""
+        return self.earlier_wall + time.perf_counter() - self._wall
+
+    @property
+    def cpu(self) -> float:
+        """CPU-seconds of this process, all its threads, and the workers."""
+        return self.earlier_cpu + time.process_time() - self._cpu + sum(map(_cpu_seconds, self._workers))
+
+
+def train_epoch(
+    learner: Learner,
+    batches: Batches,
+    training: TrainingPlan,
+    configuration: Configuration,
+    labels: Labels,
+    *,
+    epoch: int,
+    first_step: int,
+    budget: Budget,
+    clock: Clock,
+    check_stop: Callable[[], None],
+) -> EpochResult:
+    """Train for an epoch, or for what is left of the budget.
+
+    torch's generators (dropout) are seeded by the plan's seed and the epoch, so that a resumed training equals an
+    uninterrupted one.
+
+    Args:
+        learner: is changed in place.
+        batches: endless.
+        training, configuration, labels: how, on what, and what for.
+        epoch: its number from 0.
+        first_step: updates made before.
+        budget, clock: decide learning rate and end.
+        check_stop: called before every step; raises to stop.
+
+    Raises:
+        ModelError: the loss is no number any more.
+    """
+    torch.manual_seed(int(np.random.SeedSequence([training.seed, epoch]).generate_state(1)[0]))
+    loss_function = choose_loss(training.loss)
+    device = next(learner.network.parameters()).device
+    started, waited, losses, share = time.perf_counter(), 0.0, [], 1.0
+    with tqdm(
+        total=training.steps_per_epoch, desc=f"epoch {epoch}", leave=False, disable=not sys.stderr.isatty()
+    ) as bar:
+        for step in range(first_step, first_step + training.steps_per_epoch):
+            progress = budget.progress(steps=step, wall=clock.wall, cpu=clock.cpu)
+            if progress >= 1:
+                break
+            check_stop()
+            share = rate_share(training, progress)
+            set_rate(learner.optimizers, share)
+            total = 0.0
+            for _ in range(configuration.accumulation):
+                asked = time.perf_counter()
+                batch = next(batches)
+                waited += time.perf_counter() - asked
+                data, target = (torch.from_numpy(batch[name]).to(device) for name in ("data", "target"))
+                with autocast(device, training.precision):
+                    logits = learner.network(data)
+                loss = loss_function(logits, target, labels, training.loss_weights) / configuration.accumulation
+                loss.backward()
+                total += loss.item()
+            _check_finite(total, step, share * training.learning_rate)
+            update(learner, training.gradient_clip, step + 1)
+            losses.append(total)
+            bar.update()
+    return EpochResult(
+        steps=len(losses),
+        loss=float(np.mean(losses)) if losses else 0.0,
+        learning_rate=share * training.learning_rate,
+        windows=len(losses) * configuration.accumulation * configuration.batch_size,
+        seconds=time.perf_counter() - started,
+        waited=waited,
+    )
+
+
+def update(learner: Learner, gradient_clip: float, step: int) -> None:
+    """One update from the gradients at hand: clip, step, average. `step` counts from 1; clip 0 switches clipping off."""
+    if gradient_clip > 0:
+        learning = [parameter for parameter in learner.network.parameters() if parameter.grad is not None]
+        torch.nn.utils.clip_grad_norm_(learning, gradient_clip, foreach=True)
+    for optimizer in learner.optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    learner.average.update(learner.tensors, step)
+
+
+@torch.no_grad()
+def judge_windows(
+    learner: Learner,
+    store: CaseStore,
+    sampling: Sampling,
+    labels: Labels,
+    *,
+    precision: str,
+    batch_size: int,
+    batches: int,
+    check_stop: Callable[[], None],
+) -> dict[str, float | None]:
+    """Dice by class of the averaged weights on a fixed set of windows, their voxels counted together.
+
+    A cheap look at the validation cases, not their score: no tiles, no averaging, and voxels in several windows count
+    several times. None where neither truth nor prediction has the class.
+    """
+    network = learner.network
+    device = next(network.parameters()).device
+    shared, sizes = np.zeros(labels.num_outputs), np.zeros(labels.num_outputs)
+    with learner.average.shown_by(learner.tensors):
+        network.eval()
+        try:
+            for number in range(batches):
+                check_stop()
+                batch = make_batch(store, sampling, 0, number * batch_size, batch_size)
+                data, target = (torch.from_numpy(batch[name]).to(device) for name in ("data", "target"))
+                with autocast(device, precision):
+                    predicted = decide(network(data).float(), labels)
+                truth = targets(target, labels)
+                if labels.ignore is not None:
+                    predicted &= (target != labels.ignore).unsqueeze(2)
+                shared = shared + (predicted & truth).sum((0, 1, 3, 4)).cpu().numpy()
+                sizes = sizes + (predicted.sum((0, 1, 3, 4)) + truth.sum((0, 1, 3, 4))).cpu().numpy()
+        finally:
+            network.train()
+    places = enumerate(labels.foreground) if labels.has_regions else ((v[0], n) for n, v in labels.foreground.items())
+    return {name: 2 * float(shared[at]) / float(sizes[at]) if sizes[at] else None for at, name in places}
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory so far: the GPU's where it is one, else this process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.Error:  # it has ended
+        return 0.0
+    return times.user + times.system
+
+
+def _check_finite(loss: float, step: int, rate: float) -> None:
+    if not np.isfinite(loss):
+        raise ModelError(
+            f"the loss is {loss} at step {step} (learning rate {rate:.2g}); the last saved epoch is unharmed. Train with "
+            f"a lower rate (--set training.learning_rate={rate / 3:.1g}) or --set training.precision=float32; if it "
+            "happens at once, look for extreme values in the images (masam_plan_and_preprocess "
+            "--verify_dataset_integrity)."
+        )

@@ -1,0 +1,183 @@
+"""Trained models on disk: which there are, and which one is meant."""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from masam_auto.core.dataset import DatasetDescription, read_description
+from masam_auto.core.errors import ModelError
+from masam_auto.core.jsonio import read_json
+from masam_auto.core.paths import DATASET_NAME, find_dataset_name
+from masam_auto.core.plan import Configuration, Plan
+from masam_auto.learning.checkpoint import BEST, LATEST, plan_digest, read_model
+from masam_auto.network.build import build_network, load_trainable_state
+from masam_auto.network.masam import MaSam
+
+logger = logging.getLogger(__name__)
+
+FOLD = re.compile(r"fold_(\d+|all)")
+CHECKPOINTS = {"best": BEST, "latest": LATEST}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainedModel:
+    """One trained configuration.
+
+    `folder` is results/<data set>/<plan>__<configuration>; `folds` are those with a checkpoint.
+    """
+
+    folder: Path
+    dataset_name: str
+    plan_name: str
+    configuration: str
+    folds: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        folds = ", ".join(map(str, self.folds)) or "none"
+        return f"{self.dataset_name}, configuration {self.configuration}, plan {self.plan_name}, folds {folds} ({self.folder})"
+
+
+def find_models(results: Path) -> tuple[TrainedModel, ...]:
+    """All models below the results folder that have a plan and at least one checkpoint."""
+    if not results.is_dir():
+        return ()
+    datasets = [path for path in sorted(results.iterdir()) if path.is_dir() and DATASET_NAME.fullmatch(path.name)]
+    folders = [folder for dataset in datasets for folder in sorted(dataset.iterdir()) if "__" in folder.name]
+    models = [_describe(folder) for folder in folders if (folder / "plan.json").is_file()]
+    return tuple(model for model in models if model.folds)
+
+
+def choose_model(
+    results: Path,
+    *,
+    dataset: str | None = None,
+    configuration: str | None = None,
+    plan_name: str | None = None,
+    folder: Path | None = None,
+) -> TrainedModel:
+    """The only model that fits what is said of it.
+
+    Args:
+        results: root of the results.
+        dataset: number, name or path of the data set.
+        configuration: name of the configuration.
+        plan_name: name of the plan.
+        folder: the model's own folder; then nothing else is looked at.
+
+    Raises:
+        ModelError: none fits, or several do; the message lists what there is.
+        DatasetError: the data set is unknown.
+    """
+    if folder is not None:
+        if not (folder / "plan.json").is_file():
+            raise ModelError(f"{folder} is no trained model: it has no plan.json. Give a folder such as "
+                             "results/DatasetXXX_Name/masam__axis0.")  # fmt: skip
+        return _describe(folder.absolute())
+    models = find_models(results)
+    if not models:
+        raise ModelError(f"no trained model below {results}. Train one (masam_train), or give --results or -m FOLDER.")
+    name = find_dataset_name(Path(dataset).name, [results]) if dataset is not None else None
+    wanted = {"dataset_name": name, "configuration": configuration, "plan_name": plan_name}
+    fitting = [
+        model for model in models if all(value in (None, getattr(model, field)) for field, value in wanted.items())
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    said = ", ".join(f"{field.removesuffix('_name')} {value}" for field, value in wanted.items() if value)
+    if fitting:
+        listed = "\n".join(f"  - {model}" for model in fitting)
+        raise ModelError(f"several trained models fit; choose with -d, -c, -p or -m:\n{listed}")
+    listed = "\n".join(f"  - {model}" for model in models)
+    raise ModelError(f"no trained model with {said}. There are:\n{listed}")
+
+
+def choose_folds(model: TrainedModel, folds: Sequence[int | str] | None, checkpoint: str) -> tuple[Path, ...]:
+    """Checkpoints of the folds to average.
+
+    Args:
+        model: the model.
+        folds: None for all numbered folds that are trained ("all" where it is the only one).
+        checkpoint: "best" or "latest".
+
+    Raises:
+        ModelError: a fold has no such checkpoint; it is named.
+    """
+    if folds is None:
+        folds = [fold for fold in model.folds if fold != "all"] or list(model.folds)
+    if not folds:
+        raise ModelError(f"{model.folder} has no trained fold. Train one: masam_train {model.dataset_name} 0")
+    chosen = [checkpoint_path(model.folder / f"fold_{fold}", checkpoint) for fold in dict.fromkeys(folds)]
+    for fold, path in zip(dict.fromkeys(folds), chosen, strict=True):
+        if not path.exists():
+            trained = ", ".join(map(str, model.folds)) or "none"
+            raise ModelError(
+                f"fold {fold} of {model.folder} has no checkpoint ({path.name} is missing; folds with one: {trained}). "
+                f"Train it: masam_train {model.dataset_name} {fold} -c {model.configuration}"
+            )
+    return tuple(chosen)
+
+
+def checkpoint_path(fold_folder: Path, checkpoint: str) -> Path:
+    """Where a fold keeps its "best" or "latest" checkpoint."""
+    return fold_folder / CHECKPOINTS[checkpoint]
+
+
+def open_model(model: TrainedModel) -> tuple[Plan, DatasetDescription]:
+    """Plan and data set description that a model was trained with. Raises PlanError or DatasetError."""
+    plan = read_json(model.folder / "plan.json", Plan, what="plan")
+    return plan, read_description(model.folder / "dataset.json", name=plan.dataset_name)
+
+
+def load_networks(
+    checkpoints: Sequence[Path],
+    plan: Plan,
+    configuration: Configuration,
+    description: DatasetDescription,
+    *,
+    device: torch.device,
+) -> tuple[MaSam, ...]:
+    """Networks with the weights of checkpoints, in evaluation mode, their increments folded in.
+
+    Args:
+        checkpoints: folders such as fold_0/checkpoint_best.
+        plan, configuration, description: of the model.
+        device: where they go.
+
+    Raises:
+        ModelError: a checkpoint is missing, damaged, or of another plan.
+    """
+    networks = []
+    for folder in checkpoints:
+        header, tensors = read_model(folder)
+        if header.plan_digest != plan_digest(plan, configuration):
+            logger.warning("%s was trained with another plan than %s says", folder, folder.parents[1] / "plan.json")
+        network = build_network(
+            plan.network,
+            canvas=configuration.canvas,
+            in_channels=description.num_channels,
+            num_outputs=description.labels.num_outputs,
+        )
+        load_trainable_state(network, tensors, origin=str(folder))
+        networks.append(network.to(device).eval())
+    return tuple(networks)
+
+
+def _describe(folder: Path) -> TrainedModel:
+    plan_name, _, configuration = folder.name.partition("__")
+    found = [FOLD.fullmatch(path.name) for path in sorted(folder.iterdir())]
+    folds = [
+        int(match[1]) if match[1].isdigit() else match[1]
+        for match in found
+        if match and any(checkpoint_path(folder / match[0], kind).exists() for kind in CHECKPOINTS)
+    ]
+    return TrainedModel(
+        folder=folder,
+        dataset_name=folder.parent.name,
+        plan_name=plan_name,
+        configuration=configuration,
+        folds=tuple(sorted(folds, key=str)),
+    )

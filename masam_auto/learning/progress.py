@@ -1,0 +1,122 @@
+"""What each epoch achieved: metrics.jsonl, and a picture of it."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from masam_auto.core.errors import PlanError
+from masam_auto.core.jsonio import decode, to_plain, write_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochMetrics:
+    """One line of metrics.jsonl.
+
+    `dice` is by class, of the averaged weights on a fixed set of validation windows, all voxels counted together; None
+    where neither truth nor prediction holds the class. `wait_share` is the share of the time spent waiting for data.
+    `seconds` and `cpu_seconds` (all processes) are since the start of training; `memory_gib` is the peak, of the GPU
+    where there is one.
+    """
+
+    epoch: int
+    step: int
+    learning_rate: float
+    loss: float
+    dice: dict[str, float | None]
+    mean_dice: float | None
+    smoothed_dice: float | None
+    windows_per_second: float
+    wait_share: float
+    seconds: float
+    cpu_seconds: float
+    memory_gib: float
+
+
+def mean_dice(dice: dict[str, float | None]) -> float | None:
+    """Mean over the classes that could be judged, or None."""
+    known = [value for value in dice.values() if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def smooth_dice(before: float | None, now: float | None) -> float | None:
+    """Running mean over epochs, which the best checkpoint is chosen by. Source: nnU-Net's 0.9 and 0.1."""
+    if before is None or now is None:
+        return before if now is None else now
+    return 0.9 * before + 0.1 * now
+
+
+def describe(metrics: EpochMetrics, *, best: bool, progress: float) -> str:
+    """One line for the log; `progress` is the share of the training that is done."""
+    values = ", ".join(f"{name} {_rounded(value)}" for name, value in metrics.dice.items())
+    left = metrics.seconds / progress * (1 - progress) if progress > 0 else math.nan
+    return (
+        f"epoch {metrics.epoch}: loss {metrics.loss:.4f}, Dice {_rounded(metrics.mean_dice)} ({values})"
+        f"{', best' if best else ''}, {metrics.windows_per_second:.1f} windows/s, "
+        f"waiting for data {100 * metrics.wait_share:.1f} %, {_duration(metrics.seconds)}, {_duration(left)} left"
+    )
+
+
+def read_metrics(path: Path, *, epochs: int) -> list[EpochMetrics]:
+    """The lines of the first `epochs` epochs; a file that is missing or damaged gives what can be read."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            metrics = decode(json.loads(line), EpochMetrics, where=str(path))
+        except (ValueError, PlanError):
+            break
+        if metrics.epoch < epochs:
+            found.append(metrics)
+    return found
+
+
+def write_metrics(path: Path, metrics: Sequence[EpochMetrics]) -> None:
+    """Write metrics.jsonl whole, so that a killed run leaves no half line."""
+    lines = [json.dumps(to_plain(entry), ensure_ascii=False) for entry in metrics]
+    write_bytes(path, ("\n".join(lines) + "\n").encode())
+
+
+def draw_progress(path: Path, metrics: Sequence[EpochMetrics], *, title: str) -> None:
+    """Draw loss, Dice by class and learning rate over the epochs as a PNG."""
+    figure = Figure(figsize=(8, 9), layout="constrained")
+    FigureCanvasAgg(figure)
+    loss, dice, rate = figure.subplots(3, 1, sharex=True, height_ratios=(2, 3, 1))
+    epochs = [entry.epoch for entry in metrics]
+    loss.plot(epochs, [entry.loss for entry in metrics], color="tab:blue", marker=".")
+    _label(loss, "training loss")
+    for name in metrics[-1].dice:
+        values = [entry.dice.get(name) for entry in metrics]
+        dice.plot(epochs, [math.nan if value is None else value for value in values], label=name, alpha=0.7)
+    smoothed = [math.nan if entry.smoothed_dice is None else entry.smoothed_dice for entry in metrics]
+    dice.plot(epochs, smoothed, color="black", linewidth=2, label="mean, smoothed")
+    dice.set_ylim(0, 1)
+    dice.legend(loc="lower right", fontsize="small", ncols=2)
+    _label(dice, "Dice on validation windows")
+    rate.plot(epochs, [entry.learning_rate for entry in metrics], color="tab:grey")
+    _label(rate, "learning rate")
+    rate.set_xlabel("epoch")
+    figure.suptitle(title)
+    picture = BytesIO()
+    figure.savefig(picture, format="png", dpi=100)
+    write_bytes(path, picture.getvalue())
+
+
+def _label(axes: Axes, text: str) -> None:
+    axes.set_ylabel(text)
+    axes.grid(visible=True, alpha=0.3)
+
+
+def _rounded(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

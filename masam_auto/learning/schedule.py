@@ -1,0 +1,89 @@
+"""How long training lasts, and the share of the full learning rate along it."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from masam_auto.core.errors import PlanError
+from masam_auto.core.plan import TrainingPlan
+
+Schedule = Callable[[float, float], float]
+
+
+def poly(progress: float, exponent: float) -> float:
+    """Polynomial decay (1 - progress) ** exponent. Source: reference MA-SAM, exponent 7; nnU-Net uses 0.9."""
+    return (1 - progress) ** exponent
+
+
+def cosine(progress: float, exponent: float) -> float:
+    """Half a cosine from 1 to 0; `exponent` has no part in it."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def constant(progress: float, exponent: float) -> float:
+    """1 throughout; `exponent` has no part in it."""
+    return 1.0
+
+
+SCHEDULES: dict[str, Schedule] = {"poly": poly, "cosine": cosine, "constant": constant}
+
+
+def rate_share(training: TrainingPlan, progress: float) -> float:
+    """Share of the full learning rate that holds after a share `progress` of the training, both within [0, 1].
+
+    A linear warm-up comes first. It takes the same share of the training that `warmup_steps` are of the planned
+    number of steps, so that a training compressed to a budget warms up for as much shorter.
+
+    Raises:
+        PlanError: the plan's schedule is unknown.
+    """
+    if training.schedule not in SCHEDULES:
+        raise PlanError(f"training.schedule {training.schedule!r} is unknown; known: {', '.join(SCHEDULES)}")
+    progress = min(max(progress, 0.0), 1.0)
+    planned = training.num_epochs * training.steps_per_epoch
+    warmup = min(training.warmup_steps / planned, 1.0)
+    if progress < warmup:
+        return (progress + 1 / planned) / (warmup + 1 / planned)
+    left = (progress - warmup) / (1 - warmup) if warmup < 1 else 0.0
+    return SCHEDULES[training.schedule](left, training.schedule_exponent)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """What a training may use: `amount` steps, seconds of wall clock, or CPU-seconds of all its processes."""
+
+    kind: Literal["steps", "wall", "cpu"]
+    amount: float
+
+    def progress(self, *, steps: int, wall: float, cpu: float) -> float:
+        """Share of the budget that is used, within [0, 1]."""
+        used = {"steps": float(steps), "wall": wall, "cpu": cpu}[self.kind]
+        return min(used / self.amount, 1.0)
+
+
+FORMS = "1000cpus (CPU-seconds), 600s, 30min, 2h (wall clock), 20epochs or 500steps"
+
+
+def parse_budget(text: str | None, training: TrainingPlan) -> Budget:
+    """Read `--budget`; None gives the plan's own number of epochs.
+
+    Steps and epochs are reproducible bit by bit; with a budget of time the learning rate follows the clock, and two
+    runs differ.
+
+    Raises:
+        PlanError: not one of the known forms.
+    """
+    if text is None:
+        return Budget(kind="steps", amount=training.num_epochs * training.steps_per_epoch)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(cpus|s|min|h|epochs?|steps?)\s*", text)
+    if match is None or float(match[1]) <= 0:
+        raise PlanError(f"budget {text!r} is not understood. Give one like {FORMS}.")
+    amount, unit = float(match[1]), match[2].rstrip("s") if match[2].startswith(("ep", "st")) else match[2]
+    if unit == "cpus":
+        return Budget(kind="cpu", amount=amount)
+    if unit in ("epoch", "step"):
+        steps = amount * (training.steps_per_epoch if unit == "epoch" else 1)
+        return Budget(kind="steps", amount=max(1.0, float(round(steps))))
+    return Budget(kind="wall", amount=amount * {"s": 1, "min": 60, "h": 3600}[unit])

@@ -1,0 +1,62 @@
+"""The running average of the tensors that training changes, and the name of those that it leaves alone."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import torch
+
+from masam_auto.network.build import trainable_state_dict
+from masam_auto.network.masam import MaSam
+
+
+class WeightAverage:
+    """Exponential moving average of the learned tensors; what is validated and saved as the model.
+
+    It starts as a plain mean would, so that the first, bad weights are soon forgotten.
+
+    Source: the warm-up min(decay, (1 + step) / (10 + step)) is TensorFlow's ExponentialMovingAverage.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], *, decay: float) -> None:
+        """Start from the network's present tensors. With `decay` 0 the average is always the newest."""
+        self.decay = decay
+        self.tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def update(self, tensors: Mapping[str, torch.Tensor], step: int) -> None:
+        """Take in the network's tensors after `step` updates; whole numbers (counters) are copied."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        averaged = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
+        torch._foreach_lerp_([self.tensors[n] for n in averaged], [tensors[n] for n in averaged], 1 - decay)
+        for name in tensors.keys() - set(averaged):
+            self.tensors[name].copy_(tensors[name])
+
+    @contextlib.contextmanager
+    def shown_by(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """Put the average into the network whose tensors these are, for the time of the block."""
+        before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        _copy(self.tensors, tensors)
+        try:
+            yield
+        finally:
+            _copy(before, tensors)
+
+
+def frozen_digest(network: MaSam) -> str | None:
+    """SHA-256 of the parameters that a checkpoint leaves out, because SAM's weights give them back; None without."""
+    learned = trainable_state_dict(network)
+    frozen = {name: tensor for name, tensor in network.state_dict().items() if name not in learned}
+    if not frozen:
+        return None
+    total = hashlib.sha256()
+    for name in sorted(frozen):
+        total.update(name.encode())
+        total.update(frozen[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+@torch.no_grad()
+def _copy(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in target.items():
+        tensor.copy_(source[name])

@@ -1,0 +1,264 @@
+"""A network from a plan: its sizes, its first weights, what of it learns, and its weights by name."""
+
+import functools
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from masam_auto.core.errors import ModelError, PlanError
+from masam_auto.core.plan import NetworkPlan
+from masam_auto.network.decoder import DECODERS
+from masam_auto.network.encoder import ENCODERS, EncoderSpec
+from masam_auto.network.fact import INCREMENTS
+from masam_auto.network.masam import MaSam
+from masam_auto.network.sam import fit_state
+
+# Parts of SAM's mask decoder that start anew: their number or width belongs to the classes at hand.
+_ANEW = ("mask_tokens.", "output_hypernetworks_mlps.", "iou_prediction_head.")
+_PROMPT_PARTS = {
+    ("tokens", "none"): ("no_mask_embed.",),
+    ("tokens", "box"): ("no_mask_embed.", "point_embeddings.2.", "point_embeddings.3."),
+    ("mask", "none"): ("no_mask_embed.",),
+    ("mask", "box"): ("no_mask_embed.", "mask_downscaling."),
+}
+
+
+def build_network(
+    plan: NetworkPlan,
+    *,
+    canvas: tuple[int, int],
+    in_channels: int,
+    num_outputs: int,
+    seed: int = 0,
+    activation_checkpointing: bool = False,
+    frozen_dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> MaSam:
+    """The network that a plan describes, with random weights, marked for training, in training mode.
+
+    With `plan.weights == "sam"` the SAM weights are loaded next, by `load_sam_weights`.
+
+    Args:
+        plan: names, sizes, and what learns.
+        canvas: (height, width) in pixels, whole tokens.
+        in_channels: C.
+        num_outputs: K, background included where there is one.
+        seed: of the first weights; the same seed gives the same network on every device.
+        activation_checkpointing: recompute the encoder's blocks in the backward pass, to save memory.
+        frozen_dtype: of the encoder's frozen parameters, e.g. bfloat16 where training runs under autocast.
+        device: where the network goes; "meta" builds shapes without weights.
+
+    Raises:
+        PlanError: an unknown name, or a canvas that is not whole tokens.
+    """
+    for field, name, known in (
+        ("encoder", plan.encoder, ENCODERS),
+        ("decoder", plan.decoder, DECODERS),
+        ("increment", plan.increment, INCREMENTS),
+    ):
+        if name not in known:
+            raise PlanError(f"network.{field} {name!r} is unknown; choose one of {', '.join(known)}")
+    network = assemble(
+        ENCODERS[plan.encoder],
+        plan,
+        canvas=canvas,
+        in_channels=in_channels,
+        num_outputs=num_outputs,
+        seed=seed,
+        device=device,
+    )
+    network.image_encoder.activation_checkpointing = activation_checkpointing
+    for parameter in network.image_encoder.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(frozen_dtype)
+    return network
+
+
+def assemble(
+    spec: EncoderSpec,
+    plan: NetworkPlan,
+    *,
+    canvas: tuple[int, int],
+    in_channels: int,
+    num_outputs: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> MaSam:
+    """A network of any sizes; `build_network` for the named ones. Arguments and errors as there."""
+    stride = spec.token_stride
+    if any(side < stride or side % stride for side in canvas):
+        raise PlanError(
+            f"a canvas of {canvas[0]} x {canvas[1]} px does not fit {plan.encoder}: both sides must be multiples of "
+            f"{stride} px"
+        )
+    construct = functools.partial(
+        MaSam, spec, plan, canvas=(canvas[0], canvas[1]), in_channels=in_channels, num_outputs=num_outputs
+    )
+    if torch.device(device).type == "meta":
+        with torch.device("meta"):
+            network = construct()
+    else:
+        with torch.random.fork_rng(devices=[]):  # drawn on the CPU, so that every device starts alike
+            torch.manual_seed(seed)
+            network = construct()
+        network = network.to(device)
+    mark_trainable(network)
+    return network.train()
+
+
+def mark_trainable(network: MaSam) -> None:
+    """Freeze what the plan says, and what never receives a gradient in the plan's mode.
+
+    The increments, adapters and mask decoder learn, the rest of the image encoder only with `trained="all"`; the patch
+    embedding also for channel counts that SAM has no weights for, and the neck with `neck_trained`. Of the prompt
+    encoder learns what the prompt mode and the decoder use; SAM's IoU head is used by none.
+    """
+    plan = network.plan
+    prompt_parts = _PROMPT_PARTS[network.mask_decoder.prompt, plan.prompt]
+    for name, parameter in network.named_parameters():
+        room, _, rest = name.partition(".")
+        if room == "image_encoder":
+            parameter.requires_grad_(_encoder_learns(rest, plan, network.in_channels))
+        elif room == "prompt_encoder":
+            parameter.requires_grad_(rest.startswith(prompt_parts))
+        else:
+            parameter.requires_grad_(not rest.startswith("iou_prediction_head."))
+
+
+def _encoder_learns(name: str, plan: NetworkPlan, in_channels: int) -> bool:
+    if plan.trained == "all" or (plan.neck_trained and name.startswith("neck.")):
+        return True
+    if plan.trained == "none":
+        return False
+    inflated = in_channels not in (1, 3)
+    return (
+        name.startswith("increments.")
+        or ".adapter_" in name
+        or (inflated and name.startswith(("patch_embed.", "stem.")))
+    )
+
+
+def part_of(name: str) -> str:
+    """The part of the network that a parameter belongs to, by its name."""
+    if name.startswith("image_encoder.increments."):
+        return "increments"
+    if name.startswith("image_encoder.") and ".adapter_" in name:
+        return "adapters"
+    return {"image_encoder": "encoder", "prompt_encoder": "prompt encoder", "mask_decoder": "decoder"}[
+        name.partition(".")[0]
+    ]
+
+
+def count_parameters(network: MaSam) -> dict[str, tuple[int, int]]:
+    """Parameters and how many of them learn, for each part and in total."""
+    counts = dict.fromkeys(("encoder", "increments", "adapters", "prompt encoder", "decoder", "total"), (0, 0))
+    for name, parameter in network.named_parameters():
+        learns = parameter.numel() if parameter.requires_grad else 0
+        for part in (part_of(name), "total"):
+            total, trainable = counts[part]
+            counts[part] = (total + parameter.numel(), trainable + learns)
+    return counts
+
+
+def trainable_state_dict(network: MaSam) -> dict[str, Tensor]:
+    """What a checkpoint must hold: all that learns, and buffers; everything, when no SAM checkpoint has the rest.
+
+    The tensors share the network's memory.
+    """
+    learning = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    frozen = {name for name, _ in network.named_parameters()} - learning
+    keep_frozen = network.plan.weights == "none"
+    return {name: value for name, value in network.state_dict().items() if keep_frozen or name not in frozen}
+
+
+def load_trainable_state(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> None:
+    """Put a checkpoint's tensors back; what is frozen and not in it stays.
+
+    Raises:
+        ModelError: the checkpoint is of another network: tensors are missing, unknown or of another shape.
+    """
+    _load(network, state, set(trainable_state_dict(network)), origin)
+
+
+def load_sam_weights(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> None:
+    """Start from a SAM checkpoint: image encoder, prompt encoder, and of the mask decoder what does not count classes.
+
+    Args:
+        network: built for any canvas and channels; tables and patch embedding are fitted.
+        state: from `sam.load_sam_checkpoint`.
+        origin: the file, for messages.
+
+    Raises:
+        ModelError: the checkpoint is of another encoder.
+    """
+    own = network.state_dict()
+    wanted = {name: value for name, value in own.items() if _from_sam(name, state)}
+    fitted = fit_state(
+        state,
+        wanted,
+        encoder=network.plan.encoder,
+        global_blocks=network.spec.global_blocks,
+        origin=origin,
+    )
+    _copy(own, fitted)
+
+
+def _from_sam(name: str, state: Mapping[str, Tensor]) -> bool:
+    room, _, rest = name.partition(".")
+    if room == "image_encoder":
+        return not rest.startswith("increments.") and ".adapter_" not in rest
+    if room == "prompt_encoder":
+        return True
+    if rest.startswith("output_upscaling."):
+        return name in state  # the steps beyond SAM's own two start anew
+    return rest.startswith(("transformer.", "iou_token."))
+
+
+def load_published_checkpoint(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> None:
+    """Put the tensors of a published MA-SAM checkpoint (flat names) over a network that has its SAM weights.
+
+    Raises:
+        ModelError: the checkpoint is of another network.
+    """
+    renamed = {_published_name(name): value for name, value in state.items()}
+    own = network.state_dict()
+    expected = {name for name in own if part_of(name) != "encoder"}
+    _load(network, renamed, expected, origin)
+
+
+def _published_name(name: str) -> str:
+    """This network's name for a tensor of a published checkpoint."""
+    for letter in "qv":
+        if name.startswith(f"{letter}_FacTs_"):
+            return f"image_encoder.increments.{letter}_cores.{int(name.rpartition('_')[2])}.weight"
+    name = name.replace("image_encoder.FacTu.", "image_encoder.increments.u.")
+    name = name.replace("image_encoder.FacTv.", "image_encoder.increments.v.")
+    name = name.replace("image_encoder.ImageEncoderViT.blocks.", "image_encoder.blocks.")
+    block, marker, rest = name.partition(".Block.adapter_")
+    if not marker:
+        return name
+    module, _, tensor = rest.partition(".")
+    place = "after" if module.endswith("_2") else "before"
+    return f"{block}.adapter_{place}.{module.removesuffix('_2').removeprefix('linear_')}.{tensor}"
+
+
+def _load(network: nn.Module, state: Mapping[str, Tensor], expected: set[str], origin: str) -> None:
+    own = network.state_dict()
+    advice = "it was made by another plan or version"
+    for name in sorted(expected - set(state)):
+        raise ModelError(f"{origin}: {name} is missing; {advice}")
+    for name, value in state.items():
+        if name not in own:
+            raise ModelError(f"{origin}: {name} is unknown to this network; {advice}")
+        if value.shape != own[name].shape:
+            raise ModelError(
+                f"{origin}: {name} has shape {tuple(value.shape)}, this network needs {tuple(own[name].shape)}; {advice}"
+            )
+    _copy(own, state)
+
+
+def _copy(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in state.items():
+            own[name].copy_(value)

@@ -1,0 +1,147 @@
+"""Mask decoders: SAM's, MA-SAM's progressive one, and a multi-scale one that fuses the encoder's levels."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from masam_auto.network.encoder import ChannelNorm, EncoderSpec, Features
+from masam_auto.network.sam import MLP, MaskDecoder, TwoWayTransformer
+from masam_auto.network.stem import ConvBlock
+
+
+class TokenDecoder(MaskDecoder):
+    """SAM's mask decoder, one mask token an output: two-way transformer, upscaling, a hyper-network for each output.
+
+    Boxes reach it as SAM's sparse prompt tokens.
+    """
+
+    prompt: Literal["tokens", "mask"] = "tokens"
+
+    def __init__(self, spec: EncoderSpec, *, num_outputs: int, steps: int) -> None:
+        transformer = TwoWayTransformer(
+            depth=2, embedding_dim=spec.embedding, mlp_dim=spec.decoder_mlp, num_heads=spec.decoder_heads
+        )
+        super().__init__(
+            transformer_dim=spec.embedding,
+            transformer=transformer,
+            num_multimask_outputs=num_outputs - 1,
+            iou_head_depth=3,
+            iou_head_hidden_dim=spec.embedding,
+        )
+        self.token_stride = spec.token_stride
+        self.output_upscaling = _upscaling(spec.embedding, steps)
+        width = spec.embedding // 2 ** (steps + 1)
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            MLP(spec.embedding, spec.embedding, width, 3) for _ in range(num_outputs)
+        )
+
+    def forward(
+        self,
+        features: Features,
+        *,
+        positions: Float[Tensor, "1 c h w"],
+        sparse: Float[Tensor, "p t c"],
+        dense: Float[Tensor, "p c h w"],
+        num_slices: int,
+    ) -> Float[Tensor, "s k height width"]:
+        """Logits at canvas resolution. Prompts are for all slices (p = 1) or one set a slice (p = s)."""
+        slices, channels, height, width = features.embedding.shape
+        tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([tokens.expand(sparse.shape[0], -1, -1), sparse], dim=1)
+        queries, image = self.transformer(features.embedding + dense, positions, tokens)
+        image = image.transpose(1, 2).reshape(slices, channels, height, width)
+        upscaled = self.output_upscaling(image)
+        weights = torch.stack(
+            [mlp(queries[:, 1 + output]) for output, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
+        )
+        logits = (weights @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
+        canvas = (height * self.token_stride, width * self.token_stride)
+        if logits.shape[2:] != canvas:
+            logits = F.interpolate(logits, size=canvas, mode="bilinear", align_corners=False)
+        return logits
+
+
+def _upscaling(channels: int, steps: int) -> nn.Sequential:
+    """`steps` transposed convolutions of stride 2 with GELU, and a norm after all but the last.
+
+    Widths are c/4, c/8, c/16, ... With two steps this is SAM's upscaling, name by name.
+    """
+    layers: list[nn.Module] = []
+    for step in range(steps):
+        width = channels // 2 ** (step + 2)
+        source = channels if step == 0 else 2 * width
+        layers.append(nn.ConvTranspose2d(source, width, kernel_size=2, stride=2))
+        if step < steps - 1:
+            layers.append(ChannelNorm(width))
+        layers.append(nn.GELU())
+    return nn.Sequential(*layers)
+
+
+class MultiscaleDecoder(nn.Module):
+    """U-shaped: the tokens are upsampled level by level and fused with the encoder's features; a 1 x 1 head at the end.
+
+    Levels that stand at the tokens' resolution (SAM's blocks) are first lifted to their place by a transposed
+    convolution. A box reaches it as SAM's dense prompt: its mask, downscaled onto the tokens.
+    """
+
+    prompt: Literal["tokens", "mask"] = "mask"
+
+    def __init__(self, spec: EncoderSpec, *, num_outputs: int) -> None:
+        super().__init__()
+        self.lifts, self.ups, self.fusions = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        channels, stride = spec.embedding, spec.token_stride
+        for level in reversed(spec.levels):
+            lifted = level.stride != level.target
+            assert lifted or level.channels == level.width, "a level that is not lifted keeps its width"
+            self.lifts.append(
+                _up(level.channels, level.width, level.stride // level.target) if lifted else nn.Identity()
+            )
+            self.ups.append(_up(channels, level.width, stride // level.target))
+            self.fusions.append(ConvBlock(2 * level.width, level.width, spec=spec.conv))
+            channels, stride = level.width, level.target
+        # Where the finest level is coarser than the canvas, the rest is upsampled without a partner.
+        self.finish = _up(channels, channels // 2, stride) if stride > 1 else nn.Identity()
+        self.head = nn.Conv2d(channels // 2 if stride > 1 else channels, num_outputs, kernel_size=1)
+
+    def forward(
+        self,
+        features: Features,
+        *,
+        positions: Float[Tensor, "1 c h w"],
+        sparse: Float[Tensor, "p t c"],
+        dense: Float[Tensor, "p c h w"],
+        num_slices: int,
+    ) -> Float[Tensor, "s k height width"]:
+        """Logits at canvas resolution; `num_slices` is N. Positions and sparse prompts are not used."""
+        x = features.embedding + dense
+        for level, lift, up, fuse in zip(reversed(features.levels), self.lifts, self.ups, self.fusions, strict=True):
+            x = fuse(torch.cat([up(x), lift(level)], dim=1), num_slices)
+        return self.head(self.finish(x))
+
+
+def _up(in_channels: int, out_channels: int, factor: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(in_channels, out_channels, kernel_size=factor, stride=factor)
+
+
+def sam_decoder(spec: EncoderSpec, *, num_outputs: int) -> TokenDecoder:
+    """SAM's x4 upscaling, then bilinear to the canvas."""
+    return TokenDecoder(spec, num_outputs=num_outputs, steps=2)
+
+
+def progressive_decoder(spec: EncoderSpec, *, num_outputs: int) -> TokenDecoder:
+    """Transposed convolutions all the way to the canvas: four for a token stride of 16.
+
+    Source: Chen et al., MA-SAM, Medical Image Analysis 98 (2024) 103310, progressive upsampling.
+    """
+    return TokenDecoder(spec, num_outputs=num_outputs, steps=spec.token_stride.bit_length() - 1)
+
+
+DECODERS: dict[str, Callable[..., Any]] = {
+    "sam": sam_decoder,
+    "progressive": progressive_decoder,
+    "multiscale": MultiscaleDecoder,
+}

@@ -1,0 +1,226 @@
+"""SliceEncoder: SAM's image encoder over windows of slices, adapted, or our small one with a convolutional stem."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from masam_auto.core.plan import NetworkPlan
+from masam_auto.network.adapter import Adapter3D
+from masam_auto.network.attention import Attention, attend_in_windows
+from masam_auto.network.fact import INCREMENTS, Increments
+from masam_auto.network.sam import LayerNorm2d, MLPBlock, PatchEmbed
+from masam_auto.network.stem import ConvSpec, Stem
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LevelSpec:
+    """Features that a multi-scale decoder fuses: `channels` at `stride` in the encoder, lifted to `width` at `target`.
+
+    Strides are in canvas pixels. A level of the stem is fused where it stands: target is its stride.
+    """
+
+    channels: int
+    stride: int
+    width: int
+    target: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderSpec:
+    """Sizes of an encoder and of the decoder parts that go with it.
+
+    `global_blocks` attend over the whole slice, the others within windows of `window` x `window` tokens. `stem`: channels
+    of the convolutional levels before the tokens, () for SAM's patch embedding. `neck`: SAM's convolutions to
+    `embedding` channels, or a layer norm alone (embedding = dim). `levels`: what a multi-scale decoder fuses, finest
+    first; without a stem each is the output of one block of `taps`. `conv`: the stem's and multi-scale decoder's blocks.
+    `decoder_heads`, `decoder_mlp`: SAM's two-way transformer. `adapter_channels` is what a plan should choose.
+    """
+
+    dim: int
+    depth: int
+    heads: int
+    global_blocks: tuple[int, ...]
+    window: int = 14
+    mlp_ratio: float = 4.0
+    token_stride: int = 16
+    stem: tuple[int, ...] = ()
+    neck: Literal["conv", "norm"] = "conv"
+    embedding: int = 256
+    taps: tuple[int, ...] = ()
+    levels: tuple[LevelSpec, ...]
+    conv: ConvSpec
+    decoder_heads: int = 8
+    decoder_mlp: int = 2048
+    adapter_channels: int = 384
+
+    def __post_init__(self) -> None:
+        assert self.dim % self.heads == 0, "heads must divide dim"
+        assert self.neck == "conv" or self.embedding == self.dim, "a norm alone keeps the width"
+        assert bool(self.stem) != bool(self.taps), "levels come from the stem, or from taps"
+        assert len(self.levels) == len(self.stem or self.taps), "one level for each stem block or tap"
+
+    @property
+    def patch(self) -> int:
+        """Side of the patch that one token is made from, in pixels of what comes before (canvas, or stem's last level)."""
+        return self.token_stride // 2 ** (len(self.stem) - 1) if self.stem else self.token_stride
+
+
+class Features(NamedTuple):
+    """What the decoder gets: the token grid, and the levels to fuse (finest first; empty unless asked for)."""
+
+    embedding: Float[Tensor, "s c h w"]
+    levels: tuple[Float[Tensor, "s _ _ _"], ...]
+
+
+class Block(nn.Module):
+    """SAM's transformer block with an adapter before the attention and one after it, before the MLP."""
+
+    def __init__(self, spec: EncoderSpec, plan: NetworkPlan, *, number: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.number = number
+        self.windowed = number not in spec.global_blocks
+        self.adapter_before = _adapter(spec, plan) if plan.adapters in ("both", "before") else None
+        self.norm1 = nn.LayerNorm(spec.dim, eps=1e-6)
+        self.attn = Attention(
+            dim=spec.dim, heads=spec.heads, grid=(spec.window, spec.window) if self.windowed else grid
+        )
+        self.adapter_after = _adapter(spec, plan) if plan.adapters in ("both", "after") else None
+        self.norm2 = nn.LayerNorm(spec.dim, eps=1e-6)
+        self.mlp = MLPBlock(embedding_dim=spec.dim, mlp_dim=int(spec.dim * spec.mlp_ratio))
+
+    def forward(
+        self, x: Float[Tensor, "s h w c"], increments: Increments | None, num_slices: int
+    ) -> Float[Tensor, "s h w c"]:
+        """Tokens of slices through the block."""
+        if self.adapter_before is not None:
+            x = self.adapter_before(x, num_slices)
+        if self.windowed:
+            x = x + attend_in_windows(self.attn, self.norm1(x), increments, self.number)
+        else:
+            x = x + self.attn(self.norm1(x), increments, self.number)
+        if self.adapter_after is not None:
+            x = self.adapter_after(x, num_slices)
+        return x + self.mlp(self.norm2(x))
+
+
+class ChannelNorm(nn.Module):
+    """SAM's LayerNorm2d, over channels at each pixel, by the fused kernel: same names and numbers, a third of the memory."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Float[Tensor, "s c h w"]) -> Float[Tensor, "s c h w"]:
+        """Normalised features."""
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, eps=1e-6)
+        return x.permute(0, 3, 1, 2)
+
+
+class SliceEncoder(nn.Module):
+    """Slices of whole windows -> features. SAM's state-dict names; `increments`, adapters and `stem` are additions.
+
+    `activation_checkpointing` recomputes each block in the backward pass instead of keeping its activations.
+    """
+
+    def __init__(
+        self, spec: EncoderSpec, plan: NetworkPlan, *, canvas: tuple[int, int], in_channels: int, with_levels: bool
+    ) -> None:
+        super().__init__()
+        grid = (canvas[0] // spec.token_stride, canvas[1] // spec.token_stride)
+        self.taps = spec.taps if with_levels else ()
+        self.activation_checkpointing = False
+        self.stem = Stem(in_channels, spec.stem, spec=spec.conv) if spec.stem else None
+        self.patch_embed = PatchEmbed(
+            kernel_size=(spec.patch, spec.patch),
+            stride=(spec.patch, spec.patch),
+            in_chans=spec.stem[-1] if spec.stem else in_channels,
+            embed_dim=spec.dim,
+        )
+        self.pos_embed = nn.Parameter(torch.zeros(1, *grid, spec.dim))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        self.increments = INCREMENTS[plan.increment](
+            dim=spec.dim,
+            depth=spec.depth,
+            rank=plan.increment_rank,
+            scale=plan.increment_scale,
+            dropout=plan.increment_dropout,
+        )
+        self.blocks = nn.ModuleList(Block(spec, plan, number=number, grid=grid) for number in range(spec.depth))
+        self.neck = _neck(spec)
+
+    def forward(self, slices: Float[Tensor, "s c h w"], num_slices: int) -> Features:
+        """Features of slices, window by window; `num_slices` is N, any."""
+        levels = self.stem(slices, num_slices) if self.stem is not None else ()
+        x = self.patch_embed(levels[-1] if levels else slices) + self.pos_embed
+        for block in self.blocks:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, self.increments, num_slices, use_reentrant=False)
+            else:
+                x = block(x, self.increments, num_slices)
+            if block.number in self.taps:
+                levels = (*levels, x.permute(0, 3, 1, 2))
+        return Features(embedding=self.neck(x.permute(0, 3, 1, 2)), levels=levels)
+
+
+def _adapter(spec: EncoderSpec, plan: NetworkPlan) -> Adapter3D:
+    return Adapter3D(dim=spec.dim, channels=plan.adapter_channels, start=plan.adapter_start)
+
+
+def _neck(spec: EncoderSpec) -> nn.Sequential:
+    if spec.neck == "norm":
+        return nn.Sequential(ChannelNorm(spec.dim))
+    return nn.Sequential(
+        nn.Conv2d(spec.dim, spec.embedding, kernel_size=1, bias=False),
+        LayerNorm2d(spec.embedding),
+        nn.Conv2d(spec.embedding, spec.embedding, kernel_size=3, padding=1, bias=False),
+        LayerNorm2d(spec.embedding),
+    )
+
+
+def _sam_encoder(*, dim: int, depth: int, heads: int, global_blocks: tuple[int, ...]) -> EncoderSpec:
+    """SAM's sizes; a multi-scale decoder fuses the outputs of the first three global blocks, the earliest finest."""
+    levels = tuple(LevelSpec(channels=dim, stride=16, width=16 * target, target=target) for target in (2, 4, 8))
+    return EncoderSpec(
+        dim=dim,
+        depth=depth,
+        heads=heads,
+        global_blocks=global_blocks,
+        taps=global_blocks[:3],
+        levels=levels,
+        conv=ConvSpec(norm="instance", across=False),
+    )
+
+
+def _stem_levels(channels: tuple[int, ...]) -> tuple[LevelSpec, ...]:
+    return tuple(
+        LevelSpec(channels=width, stride=2**level, width=width, target=2**level) for level, width in enumerate(channels)
+    )
+
+
+# Source: the sizes of vit_b, vit_l and vit_h are those of segment-anything's build_sam.
+ENCODERS: dict[str, EncoderSpec] = {
+    "vit_t": EncoderSpec(
+        dim=128,
+        depth=4,
+        heads=4,
+        global_blocks=(0, 1, 2, 3),
+        token_stride=8,
+        stem=(16, 48, 96),
+        neck="norm",
+        embedding=128,
+        levels=_stem_levels((16, 48, 96)),
+        conv=ConvSpec(norm="batch", across=True),
+        decoder_heads=4,
+        decoder_mlp=256,
+        adapter_channels=64,
+    ),
+    "vit_b": _sam_encoder(dim=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)),
+    "vit_l": _sam_encoder(dim=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23)),
+    "vit_h": _sam_encoder(dim=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31)),
+}

@@ -1,0 +1,109 @@
+"""Low-rank increments of the query and value projections: FacT in tensor-train form, and LoRA."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Increments(nn.Module):
+    """What is added to the frozen query and value projections of each block.
+
+    In training the increments are computed from the tokens, with dropout on the low-rank activations; in evaluation
+    `weights` gives the same as one matrix for each projection, which attention adds to the frozen weight.
+    """
+
+    def forward(
+        self, block: int, x: Float[Tensor, "*tokens c"]
+    ) -> tuple[Float[Tensor, "*tokens c"], Float[Tensor, "*tokens c"]]:
+        """Increments of q and v for the tokens of a block."""
+        raise NotImplementedError
+
+    def weights(self, block: int) -> tuple[Float[Tensor, "c c"], Float[Tensor, "c c"]]:
+        """Increments of the q and v weight matrices of a block, without dropout."""
+        raise NotImplementedError
+
+
+class FacTIncrements(Increments):
+    """`q += s V dropout(Sq U x)`, likewise v; U and V are shared over all blocks, Sq and Sv belong to one.
+
+    Source: Chen et al., MA-SAM, Medical Image Analysis 98 (2024) 103310: tensor-train form, V starts at zero.
+    """
+
+    def __init__(self, *, dim: int, depth: int, rank: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.u = nn.Linear(dim, rank, bias=False)
+        self.v = nn.Linear(rank, dim, bias=False)
+        self.q_cores = nn.ModuleList(nn.Linear(rank, rank, bias=False) for _ in range(depth))
+        self.v_cores = nn.ModuleList(nn.Linear(rank, rank, bias=False) for _ in range(depth))
+        self.dropout = nn.Dropout(dropout)
+        nn.init.zeros_(self.v.weight)
+
+    def forward(
+        self, block: int, x: Float[Tensor, "*tokens c"]
+    ) -> tuple[Float[Tensor, "*tokens c"], Float[Tensor, "*tokens c"]]:
+        """Increments of q and v for the tokens of a block."""
+        reduced = self.u(x)
+        q = self.v(self.dropout(self.q_cores[block](reduced)))
+        v = self.v(self.dropout(self.v_cores[block](reduced)))
+        return self.scale * q, self.scale * v
+
+    def weights(self, block: int) -> tuple[Float[Tensor, "c c"], Float[Tensor, "c c"]]:
+        """`s V S U` of a block, for q and v."""
+        u, v = self.u.weight, self.scale * self.v.weight
+        return v @ (_matrix(self.q_cores[block]) @ u), v @ (_matrix(self.v_cores[block]) @ u)
+
+
+class LoraIncrements(Increments):
+    """`q += s B dropout(A x)`, likewise v, with matrices of its own for each block and projection; B starts at zero.
+
+    Source: Hu et al., LoRA, ICLR 2022, with the dropout where FacT has it, so that the two can be compared.
+    """
+
+    def __init__(self, *, dim: int, depth: int, rank: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        self.scale = scale
+        self.q_down = nn.ModuleList(nn.Linear(dim, rank, bias=False) for _ in range(depth))
+        self.q_up = nn.ModuleList(nn.Linear(rank, dim, bias=False) for _ in range(depth))
+        self.v_down = nn.ModuleList(nn.Linear(dim, rank, bias=False) for _ in range(depth))
+        self.v_up = nn.ModuleList(nn.Linear(rank, dim, bias=False) for _ in range(depth))
+        self.dropout = nn.Dropout(dropout)
+        for up in (*self.q_up, *self.v_up):
+            nn.init.zeros_(_matrix(up))
+
+    def forward(
+        self, block: int, x: Float[Tensor, "*tokens c"]
+    ) -> tuple[Float[Tensor, "*tokens c"], Float[Tensor, "*tokens c"]]:
+        """Increments of q and v for the tokens of a block."""
+        q = self.q_up[block](self.dropout(self.q_down[block](x)))
+        v = self.v_up[block](self.dropout(self.v_down[block](x)))
+        return self.scale * q, self.scale * v
+
+    def weights(self, block: int) -> tuple[Float[Tensor, "c c"], Float[Tensor, "c c"]]:
+        """`s B A` of a block, for q and v."""
+        q = _matrix(self.q_up[block]) @ _matrix(self.q_down[block])
+        v = _matrix(self.v_up[block]) @ _matrix(self.v_down[block])
+        return self.scale * q, self.scale * v
+
+
+def _matrix(layer: nn.Module) -> Tensor:
+    return layer.get_parameter("weight")
+
+
+def _no_increments(*, dim: int, depth: int, rank: int, scale: float, dropout: float) -> None:
+    return None
+
+
+INCREMENTS: dict[str, Callable[..., Increments | None]] = {
+    "fact": FacTIncrements,
+    "lora": LoraIncrements,
+    "none": _no_increments,
+}
+
+
+def folded_weight(weight: Float[Tensor, "c3 c"], increments: Increments, block: int) -> Float[Tensor, "c3 c"]:
+    """A block's frozen qkv weight with the increments of q and v added, in float32 where the increments are."""
+    q, v = increments.weights(block)
+    return weight + torch.cat([q, torch.zeros_like(q), v])

@@ -1,0 +1,119 @@
+"""MA-SAM: windows of slices in, logits at canvas resolution out."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from masam_auto.core.errors import ModelError
+from masam_auto.core.plan import NetworkPlan
+from masam_auto.network.decoder import DECODERS
+from masam_auto.network.encoder import EncoderSpec, Features, SliceEncoder
+from masam_auto.network.sam import PromptEncoder
+
+
+class MaSam(nn.Module):
+    """The whole network, for one canvas; any number of slices in a window.
+
+    Pixels come in as preprocessing leaves them: SAM's pixel mean and deviation are not applied.
+    """
+
+    def __init__(
+        self, spec: EncoderSpec, plan: NetworkPlan, *, canvas: tuple[int, int], in_channels: int, num_outputs: int
+    ) -> None:
+        super().__init__()
+        self.plan = plan
+        self.spec = spec
+        self.canvas = canvas
+        self.in_channels = in_channels
+        self.image_encoder = SliceEncoder(
+            spec, plan, canvas=canvas, in_channels=in_channels, with_levels=plan.decoder == "multiscale"
+        )
+        self.prompt_encoder = PromptEncoder(
+            embed_dim=spec.embedding,
+            image_embedding_size=(canvas[0] // spec.token_stride, canvas[1] // spec.token_stride),
+            input_image_size=canvas,
+            mask_in_chans=16,
+        )
+        self.mask_decoder: Any = DECODERS[plan.decoder](spec, num_outputs=num_outputs)
+
+    def forward(
+        self, windows: Float[Tensor, "b n c h w"], boxes: Float[Tensor, "b n 4"] | None = None
+    ) -> Float[Tensor, "b n k h w"]:
+        """Logits of windows.
+
+        Args:
+            windows: (B, N, C, H, W) normalised slices, H x W the canvas; any N.
+            boxes: (B, N, 4) a box on each slice, x0, y0, x1, y1 in canvas pixels; None for no prompt.
+
+        Raises:
+            ModelError: another canvas or number of channels than the network was built for, or boxes for a network
+                that was built without box prompts.
+        """
+        batch, num_slices = windows.shape[:2]
+        self._check(windows, boxes)
+        slices = windows.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        features = self.image_encoder(slices, num_slices)
+        logits = self.decode(features, None if boxes is None else boxes.flatten(0, 1), num_slices)
+        return logits.unflatten(0, (batch, num_slices))
+
+    def decode(
+        self, features: Features, boxes: Float[Tensor, "s 4"] | None, num_slices: int
+    ) -> Float[Tensor, "s k h w"]:
+        """Logits of encoded slices, with a box for each or none; windows of `num_slices` follow one another."""
+        if boxes is None:
+            sparse, dense = self.prompt_encoder(points=None, boxes=None, masks=None)
+        elif self.mask_decoder.prompt == "tokens":
+            sparse, dense = self.prompt_encoder(points=None, boxes=boxes, masks=None)
+        else:
+            masks = box_masks(boxes, self.canvas, self.prompt_encoder.mask_input_size)
+            sparse, dense = self.prompt_encoder(points=None, boxes=None, masks=masks)
+        return self.mask_decoder(
+            features,
+            positions=self.prompt_encoder.get_dense_pe(),
+            sparse=sparse,
+            dense=dense,
+            num_slices=num_slices,
+        )
+
+    def train(self, mode: bool = True) -> "MaSam":
+        """Training mode for what learns. Parts that are frozen whole stay in evaluation: no dropout, no new statistics."""
+        super().train(mode)
+        if mode:
+            for module in self.modules():
+                parameters = list(module.parameters())
+                if parameters and not any(parameter.requires_grad for parameter in parameters):
+                    module.eval()
+        return self
+
+    def _check(self, windows: Tensor, boxes: Tensor | None) -> None:
+        if tuple(windows.shape[3:]) != self.canvas or windows.shape[2] != self.in_channels:
+            raise ModelError(
+                f"the network was built for {self.in_channels} channels on a canvas of {self.canvas[0]} x "
+                f"{self.canvas[1]} px, but the windows have {windows.shape[2]} channels of {windows.shape[3]} x "
+                f"{windows.shape[4]} px; use the plan that it was trained with"
+            )
+        if boxes is not None and self.plan.prompt != "box":
+            raise ModelError('this network was trained without boxes; train one with network.prompt="box" to give them')
+
+
+def box_masks(boxes: Float[Tensor, "s 4"], canvas: tuple[int, int], size: tuple[int, int]) -> Float[Tensor, "s 1 h w"]:
+    """Each box as a mask of `size` (rows, columns) over the canvas: the share of each cell that the box covers.
+
+    Args:
+        boxes: x0, y0, x1, y1 in canvas pixels, x0 <= x1 and y0 <= y1.
+        canvas: (height, width) in pixels.
+        size: rows and columns of the mask.
+    """
+    columns = _coverage(boxes[:, 0], boxes[:, 2], canvas[1], size[1])
+    rows = _coverage(boxes[:, 1], boxes[:, 3], canvas[0], size[0])
+    return (rows[:, :, None] * columns[:, None, :])[:, None]
+
+
+def _coverage(start: Float[Tensor, "s"], stop: Float[Tensor, "s"], length: int, cells: int) -> Float[Tensor, "s cells"]:
+    """Share of each of `cells` equal parts of an axis that lies between start and stop."""
+    edges = torch.linspace(0, length, cells + 1, device=start.device, dtype=start.dtype)
+    overlap = torch.minimum(stop[:, None], edges[1:]) - torch.maximum(start[:, None], edges[:-1])
+    return F.relu(overlap) * (cells / length)

@@ -1,0 +1,174 @@
+"""SAM's parts from the segment-anything package, its checkpoints, and its tables resized to another canvas."""
+
+import importlib.util
+import pickle
+import re
+import sys
+from collections.abc import Container, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from masam_auto.core.errors import ModelError
+
+_PRIVATE_NAME = "_masam_auto_segment_anything_modeling"
+_BLOCK_TABLE = re.compile(r"image_encoder\.blocks\.(\d+)\.attn\.rel_pos_[hw]")
+
+
+def _load_modeling() -> ModuleType:
+    """SAM's `modeling` subpackage alone: the package's top level imports torchvision, which nothing here needs."""
+    if _PRIVATE_NAME in sys.modules:
+        return sys.modules[_PRIVATE_NAME]
+    package = importlib.util.find_spec("segment_anything")
+    if package is None or not package.submodule_search_locations:
+        raise ModelError("the package segment-anything is not installed; run: pip install segment-anything")
+    folder = Path(package.submodule_search_locations[0]) / "modeling"
+    spec = importlib.util.spec_from_file_location(
+        _PRIVATE_NAME, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[_PRIVATE_NAME] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[_PRIVATE_NAME]
+        raise
+    return module
+
+
+_modeling: Any = _load_modeling()
+ImageEncoderViT: Any = _modeling.ImageEncoderViT
+PatchEmbed: Any = _modeling.image_encoder.PatchEmbed
+window_partition: Any = _modeling.image_encoder.window_partition
+window_unpartition: Any = _modeling.image_encoder.window_unpartition
+MaskDecoder: Any = _modeling.MaskDecoder
+MLP: Any = _modeling.mask_decoder.MLP
+PromptEncoder: Any = _modeling.PromptEncoder
+TwoWayTransformer: Any = _modeling.TwoWayTransformer
+LayerNorm2d: Any = _modeling.common.LayerNorm2d
+MLPBlock: Any = _modeling.common.MLPBlock
+
+
+def load_sam_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Read SAM-format weights: a `.pth` state dict (never unpickled beyond tensors) or `.safetensors`.
+
+    Files of fine-tunes that keep the state dict under "model" or "state_dict", or whose names begin with "module.",
+    are read too. Floating-point tensors become float32, on the CPU.
+
+    Raises:
+        ModelError: the file is missing, damaged, or holds something else than named tensors.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; give the SAM checkpoint's path, or put it into the weights folder")
+    try:
+        if path.suffix == ".safetensors":
+            found: Any = load_file(path, device="cpu")
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{path}: cannot be read as weights ({reason}); expected a SAM state dict, .pth or .safetensors. "
+            "Download the file again."
+        ) from error
+    for wrapper in ("model", "state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
+            found = found[wrapper]
+    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ModelError(f"{path}: holds no named tensors; expected a SAM state dict")
+    return {
+        str(name).removeprefix("module."): value.float() if value.is_floating_point() else value
+        for name, value in found.items()
+    }
+
+
+def resize_positions(table: Float[Tensor, "1 h w c"], grid: tuple[int, int]) -> Float[Tensor, "1 h2 w2 c"]:
+    """Position table resized bilinearly to `grid` (rows, columns) tokens; unchanged where it fits."""
+    if tuple(table.shape[1:3]) == grid:
+        return table
+    resized = F.interpolate(table.permute(0, 3, 1, 2), size=grid, mode="bilinear", align_corners=False)
+    return resized.permute(0, 2, 3, 1).contiguous()
+
+
+def resize_relative(table: Float[Tensor, "l c"], length: int) -> Float[Tensor, "l2 c"]:
+    """Relative-position table resized linearly to `length` = 2 * tokens - 1 distances; unchanged where it fits."""
+    if table.shape[0] == length:
+        return table
+    return F.interpolate(table.T[None], size=length, mode="linear", align_corners=False)[0].T.contiguous()
+
+
+def fit_channels(
+    weight: Float[Tensor, "dim channels height width"], in_channels: int
+) -> Float[Tensor, "dim channels2 height width"]:
+    """Patch-embedding weights for another number of input channels.
+
+    The response to an image whose channels are all equal stays what it was: one channel gets the sum of the weights,
+    which is the same as replicating the image and cheaper; other counts get equal shares of it.
+    """
+    if weight.shape[1] == in_channels:
+        return weight
+    return (weight.sum(1, keepdim=True) / in_channels).repeat(1, in_channels, 1, 1)
+
+
+def fit_state(
+    state: Mapping[str, Tensor],
+    wanted: Mapping[str, Tensor],
+    *,
+    encoder: str,
+    global_blocks: Container[int],
+    origin: str,
+) -> dict[str, Tensor]:
+    """The wanted tensors of a SAM checkpoint, in the wanted shapes.
+
+    Args:
+        state: the checkpoint.
+        wanted: the network's own tensors under SAM's names; only their shapes are read.
+        encoder: name of the encoder, for messages.
+        global_blocks: blocks with global attention, whose relative-position tables are resized.
+        origin: the file, for messages.
+
+    Returns:
+        A tensor for each wanted name; position tables resized and the patch embedding's channels fitted.
+
+    Raises:
+        ModelError: a tensor is missing, one has a shape that resizing does not explain, or the checkpoint's encoder
+            has more blocks.
+    """
+    # Resizable tables last, so that the message for a wrong encoder names a width and not a table's size.
+    names = sorted(wanted, key=lambda name: "pos" in name.rpartition(".")[2])
+    fitted = {}
+    for name in names:
+        if name not in state:
+            raise ModelError(
+                f"{origin}: {name} is missing, which {encoder} needs; expected a SAM checkpoint of {encoder}"
+            )
+        value = _fit_tensor(name, state[name], tuple(wanted[name].shape), global_blocks)
+        if value.shape != wanted[name].shape:
+            raise ModelError(
+                f"{origin}: {name} has shape {tuple(state[name].shape)}, but {encoder} needs "
+                f"{tuple(wanted[name].shape)}; expected a SAM checkpoint of {encoder}"
+            )
+        fitted[name] = value
+    for name in state:
+        if name.startswith("image_encoder.blocks.") and name not in wanted:
+            raise ModelError(f"{origin}: {name} has no place in {encoder}; expected a SAM checkpoint of {encoder}")
+    return fitted
+
+
+def _fit_tensor(name: str, value: Tensor, shape: tuple[int, ...], global_blocks: Container[int]) -> Tensor:
+    if name == "image_encoder.pos_embed" and value.ndim == 4:
+        return resize_positions(value, (shape[1], shape[2]))
+    if name == "image_encoder.patch_embed.proj.weight" and value.ndim == 4:
+        return fit_channels(value, shape[1])
+    table = _BLOCK_TABLE.fullmatch(name)
+    if table and value.ndim == 2 and int(table[1]) in global_blocks:
+        return resize_relative(value, shape[0])
+    return value

@@ -1,0 +1,212 @@
+"""The network over a whole preprocessed volume: windows along the slices, tiles in the plane, flips, several models."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from masam_auto.core.errors import ModelError
+from masam_auto.core.plan import Configuration, InferencePlan
+from masam_auto.core.windows import SliceWindow, covering_windows, triangular_weights
+from masam_auto.imaging.canvas import CanvasLayout, collect, lay_out, place
+
+# Bounds the memory of one pass, whatever the size of the slices: a pixel counts its outputs and about 32 features.
+# On a CPU 16 slices of 512 x 512 pixels with 15 outputs (measured: about 1 GiB); GPUs gain from more at once.
+FEATURES = 32
+VALUES_AT_ONCE = 16 * 512 * 512 * 48
+VALUES_AT_ONCE_ON_GPU = 64 * 512 * 512 * 48
+LARGEST_HALF = 6e4  # logits beyond the range of float16 are cut to it
+
+
+class Volume(Protocol):
+    """A (C, Z, Y, X) array, in memory or stored, whose slices can be read one range at a time."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, key: Any) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WeightedWindow:
+    """A window and how much of each of its slices goes into the result; over all windows a slice's shares sum to 1."""
+
+    window: SliceWindow
+    shares: tuple[float, ...]
+
+
+@torch.inference_mode()
+def predict_volume(
+    networks: Sequence[nn.Module],
+    image: Volume,
+    configuration: Configuration,
+    inference: InferencePlan,
+    *,
+    num_outputs: int,
+    device: torch.device,
+) -> torch.Tensor:
+    """Logits of a preprocessed volume, averaged over windows, tiles, flips and networks.
+
+    Only the slices of the window at work are held in float32; finished slices go to the host in float16.
+
+    Args:
+        networks: one or more, in evaluation mode and on `device`; (B, N, C, H, W) -> (B, N, K, H, W).
+        image: (C, Z, Y, X), slice axis first, normalised and at the target spacing.
+        configuration: the one the networks were trained with.
+        inference: how to cut the volume up.
+        num_outputs: K.
+        device: where the networks are. They compute in float32, or as the surrounding autocast context says.
+
+    Returns:
+        (K, Z, Y, X) float16 on the host.
+
+    Raises:
+        ModelError: a network gives logits that are not finite.
+    """
+    assert not any(network.training for network in networks), "networks must be in evaluation mode"
+    _, depth, *plane = image.shape
+    layout = lay_out(
+        (plane[0], plane[1]),
+        configuration.canvas,
+        configuration.magnification,
+        tile_overlap=inference.tile_overlap,
+    )
+    windows = plan_windows(depth, configuration, inference, limit=slices_at_once(layout, num_outputs, device))
+    result = torch.empty((num_outputs, depth, *plane), dtype=torch.float16)
+    last_use = {z: i for i, weighted in enumerate(windows) for z, _, _ in _used_slices(weighted, depth)}
+    unfinished: dict[int, torch.Tensor] = {}
+    for number, weighted in enumerate(windows):
+        used = list(_used_slices(weighted, depth))
+        slices = _read(image, weighted.window).to(device)
+        tiles = _tile_logits(networks, slices, layout, configuration, inference, slice(used[0][1], used[-1][1] + 1))
+        for (z, _, share), logits in zip(used, collect(tiles, layout), strict=True):
+            part = logits if share == 1 else logits * share
+            total = unfinished.pop(z) + part if z in unfinished else part
+            if last_use[z] == number:
+                result[:, z] = _checked(total).to("cpu", torch.float16)
+            else:
+                unfinished[z] = total
+    return result
+
+
+def plan_windows(
+    depth: int, configuration: Configuration, inference: InferencePlan, *, limit: int
+) -> tuple[WeightedWindow, ...]:
+    """The windows that cover `depth` slices, in order, and what each contributes.
+
+    With "windows", they have the training length and triangular weights. With "whole", they are as long as `limit`
+    and `inference.max_slices` allow and overlap by half a training window on either side; each slice is taken from
+    the window in which it is farthest from a cut. Networks of single slices get plain runs of slices.
+    """
+    length = configuration.window
+    if inference.depth == "windows" and length > 1:
+        windows = covering_windows(depth, length, min(inference.slice_stride, length))
+        return _shared(windows, np.stack([_spread(w, triangular_weights(length), depth) for w in windows]))
+    longest = max(min(inference.max_slices, limit), 1 if length == 1 else 2 * length)
+    if depth <= longest:
+        windows = covering_windows(depth, max(depth, length), 1)
+    else:
+        windows = covering_windows(depth, longest, longest - 2 * (length // 2))
+    distance = np.stack([_distance_to_cut(window, depth) for window in windows])
+    owner = distance.argmax(axis=0)
+    return _shared(windows, (np.arange(len(windows))[:, None] == owner).astype(float))
+
+
+def slices_at_once(layout: CanvasLayout, num_outputs: int, device: torch.device) -> int:
+    """How many slices may go through the network together, so that memory does not grow with the slices' size."""
+    pixels = max(layout.canvas[0] * layout.canvas[1], layout.extent[0] * layout.extent[1])
+    allowed = VALUES_AT_ONCE if device.type == "cpu" else VALUES_AT_ONCE_ON_GPU
+    return max(1, allowed // (pixels * (num_outputs + FEATURES)))
+
+
+def _tile_logits(
+    networks: Sequence[nn.Module],
+    slices: torch.Tensor,
+    layout: CanvasLayout,
+    configuration: Configuration,
+    inference: InferencePlan,
+    wanted: slice,
+) -> Iterator[torch.Tensor]:
+    """For each tile, the mean logits (n, K, H, W) of the wanted ones of (N, C, h, w) slices, over flips and networks."""
+    flips = _flips(configuration, inference)
+    for tile in layout.tiles:
+        canvas = place(slices, layout, tile)
+        # Networks of single slices must not look across them: slices become the batch.
+        canvas = canvas[:, None] if configuration.window == 1 else canvas[None]
+        total: torch.Tensor | None = None
+        for flip, network in itertools.product(flips, networks):
+            logits = network(canvas.flip(flip) if flip else canvas)
+            logits = (logits.flip(flip) if flip else logits).flatten(0, 1)[wanted].float()
+            total = logits if total is None else total.add_(logits)
+        assert total is not None
+        yield total.div_(len(flips) * len(networks))
+
+
+def _checked(logits: torch.Tensor) -> torch.Tensor:
+    """The logits within the range of float16. Raises ModelError where they are no numbers."""
+    if not torch.isfinite(logits.sum()):
+        raise ModelError(
+            "the network's output is not finite (NaN or infinite). Check the image's values, and whether the training "
+            "diverged (progress.png); then choose another fold or checkpoint."
+        )
+    return logits.clamp(-LARGEST_HALF, LARGEST_HALF)
+
+
+def _flips(configuration: Configuration, inference: InferencePlan) -> list[tuple[int, ...]]:
+    """Axes of (B, N, C, H, W) to flip, one entry a pass; the first is no flip."""
+    if not inference.mirror:
+        return [()]
+    axis_of = {0: 1, 1: 3, 2: 4}
+    axes = [axis_of[axis] for axis in configuration.mirror_axes if axis != 0 or configuration.window > 1]
+    return [flip for count in range(len(axes) + 1) for flip in itertools.combinations(axes, count)]
+
+
+def _read(image: Volume, window: SliceWindow) -> torch.Tensor:
+    """(N, C, h, w) float32 slices of a window; only the slices in it are read."""
+    indices = window.indices(image.shape[1])
+    first, last = int(indices[0]), int(indices[-1])
+    block = np.asarray(image[:, first : last + 1], dtype=np.float32)
+    return torch.from_numpy(np.ascontiguousarray(block.transpose(1, 0, 2, 3)[indices - first]))
+
+
+def _used_slices(weighted: WeightedWindow, depth: int) -> Iterator[tuple[int, int, float]]:
+    """(slice number, position within the window, share) of the real slices with a share."""
+    inside = weighted.window.inside(depth)
+    for position in range(inside.start, inside.stop):
+        if share := weighted.shares[position]:
+            yield weighted.window.start + position, position, share
+
+
+def _spread(window: SliceWindow, weights: np.ndarray, depth: int) -> np.ndarray:
+    """(depth,) weights of a window, zero outside it."""
+    spread = np.zeros(depth)
+    inside = window.inside(depth)
+    spread[window.start + inside.start : window.start + inside.stop] = weights[inside]
+    return spread
+
+
+def _distance_to_cut(window: SliceWindow, depth: int) -> np.ndarray:
+    """(depth,) slices to the nearest end of the window that is not an end of the volume; negative outside it."""
+    z = np.arange(depth)
+    stop = window.start + window.length
+    before = z - window.start if window.start > 0 else np.full(depth, depth)
+    after = stop - 1 - z if stop < depth else np.full(depth, depth)
+    return np.minimum(before, after)
+
+
+def _shared(windows: tuple[SliceWindow, ...], weights: np.ndarray) -> tuple[WeightedWindow, ...]:
+    """Attach to each window its part of the (windows, depth) weights, normalised slice by slice."""
+    depth = weights.shape[1]
+    weights = weights / weights.sum(axis=0)
+    weighted = []
+    for window, row in zip(windows, weights, strict=True):
+        inside = window.inside(depth)
+        shares = np.zeros(window.length)
+        shares[inside] = row[window.start + inside.start : window.start + inside.stop]
+        if shares.any():
+            weighted.append(WeightedWindow(window=window, shares=tuple(shares.tolist())))
+    return tuple(weighted)

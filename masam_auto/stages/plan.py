@@ -1,0 +1,274 @@
+"""Decide everything about a data set from its fingerprint. A pure function: reads nothing, measures nothing.
+
+The rules stand in `core.planning_geometry`, `core.planning_mirroring`, `core.planning_capacity` and
+`core.planning_network`; here they are put together, with the sentences that say why.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from masam_auto.core.encoders import ENCODER_SHAPES, EncoderShape
+from masam_auto.core.fingerprint import Fingerprint
+from masam_auto.core.geometry import Triple, permute
+from masam_auto.core.memory import Load
+from masam_auto.core.plan import Configuration, InferencePlan, NormalizationPlan, Plan, override
+from masam_auto.core.plan_table import plan_table
+from masam_auto.core.planning_capacity import (
+    TRAINING_SHARE,
+    choose_batch,
+    choose_checkpointing,
+    choose_encoder,
+    choose_longest_prediction,
+)
+from masam_auto.core.planning_geometry import (
+    SliceAxes,
+    choose_canvas,
+    choose_separate_slices,
+    choose_slice_axes,
+    choose_spacing,
+    choose_window,
+    median_shape,
+    shapes_at,
+)
+from masam_auto.core.planning_mirroring import MirrorRule, choose_mirroring
+from masam_auto.core.planning_network import Reasons, channels_reason, choose_network, choose_training
+from masam_auto.imaging.normalize import choose_scheme
+
+__all__ = ["make_plan", "plan_table"]
+
+MASK_BELOW = 0.75  # Source: nnU-Net v2, `determine_whether_to_use_mask_for_norm`
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _View:
+    """One configuration to be: its name, slice axis, and whether it looks at single slices."""
+
+    name: str
+    axis: int
+    single: bool
+
+    @property
+    def axis_order(self) -> tuple[int, int, int]:
+        """The slice axis first, the other two in the file's order."""
+        first, second = (axis for axis in range(3) if axis != self.axis)
+        return (self.axis, first, second)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Basis:
+    """What all configurations share."""
+
+    fingerprint: Fingerprint
+    slices: SliceAxes
+    spacing: Triple
+    spacing_reason: str
+    mirroring: tuple[MirrorRule, MirrorRule, MirrorRule]
+    normalization: tuple[NormalizationPlan, ...]
+    gpu_memory_gb: float
+
+
+def make_plan(
+    fingerprint: Fingerprint,
+    *,
+    gpu_memory_gb: float,
+    backbone: str | None = None,
+    sam_weights: Sequence[str] = (),
+    target_spacing: Triple | None = None,
+    overrides: Sequence[str] = (),
+    name: str = "masam",
+) -> Plan:
+    """Decide everything.
+
+    Args:
+        fingerprint: the measurements.
+        gpu_memory_gb: GiB of the GPU that will train; 0 means there is none.
+        backbone: encoder to use, or None to choose.
+        sam_weights: names of the encoders whose SAM weights are on disk.
+        target_spacing: mm in the file's order (Z, Y, X), or None to choose.
+        overrides: "section.field=value" assignments, applied last.
+        name: the plan's name.
+
+    Raises:
+        PlanError: unknown backbone or field, or a value that is refused.
+    """
+    basis = _lay_basis(fingerprint, gpu_memory_gb, target_spacing)
+    views = _choose_views(basis.slices)
+    choice = choose_encoder(
+        {name: _load(basis, views[0], shape) for name, shape in ENCODER_SHAPES.items()},
+        gpu_memory_gb=gpu_memory_gb,
+        backbone=backbone,
+        sam_weights=sam_weights,
+    )
+    loads = [_load(basis, view, choice.shape) for view in views]
+    checkpointing, checkpointing_reason = choose_checkpointing(loads, gpu_memory_gb=gpu_memory_gb)
+    network, network_reasons = choose_network(choice.shape, choice.reason)
+    training, training_reasons = choose_training(
+        choice.shape, checkpointing=checkpointing, checkpointing_reason=checkpointing_reason
+    )
+    inference, inference_reasons = _choose_inference(basis, loads)
+    reasons = {
+        "default_configuration": basis.slices.reason,
+        "channel_names": channels_reason(len(fingerprint.channel_names), choice.shape),
+    }
+    configurations = {}
+    for view, load in zip(views, loads, strict=True):
+        configurations[view.name], view_reasons = _configure(basis, view, load, checkpointing)
+        reasons |= _under(view.name, view_reasons)
+    plan = Plan(
+        name=name,
+        dataset_name=fingerprint.dataset_name,
+        channel_names=fingerprint.channel_names,
+        gpu_memory_gb=gpu_memory_gb,
+        default_configuration=views[0].name,
+        configurations=configurations,
+        network=network,
+        training=training,
+        inference=inference,
+        reasons=reasons
+        | _under("network", network_reasons)
+        | _under("training", training_reasons)
+        | _under("inference", inference_reasons),
+    )
+    return override(plan, overrides)
+
+
+def _lay_basis(fingerprint: Fingerprint, gpu_memory_gb: float, target_spacing: Triple | None) -> _Basis:
+    spacing, spacing_reason = choose_spacing(fingerprint, target_spacing)
+    return _Basis(
+        fingerprint=fingerprint,
+        slices=choose_slice_axes(fingerprint),
+        spacing=spacing,
+        spacing_reason=spacing_reason,
+        mirroring=choose_mirroring(fingerprint),
+        normalization=_choose_normalization(fingerprint),
+        gpu_memory_gb=gpu_memory_gb,
+    )
+
+
+def _under(section: str, reasons: Reasons) -> Reasons:
+    return {f"{section}.{name}": reason for name, reason in reasons.items()}
+
+
+def _choose_views(slices: SliceAxes) -> tuple[_View, ...]:
+    flat = _View(name="2d", axis=slices.axes[0], single=True)
+    if slices.single:
+        return (flat,)
+    return (*(_View(name=f"axis{axis}", axis=axis, single=False) for axis in slices.axes), flat)
+
+
+def _choose_normalization(fingerprint: Fingerprint) -> tuple[NormalizationPlan, ...]:
+    """Schemes by channel names. Source: nnU-Net v2, also for the mask of z-scores on mostly empty images."""
+    inside = fingerprint.median_relative_size_after_cropping < MASK_BELOW
+    plans = []
+    for channel, statistics in zip(fingerprint.channel_names, fingerprint.intensities, strict=True):
+        scheme = choose_scheme(channel)
+        plans.append(
+            NormalizationPlan(
+                scheme=scheme,
+                inside_mask=inside and scheme == "zscore",
+                mean=statistics.mean,
+                std=statistics.std,
+                lower=statistics.percentile_00_5,
+                upper=statistics.percentile_99_5,
+            )
+        )
+    return tuple(plans)
+
+
+def _window(basis: _Basis, view: _View, shape: EncoderShape) -> tuple[int, str]:
+    if view.single:
+        return 1, basis.slices.reason if basis.slices.single else "2d: every slice by itself"
+    depth = median_shape(basis.fingerprint, basis.spacing, view.axis_order)[0]
+    return choose_window(basis.fingerprint, distance=basis.spacing[view.axis], depth=depth, encoder=shape)
+
+
+def _load(basis: _Basis, view: _View, shape: EncoderShape) -> Load:
+    """What one training window of a view costs with an encoder."""
+    canvas = choose_canvas(basis.fingerprint, basis.spacing, view.axis_order, shape).canvas
+    return Load(
+        encoder=shape,
+        network=choose_network(shape, "")[0],
+        canvas=canvas,
+        window=_window(basis, view, shape)[0],
+        in_channels=len(basis.fingerprint.channel_names),
+        num_outputs=basis.fingerprint.num_outputs,
+    )
+
+
+def _configure(basis: _Basis, view: _View, load: Load, checkpointing: bool) -> tuple[Configuration, Reasons]:
+    fingerprint, order, spacing = basis.fingerprint, view.axis_order, basis.spacing
+    separate, separate_reason = choose_separate_slices(fingerprint, basis.slices, spacing, view.axis)
+    window, window_reason = _window(basis, view, load.encoder)
+    canvas = choose_canvas(fingerprint, spacing, order, load.encoder)
+    slices = int(TRAINING_SHARE * shapes_at(fingerprint, spacing)[:, view.axis].sum())
+    batch = choose_batch(load, training_slices=slices, gpu_memory_gb=basis.gpu_memory_gb, checkpointing=checkpointing)
+    mirrored, mirror_reason = _mirror_axes(basis, view)
+    target = permute(spacing, order)
+    configuration = Configuration(
+        name=view.name,
+        axis_order=order,
+        spacing=(target[0], target[1], target[2]),
+        median_shape=median_shape(fingerprint, spacing, order),
+        normalization=basis.normalization,
+        separate_slices=separate,
+        window=window,
+        canvas=canvas.canvas,
+        magnification=canvas.magnification,
+        mirror_axes=mirrored,
+        batch_size=batch.batch_size,
+        accumulation=batch.accumulation,
+    )
+    return configuration, {
+        "axis_order": f"slices across axis {view.axis} of the file's (Z, Y, X); everything below is in this order",
+        "spacing": basis.spacing_reason,
+        "median_shape": f"median of {len(fingerprint.cases)} cropped cases at the target spacing",
+        "normalization": _normalization_reason(basis),
+        "separate_slices": separate_reason,
+        "window": window_reason,
+        "canvas": canvas.canvas_reason,
+        "magnification": canvas.magnification_reason,
+        "mirror_axes": mirror_reason,
+        "batch_size": batch.batch_reason,
+        "accumulation": batch.accumulation_reason,
+    }
+
+
+def _mirror_axes(basis: _Basis, view: _View) -> tuple[tuple[int, ...], str]:
+    """Axes of the view that may be mirrored; a single slice has nothing to mirror across."""
+    first = 1 if view.single else 0
+    rules = [(position, basis.mirroring[view.axis_order[position]]) for position in range(first, 3)]
+    allowed = tuple(position for position, rule in rules if rule.allowed)
+    names = ("slices", "height", "width")
+    return allowed, "; ".join(f"{names[position]} {rule.reason}" for position, rule in rules)
+
+
+def _normalization_reason(basis: _Basis) -> str:
+    fingerprint = basis.fingerprint
+    parts = []
+    for name, plan in zip(fingerprint.channel_names, basis.normalization, strict=True):
+        if plan.scheme == "ct":
+            how = (
+                f"clipped to {plan.lower:.4g}..{plan.upper:.4g}, then mean {plan.mean:.4g} and deviation {plan.std:.4g}"
+            )
+            parts.append(f'"{name}": {how} of the data set\'s foreground')
+        elif plan.scheme == "zscore":
+            parts.append(
+                f'"{name}": z-score of each volume' + (" inside its non-zero part" if plan.inside_mask else "")
+            )
+        else:
+            parts.append(f'"{name}": {plan.scheme}, by its name')
+    kept = fingerprint.median_relative_size_after_cropping
+    return "; ".join(parts) + f" (cropping to non-zero keeps {kept:.0%} of the median volume)"
+
+
+def _choose_inference(basis: _Basis, loads: Sequence[Load]) -> tuple[InferencePlan, Reasons]:
+    longest, longest_reason = choose_longest_prediction(loads, gpu_memory_gb=basis.gpu_memory_gb)
+    window = loads[0].window
+    reasons = {
+        "depth": "the whole depth as one window: each slice is encoded once, as accurate as overlapping windows "
+        "(measured with vit_t)",
+        "slice_stride": f"half of the window of {window} slices, where depth=windows is chosen",
+        "max_slices": longest_reason,
+        "mirror": "mean over the flips that each configuration's mirror_axes allow",
+    }
+    return InferencePlan(slice_stride=(window + 1) // 2, max_slices=longest), reasons

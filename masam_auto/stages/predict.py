@@ -1,0 +1,214 @@
+"""Images to segmentations: read -> preprocess -> network -> restore -> write, case by case."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from masam_auto.core.dataset import Case, DatasetDescription
+from masam_auto.core.errors import CaseErrors, ImageError, MasamError, OutputError
+from masam_auto.core.geometry import CaseProperties, Geometry
+from masam_auto.core.jsonio import write_json
+from masam_auto.core.log import progress
+from masam_auto.core.plan import Configuration, Plan
+from masam_auto.imaging.inputs import find_inputs
+from masam_auto.imaging.io import label_ending, read_case, read_geometry, write_labels
+from masam_auto.learning.device import autocast
+from masam_auto.learning.models import TrainedModel, choose_folds, load_networks, open_model
+from masam_auto.network.volume import Volume, predict_volume
+from masam_auto.stages.preprocess import preprocess_case, restore_case
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """A trained model in memory; the networks of its folds are averaged."""
+
+    networks: tuple[nn.Module, ...]
+    plan: Plan
+    configuration: Configuration
+    description: DatasetDescription
+    device: torch.device
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What became of a folder: identifiers of the cases predicted and skipped, and one sentence for each failure."""
+
+    predicted: tuple[str, ...]
+    skipped: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+def load_predictor(
+    model: TrainedModel,
+    *,
+    folds: Sequence[int | str] | None = None,
+    checkpoint: str = "best",
+    device: torch.device,
+) -> Predictor:
+    """Load a trained model once, for any number of images.
+
+    Args:
+        model: from `learning.models.choose_model`.
+        folds: to average; None for all that are trained.
+        checkpoint: "best" or "latest".
+        device: where to compute.
+
+    Raises:
+        ModelError: a fold has no checkpoint, or the checkpoint does not fit the plan.
+        PlanError: the model's plan.json is damaged or of a newer version.
+    """
+    plan, description = open_model(model)
+    configuration = plan.configuration(model.configuration)
+    networks = load_networks(choose_folds(model, folds, checkpoint), plan, configuration, description, device=device)
+    return Predictor(networks=networks, plan=plan, configuration=configuration, description=description, device=device)
+
+
+def predict_logits(predictor: Predictor, image: Volume) -> torch.Tensor:
+    """Logits (K, Z, Y, X), float16 on the host, of a preprocessed image (C, Z, Y, X)."""
+    with autocast(predictor.device, predictor.plan.training.precision):
+        return predict_volume(
+            predictor.networks,
+            image,
+            predictor.configuration,
+            predictor.plan.inference,
+            num_outputs=predictor.description.labels.num_outputs,
+            device=predictor.device,
+        )
+
+
+def predict_image(predictor: Predictor, image: np.ndarray, geometry: Geometry, *, identifier: str) -> np.ndarray:
+    """Segment one image in memory.
+
+    Args:
+        predictor: the model.
+        image: (C, Z, Y, X) float32 in the file's units. It is not changed.
+        geometry: its grid.
+        identifier: a name for messages.
+
+    Returns:
+        (Z, Y, X) label values on the image's own grid.
+
+    Raises:
+        ImageError: wrong number of channels, or the image looks like a segmentation.
+        ModelError: the network's output is not finite.
+    """
+    check_image(predictor, image, identifier=identifier)
+    prepared = preprocess_case(image, geometry, None, predictor.configuration, identifier=identifier)
+    return segment_preprocessed(predictor, prepared.image, prepared.properties)
+
+
+def segment_preprocessed(predictor: Predictor, image: Volume, properties: CaseProperties) -> np.ndarray:
+    """Segment a preprocessed image (C, Z, Y, X); returns (Z, Y, X) label values on the original grid."""
+    logits = predict_logits(predictor, image)
+    return restore_case(logits, properties, predictor.description.labels, predictor.configuration)
+
+
+def predict_case(predictor: Predictor, case: Case, folder: Path) -> None:
+    """Read, segment and write one case, or one video of several frames.
+
+    Raises:
+        MasamError: of any kind that reading, predicting or writing may raise, naming the case.
+    """
+    image, geometry = read_case(case, predictor.description)
+    check_image(predictor, image, identifier=case.identifier)
+    prepared = preprocess_case(image, geometry, None, predictor.configuration, identifier=case.identifier)
+    del image  # a volume less in memory while the network works
+    segmentation = segment_preprocessed(predictor, prepared.image, prepared.properties)
+    write_segmentation(case, segmentation, geometry, folder, label_ending(predictor.description.file_ending))
+
+
+def write_segmentation(case: Case, segmentation: np.ndarray, geometry: Geometry, folder: Path, ending: str) -> None:
+    """Write (Z, Y, X) labels as ID.ext, or, for a video, one file a frame on the frame's own grid."""
+    if not case.is_sequence:
+        write_labels(folder / f"{case.identifier}{ending}", segmentation, geometry)
+        return
+    for number, (frame, files) in enumerate(zip(case.frames, case.images, strict=True)):
+        write_labels(folder / f"{frame}{ending}", segmentation[number : number + 1], read_geometry(files[0]))
+
+
+def predict_folder(
+    predictor: Predictor, source: Path, folder: Path, *, overwrite: bool = False, continue_prediction: bool = False
+) -> Outcome:
+    """Predict all cases of a folder (or one file); what fails is reported at the end, the rest is done.
+
+    Args:
+        predictor: the model.
+        source: folder in nnU-Net's naming or of plain images, or one image file.
+        folder: where the segmentations go; also gets the model's dataset.json and plan.json.
+        overwrite: replace segmentations that are there.
+        continue_prediction: keep them, and predict the others.
+
+    Raises:
+        DatasetError: no images, or their names make no sense.
+        OutputError: segmentations are there and neither option is given, the folder is the input's, or nothing can
+            be written.
+    """
+    cases = find_inputs(source, predictor.description)
+    ending = label_ending(predictor.description.file_ending)
+    check_output(source, folder)
+    done = {case.identifier for case in cases if all((folder / f"{f}{ending}").exists() for f in case.frames)}
+    present = [f"{f}{ending}" for case in cases for f in case.frames if (folder / f"{f}{ending}").exists()]
+    if present and not (overwrite or continue_prediction):
+        more = f" and {len(present) - 5} more" if len(present) > 5 else ""
+        raise OutputError(
+            f"{folder} already holds {', '.join(present[:5])}{more}. Give --overwrite to replace them, "
+            "--continue_prediction to predict only the others, or another folder."
+        )
+    skipped = done if continue_prediction and not overwrite else set()
+    write_json(folder / "dataset.json", predictor.description.raw)
+    write_json(folder / "plan.json", predictor.plan)
+    predicted: list[str] = []
+    problems: list[str] = []
+    for case in progress([case for case in cases if case.identifier not in skipped], what="predicting"):
+        try:
+            predict_case(predictor, case, folder)
+            predicted.append(case.identifier)
+        except OutputError:
+            raise  # the next case could not be written either
+        except CaseErrors as error:
+            problems += error.problems
+        except MasamError as error:
+            problems.append(_naming(case.identifier, str(error)))
+    return Outcome(predicted=tuple(predicted), skipped=tuple(sorted(skipped)), problems=tuple(problems))
+
+
+def check_output(source: Path, folder: Path) -> None:
+    """Refuse to write among the images. Raises OutputError."""
+    images = source if source.is_dir() else source.parent
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; the output must be a folder")
+    if folder.resolve() == images.resolve():
+        raise OutputError(f"the output folder is the input folder ({folder}). Choose another one.")
+
+
+def check_image(predictor: Predictor, image: np.ndarray, *, identifier: str) -> None:
+    """Raise ImageError where an image cannot be meant: wrong number of channels, or label values only."""
+    names = predictor.description.channel_names
+    if image.shape[0] != len(names):
+        raise ImageError(
+            f"case {identifier} has {image.shape[0]} channels; the model takes {len(names)} ({', '.join(names)})"
+        )
+    highest = max(predictor.description.labels.declared)
+    if max(plan.upper for plan in predictor.configuration.normalization) <= highest:
+        return  # the training images themselves have such values
+    values = np.unique(image[:, :: max(1, image.shape[1] // 16)])
+    if (
+        1 < len(values) <= highest + 1
+        and np.isin(values, np.arange(highest + 1)).all()
+        and len(np.unique(image)) == len(values)
+    ):
+        listed = ", ".join(f"{value:g}" for value in values[:6])
+        raise ImageError(
+            f"case {identifier} holds nothing but the label values {listed}: it looks like a segmentation. Give the image."
+        )
+
+
+def _naming(identifier: str, message: str) -> str:
+    return message if identifier in message else f"case {identifier}: {message}"

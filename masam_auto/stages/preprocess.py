@@ -1,0 +1,340 @@
+"""Images to the arrays that the network sees, and its logits back onto the images' own grids.
+
+`preprocess_case` serves training and prediction alike; `restore_case` undoes its geometry. `preprocess_dataset` writes
+a whole data set; it may be stopped at any moment, and makes only what is missing when it is run again.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from masam_auto.core.dataset import Case, Dataset, DatasetDescription
+from masam_auto.core.errors import DatasetError, MasamError, ModelError, OutputError, PlanError
+from masam_auto.core.geometry import CaseProperties, Geometry
+from masam_auto.core.jsonio import digest, read_json, write_json
+from masam_auto.core.labels import Labels
+from masam_auto.core.parallel import choose_workers, map_cases
+from masam_auto.core.paths import Paths
+from masam_auto.core.plan import Configuration, Plan
+from masam_auto.imaging.crop import crop_to, nonzero_box
+from masam_auto.imaging.io import read_case, read_case_labels, read_geometry
+from masam_auto.imaging.normalize import normalize
+from masam_auto.imaging.resample import iterate_slabs, resample_image, resample_labels, resampled_shape
+from masam_auto.imaging.storage import find_locations, write_array, write_locations
+
+logger = logging.getLogger(__name__)
+
+RECORD_NAME = "preprocessing.json"
+LOCATIONS_SEED = 1234
+# A worker process needs about this much before it has read anything (mostly torch), in bytes.
+WORKER_BYTES = 400e6
+# Data sets of fewer voxels than this are done sooner than worker processes start.
+FEW_VOXELS = 4e6
+NAMED_CASES_LIMIT = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreprocessedCase:
+    """A case as the network sees it, slice axis first.
+
+    `image` is float32 (C, Z, Y, X), `labels` int8 or int16 (Z, Y, X) with the label file's values, or None.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray | None
+    properties: CaseProperties
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreprocessingRecord:
+    """preprocessing.json: from which decisions the arrays beside it were made."""
+
+    version: int = 1
+    configuration: str
+    digest: str
+    labels_digest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Task:
+    """One case with the configurations for which it is still to be preprocessed, and their folders."""
+
+    case: Case
+    description: DatasetDescription
+    configurations: tuple[tuple[Configuration, Path], ...]
+
+
+def preprocess_case(
+    image: np.ndarray,
+    geometry: Geometry,
+    labels: np.ndarray | None,
+    configuration: Configuration,
+    *,
+    identifier: str,
+    files: Sequence[str] = (),
+) -> PreprocessedCase:
+    """Crop to the non-zero box, normalise, put the slice axis first and resample.
+
+    Args:
+        image: (C, Z, Y, X) in the file's units and axis order; it is not changed.
+        geometry: its grid.
+        labels: (Z, Y, X) label values, or None.
+        configuration: what to do.
+        identifier: the case's name, for messages and the properties.
+        files: the files the image was read from, kept in the properties.
+
+    Raises:
+        DatasetError: image and labels differ in shape.
+        ImageError: channels or intensities do not fit the plan.
+    """
+    if labels is not None and labels.shape != image.shape[1:]:
+        raise DatasetError(
+            f"{identifier}: image has shape {image.shape[1:]}, but labels {labels.shape} (Z, Y, X). They must lie on one grid."
+        )
+    box = nonzero_box(image)
+    order = configuration.axis_order
+    try:
+        normalized = normalize(crop_to(image, box), configuration.normalization)
+    except MasamError as error:
+        raise type(error)(f"{identifier}: {error}") from error
+    normalized = normalized.transpose(0, *(axis + 1 for axis in order))
+    spacing = tuple(geometry.spacing[axis] for axis in order)
+    shape = resampled_shape(normalized.shape[1:], spacing, configuration.spacing)
+    properties = CaseProperties(
+        identifier=identifier,
+        geometry=geometry,
+        crop=box,
+        axis_order=order,
+        spacing=configuration.spacing,
+        resampled_shape=shape,
+        files=tuple(files),
+    )
+    apart, between = configuration.separate_slices, configuration.order_slices
+    resampled = resample_image(
+        normalized, shape, order=configuration.order_image, separate_slices=apart, order_slices=between
+    )
+    if labels is not None:
+        cropped = crop_to(labels, box).transpose(order)
+        labels = resample_labels(
+            cropped, shape, order=configuration.order_labels, separate_slices=apart, order_slices=between
+        )
+        fits_a_byte = labels.max() <= np.iinfo(np.int8).max and labels.min() >= np.iinfo(np.int8).min
+        labels = np.ascontiguousarray(labels, dtype=np.int8 if fits_a_byte else np.int16)
+    return PreprocessedCase(image=np.ascontiguousarray(resampled), labels=labels, properties=properties)
+
+
+def restore_case(
+    logits: np.ndarray | torch.Tensor, properties: CaseProperties, labels: Labels, configuration: Configuration
+) -> np.ndarray:
+    """Label map on the image's own grid from logits on the preprocessed one.
+
+    Logits are interpolated linearly (between slices to the nearest one where the configuration says so) and decided a
+    few rows at a time: the classes never exist together at full resolution.
+
+    Args:
+        logits: (K, Z, Y, X) float16 or float32, K = `labels.num_outputs`; on any device.
+        properties: of the case.
+        labels: softmax takes the largest of the K (the first of equal ones); regions with a logit above 0 (a
+            probability above 1/2) are painted in `regions_class_order`, later ones over earlier ones.
+        configuration: the one that the case was preprocessed with.
+
+    Returns:
+        (Z, Y, X) uint8, or int16 where label values need it; background outside the crop.
+
+    Raises:
+        ModelError: the logits do not have the shape that properties and labels ask for.
+    """
+    expected = (labels.num_outputs, *properties.resampled_shape)
+    if tuple(logits.shape) != expected:
+        raise ModelError(
+            f"{properties.identifier}: logits have shape {tuple(logits.shape)}, expected {expected} (classes, Z, Y, X). "
+            "The model was trained for other labels, or the case was preprocessed with another plan."
+        )
+    tensor = logits if isinstance(logits, torch.Tensor) else torch.from_numpy(logits)
+    result = np.zeros(properties.geometry.shape, dtype=np.uint8 if max(labels.declared) <= 255 else np.int16)
+    # a view: what is written to it in the preprocessed orientation lands in the original one
+    target = crop_to(result, properties.crop).transpose(properties.axis_order)
+    nearest_slices = configuration.separate_slices and configuration.order_slices == 0
+    with torch.inference_mode():
+        for z, rows, slab in iterate_slabs(tensor, properties.permuted_shape, nearest_slices=nearest_slices):
+            target[z, rows] = decide_labels(slab, labels).cpu().numpy()
+    return result
+
+
+def decide_labels(logits: torch.Tensor, labels: Labels) -> torch.Tensor:
+    """Label values from logits (K, ...): see `restore_case`. int64 or int16 (...)."""
+    if not labels.has_regions:
+        return logits.max(dim=0).indices  # several times faster on a CPU than argmax
+    assert labels.regions_class_order is not None
+    result = torch.zeros(logits.shape[1:], dtype=torch.int16, device=logits.device)
+    for region, value in zip(logits, labels.regions_class_order, strict=True):
+        result.masked_fill_(region > 0, value)
+    return result
+
+
+def preprocess_dataset(
+    dataset: Dataset,
+    plan: Plan,
+    paths: Paths,
+    *,
+    configurations: Sequence[str] | None = None,
+    workers: int | None = None,
+) -> None:
+    """Preprocess all training cases of a data set, each read once for all configurations.
+
+    Cases whose files are there, and newer than the raw ones, are skipped; arrays of another plan, or of other labels,
+    are removed and made again.
+
+    Args:
+        dataset: the raw data set.
+        plan: with the configurations.
+        paths: where to write.
+        configurations: names; all of the plan by default.
+        workers: processes; 0 works in this one. By default as many as cores and free memory allow.
+
+    Raises:
+        CaseErrors: cases that cannot be preprocessed, all together.
+        OutputError: the folder is not writable or the disk is full.
+        PlanError: unknown configuration, or arrays of a newer version of masam_auto.
+    """
+    folders = []
+    for name in plan.configurations if configurations is None else configurations:
+        configuration = plan.configuration(name)
+        folder = paths.configuration_folder(dataset.name, configuration.name)
+        _prepare_folder(folder, configuration, dataset.description.labels)
+        folders.append((configuration, folder))
+    tasks = []
+    for case in dataset.cases:
+        pending = tuple((configuration, folder) for configuration, folder in folders if not _is_done(case, folder))
+        if pending:
+            tasks.append(_Task(case=case, description=dataset.description, configurations=pending))
+    if not tasks:
+        logger.info("preprocessing: nothing to do, all %d cases are there", len(dataset.cases))
+        return
+    if workers is None:
+        workers = _affordable_workers(tasks)
+    logger.info("preprocessing %d of %d cases with %d workers", len(tasks), len(dataset.cases), workers)
+    names = [task.case.identifier for task in tasks]
+    map_cases(_preprocess_files, tasks, names=names, what="preprocessing", workers=workers)
+
+
+def check_preprocessed(folder: Path, configuration: Configuration, cases: Sequence[str] = ()) -> None:
+    """Check that a folder holds arrays made with this configuration, and those of the given cases.
+
+    Raises:
+        PlanError: nothing there, made with another plan, or cases missing.
+    """
+    remedy = "Run masam_plan_and_preprocess, or masam_preprocess to keep the plan."
+    if not (folder / RECORD_NAME).is_file():
+        raise PlanError(f"no preprocessed data in {folder}. {remedy}")
+    record = read_json(folder / RECORD_NAME, PreprocessingRecord, what="preprocessing record")
+    if record.digest != configuration.preprocessing_digest:
+        raise PlanError(
+            f"{folder} was preprocessed with another plan than the present configuration {configuration.name}: "
+            f"spacing, axis order, normalisation or resampling differ. {remedy}"
+        )
+    missing = [name for name in cases if not all(file.is_file() for file in _files(folder, name))]
+    if missing:
+        named = ", ".join(missing[:NAMED_CASES_LIMIT])
+        raise PlanError(
+            f"{folder}: {len(missing)} of {len(cases)} cases are not preprocessed ({named}{', ...' if len(missing) > NAMED_CASES_LIMIT else ''}). {remedy}"
+        )
+
+
+def _prepare_folder(folder: Path, configuration: Configuration, labels: Labels) -> None:
+    """Empty the folder of arrays made otherwise and of what a killed run left, and record what will be made."""
+    wanted = PreprocessingRecord(
+        configuration=configuration.name,
+        digest=configuration.preprocessing_digest,
+        labels_digest=digest(labels),
+    )
+    record = folder / RECORD_NAME
+    same = record.is_file() and read_json(record, PreprocessingRecord, what="preprocessing record") == wanted
+    if folder.is_dir():
+        if not same and any(folder.glob("*.b2nd")):
+            logger.info("%s: made with another plan or other labels; removed", folder)
+        # the record goes last: if this is interrupted, the old one still stands for what is left
+        stale = [path for path in folder.iterdir() if path.name != record.name and not (same and _is_kept(path))]
+        try:
+            for path in stale:
+                if path.is_file():
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot remove old files from {folder}: {error.strerror}. Check its permissions."
+            ) from error
+    if not same:
+        write_json(record, wanted)
+
+
+def _is_kept(path: Path) -> bool:
+    """Whether a file is a finished one, or a part of one that a process that is alive is writing."""
+    if not path.name.startswith(".partial-"):
+        return True
+    process = path.name.split("-")[1]
+    return process.isdigit() and psutil.pid_exists(int(process))
+
+
+def _is_done(case: Case, folder: Path) -> bool:
+    """Whether all files of a case are there and newer than its raw files."""
+    try:
+        oldest = min(file.stat().st_mtime_ns for file in _files(folder, case.identifier))
+        raw = [file for frame in case.images for file in frame] + list(case.labels or ())
+        return oldest >= max(file.stat().st_mtime_ns for file in raw)
+    except FileNotFoundError:
+        return False
+
+
+def _files(folder: Path, identifier: str) -> tuple[Path, ...]:
+    """What belongs to a case, in the order of writing: image, labels, locations, properties."""
+    endings = (".b2nd", "_seg.b2nd", "_locations.npz", ".json")
+    return tuple(folder / f"{identifier}{ending}" for ending in endings)
+
+
+def _preprocess_files(task: _Task) -> None:
+    case, description = task.case, task.description
+    if case.labels is None:
+        raise DatasetError(f"{case.identifier}: has no label file. Add it to labelsTr, or move its image to imagesTs.")
+    image, geometry = read_case(case, description)
+    labels, _ = read_case_labels(case, description)
+    raw_files = [os.fspath(file) for frame in case.images for file in frame]
+    for configuration, folder in task.configurations:
+        done = preprocess_case(image, geometry, labels, configuration, identifier=case.identifier, files=raw_files)
+        assert done.labels is not None
+        image_file, labels_file, locations_file, properties_file = _files(folder, case.identifier)
+        write_array(image_file, done.image)
+        write_array(labels_file, done.labels)
+        write_locations(locations_file, find_locations(done.labels, description.labels, seed=LOCATIONS_SEED))
+        write_json(properties_file, done.properties)
+
+
+def _affordable_workers(tasks: Sequence[_Task]) -> int:
+    """Worker processes for these tasks: by cores and free memory, none where starting them takes longer."""
+    sizes = [_estimate(task) for task in tasks]
+    if sum(voxels for voxels, _ in sizes) < FEW_VOXELS:
+        return 0
+    memory = WORKER_BYTES + max(peak for _, peak in sizes)
+    return min(len(tasks), choose_workers(memory_per_case=memory, available=psutil.virtual_memory().available))
+
+
+def _estimate(task: _Task) -> tuple[float, float]:
+    """Voxels that a task reads and writes, and the bytes that it needs at its peak, from the image's header."""
+    try:
+        geometry = read_geometry(task.case.images[0][0])
+    except MasamError:
+        return 0.0, 0.0  # the task itself will report it
+    raw = float(np.prod(geometry.shape)) * len(task.case.images)
+    resampled = []
+    for configuration, _ in task.configurations:
+        spacing = [geometry.spacing[axis] for axis in configuration.axis_order]
+        resampled.append(raw * float(np.prod(spacing) / np.prod(configuration.spacing)))
+    channels = task.description.num_channels
+    # raw, normalised and resampled image; one channel's float32 between the axes; labels, a score and its maximum
+    peak = raw * (8 * channels + 8) + max(resampled) * (4 * channels + 20)
+    return raw * len(resampled) + sum(resampled), peak

@@ -1,0 +1,71 @@
+"""Fixtures shared by all tests."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+
+def _load(name: str) -> ModuleType:
+    """Import a module beside this file; pytest's importlib mode puts no test folder on the path."""
+    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+RAW_DATA = _load("raw_data")
+
+
+@pytest.fixture(scope="session")
+def raw_data() -> ModuleType:
+    """The module tests/raw_data.py: make_raw_dataset, make_video_dataset, make_case, write_volume, ..."""
+    return RAW_DATA
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    """The module tests/tiny_training.py: write_preprocessed, make_plan, make_configuration, build_tiny."""
+    return sys.modules.get("tiny_training") or _load("tiny_training")
+
+
+@pytest.fixture(scope="session")
+def planning() -> ModuleType:
+    """The module tests/fingerprints.py: make_fingerprint, make_class, HEAD and so on."""
+    return sys.modules.get("fingerprints") or _load("fingerprints")
+
+
+@pytest.fixture
+def raw_dataset(tmp_path: Path) -> Callable[..., Path]:
+    """Factory: `raw_dataset(number=1, name="Toy", cases=5, ...)` writes a raw data set into tmp_path/raw."""
+
+    def make(**options: object) -> Path:
+        return RAW_DATA.make_raw_dataset(tmp_path / "raw", **options)
+
+    return make
+
+
+@pytest.fixture
+def video_dataset(tmp_path: Path) -> Callable[..., Path]:
+    """Factory: `video_dataset(number=2, sequences=2, ...)` writes a raw data set of PNG frames into tmp_path/raw."""
+
+    def make(**options: object) -> Path:
+        return RAW_DATA.make_video_dataset(tmp_path / "raw", **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the checkout; tests that need it are skipped where it is absent."""
+    folder = HERE.parent.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real data is not at {folder}")
+    return folder

@@ -1,0 +1,124 @@
+"""JSON files: whole or not at all, strict, versioned."""
+
+import errno
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from masam_auto.core.errors import OutputError, PlanError
+from masam_auto.core.jsonio import atomic_path, digest, read_json, read_plain, write_bytes, write_json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inner:
+    sizes: tuple[int, ...] = ()
+    share: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outer:
+    version: int = 2
+    name: str
+    inner: Inner
+    many: dict[str, Inner]
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise PlanError("name is empty")
+
+
+VALUE = Outer(name="äß", inner=Inner(sizes=(1, 2)), many={"a": Inner(share=0.25)})
+
+
+def put(path: Path, **changes: object) -> Path:
+    write_json(path, VALUE)
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return path
+
+
+def test_dataclasses_survive_their_file(tmp_path):
+    path = tmp_path / "folder" / "value.json"
+    write_json(path, VALUE)
+    assert read_json(path, Outer, what="value") == VALUE
+    assert "äß" in path.read_text(encoding="utf-8") and path.read_text().endswith("\n")
+    assert [p.name for p in path.parent.iterdir()] == ["value.json"], "no temporary file stays"
+
+
+def test_not_a_number_is_written_as_nnunet_does(tmp_path):
+    write_json(tmp_path / "x.json", {"dice": math.nan})
+    assert '"dice": NaN' in (tmp_path / "x.json").read_text()
+    assert math.isnan(read_plain(tmp_path / "x.json", what="x")["dice"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"version": 3}, "version 3, but this masam_auto reads values up to version 2"),
+        ({"name": 5}, "name"),
+        ({"name": ""}, "name is empty"),
+        ({"inner": {"sizes": [1.5]}}, "sizes"),
+        ({"extra": 1}, "unknown fields: extra"),
+        ({"inner": {"size": [1]}}, "unknown fields: inner.size"),
+        ({"many": {"a": {"shares": 1}}}, "unknown fields: many.a.shares"),
+    ],
+)
+def test_bad_content_is_refused_naming_file_and_field(tmp_path, changes, message):
+    path = put(tmp_path / "value.json", **changes)
+    with pytest.raises(PlanError) as caught:
+        read_json(path, Outer, what="value")
+    assert message in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_older_versions_are_read(tmp_path):
+    assert read_json(put(tmp_path / "value.json", version=1), Outer, what="value").version == 1
+
+
+def test_missing_and_broken_files_are_refused(tmp_path):
+    with pytest.raises(PlanError, match="value not found"):
+        read_json(tmp_path / "none.json", Outer, what="value")
+    with pytest.raises(PlanError, match="value cannot be read"):
+        read_json(tmp_path, Outer, what="value")
+    (tmp_path / "half.json").write_text('{"name": ')
+    with pytest.raises(PlanError, match="not valid JSON"):
+        read_json(tmp_path / "half.json", Outer, what="value")
+    (tmp_path / "list.json").write_text("[]")
+    with pytest.raises(PlanError, match=r"list\.json"):
+        read_json(tmp_path / "list.json", Outer, what="value")
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "value.bin"
+    write_bytes(path, b"old")
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_bytes(b"half")
+        raise RuntimeError("interrupted")
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["value.bin"]
+
+
+def test_temporary_names_keep_the_whole_ending(tmp_path):
+    with atomic_path(tmp_path / "image.nii.gz") as temporary:
+        assert temporary.name.endswith(".nii.gz") and temporary.parent == tmp_path
+        temporary.write_bytes(b"x")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_full_disks_and_unwritable_folders_are_the_users_to_mend(tmp_path, number):
+    path = tmp_path / "value.bin"
+    with pytest.raises(OutputError, match="cannot write") as caught, atomic_path(path):
+        raise OSError(number, os.strerror(number))
+    assert str(path) in str(caught.value) and not path.exists()
+
+
+def test_a_file_where_a_folder_should_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        write_json(tmp_path / "file" / "value.json", {})
+
+
+def test_digests_tell_values_apart_and_ignore_the_order_of_keys():
+    assert digest({"a": 1, "b": (1, 2)}) == digest({"b": [1, 2], "a": 1})
+    assert digest(VALUE) != digest({"a": 1})

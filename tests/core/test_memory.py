@@ -1,0 +1,112 @@
+"""The memory model against the network itself: parameters exactly, kept activations within a third."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from masam_auto.core.encoders import ENCODER_SHAPES
+from masam_auto.core.memory import (
+    LIBRARIES,
+    Load,
+    available_bytes,
+    count_parameters,
+    fitting_batch,
+    fitting_slices,
+    prediction_bytes,
+    training_bytes,
+)
+from masam_auto.core.planning_network import choose_network
+from masam_auto.network.build import build_network
+from masam_auto.network.encoder import ENCODERS
+
+
+def make_load(name: str, canvas: tuple[int, int], window: int, **options) -> Load:
+    shape = ENCODER_SHAPES[name]
+    settings = {"in_channels": 1, "num_outputs": 3, "precision_bytes": 4, "fused": False} | options
+    return Load(encoder=shape, network=choose_network(shape, "")[0], canvas=canvas, window=window, **settings)
+
+
+@pytest.mark.parametrize("name", ENCODER_SHAPES)
+def test_sizes_are_the_networks_own(name):
+    shape, spec = ENCODER_SHAPES[name], ENCODERS[name]
+    assert (shape.dim, shape.depth, shape.heads) == (spec.dim, spec.depth, spec.heads)
+    assert (shape.token, shape.stem, shape.embedding) == (spec.token_stride, spec.stem, spec.embedding)
+    assert shape.global_blocks == len(spec.global_blocks) and shape.adapter_channels == spec.adapter_channels
+    assert shape.windowed in (0, spec.window)
+
+
+@pytest.mark.parametrize("name", ENCODER_SHAPES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_parameters_are_those_of_the_network(name, channels):
+    load = make_load(name, (224, 448), 3, in_channels=channels)
+    with torch.device("meta"):
+        network = build_network(load.network, canvas=load.canvas, in_channels=channels, num_outputs=3, device="meta")
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    counted = count_parameters(load)
+    assert counted.trained == pytest.approx(trained, rel=0.02)
+    total = sum(p.numel() for p in network.parameters())
+    assert counted.trained + counted.frozen == pytest.approx(total, rel=0.01)
+
+
+def kept_bytes(load: Load) -> int:
+    """Bytes that autograd keeps of one window, without the parameters' own."""
+    network = build_network(load.network, canvas=load.canvas, in_channels=1, num_outputs=load.num_outputs)
+    own = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        network(torch.zeros(1, load.window, 1, *load.canvas))
+    return sum(kept.values())
+
+
+def test_kept_activations_of_the_small_encoder():
+    load = make_load("vit_t", (64, 48), 3)
+    none, one = (training_bytes(load, batch=batch, checkpointing=False) for batch in (0, 1))
+    assert one - none == pytest.approx(kept_bytes(load), rel=0.33)
+
+
+def test_kept_activations_of_sam():
+    load = make_load("vit_b", (112, 112), 1)
+    none, one = (training_bytes(load, batch=batch, checkpointing=False) for batch in (0, 1))
+    assert one - none == pytest.approx(kept_bytes(load), rel=0.33)
+
+
+def test_memory_grows_with_everything_that_costs():
+    load = make_load("vit_b", (224, 224), 5)
+    base = training_bytes(load, batch=1, checkpointing=False)
+    for change in (
+        {"canvas": (448, 224)},
+        {"window": 7},
+        {"num_outputs": 30},
+        {"encoder": ENCODER_SHAPES["vit_l"]},
+    ):
+        assert training_bytes(dataclasses.replace(load, **change), batch=1, checkpointing=False) > base
+    assert training_bytes(load, batch=2, checkpointing=False) > base
+    assert training_bytes(load, batch=1, checkpointing=True) < base
+    assert training_bytes(dataclasses.replace(load, precision_bytes=2), batch=1, checkpointing=False) < base
+    assert prediction_bytes(load, slices=5) < base
+
+
+def test_fitting_counts_are_the_largest_that_fit():
+    load = make_load("vit_b", (224, 224), 5, precision_bytes=2, fused=True)
+    for gpu in (4, 8, 24):
+        for checkpointing in (False, True):
+            fits = fitting_batch(load, gpu_memory_gb=gpu, checkpointing=checkpointing)
+            assert training_bytes(load, batch=fits, checkpointing=checkpointing) <= available_bytes(gpu)
+            assert training_bytes(load, batch=fits + 1, checkpointing=checkpointing) > available_bytes(gpu)
+        slices = fitting_slices(load, gpu_memory_gb=gpu)
+        assert prediction_bytes(load, slices=slices) <= available_bytes(gpu) < prediction_bytes(load, slices=slices + 1)
+
+
+def test_nothing_fits_a_device_without_memory():
+    load = make_load("vit_b", (224, 224), 5)
+    assert fitting_batch(load, gpu_memory_gb=0, checkpointing=True) == 0
+    assert fitting_slices(load, gpu_memory_gb=0.5) == 0
+    assert training_bytes(load, batch=0, checkpointing=True) > LIBRARIES

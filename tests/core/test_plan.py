@@ -1,0 +1,214 @@
+"""The plan's own rules, `--set`, and plan.json edited by hand."""
+
+import dataclasses
+import json
+from types import ModuleType
+
+import pytest
+
+from masam_auto.core.errors import PlanError
+from masam_auto.core.jsonio import read_json, to_plain, write_json
+from masam_auto.core.plan import (
+    Configuration,
+    InferencePlan,
+    NetworkPlan,
+    NormalizationPlan,
+    Plan,
+    TrainingPlan,
+    override,
+)
+
+CONFIGURATION = Configuration(
+    name="axis0",
+    axis_order=(0, 1, 2),
+    spacing=(3.0, 1.0, 1.0),
+    median_shape=(40, 256, 256),
+    normalization=(NormalizationPlan(scheme="zscore"),),
+    separate_slices=True,
+    window=5,
+    canvas=(256, 256),
+    magnification=1.0,
+    mirror_axes=(1, 2),
+    batch_size=2,
+)
+PLAN = Plan(
+    name="masam",
+    dataset_name="Dataset001_Toy",
+    channel_names=("MRI",),
+    gpu_memory_gb=0.0,
+    default_configuration="axis0",
+    configurations={"axis0": CONFIGURATION},
+    network=NetworkPlan(encoder="vit_t", decoder="multiscale", weights="none", trained="all"),
+    training=TrainingPlan(),
+    inference=InferencePlan(),
+    reasons={"axis0.window": "because"},
+)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "section", "field", "value"),
+    [
+        ("training.num_epochs=50", "training", "num_epochs", 50),
+        ("training.learning_rate=1e-3", "training", "learning_rate", 1e-3),
+        ("training.loss_weights=1,0", "training", "loss_weights", (1.0, 0.0)),
+        ("training.activation_checkpointing=true", "training", "activation_checkpointing", True),
+        ("network.encoder=vit_b", "network", "encoder", "vit_b"),
+        ("inference.mirror = false", "inference", "mirror", False),
+        ("inference.depth=windows", "inference", "depth", "windows"),
+    ],
+)
+def test_override_types_the_value_and_changes_nothing_else(assignment, section, field, value):
+    changed = override(PLAN, [assignment])
+    expected = dataclasses.replace(getattr(PLAN, section), **{field: value})
+    assert getattr(changed, section) == expected
+    assert changed.reasons[f"{section}.{field}"] == "set by hand"
+    rest = dataclasses.replace(changed, **{section: getattr(PLAN, section)}, reasons=PLAN.reasons)
+    assert rest == PLAN
+
+
+def test_override_of_configurations_and_augmentation():
+    changed = override(PLAN, ["axis0.canvas=(448,448)", "axis0.mirror_axes=", "training.augmentation.rotation=-5,5"])
+    assert changed.configurations["axis0"].canvas == (448, 448)
+    assert changed.configurations["axis0"].mirror_axes == ()
+    assert changed.training.augmentation.rotation == (-5.0, 5.0)
+    assert changed.reasons["axis0.window"] == "because"
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("training.num_epochs", "expected section.field=value"),
+        ("num_epochs=3", "expected section.field=value"),
+        ("nothing.num_epochs=3", "unknown section 'nothing'; known: training, network, inference, axis0"),
+        ("training.epochs=3", "unknown field 'epochs'; known: num_epochs"),
+        ("axis0.name=axis1", "unknown field 'name'"),
+        ("training.num_epochs=many", "--set training.num_epochs=many"),
+        ("training.num_epochs=0", "must be at least 1"),
+        ("axis0.window=4", "window must be odd"),
+        ("axis0.canvas=448", "--set axis0.canvas=448"),
+        ("training.augmentation=3", "name a field of augmentation"),
+        ("training.augmentation.spin=3", "unknown field 'spin'"),
+        ("training.num_epochs.more=3", "no fields of its own"),
+        ("inference.depth=sideways", "--set inference.depth"),
+    ],
+)
+def test_override_refuses_with_one_clear_line(assignment, message):
+    with pytest.raises(PlanError) as caught:
+        override(PLAN, [assignment])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"axis_order": (0, 0, 1)}, "permutation"),
+        ({"spacing": (0.0, 1.0, 1.0)}, "spacing must be positive"),
+        ({"window": 2}, "odd"),
+        ({"canvas": (8, 64)}, "at least 16"),
+        ({"magnification": 0.0}, "magnification"),
+        ({"mirror_axes": (3,)}, "mirror_axes"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"normalization": ()}, "normalization"),
+        ({"order_image": 2}, "orders"),
+    ],
+)
+def test_configuration_refuses_nonsense(changes, message):
+    with pytest.raises(PlanError, match=message):
+        dataclasses.replace(CONFIGURATION, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_epochs": 0},
+        {"learning_rate": 0.0},
+        {"weight_decay": -1.0},
+        {"weight_average": 1.0},
+        {"foreground_fraction": 1.5},
+        {"loss_weights": (0.0, 0.0)},
+    ],
+)
+def test_training_refuses_nonsense(changes):
+    with pytest.raises(PlanError, match=next(iter(changes))):
+        dataclasses.replace(TrainingPlan(), **changes)
+
+
+def test_network_and_inference_refuse_nonsense():
+    for changes in ({"increment_rank": 0}, {"adapter_channels": 0}, {"increment_dropout": 1.0}):
+        with pytest.raises(PlanError, match=next(iter(changes))):
+            dataclasses.replace(PLAN.network, **changes)
+    for wrong in ({"slice_stride": 0}, {"max_slices": 0}, {"tile_overlap": 1.0}):
+        with pytest.raises(PlanError, match=next(iter(wrong))):
+            dataclasses.replace(InferencePlan(), **wrong)
+
+
+def test_plan_refuses_a_missing_default_and_wrong_channels():
+    with pytest.raises(PlanError, match="default_configuration 'axis9'"):
+        dataclasses.replace(PLAN, default_configuration="axis9")
+    with pytest.raises(PlanError, match="1 normalisations for 2 channels"):
+        dataclasses.replace(PLAN, channel_names=("T1", "T2"))
+    with pytest.raises(PlanError, match="calls itself 'axis0'"):
+        dataclasses.replace(PLAN, configurations={"2d": CONFIGURATION}, default_configuration="2d")
+
+
+def test_configuration_by_name():
+    assert PLAN.configuration(None) is PLAN.configuration("axis0") is CONFIGURATION
+    with pytest.raises(PlanError, match="configuration '3d' is not in the plan of Dataset001_Toy; it has axis0"):
+        PLAN.configuration("3d")
+
+
+def test_only_fields_that_arrays_depend_on_change_the_preprocessing_digest():
+    same = {"window": 7, "canvas": (448, 448), "batch_size": 9, "mirror_axes": (), "magnification": 2.0}
+    for field, value in same.items():
+        changed = dataclasses.replace(CONFIGURATION, **{field: value})
+        assert changed.preprocessing_digest == CONFIGURATION.preprocessing_digest
+    other = {"spacing": (2.0, 1.0, 1.0), "axis_order": (1, 0, 2), "separate_slices": False, "order_labels": 0}
+    for field, value in other.items():
+        changed = dataclasses.replace(CONFIGURATION, **{field: value})
+        assert changed.preprocessing_digest != CONFIGURATION.preprocessing_digest
+
+
+def test_plan_survives_its_file_and_edits_by_hand(tmp_path):
+    path = tmp_path / "plan.json"
+    write_json(path, PLAN)
+    assert read_json(path, Plan, what="plan") == PLAN
+    plain = json.loads(path.read_text())
+    plain["training"]["num_epochs"] = 7
+    plain["configurations"]["axis0"]["canvas"] = [128, 256]
+    path.write_text(json.dumps(plain))
+    edited = read_json(path, Plan, what="plan")
+    assert edited.training.num_epochs == 7 and edited.configurations["axis0"].canvas == (128, 256)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("version",), 99, "version 99"),
+        (("training", "num_epochs"), "many", "num_epochs"),
+        (("training", "num_epochs"), -1, "at least 1"),
+        (("training", "epochs"), 3, "unknown fields: training.epochs"),
+        (("configurations", "axis0", "window"), 4, "odd"),
+        (("configurations", "axis0", "spacing"), [1.0, 1.0], "spacing"),
+        (("default_configuration",), "axis7", "axis7"),
+        (("network", "weights"), "imagenet", "weights"),
+    ],
+)
+def test_edited_to_nonsense_is_refused_naming_the_file(tmp_path, place, value, message):
+    plain = to_plain(PLAN)
+    section = plain
+    for key in place[:-1]:
+        section = section[key]
+    section[place[-1]] = value
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plain))
+    with pytest.raises(PlanError) as caught:
+        read_json(path, Plan, what="plan")
+    assert message in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_made_fingerprints_are_valid(planning: ModuleType):
+    fingerprint = planning.make_fingerprint()
+    with pytest.raises(PlanError, match="no cases"):
+        dataclasses.replace(fingerprint, cases=())
+    with pytest.raises(PlanError, match="0 intensity records for 1 channels"):
+        dataclasses.replace(fingerprint, intensities=())

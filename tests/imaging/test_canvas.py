@@ -1,0 +1,75 @@
+"""Slices on the canvas and back."""
+
+import numpy as np
+import pytest
+import torch
+
+from masam_auto.imaging.canvas import CanvasLayout, collect, lay_out, place
+
+
+def there_and_back(window: torch.Tensor, layout: CanvasLayout) -> torch.Tensor:
+    return torch.stack(list(collect((place(window, layout, tile) for tile in layout.tiles), layout)))
+
+
+@pytest.mark.parametrize("size", [(5, 7), (16, 16), (11, 16), (40, 23), (16, 35)])
+def test_without_magnification_the_round_trip_is_exact(size: tuple[int, int]) -> None:
+    window = torch.randn(3, 2, *size)
+    layout = lay_out(size, (16, 16), 1.0, tile_overlap=0.5)
+    back = there_and_back(window, layout)
+    assert back.shape == window.shape
+    torch.testing.assert_close(back, window, rtol=0, atol=0 if len(layout.tiles) == 1 else 1e-6)
+
+
+def test_a_small_slice_is_centred_and_zero_padded() -> None:
+    layout = lay_out((4, 6), (16, 16), 1.0, tile_overlap=0.5)
+    canvas = place(torch.ones(1, 1, 4, 6), layout, layout.tiles[0])
+    expected = torch.zeros(16, 16)
+    expected[6:10, 5:11] = 1
+    assert torch.equal(canvas[0, 0], expected)
+
+
+@pytest.mark.parametrize(("magnification", "size"), [(2.0, (8, 7)), (3.7, (5, 6)), (0.75, (20, 21))])
+def test_canvas_pixels_show_the_coordinates_of_the_convention(magnification: float, size: tuple[int, int]) -> None:
+    rows, columns = np.meshgrid(np.arange(size[0]), np.arange(size[1]), indexing="ij")
+    window = torch.as_tensor(np.stack([rows, columns])[None], dtype=torch.float64)
+    layout = lay_out(size, (32, 32), magnification, tile_overlap=0.5)
+    assert len(layout.tiles) == 1
+    canvas = place(window, layout, layout.tiles[0])
+    for axis in (0, 1):
+        coordinates = (np.arange(32) - 31 / 2) / magnification + (size[axis] - 1) / 2
+        inside = (coordinates >= 0) & (coordinates <= size[axis] - 1)
+        middle = canvas[0, axis, :, 16] if axis == 0 else canvas[0, axis, 16, :]
+        np.testing.assert_allclose(middle.numpy()[inside], coordinates[inside], atol=1e-9)
+
+
+@pytest.mark.parametrize("magnification", [0.75, 1.5, 2.0, 3.3, 8.0])
+@pytest.mark.parametrize("size", [(12, 9), (40, 33)])
+def test_smooth_slices_come_back(magnification: float, size: tuple[int, int]) -> None:
+    rows = np.linspace(-1, 1, size[0])[:, None]
+    columns = np.linspace(-1, 1, size[1])[None]
+    window = torch.as_tensor((3 * rows + 2 * columns)[None, None], dtype=torch.float32)
+    layout = lay_out(size, (32, 48), magnification, tile_overlap=0.5)
+    back = there_and_back(window, layout)
+    assert back.shape == window.shape
+    torch.testing.assert_close(back[..., 2:-2, 2:-2], window[..., 2:-2, 2:-2], rtol=0, atol=0.02)
+
+
+def test_tiles_cover_what_exceeds_the_canvas() -> None:
+    layout = lay_out((50, 20), (16, 32), 1.5, tile_overlap=0.25)
+    assert layout.extent == (75, 30)
+    covered = np.zeros(layout.extent, dtype=int)
+    for top, left in layout.tiles:
+        covered[max(0, top) : top + 16, max(0, left) : left + 32] += 1
+    assert covered.min() >= 1
+    starts = sorted({top for top, _ in layout.tiles})
+    assert max(np.diff(starts)) <= 12
+    assert starts[0] == 0
+    assert starts[-1] == 75 - 16
+
+
+def test_layout_does_not_shift_a_symmetric_slice() -> None:
+    window = torch.zeros(1, 1, 7, 7)
+    window[0, 0, 3, 3] = 1
+    canvas = place(window, layout := lay_out((7, 7), (32, 32), 2.5, tile_overlap=0.5), layout.tiles[0])
+    torch.testing.assert_close(canvas, canvas.flip(-1))
+    torch.testing.assert_close(canvas, canvas.flip(-2))

@@ -1,0 +1,120 @@
+"""imaging.tiff: layouts, spacing, truncation."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tifffile
+
+from masam_auto.core.errors import ImageError
+from masam_auto.core.geometry import Geometry
+from masam_auto.imaging.io import (
+    read_geometry,
+    read_image,
+    read_labels,
+    write_labels,
+)
+
+SHAPE = (4, 6, 5)
+
+
+def numbers(shape: tuple[int, ...] = SHAPE, kind: Any = np.float32) -> np.ndarray:
+    return np.arange(np.prod(shape)).reshape(shape).astype(kind)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "expected"),
+    [
+        ((6, 5), {}, (1, 1, 6, 5)),
+        ((6, 5, 3), {"photometric": "rgb"}, (3, 1, 6, 5)),
+        ((6, 5, 4), {"photometric": "rgb", "extrasamples": ["unassalpha"]}, (3, 1, 6, 5)),
+        ((4, 6, 5), {"photometric": "minisblack"}, (1, 4, 6, 5)),
+        ((1, 6, 5), {"photometric": "minisblack"}, (1, 1, 6, 5)),
+        ((4, 6, 5, 3), {"photometric": "rgb"}, (3, 4, 6, 5)),
+        ((4, 2, 6, 5), {"imagej": True, "metadata": {"axes": "ZCYX"}}, (2, 4, 6, 5)),
+    ],
+)
+def test_tiff_layouts(
+    tmp_path: Path, shape: tuple[int, ...], options: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    array = numbers(shape, np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", array, **options)
+    image, geometry = read_image(tmp_path / "a.tif")
+    assert image.shape == expected and geometry.shape == expected[1:]
+    assert geometry.dimensions == (2 if len(shape) == 2 or (shape[-1] in (3, 4) and len(shape) == 3) else 3)
+    assert read_geometry(tmp_path / "a.tif") == geometry
+    first = image[0].ravel()[:3]
+    np.testing.assert_array_equal(first, array.reshape(-1)[:: shape[-1] if shape[-1] in (3, 4) else 1][:3])
+
+
+def test_too_many_tiff_axes(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", numbers((2, 3, 6, 5), np.uint8), imagej=True, metadata={"axes": "TZYX"})
+    with pytest.raises(ImageError, match=r"a.tif: has 4 axes"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_tiff_spacing_from_imagej_ome_and_side_car(tmp_path: Path) -> None:
+    stack = numbers(SHAPE, np.uint8)
+    path = tmp_path / "a_0000.tif"
+    resolution = (1 / 0.5, 1 / 0.25)  # pixels per unit along x and y
+    tifffile.imwrite(
+        path, stack, imagej=True, resolution=resolution, metadata={"spacing": 2.0, "unit": "um", "axes": "ZYX"}
+    )
+    np.testing.assert_allclose(read_geometry(path).spacing, (2e-3, 0.25e-3, 0.5e-3))
+    tifffile.imwrite(path, stack, imagej=True, metadata={"spacing": 2.0, "axes": "ZYX"})
+    assert read_geometry(path).spacing == (2.0, 1.0, 1.0)
+    sizes = {"PhysicalSizeX": 500.0, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 0.25, "PhysicalSizeZ": 2.0}
+    tifffile.imwrite(path, stack, ome=True, photometric="minisblack", metadata={"axes": "ZYX", **sizes})
+    np.testing.assert_allclose(read_geometry(path).spacing, (2e-3, 0.25e-3, 0.5e-3))
+    (tmp_path / "a.json").write_text(json.dumps({"spacing": [5, 4, 3]}))
+    assert read_image(path)[1].spacing == (5.0, 4.0, 3.0)
+    (tmp_path / "a.json").write_text(json.dumps({"spacing": [5, 4]}))
+    with pytest.raises(ImageError, match=r'a.json: must hold \{"spacing": \[z, y, x\]\}'):
+        read_image(path)
+
+
+def test_tiff_stack_labels_keep_their_spacing(tmp_path: Path) -> None:
+    geometry = Geometry(shape=SHAPE, spacing=(2.0, 0.5, 0.25))
+    write_labels(tmp_path / "a.tif", numbers(kind=np.uint8), geometry)
+    found, where = read_labels(tmp_path / "a.tif")
+    np.testing.assert_array_equal(found, numbers())
+    assert where == geometry
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("kind", ["imagej", "ome", "shaped", "plain"])
+def test_a_truncated_stack_is_never_read_in_part(tmp_path: Path, kind: str, compression: str | None) -> None:
+    stack = np.random.default_rng(0).integers(0, 255, (8, 16, 14)).astype(np.uint8)
+    kinds: dict[str, dict[str, Any]] = {
+        "imagej": {"imagej": True, "metadata": {"axes": "ZYX"}},
+        "ome": {"ome": True},
+        "plain": {"metadata": None},
+    }
+    options = kinds.get(kind, {})
+    if kind == "imagej" and compression:
+        pytest.skip("ImageJ's own stacks are not compressed")
+    tifffile.imwrite(tmp_path / "a.tif", stack, photometric="minisblack", compression=compression, **options)
+    content = (tmp_path / "a.tif").read_bytes()
+    for length in range(len(content) // 10, len(content), len(content) // 10):
+        (tmp_path / "a.tif").write_bytes(content[:length])
+        try:
+            found = read_image(tmp_path / "a.tif")[0]
+        except ImageError as error:
+            assert "a.tif" in str(error)
+        else:
+            np.testing.assert_array_equal(found[0], stack)  # only trailing metadata was lost
+
+
+def test_lzw_tiff_is_read(tmp_path: Path) -> None:
+    for shape in (SHAPE, SHAPE[1:]):
+        writer = sitk.ImageFileWriter()
+        writer.SetFileName(str(tmp_path / "a.tif"))
+        writer.UseCompressionOn()
+        writer.SetCompressor("LZW")
+        writer.Execute(sitk.GetImageFromArray(numbers(shape, np.uint8)))
+        image, geometry = read_image(tmp_path / "a.tif")
+        np.testing.assert_array_equal(image.reshape(shape), numbers(shape))
+        assert geometry.dimensions == len(shape)

@@ -1,0 +1,201 @@
+"""imaging.volumes: orientation, scaling, shear, and files that ITK misreads."""
+
+import gzip
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from masam_auto.core.dataset import Case, DatasetDescription, parse_description
+from masam_auto.core.errors import ImageError
+from masam_auto.core.geometry import Geometry
+from masam_auto.imaging.io import (
+    read_case,
+    read_geometry,
+    read_image,
+    read_labels,
+    write_labels,
+)
+
+SHAPE = (4, 6, 5)
+SHEAR = np.array([[0.8, 0.2, 0.0, -7.0], [0.0, 1.0, 0.5, 3.0], [0.0, 0.0, 3.0, 11.0], [0.0, 0.0, 0.0, 1.0]])
+
+
+def numbers(shape: tuple[int, ...] = SHAPE, kind: Any = np.float32) -> np.ndarray:
+    return np.arange(np.prod(shape)).reshape(shape).astype(kind)
+
+
+def oblique(raw_data: ModuleType, shape: tuple[int, int, int] = SHAPE) -> Geometry:
+    return Geometry(
+        shape=shape, spacing=(3.0, 1.0, 0.8), origin=(-31.5, 12.25, 40.75), direction=raw_data.oblique_direction()
+    )
+
+
+def description(channels: int = 1, ending: str = ".nii.gz", **extra: object) -> DatasetDescription:
+    names = {str(i): f"channel{i}" for i in range(channels)}
+    labels = {"background": 0, "organ": 1}
+    return parse_description({"channel_names": names, "labels": labels, "file_ending": ending, **extra}, name="D")
+
+
+def case_of(*files: Path, labels: tuple[Path, ...] | None = None) -> Case:
+    return Case(identifier="a", frames=("a",), images=(files,), labels=labels)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd"])
+def test_volumes_are_oriented_as_simpleitk_gives_them(tmp_path: Path, raw_data: ModuleType, ending: str) -> None:
+    path = tmp_path / f"a{ending}"
+    raw_data.write_volume(path, numbers(kind=np.int16))
+    image, geometry = read_image(path)
+    expected = sitk.ReadImage(str(path))
+    assert image.dtype == np.float32 and image.flags.c_contiguous and image.flags.writeable
+    np.testing.assert_array_equal(image[0], sitk.GetArrayFromImage(expected))
+    assert geometry.spacing == expected.GetSpacing()[::-1]
+    assert geometry.direction == expected.GetDirection() and geometry.origin == expected.GetOrigin()
+    assert read_geometry(path) == geometry
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh"])
+def test_written_labels_come_back_with_their_geometry(tmp_path: Path, raw_data: ModuleType, ending: str) -> None:
+    labels = numbers(kind=np.int64) % 4
+    geometry = oblique(raw_data)
+    write_labels(tmp_path / f"a{ending}", labels, geometry)
+    found, where = read_labels(tmp_path / f"a{ending}")
+    assert found.dtype == np.int16
+    np.testing.assert_array_equal(found, labels)
+    np.testing.assert_allclose(where.affine, geometry.affine, atol=1e-5)
+    assert where.difference(geometry) is None
+    assert [path.name for path in tmp_path.iterdir()] == [f"a{ending}"], "one file, nothing temporary"
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".mgz"])
+def test_shear_survives_writing_and_reading(tmp_path: Path, ending: str) -> None:
+    nibabel.save(nibabel.Nifti1Image(numbers().T, SHEAR), tmp_path / "image.nii.gz")
+    image, geometry = read_image(tmp_path / "image.nii.gz")
+    np.testing.assert_array_equal(image[0], numbers())
+    np.testing.assert_allclose(np.diag([-1, -1, 1, 1]) @ geometry.affine, SHEAR, atol=1e-6)
+    assert read_geometry(tmp_path / "image.nii.gz") == geometry
+    write_labels(tmp_path / f"labels{ending}", np.ones(SHAPE, np.uint8), geometry)
+    np.testing.assert_allclose(read_geometry(tmp_path / f"labels{ending}").affine, geometry.affine, atol=1e-5)
+
+
+def test_sheared_s_form_wins_over_the_q_form(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(numbers().T, SHEAR)
+    image.set_qform(SHEAR, code="scanner", strip_shears=True)
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    assert sitk.ReadImage(str(tmp_path / "a.nii.gz")).GetSize() == SHAPE[::-1], "ITK reads it, without the shear"
+    np.testing.assert_allclose(np.diag([-1, -1, 1, 1]) @ read_geometry(tmp_path / "a.nii.gz").affine, SHEAR, atol=1e-6)
+
+
+def test_written_nifti_has_both_forms_and_the_smallest_type(tmp_path: Path, raw_data: ModuleType) -> None:
+    for highest, kind in ((255, np.uint8), (256, np.uint16)):
+        labels = np.zeros(SHAPE, np.int16)
+        labels[0, 0, 0] = highest
+        write_labels(tmp_path / "a.nii.gz", labels, oblique(raw_data))
+        image = nibabel.Nifti1Image.from_filename(tmp_path / "a.nii.gz")
+        assert image.get_data_dtype() == kind
+        assert int(image.header["sform_code"]) > 0 and int(image.header["qform_code"]) > 0
+        np.testing.assert_allclose(image.get_sform(), image.get_qform(), atol=1e-5)
+        assert read_labels(tmp_path / "a.nii.gz")[0].max() == highest
+
+
+def test_equal_labels_give_equal_bytes(tmp_path: Path, raw_data: ModuleType) -> None:
+    for name in ("a.nii.gz", "b.nii.gz"):
+        write_labels(tmp_path / name, np.ones(SHAPE, np.uint8), oblique(raw_data))
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+def test_scale_slope_and_intercept_are_applied_as_itk_does(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(numbers(kind=np.int16).T, np.eye(4))
+    image.header.set_slope_inter(0.37, -1024)
+    nibabel.save(image, tmp_path / "a.nii")
+    found = read_image(tmp_path / "a.nii")[0][0]
+    np.testing.assert_array_equal(found, sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "a.nii"))))
+    assert found[0, 0, 1] != found[0, 0, 0]
+
+
+def test_nifti2_and_a_header_without_forms(tmp_path: Path) -> None:
+    affine = np.diag([0.8, 1.0, 3.0, 1.0])
+    nibabel.save(nibabel.Nifti2Image(numbers().T, affine), tmp_path / "two.nii.gz")
+    image, geometry = read_image(tmp_path / "two.nii.gz")
+    np.testing.assert_array_equal(image[0], numbers())
+    np.testing.assert_allclose(geometry.spacing, (3.0, 1.0, 0.8))
+    bare = nibabel.Nifti1Image(numbers().T, affine)
+    bare.set_sform(None, code=0)
+    bare.set_qform(None, code=0)
+    nibabel.save(bare, tmp_path / "bare.nii.gz")
+    assert read_image(tmp_path / "bare.nii.gz")[1].direction == (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+def test_vector_images_become_channels(tmp_path: Path, ending: str) -> None:
+    image = sitk.GetImageFromArray(numbers((*SHAPE, 3), np.float32), isVector=True)
+    sitk.WriteImage(image, str(tmp_path / f"a{ending}"))
+    found, geometry = read_image(tmp_path / f"a{ending}")
+    np.testing.assert_array_equal(found, np.moveaxis(numbers((*SHAPE, 3)), -1, 0))
+    assert geometry.shape == SHAPE
+
+
+def test_rgb_nifti_becomes_three_channels(tmp_path: Path) -> None:
+    colours = numbers((*SHAPE[::-1], 3), np.uint8).view([("R", "u1"), ("G", "u1"), ("B", "u1")])[..., 0]
+    nibabel.save(nibabel.Nifti1Image(colours, np.eye(4)), tmp_path / "rgb.nii.gz")
+    found, _ = read_image(tmp_path / "rgb.nii.gz")
+    expected = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "rgb.nii.gz")))
+    np.testing.assert_array_equal(found, np.moveaxis(expected, -1, 0))
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+def test_two_dimensional_files(tmp_path: Path, ending: str) -> None:
+    image = sitk.GetImageFromArray(numbers((6, 5)))
+    image.SetSpacing((0.5, 0.7))
+    image.SetOrigin((3.0, -4.0))
+    sitk.WriteImage(image, str(tmp_path / f"a{ending}"))
+    found, geometry = read_image(tmp_path / f"a{ending}")
+    np.testing.assert_array_equal(found, numbers((1, 1, 6, 5)))
+    assert geometry.dimensions == 2 and read_geometry(tmp_path / f"a{ending}") == geometry
+    np.testing.assert_allclose(geometry.spacing, (1.0, 0.7, 0.5), atol=1e-6)
+    write_labels(tmp_path / f"l{ending}", np.ones((1, 6, 5), np.uint8), geometry)
+    assert read_geometry(tmp_path / f"l{ending}").difference(geometry) is None
+    assert sitk.ReadImage(str(tmp_path / f"l{ending}")).GetDimension() == 2
+
+
+def test_four_dimensions(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(numbers((2, *SHAPE)).T, np.eye(4)), tmp_path / "two.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(numbers((1, *SHAPE)).T, np.eye(4)), tmp_path / "one.nii.gz")
+    np.testing.assert_array_equal(read_image(tmp_path / "one.nii.gz")[0], numbers((1, *SHAPE)))
+    for read in (read_image, read_labels):
+        with pytest.raises(ImageError, match=r"two.nii.gz: is 4D, 2 volumes of 5 x 6 x 4 .*ID_0000, ID_0001"):
+            read(tmp_path / "two.nii.gz")
+    image, geometry = read_case(case_of(tmp_path / "two.nii.gz"), description(channels=2))
+    np.testing.assert_array_equal(image, numbers((2, *SHAPE)))
+    assert geometry.shape == SHAPE
+    sitk.WriteImage(sitk.GetImageFromArray(numbers((2, *SHAPE)), isVector=False), str(tmp_path / "two.nrrd"))
+    with pytest.raises(ImageError, match=r"two.nrrd: is 4D"):
+        read_image(tmp_path / "two.nrrd")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((2, 3, 4, 5, 6)), np.eye(4)), tmp_path / "five.nii.gz")
+    with pytest.raises(ImageError, match=r"has 5 axes \(2 x 3 x 4 x 5 x 6\)"):
+        read_image(tmp_path / "five.nii.gz")
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
+def test_complex_voxels_are_refused(tmp_path: Path, ending: str) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(numbers(kind=np.complex64)), str(tmp_path / f"a{ending}"))
+    with pytest.raises(ImageError, match=r"complex voxels. Save the magnitude"):
+        read_image(tmp_path / f"a{ending}")
+
+
+def test_not_a_number_is_read_as_it_is(tmp_path: Path, raw_data: ModuleType) -> None:
+    array = numbers()
+    array[0, 0, :2] = (np.nan, np.inf)
+    raw_data.write_volume(tmp_path / "a.nii.gz", array)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.nii.gz")[0][0], array)
+
+
+def test_a_gzip_name_on_uncompressed_content_is_read(tmp_path: Path, raw_data: ModuleType) -> None:
+    raw_data.write_volume(tmp_path / "a.nii.gz", numbers())
+    content = gzip.decompress((tmp_path / "a.nii.gz").read_bytes())
+    (tmp_path / "a.nii.gz").write_bytes(content)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.nii.gz")[0][0], numbers())

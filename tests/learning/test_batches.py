@@ -1,0 +1,84 @@
+"""Batches: the same from any number of workers; failures arrive with their cause."""
+
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from masam_auto.core.errors import MasamError
+from masam_auto.learning import batches as module
+from masam_auto.learning.batches import BatchLoader, cache_memory, make_batch, open_batches
+from masam_auto.learning.sampling import CaseStore, Sampling, find_case_files, find_holders
+
+
+def make_loader(tiny: ModuleType, folder: Path, *, first: int = 0, workers: int = 0) -> BatchLoader:
+    configuration = tiny.make_configuration()
+    paths = tiny.write_preprocessed(folder, configuration)
+    cases = find_case_files(paths.configuration_folder(tiny.DATASET, configuration.name), ["a", "b", "c"])
+    sampling = Sampling(
+        cases=cases,
+        holders=find_holders(cases),
+        configuration=configuration,
+        foreground_fraction=0.5,
+        augmentation=tiny.make_plan().training.augmentation,
+        seed=3,
+    )
+    store = CaseStore(cases=cases, memory=1e8)
+    return BatchLoader(store, sampling, batch_size=2, per_epoch=4, first=first, workers=workers)
+
+
+def test_batches_have_their_shapes_and_epochs_follow_one_another(tiny: ModuleType, tmp_path: Path) -> None:
+    loader = make_loader(tiny, tmp_path, first=3)
+    with open_batches(loader, 0) as batches:
+        found = [next(batches) for _ in range(3)]
+    assert found[0]["data"].shape == (2, 3, 1, 16, 16)
+    assert found[0]["data"].dtype == np.float32
+    assert found[0]["target"].shape == (2, 3, 16, 16)
+    for batch, (epoch, first) in zip(found, [(0, 6), (1, 0), (1, 2)], strict=True):
+        expected = make_batch(loader.store, loader.sampling, epoch, first, 2)
+        np.testing.assert_array_equal(batch["data"], expected["data"])
+
+
+def test_two_workers_make_the_batches_of_none(tiny: ModuleType, tmp_path: Path) -> None:
+    with open_batches(make_loader(tiny, tmp_path), 0) as alone:
+        expected = [next(alone) for _ in range(5)]
+    with open_batches(make_loader(tiny, tmp_path, workers=2), 2) as together:
+        for wanted in expected:
+            batch = next(together)
+            np.testing.assert_array_equal(batch["data"], wanted["data"])
+            np.testing.assert_array_equal(batch["target"], wanted["target"])
+
+
+def test_a_damaged_case_is_named(tiny: ModuleType, tmp_path: Path) -> None:
+    loader = make_loader(tiny, tmp_path)
+    for case in loader.sampling.cases:
+        case.image.write_bytes(b"no array")
+    with pytest.raises(MasamError, match=r"\.b2nd"), open_batches(loader, 0) as batches:
+        next(batches)
+
+
+def test_a_bug_brings_its_traceback_and_case(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError("by nought")
+
+    loader = make_loader(tiny, tmp_path)
+    monkeypatch.setattr("masam_auto.learning.sampling.apply_augmentation", broken)
+    with pytest.raises(RuntimeError) as caught, open_batches(loader, 0) as batches:
+        next(batches)
+    assert "by nought" in str(caught.value)
+    assert "in case " in str(caught.value)
+
+
+def test_a_dead_worker_is_explained() -> None:
+    def dying() -> object:
+        raise RuntimeError("One or more background workers are no longer alive")
+        yield
+
+    with pytest.raises(RuntimeError, match="--workers 0"):
+        next(module._checked(dying()))
+
+
+def test_memory_is_shared_between_workers() -> None:
+    assert cache_memory(0) > 0
+    assert cache_memory(8) < cache_memory(1)

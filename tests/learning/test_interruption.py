@@ -1,0 +1,33 @@
+"""Requests to stop."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from masam_auto.learning.interruption import stop_requests
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_asks_and_a_second_one_does_as_before(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with stop_requests() as stop:
+        assert not stop.is_set()
+        os.kill(os.getpid(), number)
+        assert stop.is_set()
+        assert signal.getsignal(number) == before
+    assert signal.getsignal(number) == before
+
+
+def test_outside_the_main_thread_nothing_is_changed() -> None:
+    found = []
+
+    def enter() -> None:
+        with stop_requests() as stop:
+            found.append(stop.is_set())
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert found == [False]

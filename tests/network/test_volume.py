@@ -1,0 +1,178 @@
+"""The network over whole volumes, with small known functions in its place."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from masam_auto.core.errors import ModelError
+from masam_auto.core.plan import Configuration, InferencePlan, NormalizationPlan
+from masam_auto.network import volume
+from masam_auto.network.volume import plan_windows, predict_volume
+
+CPU = torch.device("cpu")
+
+
+def configuration(**changes: object) -> Configuration:
+    base = Configuration(
+        name="axis0",
+        axis_order=(0, 1, 2),
+        spacing=(3.0, 1.0, 1.0),
+        median_shape=(10, 12, 12),
+        normalization=(NormalizationPlan(scheme="z_score"),),
+        separate_slices=True,
+        window=5,
+        canvas=(16, 16),
+        magnification=1.0,
+        mirror_axes=(),
+        batch_size=1,
+    )
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+class Stand(nn.Module):
+    """K = 2 logits: the first channel and its negative, scaled; remembers the shapes it saw."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = scale
+        self.seen: list[tuple[int, ...]] = []
+        self.eval()
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        self.seen.append(tuple(windows.shape))
+        first = windows[:, :, :1] * self.scale
+        return torch.cat([first, -first], dim=2)
+
+
+class AcrossSlices(Stand):
+    """Adds to each slice its neighbours on both sides, zero beyond the window's ends."""
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        padded = nn.functional.pad(windows[:, :, :1], (0, 0, 0, 0, 0, 0, 1, 1))
+        return super().forward(padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:])
+
+
+def random_image(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def predict(networks: list, image: np.ndarray, config: Configuration, **inference: object) -> torch.Tensor:
+    plan = InferencePlan(**inference)  # type: ignore[arg-type]
+    return predict_volume(networks, image, config, plan, num_outputs=2, device=CPU)
+
+
+@pytest.mark.parametrize("depth", ["whole", "windows"])
+@pytest.mark.parametrize("shape", [(1, 1, 9, 7), (2, 3, 16, 16), (1, 23, 11, 14), (1, 12, 20, 37)])
+@pytest.mark.parametrize("mirror_axes", [(), (0, 1, 2)])
+def test_a_pointwise_network_gives_its_function_everywhere(
+    depth: str, shape: tuple[int, ...], mirror_axes: tuple[int, ...]
+) -> None:
+    image = random_image(*shape)
+    logits = predict([Stand()], image, configuration(mirror_axes=mirror_axes), depth=depth, max_slices=10)
+    assert logits.dtype == torch.float16
+    assert logits.shape == (2, *shape[1:])
+    np.testing.assert_allclose(logits[0].numpy(), image[0], atol=4e-3)
+    np.testing.assert_allclose(logits[1].numpy(), -image[0], atol=4e-3)
+
+
+@pytest.mark.parametrize("magnification", [2.0, 3.0])
+def test_magnified_volumes_come_back_on_their_grid(magnification: float) -> None:
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in (4, 10, 13)), indexing="ij")
+    image = (z + y - 0.5 * x)[None].astype(np.float32)
+    logits = predict([Stand()], image, configuration(magnification=magnification, canvas=(32, 32)))
+    np.testing.assert_allclose(logits[0, :, 1:-1, 1:-1].numpy(), image[0, :, 1:-1, 1:-1], atol=5e-3)
+
+
+def test_whole_depth_equals_one_pass_where_context_reaches_no_farther_than_the_overlap() -> None:
+    image = random_image(1, 40, 16, 16)
+    network = AcrossSlices()
+    once = predict([network], image, configuration(), depth="whole", max_slices=64)
+    assert network.seen == [(1, 40, 1, 16, 16)]
+    cut = predict([network], image, configuration(), depth="whole", max_slices=12)
+    assert max(shape[1] for shape in network.seen[1:]) == 12
+    torch.testing.assert_close(cut, once)
+
+
+def test_memory_limit_cuts_large_slices_into_shorter_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(volume, "VALUES_AT_ONCE", 12 * 16 * 16 * (2 + volume.FEATURES))
+    network = Stand()
+    predict([network], random_image(1, 40, 16, 16), configuration(), depth="whole", max_slices=64)
+    assert {shape[1] for shape in network.seen} == {12}
+
+
+def test_networks_of_single_slices_never_see_two_in_a_window() -> None:
+    image = random_image(1, 7, 16, 16)
+    network = AcrossSlices()
+    logits = predict([network], image, configuration(window=1, mirror_axes=(0,)))
+    assert network.seen == [(7, 1, 1, 16, 16)]
+    np.testing.assert_allclose(logits[0].numpy(), image[0], atol=4e-3)
+
+
+def test_networks_and_flips_are_averaged() -> None:
+    image = random_image(1, 6, 16, 16)
+    networks = [Stand(1.0), Stand(3.0)]
+    logits = predict(networks, image, configuration(mirror_axes=(1, 2)))
+    assert len(networks[0].seen) == len(networks[1].seen) == 4
+    np.testing.assert_allclose(logits[0].numpy(), 2 * image[0], atol=1e-2)
+
+
+def test_mirroring_averages_a_network_with_a_side() -> None:
+    class Sided(Stand):
+        def forward(self, windows: torch.Tensor) -> torch.Tensor:
+            ramp = torch.arange(windows.shape[-1], dtype=torch.float32)
+            return super().forward(windows + ramp)
+
+    image = np.zeros((1, 5, 16, 16), dtype=np.float32)
+    logits = predict([Sided()], image, configuration(mirror_axes=(2,)))
+    assert torch.equal(logits[0], torch.full((5, 16, 16), 7.5, dtype=torch.float16))
+    kept = predict([Sided()], image, configuration(mirror_axes=(2,)), mirror=False)
+    assert kept[0, 0, 0].tolist() == list(range(16))
+
+
+@pytest.mark.parametrize("depth_mode", ["whole", "windows"])
+@pytest.mark.parametrize("window", [1, 3, 5])
+@pytest.mark.parametrize("depth", [1, 2, 5, 11, 30, 31])
+def test_shares_of_every_slice_sum_to_one(depth_mode: str, window: int, depth: int) -> None:
+    inference = InferencePlan(depth=depth_mode, max_slices=12)  # type: ignore[arg-type]
+    total = np.zeros(depth)
+    for weighted in plan_windows(depth, configuration(window=window), inference, limit=9):
+        inside = weighted.window.inside(depth)
+        total[weighted.window.start + inside.start : weighted.window.start + inside.stop] += weighted.shares[inside]
+    np.testing.assert_allclose(total, 1)
+
+
+def test_cut_windows_never_use_slices_at_a_cut() -> None:
+    windows = plan_windows(50, configuration(), InferencePlan(depth="whole", max_slices=12), limit=99)
+    for weighted in windows:
+        shares = np.array(weighted.shares)
+        assert weighted.window.start == 0 or not shares[:2].any()
+        assert weighted.window.start + 12 == 50 or not shares[-2:].any()
+
+
+def test_only_the_slices_of_a_window_are_read() -> None:
+    class Stored:
+        shape = (1, 40, 16, 16)
+        longest = 0
+
+        def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
+            self.longest = max(self.longest, key[1].stop - key[1].start)
+            return np.zeros((1, key[1].stop - key[1].start, 16, 16), dtype=np.float32)
+
+    stored = Stored()
+    predict([Stand()], stored, configuration(), depth="whole", max_slices=12)  # type: ignore[arg-type]
+    assert stored.longest == 12
+
+
+def test_output_that_is_not_finite_is_an_error() -> None:
+    with pytest.raises(ModelError, match="not finite"):
+        predict([Stand(float("nan"))], random_image(1, 3, 16, 16), configuration())
+
+
+def test_large_logits_stay_finite_in_half_precision() -> None:
+    logits = predict([Stand(1e9)], np.ones((1, 3, 16, 16), dtype=np.float32), configuration())
+    assert torch.isfinite(logits).all()
+    assert (logits[0] > 0).all()
+    assert (logits[1] < 0).all()

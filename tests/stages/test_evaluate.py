@@ -1,0 +1,161 @@
+"""Summaries: nnU-Net's schema, means, and what is refused."""
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from masam_auto.core.errors import CaseErrors, DatasetError, OutputError
+from masam_auto.core.geometry import Geometry
+from masam_auto.core.labels import Labels
+from masam_auto.imaging.io import write_labels
+from masam_auto.stages.evaluate import evaluate_arrays, evaluate_files, evaluate_folder, summary_key
+
+LABELS = Labels(values={"background": (0,), "a": (1,), "b": (2,), "c": (3,)})
+NNUNET = ["Dice", "IoU", "FN", "FP", "TN", "TP", "n_pred", "n_ref"]
+Folders = tuple[Path, Path]
+
+
+def picture(*columns: int) -> np.ndarray:
+    """(2, 3, n) labels, one value a column."""
+    return np.tile(np.array(columns, np.int16), (2, 3, 1))
+
+
+def write(folder: Path, name: str, array: np.ndarray, spacing: tuple[float, float, float] = (3.0, 1.0, 2.0)) -> None:
+    folder.mkdir(exist_ok=True)
+    write_labels(folder / f"{name}.nii.gz", array, Geometry(shape=array.shape, spacing=spacing))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    predictions, references = tmp_path / "pred", tmp_path / "ref"
+    write(references, "x", picture(0, 1, 1, 2))
+    write(predictions, "x", picture(0, 0, 1, 2))
+    write(references, "y", picture(0, 0, 1, 1))
+    write(predictions, "y", picture(0, 0, 1, 1))
+    return predictions, references
+
+
+def test_summary_has_nnunets_schema_and_more(folders: Folders) -> None:
+    summary = evaluate_folder(*folders, LABELS, ".nii.gz")
+    assert set(summary) == {"foreground_mean", "mean", "metric_per_case"}
+    assert list(summary["mean"]) == ["1", "2", "3"]
+    assert [Path(e["prediction_file"]).name for e in summary["metric_per_case"]] == ["x.nii.gz", "y.nii.gz"]
+    assert all(e["reference_file"].startswith(str(folders[1])) for e in summary["metric_per_case"])
+    for values in (
+        summary["foreground_mean"],
+        *summary["mean"].values(),
+        summary["metric_per_case"][0]["metrics"]["1"],
+    ):
+        assert list(values)[:8] == NNUNET
+        assert {"HD95_mm", "HD95_voxels", "NSD", "volume_pred_ml", "volume_ref_ml"} <= set(values)
+    first = summary["metric_per_case"][0]["metrics"]["1"]
+    assert (first["TP"], first["FN"], first["FP"], first["n_ref"]) == (6, 6, 0, 12)
+    assert first["Dice"] == pytest.approx(2 / 3)
+    assert (first["HD95_mm"], first["HD95_voxels"]) == (2.0, 1.0)
+    assert first["volume_ref_ml"] == pytest.approx(12 * 6 / 1000)
+    stored = json.loads((folders[0] / "summary.json").read_text())
+    assert json.dumps(stored) == json.dumps(summary)  # as text, because NaN is not equal to itself
+
+
+def test_means_leave_out_what_is_absent(folders: Folders) -> None:
+    summary = evaluate_folder(*folders, LABELS, ".nii.gz")
+    assert math.isnan(summary["metric_per_case"][1]["metrics"]["2"]["Dice"])
+    assert summary["mean"]["1"]["Dice"] == pytest.approx((2 / 3 + 1) / 2)
+    assert summary["mean"]["2"]["Dice"] == 1
+    assert math.isnan(summary["mean"]["3"]["Dice"])
+    assert summary["foreground_mean"]["Dice"] == pytest.approx(((2 / 3 + 1) / 2 + 1) / 2)
+
+
+def test_worker_processes_find_the_same(folders: Folders) -> None:
+    alone = evaluate_folder(*folders, LABELS, ".nii.gz")
+    together = evaluate_folder(*folders, LABELS, ".nii.gz", workers=1)
+    assert json.dumps(alone) == json.dumps(together)
+
+
+def test_regions_are_named_as_nnunet_does() -> None:
+    regions = Labels(
+        values={"background": (0,), "whole": (1, 2), "core": (2,)}, has_regions=True, regions_class_order=(1, 2)
+    )
+    found = evaluate_arrays(picture(0, 2, 2, 0), picture(0, 1, 2, 0), regions, spacing=(1.0, 1.0, 1.0))
+    assert list(found) == ["(1, 2)", "2"]
+    assert found["(1, 2)"]["Dice"] == 1
+    assert found["2"]["Dice"] == pytest.approx(2 / 3)
+    assert summary_key((1, 2, 3)) == "(1, 2, 3)"
+
+
+def test_voxels_to_be_ignored_do_not_count() -> None:
+    labels = Labels(values={"background": (0,), "a": (1,), "ignore": (2,)}, ignore=2)
+    found = evaluate_arrays(picture(1, 1, 0, 1), picture(1, 2, 0, 2), labels, spacing=(1.0, 1.0, 1.0))["1"]
+    assert [found[k] for k in ("TP", "FP", "FN", "TN")] == [6, 0, 0, 6]
+
+
+def test_tolerance_is_in_mm(folders: Folders) -> None:
+    strict = evaluate_folder(*folders, LABELS, ".nii.gz", tolerance=1.0)["mean"]["1"]["NSD"]
+    assert strict < evaluate_folder(*folders, LABELS, ".nii.gz", tolerance=2.0)["mean"]["1"]["NSD"] == 1
+
+
+def test_pairs_of_any_name_can_be_compared(folders: Folders, tmp_path: Path) -> None:
+    pairs = [(folders[0] / "x.nii.gz", folders[1] / "y.nii.gz")]
+    summary = evaluate_files(pairs, LABELS, output=tmp_path / "out" / "summary.json")
+    assert (tmp_path / "out" / "summary.json").is_file()
+    assert summary["metric_per_case"][0]["metrics"]["1"]["TP"] == 6
+
+
+def test_missing_segmentations_are_listed(folders: Folders) -> None:
+    for name in "abcdefg":
+        write(folders[1], name, picture(0, 1))
+    with pytest.raises(DatasetError, match=r"7 of 9 segmentations are missing: a.nii.gz, .* and 2 more"):
+        evaluate_folder(*folders, LABELS, ".nii.gz")
+
+
+def test_more_segmentations_than_references_are_fine(folders: Folders, caplog: pytest.LogCaptureFixture) -> None:
+    write(folders[0], "extra", picture(0, 1))
+    with caplog.at_level(logging.WARNING, logger="masam_auto"):
+        summary = evaluate_folder(*folders, LABELS, ".nii.gz")
+    assert len(summary["metric_per_case"]) == 2
+    assert "no reference for extra.nii.gz" in caplog.text
+
+
+def test_other_shapes_and_unreadable_files_are_reported_together(folders: Folders) -> None:
+    write(folders[0], "x", picture(0, 1, 1))
+    (folders[0] / "y.nii.gz").write_bytes(b"junk")
+    with pytest.raises(CaseErrors) as raised:
+        evaluate_folder(*folders, LABELS, ".nii.gz")
+    assert "x.nii.gz has shape (2, 3, 3), but its reference (2, 3, 4)" in raised.value.problems[0]
+    assert "y.nii.gz" in raised.value.problems[1]
+    assert not (folders[0] / "summary.json").exists()
+
+
+def test_another_grid_is_warned_about(folders: Folders, caplog: pytest.LogCaptureFixture) -> None:
+    write(folders[0], "x", picture(0, 0, 1, 2), spacing=(1.0, 1.0, 1.0))
+    with caplog.at_level(logging.WARNING, logger="masam_auto"):
+        summary = evaluate_folder(*folders, LABELS, ".nii.gz")
+    assert "spacing" in caplog.text
+    assert summary["metric_per_case"][0]["metrics"]["1"]["HD95_mm"] == 2.0  # the reference's spacing
+
+
+def test_missing_and_empty_folders(folders: Folders, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="folder of segmentations not found"):
+        evaluate_folder(tmp_path / "none", folders[1], LABELS, ".nii.gz")
+    with pytest.raises(DatasetError, match="folder of references not found"):
+        evaluate_folder(folders[0], tmp_path / "none", LABELS, ".nii.gz")
+    with pytest.raises(DatasetError, match=r"no references that end in .png"):
+        evaluate_folder(*folders, LABELS, ".png")
+
+
+def test_an_unwritable_summary_is_an_output_error(folders: Folders, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    pairs = [(folders[0] / "x.nii.gz", folders[1] / "x.nii.gz")]
+    with pytest.raises(OutputError, match="cannot write"):
+        evaluate_files(pairs, LABELS, output=tmp_path / "file" / "summary.json")
+
+
+def test_raw_data_evaluated_against_itself_is_perfect(raw_dataset: Callable[..., Path]) -> None:
+    folder = raw_dataset(cases=2) / "labelsTr"
+    summary = evaluate_folder(folder, folder, Labels(values={"background": (0,), "a": (1,), "b": (2,)}), ".nii.gz")
+    assert summary["foreground_mean"]["Dice"] == summary["foreground_mean"]["NSD"] == 1

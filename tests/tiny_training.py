@@ -1,0 +1,119 @@
+"""A tiny preprocessed data set, its plan, and a network small enough to train in a blink. Exposed by conftest.py."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from masam_auto.core.jsonio import digest, write_json
+from masam_auto.core.labels import parse_labels
+from masam_auto.core.paths import Paths
+from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, NormalizationPlan, Plan, TrainingPlan
+from masam_auto.imaging.storage import find_locations, write_array, write_locations
+from masam_auto.network.build import assemble
+from masam_auto.network.encoder import EncoderSpec, LevelSpec
+from masam_auto.network.masam import MaSam
+from masam_auto.network.stem import ConvSpec
+from masam_auto.stages.preprocess import PreprocessingRecord
+
+DATASET = "Dataset001_Toy"
+LABELS = {"background": 0, "organ": 1, "lesion": 2}
+
+
+def make_configuration(**changes: Any) -> Configuration:
+    """Windows of 3 slices of up to 16 x 16 px."""
+    fields: dict[str, Any] = {
+        "name": "axis0",
+        "axis_order": (0, 1, 2),
+        "spacing": (3.0, 1.0, 1.0),
+        "median_shape": (7, 12, 11),
+        "normalization": (NormalizationPlan(scheme="zscore"),),
+        "separate_slices": True,
+        "window": 3,
+        "canvas": (16, 16),
+        "magnification": 1.0,
+        "mirror_axes": (2,),
+        "batch_size": 2,
+    }
+    return Configuration(**{**fields, **changes})
+
+
+def make_plan(configuration: Configuration | None = None, **training: Any) -> Plan:
+    """A plan of 2 epochs of 3 steps in float32."""
+    configuration = configuration or make_configuration()
+    fields: dict[str, Any] = {
+        "num_epochs": 2,
+        "steps_per_epoch": 3,
+        "learning_rate": 2e-3,
+        "warmup_steps": 1,
+        "schedule": "cosine",
+        "precision": "float32",
+    }
+    return Plan(
+        name="masam",
+        dataset_name=DATASET,
+        channel_names=("MR",),
+        gpu_memory_gb=0.0,
+        default_configuration=configuration.name,
+        configurations={configuration.name: configuration},
+        network=NetworkPlan(
+            encoder="tiny", decoder="multiscale", weights="none", trained="all", increment_rank=2, adapter_channels=4
+        ),
+        training=TrainingPlan(**{**fields, **training}),
+        inference=InferencePlan(),
+    )
+
+
+def build_tiny(
+    plan: NetworkPlan, *, activation_checkpointing: bool = False, frozen_dtype: Any = None, **sizes: Any
+) -> MaSam:
+    """Stands for `build_network`: the same structure at the smallest sizes."""
+    spec = EncoderSpec(
+        dim=8,
+        depth=1,
+        heads=2,
+        global_blocks=(0,),
+        token_stride=4,
+        stem=(4, 8),
+        neck="norm",
+        embedding=8,
+        levels=tuple(LevelSpec(channels=c, stride=s, width=c, target=s) for c, s in ((4, 1), (8, 2))),
+        conv=ConvSpec(norm="batch", across=True),
+        decoder_heads=2,
+        decoder_mlp=8,
+        adapter_channels=4,
+    )
+    return assemble(spec, plan, **sizes)
+
+
+def write_preprocessed(
+    folder: Path, configuration: Configuration, *, cases: int = 4, size: tuple[int, int] = (12, 11), seed: int = 0
+) -> Paths:
+    """Write preprocessed cases a, b, c, ... with two classes, dataset.json and splits.json; the last case validates."""
+    paths = Paths(
+        raw=folder / "raw", preprocessed=folder / "preprocessed", results=folder / "results", weights=folder / "weights"
+    )
+    root = paths.preprocessed / DATASET
+    target = paths.configuration_folder(DATASET, configuration.name)
+    labels = parse_labels(LABELS, None)
+    generator = np.random.default_rng(seed)
+    names = [chr(ord("a") + number) for number in range(cases)]
+    for number, name in enumerate(names):
+        depth = 7 + number % 2
+        volume = np.zeros((depth, *size), np.int8)
+        volume[1:5, 2:8, 3:9] = 1
+        volume[2:4, 4:6, 4 + number % 2 : 7] = 2
+        image = generator.normal(0, 0.3, (1, *volume.shape)).astype(np.float32) + volume
+        write_array(target / f"{name}.b2nd", image.astype(np.float32))
+        write_array(target / f"{name}_seg.b2nd", volume)
+        write_locations(target / f"{name}_locations.npz", find_locations(volume, labels))
+        write_json(target / f"{name}.json", {})
+    write_json(
+        target / "preprocessing.json",
+        PreprocessingRecord(
+            configuration=configuration.name, digest=configuration.preprocessing_digest, labels_digest=digest(labels)
+        ),
+    )
+    write_json(root / "dataset.json", {"channel_names": {"0": "MR"}, "labels": LABELS, "file_ending": ".nii.gz"})
+    write_json(root / "splits.json", [{"train": names[:-1], "val": names[-1:]}])
+    return paths
