@@ -44,7 +44,8 @@ def run(main: Main, arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
         except MasamError as error:
-            return _report(str(error), FAILED)
+            interrupted = type(error).__name__ == "Interrupted"  # of learning.interruption, which needs torch
+            return _report(str(error), INTERRUPTED if interrupted else FAILED)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return PIPE_CLOSED
@@ -79,7 +80,9 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def make_parser(command: str, description: str, *, roots: bool = True) -> argparse.ArgumentParser:
     """A parser with the options that every command has; `roots`: the root folders among them."""
-    parser = argparse.ArgumentParser(prog=command, description=description, formatter_class=_Formatter)
+    parser = argparse.ArgumentParser(
+        prog=command, description=description, formatter_class=_Formatter, allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"masam_auto {__version__}")
     parser.add_argument("--verbose", action="store_true", help="say more about what is done")
     if roots:

@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from masam_auto.stages.validate import validate_fold
 
     device = choose_device(parsed.device)
-    if not parsed.val:
+    folder = paths.model_folder(name, plan.name, configuration.name) / f"fold_{parsed.fold}"
+    if not parsed.val and not (parsed.c and _is_finished(folder, parsed.budget)):
         train_fold(
             paths, name, plan, configuration, parsed.fold, device=device, workers=parsed.workers,
             budget=parsed.budget, resume=parsed.c, overwrite=parsed.overwrite,
@@ -49,7 +50,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device=device, checkpoint=parsed.checkpoint, redo=parsed.val, workers=parsed.workers or 0,
     )  # fmt: skip
     print_summary(summary, open_dataset(paths, name).description.labels)
-    folder = paths.model_folder(name, plan.name, configuration.name) / f"fold_{parsed.fold}"
     print(f"predictions and summary.json: {folder / 'validation'}")
     print(f"progress: {folder / 'progress.png'}")
     print(f"next: masam_predict -i IMAGES -o SEGMENTATIONS -d {name} -c {configuration.name}")
@@ -81,17 +81,29 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _read_plan(paths: Paths, name: str, parsed: argparse.Namespace) -> "Plan":
-    """The data set's plan with the command line's changes; for --val the trained model's own plan."""
+    """The data set's plan with the command line's changes; with --val and --c the model's own plan."""
     from masam_auto.core.jsonio import read_json
     from masam_auto.core.plan import Plan, override
 
     plan = read_json(paths.preprocessed / name / "plan.json", Plan, what="plan")
-    if parsed.val:
+    if parsed.val or parsed.c:
         folder = paths.model_folder(name, plan.name, plan.configuration(parsed.configuration).name)
         trained: Path = folder / "plan.json"
         plan = read_json(trained, Plan, what="plan of a trained model") if trained.is_file() else plan
     changes = [*parsed.overrides, *([f"training.seed={parsed.seed}"] if parsed.seed is not None else [])]
     return override(plan, changes)
+
+
+def _is_finished(fold_folder: Path, budget: str | None) -> bool:
+    """Whether a training to be continued has nothing left to do but its validation."""
+    from masam_auto.core.jsonio import read_json
+    from masam_auto.learning.checkpoint import LATEST, STATE_FILE, TrainingState
+
+    file = fold_folder / LATEST / STATE_FILE
+    if not file.is_file():
+        return False
+    state = read_json(file, TrainingState, what="checkpoint")
+    return state.finished and budget in (None, state.budget)
 
 
 def entry() -> None:

@@ -22,6 +22,7 @@ class EncoderShape:
     dim: int
     depth: int
     heads: int
+    mlp_ratio: float = 4.0
     global_blocks: int
     windowed: int
     token: int

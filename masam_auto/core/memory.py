@@ -123,7 +123,7 @@ def _tokens(load: Load) -> int:
 def _encoder_parameters(encoder: EncoderShape, canvas: tuple[int, int], in_channels: int) -> int:
     dim, head = encoder.dim, encoder.dim // encoder.heads
     height, width = canvas[0] // encoder.token, canvas[1] // encoder.token
-    blocks = encoder.depth * (12 * dim**2 + 13 * dim)
+    blocks = encoder.depth * int(4 * dim**2 + 2 * encoder.mlp_ratio * dim**2 + (9 + encoder.mlp_ratio) * dim)
     tables = encoder.global_blocks * (2 * height + 2 * width - 2) * head
     tables += (encoder.depth - encoder.global_blocks) * 2 * (2 * encoder.windowed - 1) * head
     stem, inputs = 0, in_channels
@@ -159,7 +159,7 @@ def _attention_values(load: Load, tokens: int) -> float:
         side = encoder.windowed
         windows = -(-height // side) * -(-width // side)
         total += windowed_blocks * windows * _grid_attention_values(load, side, side)
-    return total / encoder.depth
+    return total / max(encoder.depth, 1)
 
 
 def _grid_attention_values(load: Load, height: int, width: int) -> float:
@@ -188,7 +188,7 @@ def _block_bytes(load: Load, tokens: int) -> float:
     adapter = adapters * (encoder.dim + 3 * network.adapter_channels)
     projections = encoder.dim if learns or network.increment != "none" else 0
     increments = 6 * network.increment_rank if network.increment != "none" else 0
-    mlp = 4 * encoder.dim + (5 * encoder.dim if learns else 0)
+    mlp = encoder.mlp_ratio * encoder.dim + ((1 + encoder.mlp_ratio) * encoder.dim if learns else 0)
     attention = _attention_values(load, tokens) + (2 * encoder.dim * tokens if learns else 0)
     return tokens * (residuals + width * (adapter + projections + increments + mlp)) + width * attention
 

@@ -199,20 +199,22 @@ def axis_blocks(before: int, after: int, order: int) -> tuple[AxisBlock, ...]:
         order: spline order.
     """
     impulse = np.zeros(before)
-    columns = []
+    rows, values = [], []
     for position in range(before):
         impulse[position] = 1.0
         response = ndimage.zoom(impulse, after / before, order=order, mode="nearest", grid_mode=True)
         impulse[position] = 0.0
-        response[np.abs(response) < NEGLIGIBLE] = 0.0
-        columns.append(sparse.csc_array(response[:, None]))
-    matrix = sparse.csr_array(sparse.hstack(columns))
-    assert matrix.shape == (after, before)
+        assert response.shape == (after,)
+        rows.append(np.flatnonzero(np.abs(response) > NEGLIGIBLE))
+        values.append(response[rows[-1]])
+    columns = np.repeat(np.arange(before), [len(part) for part in rows])
+    place = (np.concatenate(rows), columns)
+    matrix = sparse.csr_array((np.concatenate(values), place), shape=(after, before))
     blocks = []
     for start in range(0, after, BLOCK_ROWS):
-        rows = matrix[start : start + BLOCK_ROWS]
-        low, high = int(rows.indices.min()), int(rows.indices.max()) + 1
-        dense = rows[:, low:high].toarray().astype(np.float32)
+        part = matrix[start : start + BLOCK_ROWS]
+        low, high = int(part.indices.min()), int(part.indices.max()) + 1
+        dense = part[:, low:high].toarray().astype(np.float32)
         blocks.append(AxisBlock(start=start, stop=start + dense.shape[0], low=low, high=high, matrix=dense))
     return tuple(blocks)
 

@@ -31,6 +31,7 @@ def make_load(name: str, canvas: tuple[int, int], window: int, **options) -> Loa
 def test_sizes_are_the_networks_own(name):
     shape, spec = ENCODER_SHAPES[name], ENCODERS[name]
     assert (shape.dim, shape.depth, shape.heads) == (spec.dim, spec.depth, spec.heads)
+    assert shape.mlp_ratio == spec.mlp_ratio
     assert (shape.token, shape.stem, shape.embedding) == (spec.token_stride, spec.stem, spec.embedding)
     assert shape.global_blocks == len(spec.global_blocks) and shape.adapter_channels == spec.adapter_channels
     assert shape.windowed in (0, spec.window)

@@ -1,5 +1,7 @@
 """Windows of slices cover every volume; weights are what they promise."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,7 @@ def test_windows_cover_every_slice_with_steps_within_the_stride(depth, length, s
     seen = np.concatenate([w.indices(depth)[w.inside(depth)] for w in windows])
     assert set(seen.tolist()) == set(range(depth))
     starts = [w.start for w in windows]
-    assert starts == sorted(set(starts)) and all(b - a <= stride for a, b in zip(starts, starts[1:], strict=False))
+    assert starts == sorted(set(starts)) and all(b - a <= stride for a, b in itertools.pairwise(starts))
     if depth >= length:
         assert starts[0] == 0 and starts[-1] + length == depth
     else:
@@ -64,5 +66,5 @@ def test_triangular_weights_are_symmetric_positive_and_highest_in_the_middle(len
 def test_gaussian_weights_are_symmetric_positive_and_highest_in_the_middle(height, width):
     weights = gaussian_weights(height, width)
     assert weights.shape == (height, width) and weights.min() >= 0.000999
-    assert np.allclose(weights, weights[::-1, ::-1]) and weights.argmax() in weights.size // 2 + np.arange(-width, 1)
-    assert weights[height // 2, width // 2] > 0.8
+    assert np.allclose(weights, weights[::-1, ::-1])
+    assert weights[height // 2, width // 2] == weights.max() > 0.8

@@ -114,7 +114,7 @@ def test_sequences_file_goes_before_all(tmp_path: Path) -> None:
     (folder / "sequences.json").write_text(json.dumps({"mine": ["a2", "a1"]}))
     assert frames(folder, video()) == {"mine": ("a2", "a1")}
     (folder / "sequences.json").write_text(json.dumps({"mine": "a2"}))
-    with pytest.raises(DatasetError, match="sequences.json"):
+    with pytest.raises(DatasetError, match=r"sequences.json"):
         find_inputs(folder, video())
 
 

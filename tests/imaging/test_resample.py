@@ -125,6 +125,7 @@ def test_slabs_together_are_a_linear_resampling(
     found = np.full((3, *after), np.nan, np.float32)
     for z, rows, slab in iterate_slabs(logits, after):
         assert slab.dtype == torch.float32
+        assert 4 * slab.numel() <= max(700, 4 * 3 * after[2])  # the bound, or a single row
         found[:, z, rows] = slab.numpy()
     expected = resample_image(logits.float().numpy(), after, order=1)
     np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -70,7 +70,7 @@ def test_they_learn_and_continue_from_their_state(name: str) -> None:
                 for optimizer, state in zip(optimizers, states, strict=True):
                     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
             loss = (network(data) - wanted).square().mean()
-            losses.append(float(loss))
+            losses.append(loss.item())
             loss.backward()
             set_rate(optimizers, 1 - step / 30)
             for optimizer in optimizers:

@@ -152,7 +152,7 @@ def test_outside_the_crop_is_background() -> None:
 
 
 def test_many_labels_need_a_wider_type() -> None:
-    values: dict[str, tuple[int, ...]] = {"background": (0,)} | {f"c{v}": (v,) for v in range(1, 301)}
+    values: dict[str, tuple[int, ...]] = {"background": (0,), **{f"c{v}": (v,) for v in range(1, 301)}}
     labels = Labels(values=values)
     image = np.ones((1, 1, 2, 2), np.float32)
     volume = np.array([[[0, 127], [128, 300]]], np.int16)

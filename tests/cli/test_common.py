@@ -1,0 +1,138 @@
+"""What all commands share: roots, exit codes, argument types, and that help is quick."""
+
+import argparse
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from masam_auto.cli.common import fold, known_dataset, make_parser, positive_number, run, start, whole_number
+from masam_auto.core.errors import CaseErrors, DatasetError
+from masam_auto.core.paths import Paths
+
+COMMANDS = ("plan_and_preprocess", "extract_fingerprint", "plan", "preprocess", "train", "predict", "evaluate", "demo")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_needs_no_heavy_library_and_explains_every_option(command: str) -> None:
+    script = (
+        f"import sys\nfrom masam_auto.cli.{command} import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "print([name for name in ('torch', 'scipy', 'SimpleITK', 'nibabel', 'matplotlib') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert f"usage: masam_{command}" in done.stdout
+    assert done.stdout.rstrip().endswith("[]"), done.stdout.splitlines()[-1]
+
+
+def raising(error: BaseException) -> int:
+    def main(arguments: Sequence[str] | None = None) -> int:
+        raise error
+
+    return run(main)
+
+
+def test_errors_to_mend_give_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert raising(DatasetError("dataset.json is missing")) == 2
+    assert capsys.readouterr().err == "error: dataset.json is missing\n"
+    assert raising(CaseErrors(["a: bad", "b: worse"], what="verifying X")) == 2
+    assert capsys.readouterr().err == "error: verifying X: 2 problems found\n  - a: bad\n  - b: worse\n"
+
+
+@pytest.mark.parametrize(("number", "text"), [(errno.ENOSPC, "No space left"), (errno.EACCES, "Permission denied")])
+def test_full_disks_and_closed_folders_give_one_line(
+    number: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert raising(OSError(number, os.strerror(number), "/some/file")) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: /some/file: ")
+    assert text in message
+    assert message.count("\n") == 1
+
+
+def test_want_of_memory_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert raising(MemoryError()) == 2
+    assert "error: not enough memory" in capsys.readouterr().err
+
+
+def test_interruptions_have_their_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert raising(KeyboardInterrupt()) == 130
+    assert "error: interrupted" in capsys.readouterr().err
+
+    def ended(arguments: Sequence[str] | None = None) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run(ended) == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "error: terminated" in capsys.readouterr().err
+
+
+def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom masam_auto.cli.common import run\n"
+        "def main(arguments=None):\n    print('x' * 100000)\n    return 0\nsys.exit(run(main))"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", script], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode == 141
+    assert done.stderr == ""
+
+
+def test_bugs_keep_their_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        raising(ZeroDivisionError())
+    with pytest.raises(RuntimeError, match="worker"):
+        raising(RuntimeError("worker died"))
+
+
+def test_roots_come_from_options_then_environment_then_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASAM_RAW", "MASAM_RESULTS", "MASAM_PREPROCESSED", "MASAM_WEIGHTS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("nnUNet_raw", "/nn")
+    monkeypatch.setenv("MASAM_RESULTS", "/env")
+    monkeypatch.chdir(tmp_path)
+    paths = start(make_parser("x", "y").parse_args(["--preprocessed", "/given"]))
+    assert paths == Paths(
+        raw=Path("/nn"),
+        preprocessed=Path("/given"),
+        results=Path("/env"),
+        weights=tmp_path / "masam_data" / "weights",
+    )
+
+
+def test_data_sets_are_found_in_any_root(tmp_path: Path) -> None:
+    paths = Paths(raw=tmp_path / "a", preprocessed=tmp_path / "b", results=tmp_path / "c", weights=tmp_path / "d")
+    (tmp_path / "b" / "Dataset012_Toy").mkdir(parents=True)
+    assert known_dataset(paths, "12") == "Dataset012_Toy"
+    assert known_dataset(paths, "some/where/Dataset012_Toy") == "Dataset012_Toy"
+    with pytest.raises(DatasetError, match="'13' not found"):
+        known_dataset(paths, "13")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("0", 0), ("fold3", 3), ("fold_12", 12), ("all", "all"), ("fold_all", "all")]
+)
+def test_folds(text: str, expected: int | str) -> None:
+    assert fold(text) == expected
+
+
+@pytest.mark.parametrize(("kind", "text"), [(fold, "x"), (fold, "-1"), (whole_number, "-2"), (positive_number, "0"), (positive_number, "nan"), (positive_number, "x")])  # fmt: skip
+def test_arguments_that_are_refused(kind: object, text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="must be"):
+        kind(text)  # type: ignore[operator]
+
+
+def test_unknown_options_end_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        make_parser("masam_x", "y").parse_args(["--pre", "folder"])
+    assert ended.value.code == 2
+    assert "unrecognized arguments" in capsys.readouterr().err

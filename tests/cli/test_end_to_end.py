@@ -1,0 +1,174 @@
+"""The commands one after the other on a tiny data set, and what they say to mistakes."""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from masam_auto.cli import evaluate, extract_fingerprint, plan, plan_and_preprocess, predict, preprocess, train
+from masam_auto.cli.common import Main, run
+from masam_auto.imaging.io import read_geometry, read_labels
+
+QUICK = ["--set", "training.num_epochs=1", "training.steps_per_epoch=3", "training.warmup_steps=1"]
+Command = Callable[..., int]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, raw_data: ModuleType) -> Path:
+    """A raw data set of volumes, planned, preprocessed and with a trained fold."""
+    folder = tmp_path_factory.mktemp("house")
+    raw_data.make_raw_dataset(folder / "raw", cases=3, shape=(5, 16, 14), test_cases=2)
+    with pytest.MonkeyPatch.context() as patch:
+        use_roots(patch, folder)
+        assert (
+            run(plan_and_preprocess.main, ["-d", "1", "-c", "axis0", "--workers", "0", "-gpu_memory_target", "0"]) == 0
+        )
+        assert run(train.main, ["1", "fold0", *QUICK, "-device", "cpu", "--workers", "0"]) == 0
+    return folder
+
+
+def use_roots(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    for name in ("RAW", "PREPROCESSED", "RESULTS", "WEIGHTS"):
+        patch.setenv(f"MASAM_{name}", str(folder / name.lower()))
+
+
+@pytest.fixture
+def command(root: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs a command's main in the module's house and returns its exit code."""
+    use_roots(monkeypatch, root)
+
+    def call(main: Main, *arguments: object) -> int:
+        return run(main, [str(argument) for argument in arguments])
+
+    return call
+
+
+def model_folder(root: Path) -> Path:
+    return root / "results" / "Dataset001_Toy" / "masam__axis0"
+
+
+def test_training_leaves_what_is_promised(root: Path) -> None:
+    fold = model_folder(root) / "fold_0"
+    assert {path.name for path in model_folder(root).iterdir()} >= {"plan.json", "dataset.json", "fold_0"}
+    assert {path.name for path in fold.iterdir()} >= {
+        "checkpoint_best", "checkpoint_latest", "metrics.jsonl", "progress.png", "training.log", "validation",
+    }  # fmt: skip
+    summary = json.loads((fold / "validation" / "summary.json").read_text())
+    assert set(summary["mean"]) == {"1", "2"}
+    assert {"Dice", "IoU", "HD95_mm", "NSD"} <= set(summary["mean"]["1"])
+    for entry in summary["metric_per_case"]:
+        assert (
+            read_geometry(Path(entry["prediction_file"])).difference(read_geometry(Path(entry["reference_file"])))
+            is None
+        )
+
+
+def test_predict_and_evaluate(root: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = root / "raw" / "Dataset001_Toy" / "imagesTr"
+    assert command(predict.main, "-i", images, "-o", tmp_path / "segs") == 0
+    assert sorted(path.name for path in tmp_path.glob("segs/*.nii.gz")) == [f"case_00{i}.nii.gz" for i in range(3)]
+    assert command(evaluate.main, tmp_path / "segs", root / "raw" / "Dataset001_Toy" / "labelsTr") == 0
+    assert "organ1" in capsys.readouterr().out
+    assert (tmp_path / "segs" / "summary.json").is_file()
+    assert command(predict.main, "-i", images, "-o", tmp_path / "segs") == 2
+    assert "--continue_prediction" in capsys.readouterr().err
+    single = images / "case_000_0000.nii.gz"
+    assert command(predict.main, "-i", single, "-o", tmp_path / "one", "-m", model_folder(root), "-f", "0") == 0
+    one, both = (read_labels(tmp_path / name / "case_000.nii.gz")[0] for name in ("one", "segs"))
+    assert np.array_equal(one, both)
+
+
+def test_validation_alone_gives_the_same(root: Path, command: Command) -> None:
+    summary = model_folder(root) / "fold_0" / "validation" / "summary.json"
+    before = json.loads(summary.read_text())["mean"]
+    summary.unlink()
+    assert command(train.main, "1", "0", "--val") == 0
+    assert json.loads(summary.read_text())["mean"] == before
+
+
+def test_continuing_a_finished_training_only_validates(root: Path, command: Command) -> None:
+    metrics = (model_folder(root) / "fold_0" / "metrics.jsonl").read_bytes()
+    assert command(train.main, "1", "0", "--c") == 0
+    assert (model_folder(root) / "fold_0" / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_some_cases_fail(root: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = root / "raw" / "Dataset001_Toy" / "imagesTs"
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in source.iterdir():
+        (images / path.name).write_bytes(path.read_bytes())
+    (images / "test_001_0000.nii.gz").write_bytes((source / "test_001_0000.nii.gz").read_bytes()[:200])
+    assert command(predict.main, "-i", images, "-o", tmp_path / "segs") == 3
+    captured = capsys.readouterr()
+    assert "1 predicted" in captured.out
+    assert "test_001" in captured.err
+    assert not (tmp_path / "segs" / "test_001.nii.gz").exists()
+    (images / "test_000_0000.nii.gz").unlink()
+    assert command(predict.main, "-i", images, "-o", tmp_path / "none") == 2
+
+
+def test_plan_and_preprocess_in_steps(root: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = root / "preprocessed" / "Dataset001_Toy"
+    before = (folder / "plan.json").read_bytes()
+    fingerprint = (folder / "fingerprint.json").read_bytes()
+    assert command(extract_fingerprint.main, "-d", "1", "--workers", "0") == 0
+    assert (folder / "fingerprint.json").read_bytes() == fingerprint
+    assert command(plan.main, "-d", "1", "-gpu_memory_target", "0", "--set", "training.seed=7") == 0
+    assert json.loads((folder / "plan.json").read_text())["training"]["seed"] == 7
+    assert (folder / "plan.previous.json").read_bytes() == before
+    assert command(plan.main, "-d", "1", "-gpu_memory_target", "0") == 0
+    assert (folder / "plan.json").read_bytes() == before
+    arrays = {path: path.stat().st_mtime_ns for path in (folder / "axis0").glob("*.b2nd")}
+    assert command(preprocess.main, "-d", "1", "-c", "axis0", "--workers", "0") == 0
+    assert {path: path.stat().st_mtime_ns for path in arrays} == arrays
+    assert command(preprocess.main, "-d", "1", "-c", "axis0", "--workers", "0", "--overwrite") == 0
+    assert all(path.stat().st_mtime_ns > before for path, before in arrays.items())
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (plan_and_preprocess.main, ["-d", "9"], "data set '9' not found"),
+        (plan_and_preprocess.main, ["-d", "1", "-backbone", "vit_x", "--no_pp"], "unknown backbone 'vit_x'"),
+        (plan_and_preprocess.main, ["-d", "1", "--set", "training.epochs=3", "--no_pp"], "unknown field 'epochs'"),
+        (preprocess.main, ["-d", "1", "-c", "axis7"], "configuration 'axis7' is not in the plan"),
+        (train.main, ["9", "0"], "data set '9' not found"),
+        (train.main, ["1", "8"], "fold 8 does not exist"),
+        (train.main, ["1", "0"], "holds a training already"),
+        (train.main, ["1", "1", "--c"], "no checkpoint to continue from"),
+        (train.main, ["1", "1", "--val"], "fold 1 of .* has no checkpoint"),
+        (train.main, ["1", "1", "-c", "2d"], "no preprocessed data"),
+        (train.main, ["1", "1", "--budget", "soon"], "budget 'soon' is not understood"),
+        (train.main, ["1", "1", "--set", "axis0.spacing=3,2,2"], "was preprocessed with another plan"),
+        (train.main, ["1", "1", "-device", "abacus"], "device 'abacus' is unknown"),
+        (predict.main, ["-i", "{root}/raw", "-o", "{tmp}/out"], "no images like ID_0000.nii.gz"),
+        (predict.main, ["-i", "{root}/nothing", "-o", "{tmp}/out"], "input not found"),
+        (predict.main, ["-i", "{root}/raw", "-o", "{tmp}/out", "-f", "4"], "fold 4 of .* has no checkpoint"),
+        (predict.main, ["-i", "{root}/raw", "-o", "{tmp}/out", "-d", "5"], "data set '5' not found"),
+        (predict.main, ["-i", "{root}/raw", "-o", "{tmp}/out", "-m", "{tmp}"], "is no trained model"),
+        (evaluate.main, ["{tmp}", "{root}/raw/Dataset001_Toy/labelsTr"], "segmentations are missing"),
+        (evaluate.main, ["{tmp}", "{tmp}"], "no dataset.json in"),
+    ],
+)
+def test_mistakes_give_one_line_and_exit_code_2(
+    root: Path,
+    command: Command,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    main: Main,
+    arguments: list[str],
+    message: str,
+) -> None:
+    before = sorted(os.walk(root / "results"))
+    assert command(main, *(text.format(root=root, tmp=tmp_path) for text in arguments)) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert re.search(message, errors[0]), errors[0]
+    assert sorted(os.walk(root / "results")) == before
+    assert not (tmp_path / "out").exists()

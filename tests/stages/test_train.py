@@ -1,0 +1,255 @@
+"""Training one fold: what it leaves behind, that it can be interrupted, and what it refuses."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from masam_auto.core.errors import MasamError, ModelError, OutputError, PlanError
+from masam_auto.core.jsonio import read_json, write_json
+from masam_auto.core.plan import Plan
+from masam_auto.learning.checkpoint import BEST, LATEST, load_checkpoint
+from masam_auto.learning.interruption import Interrupted
+from masam_auto.stages import train as module
+from masam_auto.stages.train import train_fold
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture
+def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Train fold 0 of a tiny data set in tmp_path, or in a folder of it; without the picture, unless asked for."""
+
+    def run(
+        where: str = "one", *, plan: Plan | None = None, fold: int | str = 0, picture: bool = False, **options: Any
+    ) -> Path:
+        if not picture:
+            monkeypatch.setattr(module, "draw_progress", lambda *arguments, **more: None)
+        plan = plan or tiny.make_plan()
+        configuration = plan.configuration(None)
+        paths = tiny.write_preprocessed(tmp_path / where, configuration)
+        options = {"device": torch.device("cpu"), "workers": 0, "threads": 1, "build": tiny.build_tiny, **options}
+        return train_fold(paths, tiny.DATASET, plan, configuration, fold, **options)
+
+    return run
+
+
+def results(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of the latest checkpoint."""
+    return {
+        f"{file}/{name}": tensor
+        for file in ("model.safetensors", "training.safetensors")
+        for name, tensor in load_file(folder / LATEST / file).items()
+    }
+
+
+def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
+    assert left.keys() == right.keys()
+    different = [name for name in left if not torch.equal(left[name], right[name])]
+    assert different == []
+
+
+def test_it_leaves_all_that_the_design_names(train: Train, tiny: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="masam_auto")
+    folder = train(picture=True)
+    assert folder.name == "fold_0"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [BEST, LATEST, "metrics.jsonl", "progress.png", "training.log"]
+    )
+    assert sorted(path.name for path in folder.parent.iterdir()) == sorted(
+        ["fold_0", "plan.json", "dataset.json", "splits.json"]
+    )
+    assert read_json(folder.parent / "plan.json", Plan, what="plan") == tiny.make_plan()
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [0, 1]
+    assert lines[-1]["step"] == 6
+    assert set(lines[-1]["dice"]) == {"organ", "lesion"}
+    assert all(np.isfinite(line["loss"]) and 0 <= line["wait_share"] <= 1 for line in lines)
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint.state.finished
+    assert checkpoint.header.epoch == 2
+    assert "epoch 1" in (folder / "training.log").read_text()
+
+
+def test_a_class_is_learned(train: Train, tiny: ModuleType) -> None:
+    plan = tiny.make_plan(num_epochs=2, steps_per_epoch=25, learning_rate=2e-2, weight_average=0.9)
+    folder = train(plan=plan)
+    first, last = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert last["loss"] < first["loss"]
+    assert last["dice"]["organ"] > 0.7
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_one_seed_gives_one_result_and_another_seed_another(train: Train, tiny: ModuleType, optimizer: str) -> None:
+    first = results(train("one", plan=tiny.make_plan(optimizer=optimizer)))
+    assert_equal(first, results(train("two", plan=tiny.make_plan(optimizer=optimizer))))
+    other = results(train("three", plan=tiny.make_plan(optimizer=optimizer, seed=1)))
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_equals_uninterrupted(
+    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    plan = tiny.make_plan(num_epochs=3, steps_per_epoch=2, optimizer=optimizer)
+    whole = train("whole", plan=plan)
+    train_epoch = module.train_epoch
+
+    def interrupted(*arguments: Any, epoch: int, **options: Any) -> Any:
+        result = train_epoch(*arguments, epoch=epoch, **options)
+        if epoch == 1:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(module, "train_epoch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train("parts", plan=plan)
+    monkeypatch.undo()
+    parts = train("parts", plan=plan, resume=True)
+    assert_equal(results(whole), results(parts))
+    losses = [
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (whole, parts)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_accumulation_and_tiles_and_all_cases(train: Train, tiny: ModuleType) -> None:
+    configuration = tiny.make_configuration(accumulation=2, batch_size=1, canvas=(16, 16), magnification=2.0)
+    folder = train(plan=tiny.make_plan(configuration, num_epochs=1), fold="all")
+    assert folder.name == "fold_all"
+    assert load_checkpoint(folder).state.step == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_between_steps_and_keeps_the_last_epoch(
+    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    train_epoch = module.train_epoch
+
+    def signalled(*arguments: Any, epoch: int, **options: Any) -> Any:
+        if epoch == 1:
+            os.kill(os.getpid(), number)
+        return train_epoch(*arguments, epoch=epoch, **options)
+
+    monkeypatch.setattr(module, "train_epoch", signalled)
+    with pytest.raises(Interrupted, match="1 epochs are saved"):
+        train()
+    monkeypatch.undo()
+    folder = train(resume=True)
+    assert load_checkpoint(folder).state.epoch == 2
+    assert not list(folder.glob(".partial-*"))
+
+
+def test_budgets_end_the_training_and_are_remembered(
+    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = train(budget="4steps")  # one epoch and a third
+    checkpoint = load_checkpoint(folder)
+    assert (checkpoint.state.epoch, checkpoint.state.step, checkpoint.state.finished) == (2, 4, True)
+    assert checkpoint.state.budget == "4steps"
+    with pytest.raises(ModelError, match="finished"):
+        train(resume=True)
+    assert load_checkpoint(train(resume=True, budget="9steps")).state.step == 9
+    seconds = iter(range(1000))
+    monkeypatch.setattr(module.Clock, "cpu", property(lambda self: float(next(seconds))))
+    timed = load_checkpoint(train("timed", budget="10cpus"))
+    assert timed.state.finished
+    assert 1 <= timed.state.step < 10
+
+
+def test_it_refuses_to_overwrite_and_to_continue_nothing(train: Train) -> None:
+    with pytest.raises(ModelError, match="no checkpoint to continue"):
+        train(resume=True)
+    folder = train()
+    with pytest.raises(OutputError, match="--overwrite"):
+        train()
+    with pytest.raises(ModelError, match="finished"):
+        train(resume=True)
+    (folder / "validation").mkdir()
+    train(overwrite=True)
+    assert not (folder / "validation").exists()
+
+
+def test_it_refuses_checkpoints_of_another_plan(train: Train, tiny: ModuleType) -> None:
+    train()
+    with pytest.raises(ModelError, match="another plan"):
+        train(resume=True, plan=tiny.make_plan(num_epochs=5))
+    with pytest.raises(OutputError, match="share one"):
+        train(fold="all", plan=tiny.make_plan(num_epochs=5))
+    assert train(fold="all").name == "fold_all"
+
+
+def test_a_damaged_latest_checkpoint_continues_from_the_best(
+    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = train(budget="3steps")
+    (folder / LATEST / "training.safetensors").unlink()
+    (folder / LATEST / "training.safetensors").write_bytes(b"half")
+    assert load_checkpoint(train(resume=True, budget="6steps")).state.step == 6
+
+
+def test_it_refuses_missing_or_other_preprocessed_data(train: Train, tiny: ModuleType, tmp_path: Path) -> None:
+    paths = tiny.write_preprocessed(tmp_path / "one", tiny.make_configuration())
+    plan = tiny.make_plan()
+    elsewhere = tiny.make_configuration(name="other")
+    with pytest.raises(PlanError, match="no preprocessed data"):
+        train_fold(paths, tiny.DATASET, plan, elsewhere, 0, device=torch.device("cpu"))
+    changed = tiny.make_configuration(spacing=(2.0, 1.0, 1.0))
+    with pytest.raises(PlanError, match="another plan"):
+        train_fold(paths, tiny.DATASET, tiny.make_plan(changed), changed, 0, device=torch.device("cpu"))
+    folder = paths.configuration_folder(tiny.DATASET, "axis0")
+    (folder / "a.b2nd").unlink()
+    with pytest.raises(PlanError, match="not preprocessed"):
+        train_fold(paths, tiny.DATASET, plan, plan.configuration(None), 0, device=torch.device("cpu"))
+    assert not paths.results.exists()
+
+
+def test_it_refuses_unknown_folds_and_names(train: Train, tiny: ModuleType) -> None:
+    with pytest.raises(PlanError, match="fold 7"):
+        train(fold=7)
+    with pytest.raises(PlanError, match="budget"):
+        train(budget="soon")
+    for field, value in (("loss", "none"), ("schedule", "none"), ("optimizer", "none")):
+        with pytest.raises(PlanError, match=field):
+            train(plan=tiny.make_plan(**{field: value}), overwrite=True)
+
+
+def test_a_loss_that_is_no_number_stops_with_a_remedy(
+    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> torch.Tensor:
+        return torch.tensor(float("nan"), requires_grad=True)
+
+    monkeypatch.setattr("masam_auto.learning.epoch.choose_loss", lambda name: broken)
+    with pytest.raises(ModelError, match=r"step 0 .*learning_rate"):
+        train()
+
+
+def test_an_unwritable_results_folder_is_one_clear_line(train: Train, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "results").write_text("a file, not a folder")
+    with pytest.raises(MasamError, match="results"):
+        train()
+
+
+def test_regions_and_ignore_are_trained(train: Train, tiny: ModuleType, tmp_path: Path) -> None:
+    plan = tiny.make_plan(num_epochs=1)
+    paths = tiny.write_preprocessed(tmp_path / "regions", plan.configuration(None))
+    labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    write_json(
+        paths.preprocessed / tiny.DATASET / "dataset.json",
+        {"channel_names": {"0": "MR"}, "labels": labels, "regions_class_order": [1, 2], "file_ending": ".nii.gz"},
+    )
+    options = {"device": torch.device("cpu"), "workers": 0, "build": tiny.build_tiny}
+    folder = train_fold(paths, tiny.DATASET, plan, plan.configuration(None), 0, **options)
+    line = json.loads((folder / "metrics.jsonl").read_text())
+    assert set(line["dice"]) == {"whole", "core"}

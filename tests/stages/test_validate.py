@@ -1,0 +1,176 @@
+"""Validation of a fold: from preprocessed arrays to a summary, and what is kept when it is run again."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from masam_auto.core.dataset import open_dataset, read_description
+from masam_auto.core.errors import ModelError, PlanError
+from masam_auto.core.jsonio import write_json
+from masam_auto.core.paths import Paths
+from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, NormalizationPlan, Plan, TrainingPlan
+from masam_auto.core.splits import make_splits, write_splits
+from masam_auto.imaging.io import read_geometry
+from masam_auto.stages import validate
+from masam_auto.stages.predict import Predictor
+from masam_auto.stages.preprocess import preprocess_dataset
+from masam_auto.stages.validate import validate_fold
+
+CPU = torch.device("cpu")
+
+
+class ByIntensity(nn.Module):
+    """Class k has values around 100 + 60 k."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.values = 100.0 + 60 * torch.arange(outputs)
+        self.eval()
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        return -(windows[:, :, :1] - self.values.view(1, 1, -1, 1, 1)).abs()
+
+
+def make_plan(name: str, channels: tuple[str, ...], spacing: tuple[float, float, float]) -> Plan:
+    configuration = Configuration(
+        name="axis0",
+        axis_order=(0, 1, 2),
+        spacing=spacing,
+        median_shape=(6, 16, 14),
+        normalization=(NormalizationPlan(scheme="noNorm", upper=255),) * len(channels),
+        separate_slices=True,
+        window=3,
+        canvas=(32, 32),
+        magnification=1.0,
+        mirror_axes=(),
+        batch_size=1,
+    )
+    return Plan(
+        name="masam",
+        dataset_name=name,
+        channel_names=channels,
+        gpu_memory_gb=0,
+        default_configuration="axis0",
+        configurations={"axis0": configuration},
+        network=NetworkPlan(encoder="vit_t", decoder="multiscale", weights="none", trained="all"),
+        training=TrainingPlan(),
+        inference=InferencePlan(),
+    )
+
+
+@dataclasses.dataclass
+class House:
+    """A preprocessed data set and the folder of a fold with the mark of a checkpoint."""
+
+    paths: Paths
+    plan: Plan
+    raw: Path
+
+    @property
+    def fold(self) -> Path:
+        return self.paths.model_folder(self.raw.name, "masam", "axis0") / "fold_0"
+
+    def validate(self, **options: object) -> dict:
+        return validate_fold(
+            self.paths, self.raw.name, self.plan, self.plan.configuration(None), 0, device=CPU, **options
+        )  # type: ignore[arg-type]
+
+
+def build(raw: Path, spacing: tuple[float, float, float], monkeypatch: pytest.MonkeyPatch) -> House:
+    root = raw.parents[1]
+    paths = Paths(raw=root / "raw", preprocessed=root / "pp", results=root / "results", weights=root / "weights")
+    dataset = open_dataset(paths, raw.name)
+    plan = make_plan(raw.name, dataset.description.channel_names, spacing)
+    preprocess_dataset(dataset, plan, paths, workers=0)
+    names = [case.identifier for case in dataset.cases]
+    write_splits(paths.preprocessed / raw.name / "splits.json", make_splits(names), dataset.cases)
+    house = House(paths=paths, plan=plan, raw=raw)
+    checkpoint = house.fold / "checkpoint_best"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "checkpoint.json").write_text("{}")
+    description = read_description(raw / "dataset.json", name=raw.name)
+
+    def load(*arguments: object, **options: object) -> Predictor:
+        network = ByIntensity(description.labels.num_outputs)
+        return Predictor(
+            networks=(network,), plan=plan, configuration=plan.configuration(None), description=description, device=CPU
+        )
+
+    monkeypatch.setattr(validate, "load_predictor", load)
+    return house
+
+
+def test_validation_cases_are_predicted_on_their_own_grids(
+    raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = build(raw_dataset(cases=5), (3.0, 1.0, 0.8), monkeypatch)
+    summary = house.validate()
+    held_out = json.loads((house.paths.preprocessed / house.raw.name / "splits.json").read_text())[0]["val"]
+    assert [path.name for path in house.fold.glob("validation/*.nii.gz")] == [f"{held_out[0]}.nii.gz"]
+    assert summary["foreground_mean"]["Dice"] > 0.98
+    assert json.loads((house.fold / "validation" / "summary.json").read_text())["mean"] == summary["mean"]
+    predicted = read_geometry(house.fold / "validation" / f"{held_out[0]}.nii.gz")
+    assert predicted.difference(read_geometry(house.raw / "imagesTr" / f"{held_out[0]}_0000.nii.gz")) is None
+
+
+def test_videos_are_validated_frame_by_frame(
+    video_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = build(video_dataset(sequences=2, colour=False), (1.0, 1.0, 1.0), monkeypatch)
+    summary = house.validate()
+    assert len(summary["metric_per_case"]) == 4
+    assert summary["foreground_mean"]["Dice"] > 0.95
+
+
+def test_references_may_lie_anywhere(raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = raw_dataset(cases=2)
+    description = json.loads((raw / "dataset.json").read_text())
+    (raw / "labelsTr").rename(raw / "truth")
+    description["dataset"] = {
+        f"case_00{i}": {"images": [f"imagesTr/case_00{i}_0000.nii.gz"], "label": f"truth/case_00{i}.nii.gz"}
+        for i in range(2)
+    }
+    (raw / "dataset.json").write_text(json.dumps(description))
+    assert build(raw, (3.0, 1.0, 0.8), monkeypatch).validate()["foreground_mean"]["Dice"] > 0.98
+
+
+def test_predictions_newer_than_the_checkpoint_are_kept(
+    raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
+    house.validate()
+    (file,) = house.fold.glob("validation/*.nii.gz")
+    made = file.stat().st_mtime_ns
+    house.validate()
+    assert file.stat().st_mtime_ns == made
+    house.validate(redo=True)
+    assert file.stat().st_mtime_ns > made
+    made = file.stat().st_mtime_ns
+    mark = house.fold / "checkpoint_best" / "checkpoint.json"
+    os.utime(mark, ns=(made + 10**9, made + 10**9))  # trained further since
+    house.validate()
+    assert file.stat().st_mtime_ns > made
+
+
+def test_arrays_of_another_plan_are_refused(raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
+    changed = dataclasses.replace(house.plan.configuration(None), spacing=(3.0, 2.0, 2.0))
+    with pytest.raises(PlanError, match="another plan"):
+        validate_fold(house.paths, house.raw.name, house.plan, changed, 0, device=CPU)
+
+
+def test_a_fold_without_checkpoint(raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
+    monkeypatch.undo()
+    write_json(house.fold.parent / "plan.json", house.plan)
+    write_json(house.fold.parent / "dataset.json", json.loads((house.raw / "dataset.json").read_text()))
+    (house.fold / "checkpoint_best" / "checkpoint.json").unlink()
+    (house.fold / "checkpoint_best").rmdir()
+    with pytest.raises(ModelError, match=r"fold 0 of .* has no checkpoint"):
+        house.validate()
