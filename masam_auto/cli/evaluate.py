@@ -34,12 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     paths = start(parsed)
 
-    from masam_auto.stages.evaluate import evaluate_folder
+    from masam_auto.imaging.io import label_ending
+    from masam_auto.imaging.workers import workers_for
+    from masam_auto.stages.evaluate import BYTES_PER_VOXEL, evaluate_folder
 
     description = _find_labels(parsed, paths)
+    ending = label_ending(description.file_ending)
+    references = sorted(parsed.references.glob(f"*{ending}"))
+    workers = workers_for(references, bytes_per_voxel=BYTES_PER_VOXEL, asked=parsed.workers)
     summary = evaluate_folder(
-        parsed.predictions, parsed.references, description.labels, description.file_ending,
-        tolerance=parsed.tolerance, workers=parsed.workers or 0,
+        parsed.predictions, parsed.references, description.labels, ending,
+        tolerance=parsed.tolerance, workers=workers,
     )  # fmt: skip
     print_summary(summary, description.labels)
     print(f"summary: {parsed.predictions / 'summary.json'}")

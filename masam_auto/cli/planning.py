@@ -2,12 +2,10 @@
 
 import argparse
 import logging
-import math
 import shutil
 from typing import TYPE_CHECKING
 
 from masam_auto.cli.common import add_overrides, positive_number
-from masam_auto.core.errors import MasamError
 from masam_auto.core.jsonio import read_plain, to_plain, write_json
 from masam_auto.core.paths import Paths
 
@@ -18,9 +16,7 @@ if TYPE_CHECKING:  # only for annotations: these need torch, which --help must n
 
 logger = logging.getLogger(__name__)
 
-CASES_LOOKED_AT = 10
-SMALL_DATASET = 4e6  # voxels that one process measures in about the time in which workers start
-WORKER, COPIES = 300e6, 6  # bytes of an empty worker; float32 copies of a case that measuring it may hold at once
+BYTES_PER_VOXEL = 24  # and channel, while a case is measured: six float32 copies
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
@@ -64,10 +60,16 @@ def add_preprocess_options(parser: argparse.ArgumentParser) -> None:
 
 def fingerprint_step(dataset: "Dataset", paths: Paths, parsed: argparse.Namespace) -> "Fingerprint":
     """Check a raw data set, measure it, and write fingerprint.json."""
+    from masam_auto.imaging.workers import workers_for
     from masam_auto.stages.fingerprint import extract_fingerprint, write_fingerprint
     from masam_auto.stages.verify import verify_dataset
 
-    workers = case_workers(dataset, parsed.workers)
+    frames = max(len(case.frames) for case in dataset.cases)
+    workers = workers_for(
+        [case.images[0][0] for case in dataset.cases],
+        bytes_per_voxel=BYTES_PER_VOXEL * dataset.description.num_channels * frames,
+        asked=parsed.workers,
+    )
     if parsed.verify_dataset_integrity:
         verify_dataset(dataset, workers=workers)
     fingerprint = extract_fingerprint(dataset, workers=workers)
@@ -124,27 +126,3 @@ def detect_gpu_memory() -> float:
     if not torch.cuda.is_available():
         return 0.0
     return round(torch.cuda.get_device_properties(0).total_memory / 2**30, 1)
-
-
-def case_workers(dataset: "Dataset", asked: int | None) -> int:
-    """Worker processes for going through the raw cases: as asked, else as cores and free memory allow.
-
-    A few cases' headers tell the size of a case. Small data sets are done sooner than workers start.
-    """
-    import psutil
-
-    from masam_auto.core.parallel import choose_workers
-    from masam_auto.imaging.io import read_geometry
-
-    if asked is not None:
-        return asked
-    cases = dataset.cases[:: max(1, len(dataset.cases) // CASES_LOOKED_AT)]
-    try:
-        sizes = [len(case.frames) * math.prod(read_geometry(case.images[0][0]).shape) for case in cases]
-    except MasamError:
-        return 0  # a case that cannot be read is reported by the check of the data, in this process
-    channels = dataset.description.num_channels
-    if channels * sum(sizes) / len(sizes) * len(dataset.cases) < SMALL_DATASET:
-        return 0
-    memory = psutil.virtual_memory().available
-    return choose_workers(memory_per_case=WORKER + COPIES * 4 * channels * max(sizes), available=memory)

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )  # fmt: skip
     summary = validate_fold(
         paths, name, plan, configuration, parsed.fold,
-        device=device, checkpoint=parsed.checkpoint, redo=parsed.val, workers=parsed.workers or 0,
+        device=device, checkpoint=parsed.checkpoint, redo=parsed.val, workers=parsed.workers,
     )  # fmt: skip
     print_summary(summary, open_dataset(paths, name).description.labels)
     print(f"predictions and summary.json: {folder / 'validation'}")

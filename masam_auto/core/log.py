@@ -14,11 +14,11 @@ LOGGER_NAME = "masam_auto"
 SECONDS_BETWEEN_LINES = 10.0
 
 
-class _BarSafeHandler(logging.StreamHandler):
-    """Writes through tqdm, so that a message does not tear a progress bar."""
+class _BarSafeHandler(logging.Handler):
+    """Writes to what is standard error by then, through tqdm, so that a message does not tear a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=self.stream)
+        tqdm.write(self.format(record), file=sys.stderr)
 
 
 def setup_logging(*, verbose: bool = False) -> None:
@@ -27,7 +27,7 @@ def setup_logging(*, verbose: bool = False) -> None:
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     logger.propagate = False
     logger.handlers.clear()
-    handler = _BarSafeHandler(sys.stderr)
+    handler = _BarSafeHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)
 

@@ -74,7 +74,7 @@ def prediction_bytes(load: Load, *, slices: int) -> float:
     """Peak bytes of predicting one window of `slices` slices without gradients."""
     parameters = count_parameters(load)
     tokens = _tokens(load)
-    attention = _attention_values(load, tokens) + 8 * load.encoder.dim * tokens
+    attention = _grid_attention_values(load, *_grid(load)) + 8 * load.encoder.dim * tokens  # a global block's
     pixels = load.canvas[0] * load.canvas[1]
     decoder = _decoder_values(load, keep=False) + load.num_outputs * PREDICTED_VALUES * pixels
     values = max(attention, decoder) + tokens * load.encoder.dim
@@ -149,7 +149,7 @@ def _decoder_parameters(encoder: EncoderShape, decoder: str, num_outputs: int) -
     return total + channels * num_outputs
 
 
-def _attention_values(load: Load, tokens: int) -> float:
+def _attention_values(load: Load) -> float:
     """Values that the attentions' products hold for a slice, mean over the blocks."""
     encoder = load.encoder
     height, width = _grid(load)
@@ -189,7 +189,7 @@ def _block_bytes(load: Load, tokens: int) -> float:
     projections = encoder.dim if learns or network.increment != "none" else 0
     increments = 6 * network.increment_rank if network.increment != "none" else 0
     mlp = encoder.mlp_ratio * encoder.dim + ((1 + encoder.mlp_ratio) * encoder.dim if learns else 0)
-    attention = _attention_values(load, tokens) + (2 * encoder.dim * tokens if learns else 0)
+    attention = _attention_values(load) + (2 * encoder.dim * tokens if learns else 0)
     return tokens * (residuals + width * (adapter + projections + increments + mlp)) + width * attention
 
 

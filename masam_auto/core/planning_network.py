@@ -3,7 +3,7 @@
 import dataclasses
 
 from masam_auto.core.encoders import EncoderShape
-from masam_auto.core.plan import NetworkPlan, TrainingPlan
+from masam_auto.core.plan import AugmentationPlan, NetworkPlan, TrainingPlan
 
 Reasons = dict[str, str]
 
@@ -24,6 +24,13 @@ SCRATCH = TrainingPlan(
     loss_weights=(0.5, 0.5),
     foreground_fraction=1 / 3,
     weight_average=0.995,
+    augmentation=AugmentationPlan(
+        spatial_probability=0.5,
+        rotation=(-15.0, 15.0),
+        shear=(-5.0, 5.0),
+        scaling=(0.86, 1.16),
+        translation=(-0.06, 0.06),
+    ),
 )
 
 _MEASURED = "measured on Hippocampus, see documentation/decisions.md"

@@ -20,6 +20,7 @@ from masam_auto.imaging.metrics import METRICS, compare_masks, measure
 logger = logging.getLogger(__name__)
 
 SUMMARY_NAME = "summary.json"
+BYTES_PER_VOXEL = 40  # while two label files are compared: both, masks, and surfaces within a class's box
 NAMED_FILES_LIMIT = 5
 
 

@@ -265,8 +265,8 @@ def _choose_inference(basis: _Basis, loads: Sequence[Load]) -> tuple[InferencePl
     longest, longest_reason = choose_longest_prediction(loads, gpu_memory_gb=basis.gpu_memory_gb)
     window = loads[0].window
     reasons = {
-        "depth": "the whole depth as one window: each slice is encoded once, as accurate as overlapping windows "
-        "(measured with vit_t)",
+        "depth": "the whole depth as one window: each slice is encoded once, and no less accurate than overlapping "
+        "windows (measured with vit_t)",
         "slice_stride": f"half of the window of {window} slices, where depth=windows is chosen",
         "max_slices": longest_reason,
         "mirror": "mean over the flips that each configuration's mirror_axes allow",

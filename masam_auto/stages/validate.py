@@ -15,8 +15,9 @@ from masam_auto.core.plan import Configuration, Plan
 from masam_auto.core.splits import find_split, read_splits
 from masam_auto.imaging.io import label_ending
 from masam_auto.imaging.storage import open_array
+from masam_auto.imaging.workers import workers_for
 from masam_auto.learning.models import TrainedModel, checkpoint_path
-from masam_auto.stages.evaluate import SUMMARY_NAME, evaluate_files
+from masam_auto.stages.evaluate import BYTES_PER_VOXEL, SUMMARY_NAME, evaluate_files
 from masam_auto.stages.predict import Predictor, load_predictor, segment_preprocessed, write_segmentation
 from masam_auto.stages.preprocess import check_preprocessed
 
@@ -33,7 +34,7 @@ def validate_fold(
     device: torch.device,
     checkpoint: str = "best",
     redo: bool = False,
-    workers: int = 0,
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """Predict and evaluate the validation cases of a trained fold.
 
@@ -47,7 +48,7 @@ def validate_fold(
         device: where to compute.
         checkpoint: "best" or "latest".
         redo: predict all cases again.
-        workers: processes for the evaluation.
+        workers: processes for the evaluation; 0 works in this one, None lets cores and memory decide.
 
     Returns:
         The summary, also written to fold_K/validation/summary.json.
@@ -82,6 +83,7 @@ def validate_fold(
         for case in cases
         for frame, reference in zip(case.frames, case.labels or (), strict=True)
     ]
+    workers = workers_for([truth for _, truth in pairs], bytes_per_voxel=BYTES_PER_VOXEL, asked=workers)
     return evaluate_files(pairs, dataset.description.labels, output=output / SUMMARY_NAME, workers=workers)
 
 
