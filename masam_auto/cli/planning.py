@@ -104,10 +104,12 @@ def preprocess_step(dataset: "Dataset", plan: "Plan", paths: Paths, parsed: argp
     """Preprocess as planned; folds and dataset.json are laid beside the arrays. Folds that are there stay."""
     from masam_auto.core.splits import make_splits, read_splits, write_splits
     from masam_auto.stages.preprocess import preprocess_dataset
+    from masam_auto.stages.validate import RAW_DATA_NAME
 
     names = [plan.configuration(name).name for name in parsed.configurations or plan.configurations]
     folder = paths.preprocessed / dataset.name
     write_json(folder / "dataset.json", dataset.description.raw)
+    write_json(folder / RAW_DATA_NAME, {"folder": str(dataset.folder.absolute())})
     if (folder / "splits.json").is_file():
         read_splits(folder / "splits.json", dataset.cases)
     else:

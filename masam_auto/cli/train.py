@@ -1,6 +1,7 @@
 """masam_train: train one fold, then validate it."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,10 +20,13 @@ from masam_auto.cli.common import (
     whole_number,
 )
 from masam_auto.cli.tables import print_summary
+from masam_auto.core.errors import MasamError
 from masam_auto.core.paths import Paths
 
 if TYPE_CHECKING:
     from masam_auto.core.plan import Plan
+
+logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,14 +37,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = _read_plan(paths, name, parsed)
     configuration = plan.configuration(parsed.configuration)
 
-    from masam_auto.core.dataset import open_dataset
+    from masam_auto.core.dataset import read_description
     from masam_auto.learning.device import choose_device
     from masam_auto.stages.train import train_fold
-    from masam_auto.stages.validate import validate_fold
+    from masam_auto.stages.validate import open_raw_data, validate_fold
 
     device = choose_device(parsed.device)
     folder = paths.model_folder(name, plan.name, configuration.name) / f"fold_{parsed.fold}"
     if not parsed.val and not (parsed.c and _is_finished(folder, parsed.budget)):
+        try:
+            open_raw_data(paths, name)
+        except MasamError as error:  # training needs no raw data; the validation after it does
+            logger.warning("%s\nTraining goes on without; validate later with --val.", error)
         train_fold(
             paths, name, plan, configuration, parsed.fold, device=device, workers=parsed.workers,
             budget=parsed.budget, resume=parsed.c, overwrite=parsed.overwrite,
@@ -49,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         paths, name, plan, configuration, parsed.fold,
         device=device, checkpoint=parsed.checkpoint, redo=parsed.val, workers=parsed.workers,
     )  # fmt: skip
-    print_summary(summary, open_dataset(paths, name).description.labels)
+    print_summary(summary, read_description(paths.preprocessed / name / "dataset.json", name=name).labels)
     print(f"predictions and summary.json: {folder / 'validation'}")
     print(f"progress: {folder / 'progress.png'}")
     print(f"next: masam_predict -i IMAGES -o SEGMENTATIONS -d {name} -c {configuration.name}")

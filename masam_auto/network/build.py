@@ -46,7 +46,7 @@ def build_network(
         num_outputs: K, background included where there is one.
         seed: of the first weights; the same seed gives the same network on every device.
         activation_checkpointing: recompute the encoder's blocks in the backward pass, to save memory.
-        frozen_dtype: of the encoder's frozen parameters, e.g. bfloat16 where training runs under autocast.
+        frozen_dtype: of the encoder's frozen matrices, e.g. bfloat16 where training runs under autocast.
         device: where the network goes; "meta" builds shapes without weights.
 
     Raises:
@@ -69,9 +69,7 @@ def build_network(
         device=device,
     )
     network.image_encoder.activation_checkpointing = activation_checkpointing
-    for parameter in network.image_encoder.parameters():
-        if not parameter.requires_grad:
-            parameter.data = parameter.data.to(frozen_dtype)
+    cast_frozen(network, frozen_dtype)
     return network
 
 
@@ -137,6 +135,13 @@ def _encoder_learns(name: str, plan: NetworkPlan, in_channels: int) -> bool:
         or ".adapter_" in name
         or (inflated and name.startswith(("patch_embed.", "stem.")))
     )
+
+
+def cast_frozen(network: MaSam, dtype: torch.dtype) -> None:
+    """Store the image encoder's frozen matrices in `dtype`; norms and biases are small and stay as they are."""
+    for parameter in network.image_encoder.parameters():
+        if not parameter.requires_grad and parameter.ndim > 1:
+            parameter.data = parameter.data.to(dtype)
 
 
 def part_of(name: str) -> str:

@@ -37,6 +37,8 @@ class MaSam(nn.Module):
             input_image_size=canvas,
             mask_in_chans=16,
         )
+        if plan.weights == "none":  # SAM's random start is as large as the features that it is added to
+            nn.init.zeros_(self.prompt_encoder.no_mask_embed.weight)
         self.mask_decoder: Any = DECODERS[plan.decoder](spec, num_outputs=num_outputs)
 
     def forward(

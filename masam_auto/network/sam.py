@@ -142,8 +142,8 @@ def fit_state(
         ModelError: a tensor is missing, one has a shape that resizing does not explain, or the checkpoint's encoder
             has more blocks.
     """
-    # Resizable tables last, so that the message for a wrong encoder names a width and not a table's size.
-    names = sorted(wanted, key=lambda name: "pos" in name.rpartition(".")[2])
+    # What is fitted comes last, so that the message for a wrong encoder shows widths and not canvases or channels.
+    names = sorted(wanted, key=lambda name: "pos" in name.rpartition(".")[2] or name.endswith("patch_embed.proj.weight"))
     fitted = {}
     for name in names:
         if name not in state:

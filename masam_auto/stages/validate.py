@@ -8,7 +8,7 @@ import torch
 
 from masam_auto.core.dataset import Case, Dataset, open_dataset
 from masam_auto.core.geometry import CaseProperties
-from masam_auto.core.jsonio import read_json
+from masam_auto.core.jsonio import read_json, read_plain
 from masam_auto.core.log import progress
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, Plan
@@ -22,6 +22,8 @@ from masam_auto.stages.predict import Predictor, load_predictor, segment_preproc
 from masam_auto.stages.preprocess import check_preprocessed
 
 logger = logging.getLogger(__name__)
+
+RAW_DATA_NAME = "raw_data.json"
 
 
 def validate_fold(
@@ -58,7 +60,7 @@ def validate_fold(
         PlanError: the preprocessed data are of another plan, or the fold does not exist.
         DatasetError: the raw data set is gone.
     """
-    dataset = open_dataset(paths, dataset_name)
+    dataset = open_raw_data(paths, dataset_name)
     model = TrainedModel(
         folder=paths.model_folder(dataset_name, plan.name, configuration.name),
         dataset_name=dataset_name,
@@ -85,6 +87,18 @@ def validate_fold(
     ]
     workers = workers_for([truth for _, truth in pairs], bytes_per_voxel=BYTES_PER_VOXEL, asked=workers)
     return evaluate_files(pairs, dataset.description.labels, output=output / SUMMARY_NAME, workers=workers)
+
+
+def open_raw_data(paths: Paths, dataset_name: str) -> Dataset:
+    """The raw data set among the roots, or else where it was when it was preprocessed (raw_data.json).
+
+    Raises:
+        DatasetError: it is at neither place.
+    """
+    record = paths.preprocessed / dataset_name / RAW_DATA_NAME
+    if not (paths.raw / dataset_name).is_dir() and record.is_file():
+        return open_dataset(paths, str(read_plain(record, what="record of the raw data")["folder"]))
+    return open_dataset(paths, dataset_name)
 
 
 def validation_cases(paths: Paths, dataset: Dataset, fold: int | str) -> tuple[Case, ...]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from masam_auto.core.dataset import open_dataset, read_description
-from masam_auto.core.errors import ModelError, PlanError
+from masam_auto.core.errors import DatasetError, ModelError, PlanError
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, NormalizationPlan, Plan, TrainingPlan
@@ -156,6 +156,19 @@ def test_predictions_newer_than_the_checkpoint_are_kept(
     os.utime(mark, ns=(made + 10**9, made + 10**9))  # trained further since
     house.validate()
     assert file.stat().st_mtime_ns > made
+
+
+def test_raw_data_outside_the_roots_are_found_again(
+    raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
+    moved = house.raw.parents[1] / "elsewhere" / house.raw.name
+    moved.parent.mkdir()
+    house.raw.rename(moved)
+    with pytest.raises(DatasetError, match="not found"):
+        house.validate()
+    write_json(house.paths.preprocessed / house.raw.name / "raw_data.json", {"folder": str(moved)})
+    assert house.validate()["foreground_mean"]["Dice"] > 0.98
 
 
 def test_arrays_of_another_plan_are_refused(raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from masam_auto.network import sam
+from masam_auto.network.decoder import DECODERS
+from masam_auto.network.encoder import Features
+
+
+def features_for(spec, slices=2, grid=(3, 2)):
+    torch.manual_seed(0)
+    stride = spec.token_stride
+    levels = tuple(
+        torch.randn(slices, level.channels, grid[0] * stride // level.stride, grid[1] * stride // level.stride)
+        for level in spec.levels
+    )
+    prompts = {
+        "positions": torch.randn(1, spec.embedding, *grid),
+        "sparse": torch.randn(slices, 2, spec.embedding),
+        "dense": torch.randn(1, spec.embedding, 1, 1).expand(slices, spec.embedding, *grid),
+        "num_slices": slices,
+    }
+    return Features(torch.randn(slices, spec.embedding, *grid), levels), prompts
+
+
+@pytest.mark.parametrize("size", ["sam", "stem"])
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("num_outputs", [1, 4])
+def test_logits_at_canvas_resolution(specs, size, name, num_outputs):
+    spec = specs[size]
+    features, prompts = features_for(spec)
+    logits = DECODERS[name](spec, num_outputs=num_outputs)(features, **prompts)
+    assert logits.shape == (2, num_outputs, 3 * spec.token_stride, 2 * spec.token_stride)
+
+
+def test_sam_decoder_is_sams(specs):
+    spec = specs["sam"]
+    theirs = sam.MaskDecoder(
+        transformer_dim=32,
+        transformer=sam.TwoWayTransformer(depth=2, embedding_dim=32, mlp_dim=32, num_heads=2),
+        iou_head_hidden_dim=32,
+    )
+    ours = DECODERS["sam"](spec, num_outputs=4)
+    ours.load_state_dict(theirs.state_dict())
+    features, prompts = features_for(spec, slices=1)
+    logits = ours(features, **prompts)
+    masks, _ = theirs.predict_masks(features.embedding, prompts["positions"], prompts["sparse"], prompts["dense"])
+    expected = torch.nn.functional.interpolate(masks, size=(48, 32), mode="bilinear", align_corners=False)
+    assert torch.allclose(logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sam", "progressive"])
+def test_shared_prompts_equal_one_set_a_slice(specs, name):
+    spec = specs["sam"]
+    features, prompts = features_for(spec)
+    decoder = DECODERS[name](spec, num_outputs=3)
+    shared = prompts["sparse"][:1]
+    once = decoder(features, **(prompts | {"sparse": shared, "dense": prompts["dense"][:1]}))
+    each = decoder(features, **(prompts | {"sparse": shared.expand(2, -1, -1)}))
+    assert torch.allclose(once, each, atol=1e-5)
+
+
+def test_progressive_steps_follow_the_tokens(specs):
+    names = {name for name, _ in DECODERS["progressive"](specs["sam"], num_outputs=2).named_parameters()}
+    assert "output_upscaling.9.weight" in names and "output_upscaling.10.weight" not in names
+    names = {name for name, _ in DECODERS["progressive"](specs["stem"], num_outputs=2).named_parameters()}
+    assert "output_upscaling.3.weight" in names and "output_upscaling.4.weight" not in names

@@ -1,0 +1,97 @@
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from masam_auto.core.errors import ModelError
+from masam_auto.network.build import cast_frozen
+from masam_auto.network.fact import Increments
+from masam_auto.network.masam import box_masks
+
+BOXES = torch.tensor([4.0, 6.0, 40.0, 50.0]).expand(2, 3, 4)
+
+
+@pytest.mark.parametrize(("size", "canvas"), [("sam", (96, 64)), ("sam", (16, 80)), ("stem", (12, 20))])
+@pytest.mark.parametrize("num_slices", [1, 2, 5])
+@pytest.mark.parametrize("decoder", ["progressive", "multiscale"])
+def test_any_window_and_canvas(make_network, size, canvas, num_slices, decoder):
+    network = make_network(size, canvas=canvas, decoder=decoder)
+    assert network(torch.randn(2, num_slices, 1, *canvas)).shape == (2, num_slices, 3, *canvas)
+
+
+@pytest.mark.parametrize("size", ["sam", "stem"])
+def test_windows_of_a_batch_are_independent(make_network, size):
+    network = make_network(size, decoder="multiscale", randomised=True).eval()
+    x = torch.randn(2, 3, 1, 96, 64)
+    assert torch.allclose(network(x)[1:], network(x[1:]), atol=1e-3)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+@pytest.mark.parametrize("size", ["sam", "stem"])
+def test_any_number_of_channels(make_network, size, channels):
+    network = make_network(size, in_channels=channels)
+    assert network(torch.randn(1, 2, channels, 96, 64)).shape == (1, 2, 3, 96, 64)
+
+
+@pytest.mark.parametrize("increment", ["fact", "lora"])
+def test_training_without_dropout_equals_evaluation(make_network, increment):
+    network = make_network(increment=increment, increment_dropout=0.0, randomised=True)
+    x = torch.randn(1, 3, 1, 96, 64)
+    with torch.no_grad():
+        trained, evaluated = network.train()(x), network.eval()(x)
+    assert torch.allclose(trained, evaluated, atol=1e-4 * float(trained.abs().max()))
+
+
+@pytest.mark.parametrize("decoder", ["sam", "progressive", "multiscale"])
+def test_boxes_change_the_logits_and_none_is_another_prompt(make_network, decoder):
+    network = make_network(decoder=decoder, prompt="box", randomised=True).eval()
+    x = torch.randn(2, 3, 1, 96, 64)
+    boxed, moved = network(x, BOXES), network(x, BOXES + 5)
+    assert boxed.shape == network(x).shape
+    assert not torch.allclose(boxed, moved) and not torch.allclose(boxed, network(x))
+
+
+def test_boxes_need_a_network_trained_with_them(make_network):
+    with pytest.raises(ModelError, match="trained without boxes"):
+        make_network()(torch.zeros(2, 3, 1, 96, 64), BOXES)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3, 96, 64), (1, 2, 1, 64, 96)])
+def test_other_inputs_are_refused(make_network, shape):
+    with pytest.raises(ModelError, match=r"built for 1 channels on a canvas of 96 x 64 px, but the windows have"):
+        make_network()(torch.zeros(shape))
+
+
+def test_annotations_are_checked(make_network):
+    with pytest.raises(TypeCheckError):
+        make_network()(torch.zeros(2, 1, 96, 64))
+    with pytest.raises(TypeCheckError):
+        make_network()(torch.zeros(1, 2, 1, 96, 64, dtype=torch.int64))
+
+
+def test_box_masks_are_shares_of_cells():
+    masks = box_masks(torch.tensor([[2.0, 0.0, 5.0, 8.0], [0.0, 4.0, 4.0, 4.0]]), (8, 8), (4, 4))
+    assert masks[0, 0, 1].tolist() == [0.0, 1.0, 0.5, 0.0]
+    assert masks[0].sum() * 4 == 3 * 8  # cells of 2 x 2 px cover the box's area
+    assert not masks[1].any()
+
+
+@pytest.mark.parametrize("trained", ["none", "adapted", "all"])
+def test_frozen_parts_stay_in_evaluation(make_network, trained):
+    network = make_network("stem", trained=trained)
+    assert network.image_encoder.stem.levels[0].norm.training == (trained == "all")
+    assert network.mask_decoder.training
+    increments = next(m for m in network.modules() if isinstance(m, Increments))
+    assert increments.training == (trained != "none")
+    assert not any(module.training for module in network.eval().modules())
+
+
+@pytest.mark.parametrize("size", ["sam", "stem"])
+def test_bf16_autocast_with_frozen_bf16_weights(make_network, size):
+    network = make_network(size, decoder="multiscale", randomised=True).eval()
+    x = torch.randn(1, 2, 1, 96, 64)
+    expected = network(x)
+    cast_frozen(network, torch.bfloat16)
+    assert network.image_encoder.patch_embed.proj.weight.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = network(x)
+    assert (logits.float() - expected).abs().mean() < 0.1 * expected.std()
