@@ -123,7 +123,7 @@ def _draw_anatomy(generator: np.random.Generator, *, has_lesion: bool) -> _Anato
         kidneys=np.stack([jitter((11.5, 8.5, -10.0), 1.3), jitter((-11.5, 8.5, -14.0), 1.3)]),
         aorta=np.array([*generator.uniform(-0.8, 0.8, 2), generator.uniform(2.9, 3.6)]),
         lesion=liver + direction * depth * np.array([11.0, 10.0, 11.0]),
-        lesion_radii=generator.uniform(3.6, 5.2) * generator.uniform(0.9, 1.1, 3),
+        lesion_radii=generator.uniform(4.2, 5.6) * generator.uniform(0.9, 1.1, 3),
         has_lesion=has_lesion,
     )
 
@@ -204,7 +204,7 @@ def _paint_liver(anatomy: _Anatomy, p: np.ndarray, contrast: float, paint: Paint
     if anatomy.has_lesion:
         # Held inside the liver: a lesion that bulged out would have no visible border.
         lesion = _ellipsoid(p, anatomy.lesion, anatomy.lesion_radii)
-        paint((lesion < 1) & (liver < 0.95), 48, 5, "lesion")
+        paint((lesion < 1) & (liver < 0.95), 5, 5, "lesion")
 
 
 def _paint_spleen(anatomy: _Anatomy, p: np.ndarray, contrast: float, paint: Paint) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from masam_auto import __version__
-from masam_auto.core.errors import MasamError
+from masam_auto.core.errors import Interrupted, MasamError
 from masam_auto.core.jsonio import WRITE_FAILURES
 from masam_auto.core.log import setup_logging
 from masam_auto.core.paths import Paths, find_dataset_name, resolve_paths
@@ -43,9 +43,10 @@ def run(main: Main, arguments: Sequence[str] | None = None) -> int:
             code = main(arguments)
             sys.stdout.flush()
             return code
+        except Interrupted as error:
+            return _report(str(error), 128 + error.signal_number)
         except MasamError as error:
-            interrupted = type(error).__name__ == "Interrupted"  # of learning.interruption, which needs torch
-            return _report(str(error), INTERRUPTED if interrupted else FAILED)
+            return _report(str(error), FAILED)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return PIPE_CLOSED

@@ -30,6 +30,17 @@ class OutputError(MasamError):
     """A result cannot be written: no permission, no space, or it would overwrite something."""
 
 
+class Interrupted(MasamError):
+    """A signal asked the work to stop, and it has stopped where it can go on later.
+
+    The command line exits with 128 + `signal_number`, as shells and schedulers expect.
+    """
+
+    def __init__(self, message: str, *, signal_number: int) -> None:
+        self.signal_number = signal_number
+        super().__init__(message)
+
+
 class CaseErrors(MasamError):
     """Several cases failed for reasons that a user can mend; all of them are reported together."""
 

@@ -10,7 +10,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from masam_auto.core.errors import CaseErrors, MasamError
+from masam_auto.core.errors import CaseErrors, MasamError, OutputError
 from masam_auto.core.log import LOGGER_NAME, progress
 
 Item = TypeVar("Item")
@@ -22,7 +22,8 @@ def map_cases(
 ) -> list[Result]:
     """Apply a function to every item, in worker processes, and return the results in order.
 
-    All items are tried; problems that users can mend (MasamError) are collected and raised together.
+    All items are tried; problems that users can mend (MasamError) are collected and raised together. Only a result that
+    cannot be written ends it at once, because the next one could not be written either.
 
     Args:
         function: importable (top-level) function of one picklable item.
@@ -33,6 +34,7 @@ def map_cases(
 
     Raises:
         CaseErrors: some items failed with a MasamError.
+        OutputError: a result could not be written.
         RuntimeError: an item failed with a bug (name and worker's traceback inside) or a worker died, most often
             for want of memory.
     """
@@ -42,6 +44,8 @@ def map_cases(
     for index, result, problem in progress(outcomes, what=what, total=len(items)):
         if isinstance(problem, _Bug):
             raise RuntimeError(f"{what} failed for {names[index]}:\n{problem}")
+        if isinstance(problem, _Unwritable):
+            raise OutputError(str(problem))
         if problem is not None:
             problems[index] = problem
         else:
@@ -68,9 +72,15 @@ class _Bug(str):
     """A traceback from a worker, as text."""
 
 
+class _Unwritable(str):
+    """What an OutputError said."""
+
+
 def _guarded(function: Callable[[Item], Result], item: Item) -> tuple[Any, str | None]:
     try:
         return function(item), None
+    except OutputError as error:
+        return None, _Unwritable(error)
     except CaseErrors as error:
         return None, "; ".join(error.problems)
     except MasamError as error:

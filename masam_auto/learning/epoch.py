@@ -1,6 +1,5 @@
 """One epoch of training, and the look at the validation windows after it."""
 
-import resource  # POSIX, as the rest of the package
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -200,8 +199,16 @@ def peak_memory_gib(device: torch.device) -> float:
     """Peak memory so far: the GPU's where it is one, else this process's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    return _peak_resident_bytes() / 2**30
+
+
+def _peak_resident_bytes() -> int:
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # does not exist on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _cpu_seconds(process: psutil.Process) -> float:

@@ -5,27 +5,29 @@ import logging
 import signal
 import threading
 from collections.abc import Iterator
-
-from masam_auto.core.errors import MasamError
+from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
 
 
-class Interrupted(MasamError):
-    """Training was asked to stop (SIGINT or SIGTERM) and has stopped between two steps."""
+@dataclass
+class StopRequest:
+    """The signal that asked to stop, or None while none has come."""
+
+    signal_number: int | None = None
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets; a second SIGINT stops at once. Outside the main thread it stays unset."""
-    stop = threading.Event()
+def stop_requests() -> Iterator[StopRequest]:
+    """Notes SIGINT and SIGTERM; a second one stops at once. Outside the main thread nothing is noted."""
+    stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def request(number: int, frame: object) -> None:
         logger.info("stopping after this step (%s)", signal.Signals(number).name)
-        stop.set()
+        stop.signal_number = number
         signal.signal(number, before[signal.Signals(number)])
 
     before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}

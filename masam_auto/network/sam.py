@@ -143,7 +143,9 @@ def fit_state(
             has more blocks.
     """
     # What is fitted comes last, so that the message for a wrong encoder shows widths and not canvases or channels.
-    names = sorted(wanted, key=lambda name: "pos" in name.rpartition(".")[2] or name.endswith("patch_embed.proj.weight"))
+    names = sorted(
+        wanted, key=lambda name: "pos" in name.rpartition(".")[2] or name.endswith("patch_embed.proj.weight")
+    )
     fitted = {}
     for name in names:
         if name not in state:

@@ -1,7 +1,6 @@
 """Train one fold: windows in, checkpoints out."""
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 import torch
 
 from masam_auto.core.dataset import Case, DatasetDescription, read_description
-from masam_auto.core.errors import ModelError
+from masam_auto.core.errors import Interrupted, ModelError
 from masam_auto.core.log import log_to_file, stop_logging_to
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, Plan
@@ -27,7 +26,7 @@ from masam_auto.learning.checkpoint import (
 from masam_auto.learning.device import available_cores, computes_in_bf16, default_workers, torch_settings
 from masam_auto.learning.epoch import Clock, EpochResult, Learner, judge_windows, peak_memory_gib, train_epoch
 from masam_auto.learning.folder import claim_folder
-from masam_auto.learning.interruption import Interrupted, stop_requests
+from masam_auto.learning.interruption import StopRequest, stop_requests
 from masam_auto.learning.optimizer import build_optimizers
 from masam_auto.learning.progress import (
     EpochMetrics,
@@ -126,9 +125,7 @@ def train_fold(
     return job.folder
 
 
-def _train(
-    job: Job, *, resume: bool, budget_text: str | None, build: Callable[..., MaSam], stop: threading.Event
-) -> None:
+def _train(job: Job, *, resume: bool, budget_text: str | None, build: Callable[..., MaSam], stop: StopRequest) -> None:
     """The loop over epochs."""
     learner = _new_learner(job, build)
     header = _header(job, learner)
@@ -148,9 +145,12 @@ def _train(
     picture_cost, picture_time = 0.0, -float("inf")
 
     def check_stop() -> None:
-        if stop.is_set():
+        if stop.signal_number is not None:
             saved = f"{state.epoch} epochs are saved; continue with --c" if state.epoch else "no epoch was finished yet"
-            raise Interrupted(f"training of fold {job.fold} stopped in epoch {state.epoch}: {saved}.")
+            raise Interrupted(
+                f"training of fold {job.fold} stopped in epoch {state.epoch}: {saved}.",
+                signal_number=stop.signal_number,
+            )
 
     with open_batches(_loader(job, store, first_epoch=state.epoch), job.workers) as batches:
         clock.watch_workers()

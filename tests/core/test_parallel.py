@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from masam_auto.core.errors import CaseErrors, ImageError
+from masam_auto.core.errors import CaseErrors, ImageError, OutputError
 from masam_auto.core.parallel import choose_workers, map_cases
 
 
@@ -18,6 +18,10 @@ def picky(value: int) -> int:
 
 def buggy(value: int) -> int:
     return 1 // value
+
+
+def unwritable(value: int) -> int:
+    raise OutputError(f"cannot write case{value}: no space left")
 
 
 def dying(value: int) -> int:
@@ -46,6 +50,12 @@ def test_a_bug_keeps_the_cases_name_and_the_workers_traceback(workers: int) -> N
         map_cases(buggy, [1, 0], names=["one", "zero"], what="dividing", workers=workers)
     assert "ZeroDivisionError" in str(error.value)
     assert "in buggy" in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_ends_it_at_once(workers: int) -> None:
+    with pytest.raises(OutputError, match=r"^cannot write case\d: no space left$"):
+        map_cases(unwritable, [1, 2, 3], names=["a", "b", "c"], what="preprocessing", workers=workers)
 
 
 def test_a_worker_that_dies_is_named_with_a_remedy() -> None:

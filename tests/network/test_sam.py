@@ -27,9 +27,7 @@ def checkpoint():
         window_size=4,
         out_chans=32,
     )
-    prompt = sam.PromptEncoder(
-        embed_dim=32, image_embedding_size=(8, 8), input_image_size=(128, 128), mask_in_chans=16
-    )
+    prompt = sam.PromptEncoder(embed_dim=32, image_embedding_size=(8, 8), input_image_size=(128, 128), mask_in_chans=16)
     decoder = sam.MaskDecoder(
         transformer_dim=32,
         transformer=sam.TwoWayTransformer(depth=2, embedding_dim=32, mlp_dim=32, num_heads=2),
@@ -122,9 +120,13 @@ def test_checkpoint_loads_on_a_wide_canvas(checkpoint, make_network, decoder):
     kept = "image_encoder.blocks.0.attn.rel_pos_h"
     assert torch.equal(own[kept], checkpoint[kept])
     if decoder != "multiscale":
-        assert torch.equal(own["mask_decoder.output_upscaling.3.weight"], checkpoint["mask_decoder.output_upscaling.3.weight"])
+        assert torch.equal(
+            own["mask_decoder.output_upscaling.3.weight"], checkpoint["mask_decoder.output_upscaling.3.weight"]
+        )
         assert torch.equal(own["mask_decoder.iou_token.weight"], checkpoint["mask_decoder.iou_token.weight"])
-        assert not torch.equal(own["mask_decoder.mask_tokens.weight"], checkpoint["mask_decoder.mask_tokens.weight"][:3])
+        assert not torch.equal(
+            own["mask_decoder.mask_tokens.weight"], checkpoint["mask_decoder.mask_tokens.weight"][:3]
+        )
 
 
 def test_checkpoint_of_another_encoder_is_refused(checkpoint, make_network):

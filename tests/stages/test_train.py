@@ -13,11 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from masam_auto.core.errors import MasamError, ModelError, OutputError, PlanError
+from masam_auto.core.errors import Interrupted, MasamError, ModelError, OutputError, PlanError
 from masam_auto.core.jsonio import read_json, write_json
 from masam_auto.core.plan import Plan
 from masam_auto.learning.checkpoint import BEST, LATEST, load_checkpoint
-from masam_auto.learning.interruption import Interrupted
 from masam_auto.stages import train as module
 from masam_auto.stages.train import train_fold
 
@@ -141,8 +140,9 @@ def test_a_signal_stops_between_steps_and_keeps_the_last_epoch(
         return train_epoch(*arguments, epoch=epoch, **options)
 
     monkeypatch.setattr(module, "train_epoch", signalled)
-    with pytest.raises(Interrupted, match="1 epochs are saved"):
+    with pytest.raises(Interrupted, match="1 epochs are saved") as stopped:
         train()
+    assert stopped.value.signal_number == number
     monkeypatch.undo()
     folder = train(resume=True)
     assert load_checkpoint(folder).state.epoch == 2

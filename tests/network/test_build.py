@@ -1,0 +1,197 @@
+import pytest
+import torch
+
+from masam_auto.core.errors import ModelError, PlanError
+from masam_auto.network.build import (
+    build_network,
+    count_parameters,
+    load_published_checkpoint,
+    load_trainable_state,
+    part_of,
+    trainable_state_dict,
+)
+
+BOXES = torch.tensor([4.0, 6.0, 40.0, 50.0]).expand(1, 2, 4)
+VARIANTS = [
+    {"increment": increment, "adapters": adapters, "decoder": decoder, "trained": trained, "size": "sam"}
+    for increment, adapters, decoder, trained in (
+        ("fact", "both", "progressive", "adapted"),
+        ("fact", "both", "progressive", "all"),
+        ("fact", "both", "progressive", "none"),
+        ("lora", "before", "sam", "adapted"),
+        ("none", "after", "multiscale", "adapted"),
+        ("none", "none", "multiscale", "all"),
+        ("lora", "none", "sam", "none"),
+    )
+] + [
+    {"increment": "none", "decoder": "multiscale", "trained": "all", "size": "stem", "weights": "none"},
+    {"increment": "fact", "decoder": "multiscale", "trained": "adapted", "size": "stem", "in_channels": 2},
+    {"decoder": "progressive", "trained": "adapted", "size": "sam", "in_channels": 5, "neck_trained": True},
+    {"decoder": "progressive", "trained": "none", "size": "sam", "in_channels": 2, "neck_trained": True},
+    {"decoder": "sam", "trained": "adapted", "size": "sam", "adapter_start": "reference"},
+]
+
+
+def received(network, *, boxes):
+    """Names of the parameters that get a gradient when everything may."""
+    frozen = [p for p in network.parameters() if not p.requires_grad]
+    network.zero_grad()
+    windows = torch.randn(1, 2, network.in_channels, 96, 64)
+    network(windows).square().mean().backward()
+    if boxes:
+        network(windows, BOXES).square().mean().backward()
+    assert all(p.grad is None for p in frozen)
+    return {name for name, p in network.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v.values())))
+@pytest.mark.parametrize("prompt", ["none", "box"])
+def test_gradients_exactly_where_something_learns(make_network, variant, prompt):
+    network = make_network(prompt=prompt, randomised=True, **variant)
+    learning = {name for name, p in network.named_parameters() if p.requires_grad}
+    assert received(network, boxes=prompt == "box") == learning
+    encoder = {name.removeprefix("image_encoder.") for name in learning if name.startswith("image_encoder.")}
+    adapted = {name for name in encoder if ".adapter_" in name or name.startswith("increments.")}
+    if variant["trained"] == "all":
+        assert encoder == {name for name, _ in network.image_encoder.named_parameters()}
+    elif variant["trained"] == "adapted":
+        extra = ("neck.",) * ("neck_trained" in variant) + ("patch_embed.", "stem.") * ("in_channels" in variant)
+        assert all(name.startswith(extra) if extra else False for name in encoder - adapted)
+        assert adapted == {
+            n for n, _ in network.image_encoder.named_parameters() if "adapter_" in n or n.startswith("increments.")
+        }
+    else:
+        assert all(name.startswith("neck.") for name in encoder)
+    assert any(name.startswith("mask_decoder.") for name in learning)
+
+
+@pytest.mark.parametrize("size", ["sam", "stem"])
+def test_what_is_frozen_for_want_of_a_gradient_would_get_none(make_network, size):
+    network = make_network(size, trained="all", decoder="progressive", prompt="none")
+    frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    assert not frozen & received(network, boxes=False)
+
+
+# Source: the paper and the reference implementation, 12 classes at 512 px (design/network.md), in millions. The
+# reference counts SAM's IoU head (0.135 M) among the trainable; it gets no gradient and is frozen here.
+@pytest.mark.parametrize(
+    ("encoder", "total", "trainable", "adapters", "fact"),
+    [("vit_b", 117.4, 30.1, 24.82, 0.074), ("vit_l", 369.6, 64.5, 59.10, 0.115), ("vit_h", 729.9, 96.8, 91.42, 0.147)],
+)
+def test_sizes_are_the_papers(network_plan, encoder, total, trainable, adapters, fact):
+    network = build_network(
+        network_plan(encoder=encoder, increment_rank=32, adapter_channels=384),
+        canvas=(512, 512),
+        in_channels=3,
+        num_outputs=13,
+        device="meta",
+    )
+    counts = {part: (a / 1e6, b / 1e6) for part, (a, b) in count_parameters(network).items()}
+    assert counts["total"][0] == pytest.approx(total, abs=0.06)
+    assert counts["adapters"] == pytest.approx((adapters, adapters), abs=0.006)
+    assert counts["increments"] == pytest.approx((fact, fact), abs=0.0006)
+    assert counts["decoder"][0] == pytest.approx(5.24, abs=0.006)
+    assert counts["encoder"][1] == 0
+    assert counts["total"][1] + 0.135 == pytest.approx(trainable, abs=0.06)
+
+
+def test_small_encoder_is_small(network_plan):
+    plan = network_plan(encoder="vit_t", decoder="multiscale", trained="all", weights="none", increment="none")
+    counts = count_parameters(build_network(plan, canvas=(40, 56), in_channels=1, num_outputs=3, device="meta"))
+    assert counts["total"][0] < 1.5e6 and counts["encoder"][0] == counts["encoder"][1]
+    assert sum(counts[part][0] for part in counts if part != "total") == counts["total"][0]
+
+
+def test_same_seed_same_network(make_network):
+    before = torch.random.get_rng_state()
+    first, second, other = make_network(seed=5), make_network(seed=5), make_network(seed=6)
+    assert torch.equal(before, torch.random.get_rng_state())
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not torch.equal(first.image_encoder.pos_embed, other.image_encoder.pos_embed)
+
+
+@pytest.mark.parametrize(("field", "name"), [("encoder", "vit_x"), ("decoder", "unet"), ("increment", "full")])
+def test_unknown_names_list_the_known(network_plan, field, name):
+    plan = network_plan(**{"encoder": "vit_t", "decoder": "sam", field: name})
+    with pytest.raises(PlanError, match=rf"network\.{field} '{name}' is unknown; choose one of .*,"):
+        build_network(plan, canvas=(64, 64), in_channels=1, num_outputs=2)
+
+
+@pytest.mark.parametrize(("encoder", "canvas"), [("vit_b", (40, 64)), ("vit_t", (40, 52)), ("vit_t", (0, 8))])
+def test_canvas_must_be_whole_tokens(network_plan, encoder, canvas):
+    with pytest.raises(PlanError, match=rf"does not fit {encoder}: both sides must be multiples of"):
+        build_network(network_plan(encoder=encoder), canvas=canvas, in_channels=1, num_outputs=2)
+
+
+def test_build_sets_checkpointing_and_frozen_type(network_plan):
+    plan = network_plan(encoder="vit_t", decoder="multiscale", adapter_channels=4)
+    network = build_network(
+        plan,
+        canvas=(16, 16),
+        in_channels=1,
+        num_outputs=2,
+        activation_checkpointing=True,
+        frozen_dtype=torch.bfloat16,
+    )
+    assert network.training and network.image_encoder.activation_checkpointing
+    types = {(p.requires_grad, p.dtype) for p in network.image_encoder.parameters() if p.ndim > 1}
+    assert types == {(True, torch.float32), (False, torch.bfloat16)}
+
+
+@pytest.mark.parametrize("weights", ["sam", "none"])
+def test_trained_state_comes_back(make_network, weights):
+    fields = {"size": "stem", "decoder": "multiscale", "weights": weights}
+    first = make_network(**fields, randomised=True)
+    state = {name: value.clone() for name, value in trainable_state_dict(first).items()}
+    frozen = {name for name, p in first.named_parameters() if not p.requires_grad}
+    assert bool(frozen & set(state)) == (weights == "none")
+    second = make_network(**fields, seed=1)
+    load_trainable_state(second, state, origin="checkpoint")
+    assert all(torch.equal(second.state_dict()[name], value) for name, value in state.items())
+    if weights == "none":
+        x = torch.randn(1, 2, 1, 96, 64)
+        assert torch.equal(first.eval()(x), second.eval()(x))
+
+
+def test_state_of_another_network_is_refused(make_network):
+    network = make_network()
+    state = dict(trainable_state_dict(network))
+    with pytest.raises(ModelError, match=r"run: extra is unknown to this network"):
+        load_trainable_state(network, state | {"extra": torch.ones(1)}, origin="run")
+    with pytest.raises(ModelError, match=r"run: image_encoder\.increments\..* has shape \(3, .*needs \(4, "):
+        load_trainable_state(make_network(increment_rank=4), state, origin="run")
+    del state["image_encoder.increments.u.weight"]
+    with pytest.raises(ModelError, match=r"run: image_encoder\.increments\.u\.weight is missing"):
+        load_trainable_state(network, state, origin="run")
+
+
+def published(network):
+    """The network's learned tensors under the names of the public checkpoints."""
+    state = {}
+    for name, value in network.state_dict().items():
+        if part_of(name) in ("decoder", "prompt encoder"):
+            state[name] = value.clone()
+        elif part_of(name) == "increments":
+            rest = name.removeprefix("image_encoder.increments.")
+            number = rest.split(".")[1]
+            flat = f"{rest[0]}_FacTs_{number:0>3}" if "cores" in rest else f"image_encoder.FacT{rest}"
+            state[flat] = value.clone()
+        elif part_of(name) == "adapters":
+            _, _, number, place, module, tensor = name.split(".")
+            module = f"linear_{module}" if module in ("up", "down") else module
+            end = "_2" if place.endswith("after") else ""
+            state[f"image_encoder.ImageEncoderViT.blocks.{number}.Block.adapter_{module}{end}.{tensor}"] = value.clone()
+    return state
+
+
+def test_published_names_load(make_network):
+    first, second = make_network(randomised=True), make_network(seed=1)
+    state = published(first)
+    load_published_checkpoint(second, state, origin="epoch_159.pth")
+    for name, value in first.state_dict().items():
+        assert part_of(name) == "encoder" or torch.equal(second.state_dict()[name], value)
+    with pytest.raises(ModelError, match=r"epoch_159\.pth: .*u\.weight is missing"):
+        load_published_checkpoint(second, {n: v for n, v in state.items() if "FacTu" not in n}, origin="epoch_159.pth")
