@@ -5,15 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from masam_auto.core.encoders import ConvSpec, EncoderSpec, LevelSpec
 from masam_auto.core.jsonio import digest, write_json
 from masam_auto.core.labels import parse_labels
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, NormalizationPlan, Plan, TrainingPlan
 from masam_auto.imaging.storage import find_locations, write_array, write_locations
 from masam_auto.network.build import assemble
-from masam_auto.network.encoder import EncoderSpec, LevelSpec
 from masam_auto.network.masam import MaSam
-from masam_auto.network.stem import ConvSpec
 from masam_auto.stages.preprocess import PreprocessingRecord
 
 DATASET = "Dataset001_Toy"

@@ -1,82 +1,147 @@
-"""What planning must know of the image encoders: their sizes, and the inputs that suit them.
-
-The encoders themselves are built in `network`; a test keeps both lists equal.
-"""
+"""The image encoders: sizes that the network is built from, and what planning must know to choose one."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EncoderShape:
-    """Sizes of an encoder and of the decoder that goes with it.
+class ConvSpec:
+    """`norm` names an entry of `network.stem.NORMS`; `across`: each in-plane convolution is followed by one across slices."""
 
-    `windowed`: side in tokens of the attention windows of all but the `global_blocks` blocks; 0 where every block
-    attends globally. `token`: side of a token in canvas px. `stem`: channels of the convolutional levels before the
-    tokens, () for SAM's patch embedding. `embedding`: width of the tokens that the decoder gets.
-    `detail`: side in px of the smallest thing the decoder can draw from features alone: the token, or the stem's finest
-    level. `budget`: largest canvas side in px. `longest_window`: most slices in a training window.
-    `sam`: starts from SAM's weights and is adapted; otherwise trained from scratch.
+    norm: str
+    across: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LevelSpec:
+    """Features that a multi-scale decoder fuses: `channels` at `stride` in the encoder, lifted to `width` at `target`.
+
+    Strides are in canvas pixels. A level of the stem is fused where it stands: target is its stride.
     """
 
-    name: str
+    channels: int
+    stride: int
+    width: int
+    target: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderSpec:
+    """Sizes of an encoder and of the decoder parts that go with it.
+
+    `global_blocks` attend over the whole slice, the others within windows of `window` x `window` tokens. `stem`: channels
+    of the convolutional levels before the tokens, () for SAM's patch embedding. `neck`: SAM's convolutions to
+    `embedding` channels, or a layer norm alone (embedding = dim). `levels`: what a multi-scale decoder fuses, finest
+    first; without a stem each is the output of one block of `taps`. `conv`: the stem's and multi-scale decoder's blocks.
+    `decoder_heads`, `decoder_mlp`: SAM's two-way transformer. `adapter_channels` is what a plan should choose.
+    """
+
     dim: int
     depth: int
     heads: int
+    global_blocks: tuple[int, ...]
+    window: int = 14
     mlp_ratio: float = 4.0
-    global_blocks: int
-    windowed: int
-    token: int
+    token_stride: int = 16
     stem: tuple[int, ...] = ()
-    embedding: int
-    detail: int
-    budget: int
-    longest_window: int
-    adapter_channels: int
-    decoder: str
-    sam: bool
+    neck: Literal["conv", "norm"] = "conv"
+    embedding: int = 256
+    taps: tuple[int, ...] = ()
+    levels: tuple[LevelSpec, ...]
+    conv: ConvSpec
+    decoder_heads: int = 8
+    decoder_mlp: int = 2048
+    adapter_channels: int = 384
+
+    def __post_init__(self) -> None:
+        assert self.dim % self.heads == 0, "heads must divide dim"
+        assert self.neck == "conv" or self.embedding == self.dim, "a norm alone keeps the width"
+        assert bool(self.stem) != bool(self.taps), "levels come from the stem, or from taps"
+        assert len(self.levels) == len(self.stem or self.taps), "one level for each stem block or tap"
+
+    @property
+    def patch(self) -> int:
+        """Side of the patch that one token is made from, in pixels of what comes before (canvas, or stem's last level)."""
+        return self.token_stride // 2 ** (len(self.stem) - 1) if self.stem else self.token_stride
 
 
-def _sam(name: str, *, dim: int, depth: int, heads: int) -> EncoderShape:
-    return EncoderShape(
-        name=name,
+def _sam_encoder(*, dim: int, depth: int, heads: int, global_blocks: tuple[int, ...]) -> EncoderSpec:
+    """SAM's sizes; a multi-scale decoder fuses the outputs of the first three global blocks, the earliest finest."""
+    levels = tuple(LevelSpec(channels=dim, stride=16, width=16 * target, target=target) for target in (2, 4, 8))
+    return EncoderSpec(
         dim=dim,
         depth=depth,
         heads=heads,
-        global_blocks=4,
-        windowed=14,
-        token=16,
-        embedding=256,
-        detail=16,
-        budget=512,
-        longest_window=9,
-        adapter_channels=384,
-        decoder="progressive",
-        sam=True,
+        global_blocks=global_blocks,
+        taps=global_blocks[:3],
+        levels=levels,
+        conv=ConvSpec(norm="instance", across=False),
     )
 
 
-# Source: SAM's sizes are those of segment-anything's build_sam; budget 512 px, 384 adapter channels and progressive
-# upsampling are the paper's. vit_t is ours: its sizes, budget and window are measured (documentation/decisions.md).
-ENCODER_SHAPES: dict[str, EncoderShape] = {
-    "vit_t": EncoderShape(
-        name="vit_t",
+def _stem_levels(channels: tuple[int, ...]) -> tuple[LevelSpec, ...]:
+    return tuple(
+        LevelSpec(channels=width, stride=2**level, width=width, target=2**level) for level, width in enumerate(channels)
+    )
+
+
+# Source: vit_t's sizes are measured on Hippocampus (documentation/decisions.md); those of vit_b, vit_l and vit_h are
+# segment-anything's, in build_sam.
+ENCODERS: dict[str, EncoderSpec] = {
+    "vit_t": EncoderSpec(
         dim=128,
         depth=2,
         heads=4,
+        global_blocks=(0, 1),
         mlp_ratio=2.0,
-        global_blocks=2,
-        windowed=0,
-        token=8,
+        token_stride=8,
         stem=(16, 48, 96),
+        neck="norm",
         embedding=128,
-        detail=1,
-        budget=256,
-        longest_window=17,
+        levels=_stem_levels((16, 48, 96)),
+        conv=ConvSpec(norm="batch", across=True),
+        decoder_heads=4,
+        decoder_mlp=256,
         adapter_channels=32,
-        decoder="multiscale",
-        sam=False,
     ),
-    "vit_b": _sam("vit_b", dim=768, depth=12, heads=12),
-    "vit_l": _sam("vit_l", dim=1024, depth=24, heads=16),
-    "vit_h": _sam("vit_h", dim=1280, depth=32, heads=16),
+    "vit_b": _sam_encoder(dim=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)),
+    "vit_l": _sam_encoder(dim=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23)),
+    "vit_h": _sam_encoder(dim=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31)),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedEncoder:
+    """An encoder that the planner may choose, and the inputs that suit it.
+
+    `detail`: side in px of the smallest thing the decoder can draw from features alone: the token, or the stem's finest
+    level. `budget`: largest canvas side in px. `longest_window`: most slices in a training window. `decoder`: the one
+    that goes with it. `sam`: starts from SAM's weights and is adapted; otherwise trained from scratch.
+    """
+
+    name: str
+    spec: EncoderSpec
+    detail: int
+    budget: int
+    longest_window: int
+    decoder: str
+    sam: bool
+
+    @property
+    def token(self) -> int:
+        """Side of a token in canvas px."""
+        return self.spec.token_stride
+
+    @property
+    def windowed(self) -> int:
+        """Side in tokens of the attention windows; 0 where every block attends globally."""
+        return self.spec.window if len(self.spec.global_blocks) < self.spec.depth else 0
+
+
+# Source: budget 512 px and progressive upsampling are the paper's; vit_t's budget and window are measured.
+PLANNED_ENCODERS: dict[str, PlannedEncoder] = {
+    name: PlannedEncoder(name=name, spec=spec, detail=16, budget=512, longest_window=9, decoder="progressive", sam=True)
+    if spec.taps
+    else PlannedEncoder(name=name, spec=spec, detail=1, budget=256, longest_window=17, decoder="multiscale", sam=False)
+    for name, spec in ENCODERS.items()
 }

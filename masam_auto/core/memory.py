@@ -6,7 +6,7 @@ measured peaks stands in documentation/benchmarks.md; `SAFETY` covers that, the 
 
 from dataclasses import dataclass
 
-from masam_auto.core.encoders import EncoderShape
+from masam_auto.core.encoders import EncoderSpec
 from masam_auto.core.plan import NetworkPlan
 
 GIB = 1024**3
@@ -27,7 +27,7 @@ class Load:
     `fused`: attention runs in a fused kernel, which keeps no (tokens x tokens) scores (GPU); plain products do (CPU).
     """
 
-    encoder: EncoderShape
+    encoder: EncoderSpec
     network: NetworkPlan
     canvas: tuple[int, int]
     window: int
@@ -106,13 +106,13 @@ def _adapters(network: NetworkPlan) -> int:
     return {"both": 2, "before": 1, "after": 1, "none": 0}[network.adapters]
 
 
-def _adapter_parameters(encoder: EncoderShape, network: NetworkPlan) -> int:
+def _adapter_parameters(encoder: EncoderSpec, network: NetworkPlan) -> int:
     inner = network.adapter_channels
     return 2 * encoder.dim + 2 * encoder.dim * inner + 3 * inner**2 + inner
 
 
 def _grid(load: Load) -> tuple[int, int]:
-    return load.canvas[0] // load.encoder.token, load.canvas[1] // load.encoder.token
+    return load.canvas[0] // load.encoder.token_stride, load.canvas[1] // load.encoder.token_stride
 
 
 def _tokens(load: Load) -> int:
@@ -120,22 +120,22 @@ def _tokens(load: Load) -> int:
     return height * width
 
 
-def _encoder_parameters(encoder: EncoderShape, canvas: tuple[int, int], in_channels: int) -> int:
+def _encoder_parameters(encoder: EncoderSpec, canvas: tuple[int, int], in_channels: int) -> int:
     dim, head = encoder.dim, encoder.dim // encoder.heads
-    height, width = canvas[0] // encoder.token, canvas[1] // encoder.token
+    height, width = canvas[0] // encoder.token_stride, canvas[1] // encoder.token_stride
     blocks = encoder.depth * int(4 * dim**2 + 2 * encoder.mlp_ratio * dim**2 + (9 + encoder.mlp_ratio) * dim)
-    tables = encoder.global_blocks * (2 * height + 2 * width - 2) * head
-    tables += (encoder.depth - encoder.global_blocks) * 2 * (2 * encoder.windowed - 1) * head
+    tables = len(encoder.global_blocks) * (2 * height + 2 * width - 2) * head
+    tables += (encoder.depth - len(encoder.global_blocks)) * 2 * (2 * encoder.window - 1) * head
     stem, inputs = 0, in_channels
     for channels in encoder.stem:
         stem += 9 * inputs * channels + 3 * channels**2 + 2 * channels
         inputs = channels
-    patch = encoder.token // 2 ** max(len(encoder.stem) - 1, 0)
+    patch = encoder.token_stride // 2 ** max(len(encoder.stem) - 1, 0)
     neck = dim * 256 + 9 * 256**2 + 4 * 256 if not encoder.stem else 2 * dim
     return stem + patch**2 * inputs * dim + dim + height * width * dim + blocks + tables + neck
 
 
-def _decoder_parameters(encoder: EncoderShape, decoder: str, num_outputs: int) -> int:
+def _decoder_parameters(encoder: EncoderSpec, decoder: str, num_outputs: int) -> int:
     """Mask decoder and the prompt encoder's part of it, within a few per cent.
 
     Source: SAM's decoder with K + 1 mask tokens: 3.5 million and 0.13 million an output.
@@ -153,10 +153,10 @@ def _attention_values(load: Load) -> float:
     """Values that the attentions' products hold for a slice, mean over the blocks."""
     encoder = load.encoder
     height, width = _grid(load)
-    total = encoder.global_blocks * _grid_attention_values(load, height, width)
-    windowed_blocks = encoder.depth - encoder.global_blocks
+    total = len(encoder.global_blocks) * _grid_attention_values(load, height, width)
+    windowed_blocks = encoder.depth - len(encoder.global_blocks)
     if windowed_blocks:
-        side = encoder.windowed
+        side = encoder.window
         windows = -(-height // side) * -(-width // side)
         total += windowed_blocks * windows * _grid_attention_values(load, side, side)
     return total / max(encoder.depth, 1)
@@ -201,7 +201,7 @@ def _decoder_values(load: Load, *, keep: bool) -> float:
         stem = encoder.stem or (32, 64, 128)
         levels = sum(channels / 4**level for level, channels in enumerate(stem))
         return pixels * (8 * levels if keep else levels + 5 * stem[0])
-    steps = encoder.token.bit_length() - 1 if load.network.decoder == "progressive" else 2
+    steps = encoder.token_stride.bit_length() - 1 if load.network.decoder == "progressive" else 2
     transformer = 13 * encoder.embedding * tokens
     widths = [encoder.embedding / 2 ** (step + 2) * tokens * 4 ** (step + 1) for step in range(steps)]
     if keep:

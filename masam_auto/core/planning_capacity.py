@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from masam_auto.core.encoders import ENCODER_SHAPES, EncoderShape
+from masam_auto.core.encoders import PLANNED_ENCODERS, PlannedEncoder
 from masam_auto.core.errors import PlanError
 from masam_auto.core.memory import GIB, Load, fitting_batch, fitting_slices, training_bytes
 
@@ -23,7 +23,7 @@ LONGEST_PREDICTION = 64
 class EncoderChoice:
     """An encoder, where its weights come from, and why."""
 
-    shape: EncoderShape
+    shape: PlannedEncoder
     weights: str
     reason: str
 
@@ -54,7 +54,7 @@ def choose_encoder(
     """
     if backbone is not None:
         return _asked_for(backbone, sam_weights)
-    scratch = ENCODER_SHAPES[SCRATCH]
+    scratch = PLANNED_ENCODERS[SCRATCH]
     if gpu_memory_gb <= 0:
         reason = "no GPU: our small encoder, trained from scratch (SAM's encoders would take days)"
         return EncoderChoice(shape=scratch, weights="none", reason=reason)
@@ -69,7 +69,7 @@ def choose_encoder(
             reason = (
                 f"largest whose training window fits {gpu_memory_gb:g} GiB: {needed:.1f} GiB with checkpointing{larger}"
             )
-            return EncoderChoice(shape=ENCODER_SHAPES[name], weights="sam", reason=reason)
+            return EncoderChoice(shape=PLANNED_ENCODERS[name], weights="sam", reason=reason)
         tried.append(f"{name}: a training window needs {needed:.1f} GiB")
     why = "no SAM weights found in the weights folder" if not sam_weights else "; ".join(tried)
     return EncoderChoice(
@@ -97,7 +97,7 @@ def choose_batch(load: Load, *, training_slices: int, gpu_memory_gb: float, chec
     share = f"5 % of about {training_slices} training slices are {allowed} windows of {load.window}"
     pixels = load.window * load.canvas[0] * load.canvas[1]
     if gpu_memory_gb <= 0:
-        fewest = 1 if load.encoder.sam else CPU_FEWEST_WINDOWS
+        fewest = CPU_FEWEST_WINDOWS if load.network.weights == "none" else 1
         affordable = max(fewest, CPU_PIXELS_PER_STEP // pixels)
         batch = max(fewest, min(affordable, WINDOWS_PER_UPDATE, allowed))
         return BatchChoice(
@@ -133,9 +133,9 @@ def choose_longest_prediction(loads: Sequence[Load], *, gpu_memory_gb: float) ->
 
 
 def _asked_for(backbone: str, sam_weights: Sequence[str]) -> EncoderChoice:
-    if backbone not in ENCODER_SHAPES:
-        raise PlanError(f"unknown backbone {backbone!r}; choose one of {', '.join(ENCODER_SHAPES)}")
-    shape = ENCODER_SHAPES[backbone]
+    if backbone not in PLANNED_ENCODERS:
+        raise PlanError(f"unknown backbone {backbone!r}; choose one of {', '.join(PLANNED_ENCODERS)}")
+    shape = PLANNED_ENCODERS[backbone]
     if not shape.sam:
         return EncoderChoice(shape=shape, weights="none", reason="asked for; trained from scratch")
     missing = "" if backbone in sam_weights else "; put its SAM weights into the weights folder before training"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from masam_auto.core.encoders import EncoderShape
+from masam_auto.core.encoders import PlannedEncoder
 from masam_auto.core.errors import PlanError
 from masam_auto.core.fingerprint import Fingerprint
 from masam_auto.core.geometry import Shape, Triple, permute
@@ -150,7 +150,7 @@ def median_shape(fingerprint: Fingerprint, spacing: Triple, axis_order: tuple[in
     return (shape[0], shape[1], shape[2])
 
 
-def choose_window(fingerprint: Fingerprint, *, distance: float, depth: int, encoder: EncoderShape) -> tuple[int, str]:
+def choose_window(fingerprint: Fingerprint, *, distance: float, depth: int, encoder: PlannedEncoder) -> tuple[int, str]:
     """Window length N of a configuration that looks across slices: odd, nearest to 15 mm, 3 to the encoder's longest.
 
     Args:
@@ -176,7 +176,7 @@ def choose_window(fingerprint: Fingerprint, *, distance: float, depth: int, enco
 
 
 def choose_canvas(
-    fingerprint: Fingerprint, spacing: Triple, axis_order: tuple[int, int, int], encoder: EncoderShape
+    fingerprint: Fingerprint, spacing: Triple, axis_order: tuple[int, int, int], encoder: PlannedEncoder
 ) -> CanvasChoice:
     """Canvas and magnification of one view.
 
@@ -238,7 +238,7 @@ def _smallest_diameter(
     return min((c.median_diameters[axis_order[0]] / pixel, name) for name, c in fingerprint.classes.items())
 
 
-def _to_whole_windows(magnification: float, longest: float, encoder: EncoderShape) -> float:
+def _to_whole_windows(magnification: float, longest: float, encoder: PlannedEncoder) -> float:
     """Give up at most an eighth of a magnification above 1 where that fills whole attention windows exactly."""
     if not encoder.windowed:
         return magnification
@@ -248,7 +248,7 @@ def _to_whole_windows(magnification: float, longest: float, encoder: EncoderShap
     return lower if lower >= max(1.0, magnification * 7 / 8 - 1e-9) else magnification
 
 
-def _side(length: float, encoder: EncoderShape) -> int:
+def _side(length: float, encoder: PlannedEncoder) -> int:
     """A canvas side of whole tokens, and of whole attention windows where that adds at most a seventh."""
     tokens = max(math.ceil(length / encoder.token - 1e-6), math.ceil(16 / encoder.token))
     if encoder.windowed:
@@ -258,7 +258,7 @@ def _side(length: float, encoder: EncoderShape) -> int:
     return tokens * encoder.token
 
 
-def _whole_windows_side(encoder: EncoderShape) -> int:
+def _whole_windows_side(encoder: PlannedEncoder) -> int:
     """Side of a tile: the most whole attention windows (or tokens) within the budget."""
     unit = encoder.token * max(encoder.windowed, 1)
     return encoder.budget // unit * unit

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from masam_auto.core.encoders import EncoderShape
+from masam_auto.core.encoders import PlannedEncoder
 from masam_auto.core.plan import AugmentationPlan, NetworkPlan, TrainingPlan
 
 Reasons = dict[str, str]
@@ -37,7 +37,7 @@ _MEASURED = "measured on Hippocampus, see documentation/decisions.md"
 _FOREGROUND = "a third of the windows on a slice with a random class (nnU-Net)"
 
 
-def choose_network(shape: EncoderShape, encoder_reason: str) -> tuple[NetworkPlan, Reasons]:
+def choose_network(shape: PlannedEncoder, encoder_reason: str) -> tuple[NetworkPlan, Reasons]:
     """MA-SAM's variant for an encoder, and a reason for each field that was chosen.
 
     Source: the paper's Tables 6, 8, 9 and 10, and its reference code; vit_t: ours.
@@ -48,7 +48,7 @@ def choose_network(shape: EncoderShape, encoder_reason: str) -> tuple[NetworkPla
             decoder=shape.decoder,
             weights="sam",
             trained="adapted",
-            adapter_channels=shape.adapter_channels,
+            adapter_channels=shape.spec.adapter_channels,
         )
         return network, {
             "encoder": encoder_reason,
@@ -67,7 +67,7 @@ def choose_network(shape: EncoderShape, encoder_reason: str) -> tuple[NetworkPla
         weights="none",
         trained="all",
         increment="none",
-        adapter_channels=shape.adapter_channels,
+        adapter_channels=shape.spec.adapter_channels,
     )
     return network, {
         "encoder": encoder_reason,
@@ -80,7 +80,7 @@ def choose_network(shape: EncoderShape, encoder_reason: str) -> tuple[NetworkPla
 
 
 def choose_training(
-    shape: EncoderShape, *, checkpointing: bool, checkpointing_reason: str
+    shape: PlannedEncoder, *, checkpointing: bool, checkpointing_reason: str
 ) -> tuple[TrainingPlan, Reasons]:
     """The training recipe of an encoder, and a reason for each field that was chosen."""
     recipe = ADAPTED if shape.sam else SCRATCH
@@ -114,7 +114,7 @@ def choose_training(
     return dataclasses.replace(recipe, activation_checkpointing=checkpointing), reasons
 
 
-def channels_reason(count: int, shape: EncoderShape) -> str:
+def channels_reason(count: int, shape: PlannedEncoder) -> str:
     """How the input channels reach the encoder. Source: ours."""
     if not shape.sam:
         return f"{count} input {'channel' if count == 1 else 'channels'}; the stem is made for as many"

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from masam_auto.core.encoders import ENCODERS, EncoderSpec
 from masam_auto.core.errors import ModelError, PlanError
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.decoder import DECODERS
-from masam_auto.network.encoder import ENCODERS, EncoderSpec
 from masam_auto.network.fact import INCREMENTS
 from masam_auto.network.masam import MaSam
 from masam_auto.network.sam import fit_state

@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from masam_auto.network.encoder import ChannelNorm, EncoderSpec, Features
+from masam_auto.core.encoders import EncoderSpec
+from masam_auto.network.encoder import ChannelNorm, Features
 from masam_auto.network.sam import MLP, MaskDecoder, TwoWayTransformer
 from masam_auto.network.stem import ConvBlock
 

@@ -1,7 +1,6 @@
 """SliceEncoder: SAM's image encoder over windows of slices, adapted, or our small one with a convolutional stem."""
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -9,65 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from masam_auto.core.encoders import EncoderSpec
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.adapter import Adapter3D
 from masam_auto.network.attention import Attention, attend_in_windows
 from masam_auto.network.fact import INCREMENTS, Increments
 from masam_auto.network.sam import LayerNorm2d, MLPBlock, PatchEmbed
-from masam_auto.network.stem import ConvSpec, Stem
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LevelSpec:
-    """Features that a multi-scale decoder fuses: `channels` at `stride` in the encoder, lifted to `width` at `target`.
-
-    Strides are in canvas pixels. A level of the stem is fused where it stands: target is its stride.
-    """
-
-    channels: int
-    stride: int
-    width: int
-    target: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncoderSpec:
-    """Sizes of an encoder and of the decoder parts that go with it.
-
-    `global_blocks` attend over the whole slice, the others within windows of `window` x `window` tokens. `stem`: channels
-    of the convolutional levels before the tokens, () for SAM's patch embedding. `neck`: SAM's convolutions to
-    `embedding` channels, or a layer norm alone (embedding = dim). `levels`: what a multi-scale decoder fuses, finest
-    first; without a stem each is the output of one block of `taps`. `conv`: the stem's and multi-scale decoder's blocks.
-    `decoder_heads`, `decoder_mlp`: SAM's two-way transformer. `adapter_channels` is what a plan should choose.
-    """
-
-    dim: int
-    depth: int
-    heads: int
-    global_blocks: tuple[int, ...]
-    window: int = 14
-    mlp_ratio: float = 4.0
-    token_stride: int = 16
-    stem: tuple[int, ...] = ()
-    neck: Literal["conv", "norm"] = "conv"
-    embedding: int = 256
-    taps: tuple[int, ...] = ()
-    levels: tuple[LevelSpec, ...]
-    conv: ConvSpec
-    decoder_heads: int = 8
-    decoder_mlp: int = 2048
-    adapter_channels: int = 384
-
-    def __post_init__(self) -> None:
-        assert self.dim % self.heads == 0, "heads must divide dim"
-        assert self.neck == "conv" or self.embedding == self.dim, "a norm alone keeps the width"
-        assert bool(self.stem) != bool(self.taps), "levels come from the stem, or from taps"
-        assert len(self.levels) == len(self.stem or self.taps), "one level for each stem block or tap"
-
-    @property
-    def patch(self) -> int:
-        """Side of the patch that one token is made from, in pixels of what comes before (canvas, or stem's last level)."""
-        return self.token_stride // 2 ** (len(self.stem) - 1) if self.stem else self.token_stride
+from masam_auto.network.stem import Stem
 
 
 class Features(NamedTuple):
@@ -185,48 +132,3 @@ def _neck(spec: EncoderSpec) -> nn.Sequential:
         nn.Conv2d(spec.embedding, spec.embedding, kernel_size=3, padding=1, bias=False),
         LayerNorm2d(spec.embedding),
     )
-
-
-def _sam_encoder(*, dim: int, depth: int, heads: int, global_blocks: tuple[int, ...]) -> EncoderSpec:
-    """SAM's sizes; a multi-scale decoder fuses the outputs of the first three global blocks, the earliest finest."""
-    levels = tuple(LevelSpec(channels=dim, stride=16, width=16 * target, target=target) for target in (2, 4, 8))
-    return EncoderSpec(
-        dim=dim,
-        depth=depth,
-        heads=heads,
-        global_blocks=global_blocks,
-        taps=global_blocks[:3],
-        levels=levels,
-        conv=ConvSpec(norm="instance", across=False),
-    )
-
-
-def _stem_levels(channels: tuple[int, ...]) -> tuple[LevelSpec, ...]:
-    return tuple(
-        LevelSpec(channels=width, stride=2**level, width=width, target=2**level) for level, width in enumerate(channels)
-    )
-
-
-# Source: vit_t's sizes are measured on Hippocampus (documentation/decisions.md); those of vit_b, vit_l and vit_h are
-# segment-anything's, in build_sam.
-ENCODERS: dict[str, EncoderSpec] = {
-    "vit_t": EncoderSpec(
-        dim=128,
-        depth=2,
-        heads=4,
-        global_blocks=(0, 1),
-        mlp_ratio=2.0,
-        token_stride=8,
-        stem=(16, 48, 96),
-        neck="norm",
-        embedding=128,
-        levels=_stem_levels((16, 48, 96)),
-        conv=ConvSpec(norm="batch", across=True),
-        decoder_heads=4,
-        decoder_mlp=256,
-        adapter_channels=32,
-    ),
-    "vit_b": _sam_encoder(dim=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)),
-    "vit_l": _sam_encoder(dim=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23)),
-    "vit_h": _sam_encoder(dim=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31)),
-}

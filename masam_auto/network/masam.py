@@ -7,10 +7,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from masam_auto.core.encoders import EncoderSpec
 from masam_auto.core.errors import ModelError
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.decoder import DECODERS
-from masam_auto.network.encoder import EncoderSpec, Features, SliceEncoder
+from masam_auto.network.encoder import Features, SliceEncoder
 from masam_auto.network.sam import PromptEncoder
 
 

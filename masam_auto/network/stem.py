@@ -1,25 +1,17 @@
 """Convolutions around the tokens: blocks that look across slices, and the stem that gives a pyramid of levels."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from masam_auto.core.encoders import ConvSpec
 from masam_auto.network.adapter import convolve_across_slices
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "instance": lambda channels: nn.GroupNorm(channels, channels),
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ConvSpec:
-    """`norm` names an entry of NORMS; `across`: each in-plane convolution is followed by one across slices."""
-
-    norm: str
-    across: bool
 
 
 class ConvBlock(nn.Module):

@@ -7,7 +7,7 @@ The rules stand in `core.planning_geometry`, `core.planning_mirroring`, `core.pl
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from masam_auto.core.encoders import ENCODER_SHAPES, EncoderShape
+from masam_auto.core.encoders import PLANNED_ENCODERS, PlannedEncoder
 from masam_auto.core.fingerprint import Fingerprint
 from masam_auto.core.geometry import Triple, permute
 from masam_auto.core.memory import Load
@@ -94,7 +94,7 @@ def make_plan(
     basis = _lay_basis(fingerprint, gpu_memory_gb, target_spacing)
     views = _choose_views(basis.slices)
     choice = choose_encoder(
-        {name: _load(basis, views[0], shape) for name, shape in ENCODER_SHAPES.items()},
+        {name: _load(basis, views[0], shape) for name, shape in PLANNED_ENCODERS.items()},
         gpu_memory_gb=gpu_memory_gb,
         backbone=backbone,
         sam_weights=sam_weights,
@@ -175,18 +175,18 @@ def _choose_normalization(fingerprint: Fingerprint) -> tuple[NormalizationPlan, 
     return tuple(plans)
 
 
-def _window(basis: _Basis, view: _View, shape: EncoderShape) -> tuple[int, str]:
+def _window(basis: _Basis, view: _View, shape: PlannedEncoder) -> tuple[int, str]:
     if view.single:
         return 1, basis.slices.reason if basis.slices.single else "2d: every slice by itself"
     depth = median_shape(basis.fingerprint, basis.spacing, view.axis_order)[0]
     return choose_window(basis.fingerprint, distance=basis.spacing[view.axis], depth=depth, encoder=shape)
 
 
-def _load(basis: _Basis, view: _View, shape: EncoderShape) -> Load:
+def _load(basis: _Basis, view: _View, shape: PlannedEncoder) -> Load:
     """What one training window of a view costs with an encoder."""
     canvas = choose_canvas(basis.fingerprint, basis.spacing, view.axis_order, shape).canvas
     return Load(
-        encoder=shape,
+        encoder=shape.spec,
         network=choose_network(shape, "")[0],
         canvas=canvas,
         window=_window(basis, view, shape)[0],
@@ -198,8 +198,9 @@ def _load(basis: _Basis, view: _View, shape: EncoderShape) -> Load:
 def _configure(basis: _Basis, view: _View, load: Load, checkpointing: bool) -> tuple[Configuration, Reasons]:
     fingerprint, order, spacing = basis.fingerprint, view.axis_order, basis.spacing
     separate, separate_reason = choose_separate_slices(fingerprint, basis.slices, spacing, view.axis)
-    window, window_reason = _window(basis, view, load.encoder)
-    canvas = choose_canvas(fingerprint, spacing, order, load.encoder)
+    encoder = PLANNED_ENCODERS[load.network.encoder]
+    window, window_reason = _window(basis, view, encoder)
+    canvas = choose_canvas(fingerprint, spacing, order, encoder)
     slices = int(TRAINING_SHARE * shapes_at(fingerprint, spacing)[:, view.axis].sum())
     batch = choose_batch(load, training_slices=slices, gpu_memory_gb=basis.gpu_memory_gb, checkpointing=checkpointing)
     mirrored, mirror_reason = _mirror_axes(basis, view)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from masam_auto.core.encoders import ENCODER_SHAPES
+from masam_auto.core.encoders import ENCODERS, PLANNED_ENCODERS
 from masam_auto.core.memory import (
     LIBRARIES,
     Load,
@@ -18,26 +18,15 @@ from masam_auto.core.memory import (
 )
 from masam_auto.core.planning_network import choose_network
 from masam_auto.network.build import build_network
-from masam_auto.network.encoder import ENCODERS
 
 
 def make_load(name: str, canvas: tuple[int, int], window: int, **options) -> Load:
-    shape = ENCODER_SHAPES[name]
+    shape = PLANNED_ENCODERS[name]
     settings = {"in_channels": 1, "num_outputs": 3, "precision_bytes": 4, "fused": False} | options
-    return Load(encoder=shape, network=choose_network(shape, "")[0], canvas=canvas, window=window, **settings)
+    return Load(encoder=shape.spec, network=choose_network(shape, "")[0], canvas=canvas, window=window, **settings)
 
 
-@pytest.mark.parametrize("name", ENCODER_SHAPES)
-def test_sizes_are_the_networks_own(name):
-    shape, spec = ENCODER_SHAPES[name], ENCODERS[name]
-    assert (shape.dim, shape.depth, shape.heads) == (spec.dim, spec.depth, spec.heads)
-    assert shape.mlp_ratio == spec.mlp_ratio
-    assert (shape.token, shape.stem, shape.embedding) == (spec.token_stride, spec.stem, spec.embedding)
-    assert shape.global_blocks == len(spec.global_blocks) and shape.adapter_channels == spec.adapter_channels
-    assert shape.windowed in (0, spec.window)
-
-
-@pytest.mark.parametrize("name", ENCODER_SHAPES)
+@pytest.mark.parametrize("name", PLANNED_ENCODERS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_parameters_are_those_of_the_network(name, channels):
     load = make_load(name, (224, 448), 3, in_channels=channels)
@@ -86,7 +75,7 @@ def test_memory_grows_with_everything_that_costs():
         {"canvas": (448, 224)},
         {"window": 7},
         {"num_outputs": 30},
-        {"encoder": ENCODER_SHAPES["vit_l"]},
+        {"encoder": ENCODERS["vit_l"]},
     ):
         assert training_bytes(dataclasses.replace(load, **change), batch=1, checkpointing=False) > base
     assert training_bytes(load, batch=2, checkpointing=False) > base

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from masam_auto.core.encoders import ENCODER_SHAPES
+from masam_auto.core.encoders import PLANNED_ENCODERS
 from masam_auto.core.errors import PlanError
 from masam_auto.core.memory import GIB, Load, available_bytes, training_bytes
 from masam_auto.core.planning_capacity import (
@@ -20,9 +20,9 @@ SAM = ("vit_b", "vit_l", "vit_h")
 
 
 def make_load(name: str = "vit_b", canvas: tuple[int, int] = (512, 512), window: int = 5) -> Load:
-    shape = ENCODER_SHAPES[name]
+    shape = PLANNED_ENCODERS[name]
     return Load(
-        encoder=shape,
+        encoder=shape.spec,
         network=choose_network(shape, "")[0],
         canvas=canvas,
         window=window,
@@ -31,7 +31,7 @@ def make_load(name: str = "vit_b", canvas: tuple[int, int] = (512, 512), window:
     )
 
 
-LOADS = {name: make_load(name) for name in ENCODER_SHAPES}
+LOADS = {name: make_load(name) for name in PLANNED_ENCODERS}
 
 
 def chosen(gpu_memory_gb: float, **options):

@@ -5,7 +5,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from masam_auto.core.encoders import ENCODER_SHAPES
+from masam_auto.core.encoders import PLANNED_ENCODERS
 from masam_auto.core.errors import PlanError
 from masam_auto.core.planning_geometry import (
     choose_canvas,
@@ -17,7 +17,7 @@ from masam_auto.core.planning_geometry import (
 )
 
 AXIAL = (0, 1, 2)
-VIT_B, VIT_T = ENCODER_SHAPES["vit_b"], ENCODER_SHAPES["vit_t"]
+VIT_B, VIT_T = PLANNED_ENCODERS["vit_b"], PLANNED_ENCODERS["vit_t"]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def canvas_of(planning: ModuleType, shape, encoder, *, diameter=100.0):
     return choose_canvas(fingerprint, (3.0, 1.0, 1.0), AXIAL, encoder)
 
 
-@pytest.mark.parametrize("encoder", ENCODER_SHAPES.values(), ids=ENCODER_SHAPES)
+@pytest.mark.parametrize("encoder", PLANNED_ENCODERS.values(), ids=PLANNED_ENCODERS)
 @pytest.mark.parametrize("shape", [(20, 30), (35, 50), (100, 130), (224, 224), (300, 200), (512, 512), (600, 900)])
 @pytest.mark.parametrize("diameter", [2.0, 10.0, 200.0])
 def test_canvas_invariants(planning: ModuleType, encoder, shape, diameter):

@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from masam_auto.core.encoders import ConvSpec, EncoderSpec, LevelSpec
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.build import assemble
-from masam_auto.network.encoder import EncoderSpec, LevelSpec
 from masam_auto.network.masam import MaSam
-from masam_auto.network.stem import ConvSpec
 
 SPECS = {
     "sam": EncoderSpec(

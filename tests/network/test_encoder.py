@@ -3,8 +3,9 @@ from functools import partial
 import pytest
 import torch
 
+from masam_auto.core.encoders import ENCODERS
 from masam_auto.network import sam
-from masam_auto.network.encoder import ENCODERS, ChannelNorm
+from masam_auto.network.encoder import ChannelNorm
 
 
 def sams_encoder(canvas):

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from masam_auto.core.encoders import ENCODERS
 from masam_auto.network import sam
 from masam_auto.network.build import assemble, load_published_checkpoint, load_sam_weights
-from masam_auto.network.encoder import ENCODERS
 
 FOLDER = Path(
     os.environ.get("MASAM_REFERENCE") or Path(__file__).resolve().parents[2].parent / "shared" / "reference" / "small"

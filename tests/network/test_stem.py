@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from masam_auto.network.stem import NORMS, ConvBlock, ConvSpec, Stem
+from masam_auto.core.encoders import ConvSpec
+from masam_auto.network.stem import NORMS, ConvBlock, Stem
 
 
 @pytest.mark.parametrize("norm", NORMS)
