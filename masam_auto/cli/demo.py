@@ -17,8 +17,6 @@ from masam_auto.cli.common import DONE, make_parser, run, whole_number
 from masam_auto.core.errors import OutputError
 from masam_auto.core.jsonio import read_plain, write_json
 from masam_auto.core.log import setup_logging
-from masam_auto.core.plan import TrainingPlan
-from masam_auto.learning.schedule import parse_budget
 
 DATASET = "Dataset999_Demo"
 RECORD = "demo.json"
@@ -45,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--overwrite", action="store_true", help="delete an earlier demo in FOLDER and start anew")
     parsed = parser.parse_args(arguments)
     setup_logging(verbose=parsed.verbose)
+
+    from masam_auto.core.plan import TrainingPlan
+    from masam_auto.learning.schedule import parse_budget
+
     parse_budget(parsed.budget, TrainingPlan())  # a mistyped one should not be found out after minutes
     folder = parsed.output.expanduser().absolute()
     times: dict[str, float] = {}

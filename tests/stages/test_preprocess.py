@@ -328,7 +328,7 @@ def test_a_full_disk_leaves_nothing_half_written(
         raise OutputError(f"cannot write {path}: No space left on device")
 
     monkeypatch.setattr(preprocess, "write_array", full)
-    with pytest.raises(CaseErrors, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         preprocess_dataset(dataset, make_plan(configure()), paths, workers=0)
     folder = paths.configuration_folder(dataset.name, "axis0")
     assert list(times(folder)) == ["preprocessing.json"]
