@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dataset_conversion.synthetic import write_synthetic_dataset
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def measure(data: Path | None = None) -> dict[str, str]:

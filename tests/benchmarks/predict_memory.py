@@ -20,7 +20,7 @@ from masam_auto.stages.fingerprint import extract_fingerprint
 from masam_auto.stages.plan import make_plan
 from masam_auto.stages.predict import Predictor, predict_image
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (300, 512, 512)
 SPACING = (1.5, 0.8, 0.8)
 CLASSES = 14  # background included
@@ -29,7 +29,7 @@ OVERRIDES = ("axis0.spacing=1.5,0.8,0.8", "axis0.canvas=256,256", "axis0.magnifi
 
 def measure(data: Path | None = None) -> dict[str, str]:
     """GiB above the model, and seconds, with random weights of `vit_t`; `data` is not used."""
-    code = "from benchmarks.predict_memory import predict_here; predict_here()"
+    code = "from tests.benchmarks.predict_memory import predict_here; predict_here()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout.splitlines()[-1])
     what = f"{SHAPE[0]} x {SHAPE[1]} x {SHAPE[2]}, {CLASSES} classes"

@@ -1,4 +1,4 @@
-"""`make bench`, or `python -m benchmarks [NAME ...] [--data FOLDER]`: measure, and print Markdown rows."""
+"""`make bench`, or `python -m tests.benchmarks [NAME ...] [--data FOLDER]`: measure, and print Markdown rows."""
 
 import argparse
 import platform
@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import help_time, planning_time, predict_memory
+from tests.benchmarks import help_time, planning_time, predict_memory
 
 # Each takes the raw data set to measure on (None: a made-up one) and returns what was measured, with its unit.
 MEASUREMENTS: dict[str, Callable[[Path | None], dict[str, str]]] = {
@@ -18,7 +18,7 @@ MEASUREMENTS: dict[str, Callable[[Path | None], dict[str, str]]] = {
 
 def main() -> int:
     """Run the named measurements, all of them by default."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASUREMENTS)} (default: all)")
     parser.add_argument(
         "--data", type=Path, metavar="FOLDER", help="raw data set, DatasetXXX_Name (default: a made-up one)"
