@@ -6,7 +6,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from masam_auto.cli.common import add_overrides, positive_number
-from masam_auto.core.jsonio import read_plain, to_plain, write_json
+from masam_auto.core.jsonio import digest, read_plain, write_json
 from masam_auto.core.paths import Paths
 
 if TYPE_CHECKING:  # only for annotations: these need torch, which --help must not wait for
@@ -91,7 +91,7 @@ def plan_step(fingerprint: "Fingerprint", paths: Paths, parsed: argparse.Namespa
     path = paths.preprocessed / fingerprint.dataset_name / "plan.json"
     if path.is_file():
         previous = read_plain(path, what="plan")
-        if previous != to_plain(plan):
+        if digest(previous) != digest(plan):
             write_json(path.with_name("plan.previous.json"), previous)
             logger.info("%s is replaced; the old one is kept as plan.previous.json", path)
     write_json(path, plan)
