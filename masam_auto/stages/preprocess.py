@@ -35,7 +35,7 @@ LOCATIONS_SEED = 1234
 # A worker process needs about this much before it has read anything (mostly torch), in bytes.
 WORKER_BYTES = 400e6
 # Data sets of fewer voxels than this are done sooner than worker processes start.
-FEW_VOXELS = 4e6
+FEW_VOXELS = 2e7
 NAMED_CASES_LIMIT = 5
 
 
