@@ -6,7 +6,8 @@ import shutil
 from typing import TYPE_CHECKING
 
 from masam_auto.cli.common import add_overrides, positive_number
-from masam_auto.core.jsonio import digest, read_plain, write_json
+from masam_auto.core.errors import PlanError
+from masam_auto.core.jsonio import digest, read_json, read_plain, write_json
 from masam_auto.core.paths import Paths
 
 if TYPE_CHECKING:  # only for annotations: these need torch, which --help must not wait for
@@ -22,7 +23,7 @@ BYTES_PER_VOXEL = 24  # and channel, while a case is measured: six float32 copie
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
     """What may be said about the plan before it is made."""
     parser.add_argument(
-        "-gpu_memory_target", "--gpu_memory_target", type=float, metavar="GB",
+        "-gpu_memory_target", "--gpu_memory_target", type=memory, metavar="GB",
         help="GPU memory to plan for, 0 for a machine without one (default: this machine's)",
     )  # fmt: skip
     parser.add_argument(
@@ -34,6 +35,11 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         help="image encoder: vit_t, vit_b, vit_l or vit_h (default: the largest that fits the memory)",
     )  # fmt: skip
     add_overrides(parser)
+
+
+def memory(text: str) -> float:
+    """argparse type: GB of a GPU, 0 for none."""
+    return 0.0 if text.strip() in ("0", "0.0") else positive_number(text)
 
 
 def add_verify_options(parser: argparse.ArgumentParser) -> None:
@@ -100,6 +106,19 @@ def plan_step(fingerprint: "Fingerprint", paths: Paths, parsed: argparse.Namespa
     return plan
 
 
+def read_dataset_plan(paths: Paths, dataset_name: str) -> "Plan":
+    """The plan beside a data set's preprocessed arrays. Raises PlanError where there is none, or another data set's."""
+    from masam_auto.core.plan import Plan
+
+    path = paths.preprocessed / dataset_name / "plan.json"
+    plan = read_json(path, Plan, what="plan")
+    if plan.dataset_name != dataset_name:
+        raise PlanError(
+            f"{path} is the plan of {plan.dataset_name}, not of {dataset_name}. Plan this data set with masam_plan."
+        )
+    return plan
+
+
 def preprocess_step(dataset: "Dataset", plan: "Plan", paths: Paths, parsed: argparse.Namespace) -> None:
     """Preprocess as planned; folds and dataset.json are laid beside the arrays. Folds that are there stay."""
     from masam_auto.core.splits import make_splits, read_splits, write_splits
@@ -111,7 +130,14 @@ def preprocess_step(dataset: "Dataset", plan: "Plan", paths: Paths, parsed: argp
     write_json(folder / "dataset.json", dataset.description.raw)
     write_json(folder / RAW_DATA_NAME, {"folder": str(dataset.folder.absolute())})
     if (folder / "splits.json").is_file():
-        read_splits(folder / "splits.json", dataset.cases)
+        splits = read_splits(folder / "splits.json", dataset.cases)
+        known = {name for split in splits for name in (*split.train, *split.val)}
+        if new := [case.identifier for case in dataset.cases if case.identifier not in known]:
+            logger.warning(
+                "%s of %s cases stand in no fold of %s (%s): they were added after the folds were made. They are preprocessed, but "
+                "only fold `all` learns from them. Put them into the file, or remove it to make new folds for new trainings.",
+                len(new), len(dataset.cases), folder / "splits.json", ", ".join(new[:5]),
+            )  # fmt: skip
     else:
         write_splits(folder / "splits.json", make_splits([c.identifier for c in dataset.cases]), dataset.cases)
     if parsed.overwrite:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from masam_auto.cli.common import DONE, add_datasets, add_workers, make_parser, run, start
-from masam_auto.cli.planning import add_preprocess_options, preprocess_step
+from masam_auto.cli.planning import add_preprocess_options, preprocess_step, read_dataset_plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,13 +17,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     paths = start(parsed)
 
     from masam_auto.core.dataset import open_dataset
-    from masam_auto.core.jsonio import read_json
-    from masam_auto.core.plan import Plan
 
     for identifier in parsed.dataset:
         dataset = open_dataset(paths, identifier)
-        plan = read_json(paths.preprocessed / dataset.name / "plan.json", Plan, what="plan")
-        preprocess_step(dataset, plan, paths, parsed)
+        preprocess_step(dataset, read_dataset_plan(paths, dataset.name), paths, parsed)
     return DONE
 
 

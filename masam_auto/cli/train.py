@@ -19,6 +19,7 @@ from masam_auto.cli.common import (
     start,
     whole_number,
 )
+from masam_auto.cli.planning import read_dataset_plan
 from masam_auto.cli.tables import print_summary
 from masam_auto.core.errors import MasamError
 from masam_auto.core.paths import Paths
@@ -93,7 +94,7 @@ def _read_plan(paths: Paths, name: str, parsed: argparse.Namespace) -> "Plan":
     from masam_auto.core.jsonio import read_json
     from masam_auto.core.plan import Plan, override
 
-    plan = read_json(paths.preprocessed / name / "plan.json", Plan, what="plan")
+    plan = read_dataset_plan(paths, name)
     if parsed.val or parsed.c:
         folder = paths.model_folder(name, plan.name, plan.configuration(parsed.configuration).name)
         trained: Path = folder / "plan.json"

@@ -1,6 +1,8 @@
 """dataset.json and the raw folder: which cases there are, and which files belong to them."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,6 +54,14 @@ class Case:
     images: tuple[tuple[Path, ...], ...]
     labels: tuple[Path, ...] | None = None
 
+    def __post_init__(self) -> None:
+        for name in (self.identifier, *self.frames):  # they become file names
+            if not name or name.startswith(".") or "/" in name or "\\" in name:
+                raise DatasetError(
+                    f'dataset.json: "{name}" cannot name a case, because files are named after it: it must not be empty, '
+                    "start with a dot or hold a slash. Rename it."
+                )
+
     @property
     def is_sequence(self) -> bool:
         """Whether the case is a video."""
@@ -81,13 +91,19 @@ def open_dataset(paths: Paths, identifier: str) -> Dataset:
     """
     folder = find_raw_folder(paths, identifier)
     description = read_description(folder / "dataset.json", name=folder.name)
-    return Dataset(description=description, folder=folder, cases=find_training_cases(folder, description))
+    with _naming_file(folder / "dataset.json"):
+        cases = find_training_cases(folder, description)
+    return Dataset(description=description, folder=folder, cases=cases)
 
 
 def find_raw_folder(paths: Paths, identifier: str) -> Path:
     """Folder of a raw data set by number, name or path. Raises DatasetError."""
     path = Path(identifier).expanduser()
-    if len(path.parts) > 1 or (path.is_dir() and (path / "dataset.json").is_file()):
+    named = len(path.parts) == 1
+    if named and (paths.raw / identifier).is_dir():
+        return paths.raw / identifier
+    # A bare name is looked up below the raw root first: preprocessed data sets have a dataset.json as well.
+    if not named or ((path / "dataset.json").is_file() and (path / "imagesTr").is_dir()):
         if not path.is_dir():
             raise DatasetError(f"data set folder not found: {path}")
         folder = path.absolute()
@@ -119,8 +135,15 @@ def read_description(path: Path, *, name: str) -> DatasetDescription:
         raise DatasetError(str(error).replace("dataset.json", str(path), 1)) from error
     except ValueError as error:
         raise DatasetError(f"{path} is not valid JSON: {error}") from error
-    try:
+    with _naming_file(path):
         return parse_description(raw, name=name)
+
+
+@contextlib.contextmanager
+def _naming_file(path: Path) -> Iterator[None]:
+    """Messages about "dataset.json" name the file."""
+    try:
+        yield
     except DatasetError as error:
         raise DatasetError(str(error).replace("dataset.json", str(path), 1)) from error
 

@@ -36,9 +36,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         if error.errno in WRITE_FAILURES:
-            reason = os.strerror(error.errno or 0)
+            remedy = "Free some space or choose" if error.errno in NO_SPACE else "Choose"
             raise OutputError(
-                f"cannot write {path}: {reason}. Free some space or choose another folder; "
+                f"cannot write {path}: {os.strerror(error.errno or 0)}. {remedy} another folder; "
                 "nothing that was there has been changed."
             ) from error
         raise
@@ -47,7 +47,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-WRITE_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+WRITE_FAILURES = NO_SPACE | {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+}  # fmt: skip
 
 
 def write_bytes(path: Path, content: bytes) -> None:

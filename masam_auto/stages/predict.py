@@ -162,13 +162,14 @@ def predict_folder(
             "--continue_prediction to predict only the others, or another folder."
         )
     skipped = done if continue_prediction and not overwrite else set()
-    write_json(folder / "dataset.json", predictor.description.raw)
-    write_json(folder / "plan.json", predictor.plan)
     predicted: list[str] = []
     problems: list[str] = []
     for case in progress([case for case in cases if case.identifier not in skipped], what="predicting"):
         try:
             predict_case(predictor, case, folder)
+            if not predicted:  # not before: a folder where nothing was predicted is left as it was
+                write_json(folder / "dataset.json", predictor.description.raw)
+                write_json(folder / "plan.json", predictor.plan)
             predicted.append(case.identifier)
         except OutputError:
             raise  # the next case could not be written either
@@ -186,6 +187,8 @@ def check_output(source: Path, folder: Path) -> None:
         raise OutputError(f"{folder} is a file; the output must be a folder")
     if folder.resolve() == images.resolve():
         raise OutputError(f"the output folder is the input folder ({folder}). Choose another one.")
+    if (folder / "imagesTr").is_dir():
+        raise OutputError(f"the output folder is a raw data set ({folder}). Choose another one.")
 
 
 def check_image(predictor: Predictor, image: np.ndarray, *, identifier: str) -> None:

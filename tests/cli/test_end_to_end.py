@@ -172,3 +172,56 @@ def test_mistakes_give_one_line_and_exit_code_2(
     assert re.search(message, errors[0]), errors[0]
     assert sorted(os.walk(root / "results")) == before
     assert not (tmp_path / "out").exists()
+
+
+def test_cases_added_after_the_folds_were_made_are_announced(
+    root: Path, command: Command, raw_data: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = raw_data.make_raw_dataset(tmp_path / "raw", cases=3, shape=(5, 16, 14))
+    options = [
+        "-d",
+        raw,
+        "-c",
+        "axis0",
+        "--workers",
+        "0",
+        "-gpu_memory_target",
+        "0",
+        "--preprocessed",
+        tmp_path / "pre",
+    ]
+    assert command(plan_and_preprocess.main, *options) == 0
+    for folder, channel in (("imagesTr", "_0000"), ("labelsTr", "")):
+        source = raw / folder / f"case_000{channel}.nii.gz"
+        (raw / folder / f"late{channel}.nii.gz").write_bytes(source.read_bytes())
+    capsys.readouterr()
+    assert command(plan_and_preprocess.main, *options) == 0
+    assert "1 of 4 cases stand in no fold" in capsys.readouterr().err
+
+
+def test_a_plan_of_another_data_set_is_refused(
+    root: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan_file = tmp_path / "pre" / "Dataset001_Toy" / "plan.json"
+    plan_file.parent.mkdir(parents=True)
+    text = (root / "preprocessed" / "Dataset001_Toy" / "plan.json").read_text()
+    plan_file.write_text(text.replace("Dataset001_Toy", "Dataset002_Two"))
+    assert command(preprocess.main, "-d", "1", "--preprocessed", tmp_path / "pre") == 2
+    assert "is the plan of Dataset002_Two" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("memory", ["-3", "nan", "much"])
+def test_nonsensical_memory_is_refused(command: Command, memory: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command(plan.main, "-d", "1", f"-gpu_memory_target={memory}")
+    assert stopped.value.code == 2
+
+
+def test_a_raw_data_set_is_no_place_for_predictions(
+    root: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = root / "raw" / "Dataset001_Toy"
+    before = (raw / "dataset.json").read_bytes()
+    assert command(predict.main, "-i", raw / "imagesTr", "-o", raw) == 2
+    assert "is a raw data set" in capsys.readouterr().err
+    assert (raw / "dataset.json").read_bytes() == before

@@ -152,6 +152,26 @@ def test_sequences_join_frames_in_their_order(tmp_path: Path) -> None:
     assert clip.labels is not None and [path.name for path in clip.labels] == ["f1.png", "f2.png", "f10.png"]
 
 
+@pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", ".hidden", ""])
+def test_identifiers_that_would_leave_their_folder_are_refused(name: str) -> None:
+    with pytest.raises(DatasetError, match="cannot name a case"):
+        Case(identifier=name, frames=(name,), images=())
+    with pytest.raises(DatasetError, match="cannot name a case"):
+        Case(identifier="clip", frames=("f1", name), images=())
+
+
+def test_a_folder_of_the_same_name_elsewhere_does_not_shadow_the_raw_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("raw", "preprocessed"):
+        (tmp_path / place / "Dataset001_Toy").mkdir(parents=True)
+        (tmp_path / place / "Dataset001_Toy" / "dataset.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "preprocessed")
+    assert find_raw_folder(paths(tmp_path / "raw"), "Dataset001_Toy") == tmp_path / "raw" / "Dataset001_Toy"
+    with pytest.raises(DatasetError, match="not found"):
+        find_raw_folder(paths(tmp_path / "nowhere"), "Dataset001_Toy")
+
+
 def test_a_sequence_needs_all_its_frames() -> None:
     description = parsed(sequences={"clip": ["f1", "f2"]})
     single = Case(identifier="f1", frames=("f1",), images=((Path("f1_0000.png"),),))
