@@ -31,6 +31,8 @@ from masam_auto.core.plan import Configuration, NetworkPlan, Plan
 logger = logging.getLogger(__name__)
 
 LATEST, PREVIOUS, BEST = "checkpoint_latest", "checkpoint_previous", "checkpoint_best"
+# What the best checkpoint is called between the two renames that replace it; the latest is called PREVIOUS.
+ASIDE = f".partial-old-{BEST}"
 MODEL_FILE, TRAINING_FILE, STATE_FILE = "model.safetensors", "training.safetensors", "checkpoint.json"
 
 
@@ -167,7 +169,13 @@ def read_model(folder: Path) -> tuple[ModelHeader, dict[str, torch.Tensor]]:
 
 
 def remove_leftovers(fold_folder: Path) -> None:
-    """Remove half-written checkpoints that a killed run left, and the previous one where the latest is whole."""
+    """Remove half-written checkpoints that a killed run left, and the previous one where the latest is whole.
+
+    A best checkpoint that had been put aside for a new one which never took its place comes back.
+    """
+    aside = fold_folder / ASIDE
+    if aside.is_dir() and not (fold_folder / BEST).exists():
+        aside.rename(fold_folder / BEST)
     for path in fold_folder.glob(".partial-*"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -205,7 +213,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         yield new
         for path in (*new.iterdir(), new):
             _sync(path)
-        previous = folder.with_name(PREVIOUS if folder.name == LATEST else f".partial-old-{folder.name}")
+        previous = folder.with_name(PREVIOUS if folder.name == LATEST else ASIDE)
         if folder.is_dir():
             shutil.rmtree(previous, ignore_errors=True)
             folder.rename(previous)
@@ -215,9 +223,11 @@ def _new_folder(folder: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno not in WRITE_FAILURES:
             raise
         reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
+        kept = "the checkpoint that was there has been kept. Continue with --c."
+        lost = "no epoch has been saved yet. Then start again."
         raise OutputError(
-            f"cannot write {folder}: {reason}. Free some space or choose another folder; the checkpoint that was "
-            "there has been kept. Continue with --c."
+            f"cannot write {folder}: {reason}. Free some space or choose another folder; "
+            f"{kept if has_checkpoint(folder.parent) else lost}"
         ) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)

@@ -1,11 +1,13 @@
-"""The folder of a fold in training: made, or protected."""
+"""The folder of a fold in training: made, or protected; and which cases the fold has."""
 
 import shutil
 from pathlib import Path
 
+from masam_auto.core.dataset import Case, DatasetDescription
 from masam_auto.core.errors import ModelError, OutputError
-from masam_auto.core.jsonio import read_json, write_bytes, write_json
+from masam_auto.core.jsonio import read_json, read_plain, write_bytes, write_json
 from masam_auto.core.plan import Configuration, Plan
+from masam_auto.core.splits import Split, find_split, read_splits
 from masam_auto.learning.checkpoint import has_checkpoint, plan_digest, remove_leftovers
 
 
@@ -24,7 +26,7 @@ def claim_folder(
         overwrite: a checkpoint may be there.
 
     Raises:
-        ModelError: nothing to resume.
+        ModelError: nothing to resume, or the folds have changed since another one was trained.
         OutputError: it would overwrite a training, mix folds of different plans, or cannot write.
     """
     trained = has_checkpoint(fold_folder)
@@ -35,6 +37,8 @@ def claim_folder(
             f"{fold_folder} holds a training already. Continue it with --c, or give --overwrite to start anew."
         )
     _refuse_mixed_plans(fold_folder, plan, configuration)
+    if not resume:
+        _refuse_mixed_folds(fold_folder, source / "splits.json")
     if not resume and fold_folder.is_dir():
         shutil.rmtree(fold_folder)
     if not resume:
@@ -48,9 +52,51 @@ def claim_folder(
     remove_leftovers(fold_folder)
 
 
+def splits_of(model_folder: Path, source: Path) -> Path:
+    """The splits that a model was trained by: those in its own folder, or else the data set's in `source`.
+
+    The data set's may have changed since; by those, the model would be judged on cases that it has seen.
+    """
+    own = model_folder / "splits.json"
+    return own if own.is_file() else source / "splits.json"
+
+
+def fold_cases(splits_file: Path, fold: int | str, description: DatasetDescription, arrays: Path) -> Split:
+    """The cases of a fold. Whether their arrays are there is not looked at.
+
+    Args:
+        splits_file: splits.json.
+        fold: a number, or "all" for every case in the splits or among the arrays, on both sides.
+        description: of the data set; it knows the videos.
+        arrays: the preprocessed folder of the configuration.
+
+    Raises:
+        PlanError: no such fold, or the file is not in its form.
+    """
+    split = find_split(read_splits(splits_file, _named_cases(splits_file, description)), fold, where=splits_file)
+    if fold != "all":
+        return split
+    there = {path.name.removesuffix("_locations.npz") for path in arrays.glob("*_locations.npz")}
+    everything = tuple(sorted({*split.train, *split.val, *there}))
+    return Split(train=everything, val=everything)
+
+
+def _named_cases(splits_file: Path, description: DatasetDescription) -> tuple[Case, ...]:
+    """The cases that a splits file names, whatever there is of them; none where it is not in its form."""
+    plain = read_plain(splits_file, what="splits file")
+    folds = [fold for fold in plain if isinstance(fold, dict)] if isinstance(plain, list) else []
+    sides = [fold[side] for fold in folds for side in ("train", "val") if isinstance(fold.get(side), list)]
+    names = {name for side in sides for name in side if isinstance(name, str)}
+    video_of = {frame: video for video, frames in description.sequences.items() for frame in frames}
+    identifiers = sorted({video_of.get(name, name) for name in names})
+    return tuple(
+        Case(identifier=name, frames=tuple(description.sequences.get(name, (name,))), images=()) for name in identifiers
+    )
+
+
 def _refuse_mixed_plans(fold_folder: Path, plan: Plan, configuration: Configuration) -> None:
     model_folder = fold_folder.parent
-    others = [path for path in sorted(model_folder.glob("fold_*")) if path != fold_folder and has_checkpoint(path)]
+    others = _other_folds(fold_folder)
     plan_file = model_folder / "plan.json"
     if not others or not plan_file.is_file():
         return
@@ -58,6 +104,25 @@ def _refuse_mixed_plans(fold_folder: Path, plan: Plan, configuration: Configurat
     known = there.configurations.get(configuration.name)
     if known is None or plan_digest(there, known) != plan_digest(plan, configuration):
         raise OutputError(
-            f"{others[0]} was trained with another plan. All folds of a model share one: train with that plan "
-            f"({plan_file}), give this one another name, or remove {model_folder}."
+            f"{others[0]} was trained with another plan. All folds of a model share one: repeat the same --set as "
+            f"then (the plan is in {plan_file}), give this one another name, or remove {model_folder}."
         )
+
+
+def _refuse_mixed_folds(fold_folder: Path, splits: Path) -> None:
+    """A case must not be trained on in one fold and held out in another by splits of a different day."""
+    others = _other_folds(fold_folder)
+    own = fold_folder.parent / "splits.json"
+    if not others or not own.is_file():
+        return
+    if read_plain(own, what="splits file") != read_plain(splits, what="splits file"):
+        raise ModelError(
+            f"the folds in {splits} changed since {others[0].name} was trained. Restore them (cp {own} {splits}), train "
+            f"under another plan name, or remove {fold_folder.parent} to train all folds anew."
+        )
+
+
+def _other_folds(fold_folder: Path) -> list[Path]:
+    """The trained folds beside this one."""
+    there = sorted(fold_folder.parent.glob("fold_*"))
+    return [path for path in there if path != fold_folder and has_checkpoint(path)]

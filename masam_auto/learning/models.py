@@ -47,7 +47,7 @@ def find_models(results: Path) -> tuple[TrainedModel, ...]:
         return ()
     datasets = [path for path in sorted(results.iterdir()) if path.is_dir() and DATASET_NAME.fullmatch(path.name)]
     folders = [folder for dataset in datasets for folder in sorted(dataset.iterdir()) if "__" in folder.name]
-    models = [_describe(folder) for folder in folders if (folder / "plan.json").is_file()]
+    models = [describe_model(folder) for folder in folders if (folder / "plan.json").is_file()]
     return tuple(model for model in models if model.folds)
 
 
@@ -76,7 +76,7 @@ def choose_model(
         if not (folder / "plan.json").is_file():
             raise ModelError(f"{folder} is no trained model: it has no plan.json. Give a folder such as "
                              "results/DatasetXXX_Name/masam__axis0.")  # fmt: skip
-        return _describe(folder.absolute())
+        return describe_model(folder.absolute())
     models = find_models(results)
     if not models:
         raise ModelError(f"no trained model below {results}. Train one (masam_train), or give --results or -m FOLDER.")
@@ -166,9 +166,10 @@ def load_networks(
     return tuple(networks)
 
 
-def _describe(folder: Path) -> TrainedModel:
+def describe_model(folder: Path) -> TrainedModel:
+    """What there is in a model's folder, which need not exist: its name says what it is, its content which folds."""
     plan_name, _, configuration = folder.name.partition("__")
-    found = [FOLD.fullmatch(path.name) for path in sorted(folder.iterdir())]
+    found = [FOLD.fullmatch(path.name) for path in sorted(folder.glob("fold_*"))]
     folds = [
         int(match[1]) if match[1].isdigit() else match[1]
         for match in found

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from masam_auto.core.dataset import Case, Dataset, DatasetDescription
-from masam_auto.core.errors import DatasetError
+from masam_auto.core.errors import DatasetError, ImageError
 from masam_auto.core.fingerprint import (
     CaseMeasurement,
     ClassMeasurement,
@@ -180,6 +180,16 @@ def _measure_file(item: tuple[Case, DatasetDescription, int]) -> _Measured:
     case, description, samples = item
     image, geometry = read_case(case, description)
     labels, _ = read_case_labels(case, description)
+    if labels.shape != image.shape[1:]:
+        raise DatasetError(
+            f"{case.identifier}: image has shape {image.shape[1:]}, but labels {labels.shape} (Z, Y, X). They must lie "
+            "on one grid; replace one of the files."
+        )
+    if count := int(np.count_nonzero(~np.isfinite(image))):
+        raise ImageError(
+            f"{case.identifier}: {count} voxels of the image are infinite or not a number. Replace them, for example "
+            "by 0, in the image files."
+        )
     return measure_case(
         image,
         labels,

@@ -6,7 +6,7 @@ a whole data set; it may be stopped at any moment, and makes only what is missin
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -224,11 +224,19 @@ def preprocess_dataset(
     map_cases(_preprocess_files, tasks, names=names, what="preprocessing", workers=workers)
 
 
-def check_preprocessed(folder: Path, configuration: Configuration, cases: Sequence[str] = ()) -> None:
+def check_preprocessed(
+    folder: Path, configuration: Configuration, cases: Collection[str] = (), *, labels: Labels | None = None
+) -> None:
     """Check that a folder holds arrays made with this configuration, and those of the given cases.
 
+    Args:
+        folder: of the configuration.
+        configuration: what the arrays should be made with.
+        cases: that should be there.
+        labels: that the arrays should be made with; not looked at where None.
+
     Raises:
-        PlanError: nothing there, made with another plan, or cases missing.
+        PlanError: nothing there, made with another plan or other labels, or cases missing.
     """
     remedy = "Run masam_plan_and_preprocess, or masam_preprocess to keep the plan."
     if not (folder / RECORD_NAME).is_file():
@@ -239,7 +247,9 @@ def check_preprocessed(folder: Path, configuration: Configuration, cases: Sequen
             f"{folder} was preprocessed with another plan than the present configuration {configuration.name}: "
             f"spacing, axis order, normalisation or resampling differ. {remedy}"
         )
-    missing = [name for name in cases if not all(file.is_file() for file in _files(folder, name))]
+    if labels is not None and record.labels_digest != digest(labels):
+        raise PlanError(f"{folder} was preprocessed with other labels than dataset.json has now. {remedy}")
+    missing = [name for name in sorted(cases) if not all(file.is_file() for file in _files(folder, name))]
     if missing:
         named = ", ".join(missing[:NAMED_CASES_LIMIT])
         raise PlanError(

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 
-from masam_auto.core.dataset import Case, DatasetDescription, read_description
+from masam_auto.core.dataset import DatasetDescription, read_description
 from masam_auto.core.errors import Interrupted, ModelError
 from masam_auto.core.log import log_to_file, stop_logging_to
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, Plan
-from masam_auto.core.splits import Split, find_split, read_splits
-from masam_auto.learning.batches import BatchLoader, cache_memory, open_batches
+from masam_auto.learning.batches import BatchLoader, cache_memory, make_batch, open_batches
 from masam_auto.learning.checkpoint import (
     Checkpoint,
     ModelHeader,
@@ -25,8 +24,9 @@ from masam_auto.learning.checkpoint import (
 )
 from masam_auto.learning.device import available_cores, computes_in_bf16, default_workers, torch_settings
 from masam_auto.learning.epoch import Clock, EpochResult, Learner, judge_windows, peak_memory_gib, train_epoch
-from masam_auto.learning.folder import claim_folder
+from masam_auto.learning.folder import claim_folder, fold_cases, splits_of
 from masam_auto.learning.interruption import StopRequest, stop_requests
+from masam_auto.learning.loss import choose_loss
 from masam_auto.learning.optimizer import build_optimizers
 from masam_auto.learning.progress import (
     EpochMetrics,
@@ -38,7 +38,7 @@ from masam_auto.learning.progress import (
     write_metrics,
 )
 from masam_auto.learning.sampling import CaseStore, Sampling, find_case_files, find_holders
-from masam_auto.learning.schedule import Budget, parse_budget
+from masam_auto.learning.schedule import Budget, parse_budget, rate_share
 from masam_auto.learning.weights import WeightAverage, frozen_digest
 from masam_auto.network.build import build_network, load_trainable_state, trainable_state_dict
 from masam_auto.network.masam import MaSam
@@ -110,24 +110,29 @@ def train_fold(
     Raises:
         PlanError: no preprocessed data, or of another plan; unknown fold; unknown names in the plan.
         OutputError: there is a training already and neither resume nor overwrite is given, or no space is left.
-        ModelError: nothing to resume, finished already, checkpoint of another plan, or the loss went astray.
+        ModelError: nothing to resume, finished already, checkpoint of another plan, folds that changed since another
+            one was trained, or the loss went astray.
         Interrupted: SIGINT or SIGTERM came.
     """
     parse_budget(budget, plan.training)
-    job = _prepare(paths, dataset_name, plan, configuration, fold, device=device, workers=workers)
-    claim_folder(job.folder, plan, configuration, paths.preprocessed / dataset_name, resume=resume, overwrite=overwrite)
-    log_handler = log_to_file(job.folder / "training.log")
-    try:
-        with torch_settings(threads, device), stop_requests() as stop:
-            _train(job, resume=resume, budget_text=budget, build=build, stop=stop)
-    finally:
-        stop_logging_to(log_handler)
+    job = _prepare(paths, dataset_name, plan, configuration, fold, device=device, workers=workers, resume=resume)
+    source = paths.preprocessed / dataset_name
+    with torch_settings(threads, device):
+        # all that can be wrong with the plan is found before an earlier training is removed
+        _try_out(job)
+        learner = _new_learner(job, build)
+        claim_folder(job.folder, plan, configuration, source, resume=resume, overwrite=overwrite)
+        log_handler = log_to_file(job.folder / "training.log")
+        try:
+            with stop_requests() as stop:
+                _train(job, learner, resume=resume, budget_text=budget, stop=stop)
+        finally:
+            stop_logging_to(log_handler)
     return job.folder
 
 
-def _train(job: Job, *, resume: bool, budget_text: str | None, build: Callable[..., MaSam], stop: StopRequest) -> None:
+def _train(job: Job, learner: Learner, *, resume: bool, budget_text: str | None, stop: StopRequest) -> None:
     """The loop over epochs."""
-    learner = _new_learner(job, build)
     header = _header(job, learner)
     state = _restore(job, learner, header) if resume else TrainingState()
     state = replace(state, budget=budget_text or state.budget, finished=False)
@@ -186,6 +191,7 @@ def _prepare(
     *,
     device: torch.device,
     workers: int | None,
+    resume: bool,
 ) -> Job:
     """Check and gather what the training needs, without writing anything."""
     if plan.network.weights == "sam":
@@ -195,14 +201,13 @@ def _prepare(
     folder = paths.configuration_folder(dataset_name, configuration.name)
     check_preprocessed(folder, configuration)
     description = read_description(folder.parent / "dataset.json", name=dataset_name)
-    splits_file = folder.parent / "splits.json"
-    split: Split = find_split(
-        read_splits(splits_file, _preprocessed_cases(folder, description)), fold, where=splits_file
-    )
-    check_preprocessed(folder, configuration, (*split.train, *split.val))
+    model_folder = paths.model_folder(dataset_name, plan.name, configuration.name)
+    splits_file = splits_of(model_folder, folder.parent) if resume else folder.parent / "splits.json"
+    split = fold_cases(splits_file, fold, description, folder)
+    check_preprocessed(folder, configuration, {*split.train, *split.val}, labels=description.labels)
     training, validation = (find_case_files(folder, names) for names in (split.train, split.val))
     return Job(
-        folder=paths.model_folder(dataset_name, plan.name, configuration.name) / f"fold_{fold}",
+        folder=model_folder / f"fold_{fold}",
         fold=str(fold),
         plan=plan,
         configuration=configuration,
@@ -228,10 +233,15 @@ def _prepare(
     )
 
 
-def _preprocessed_cases(folder: Path, description: DatasetDescription) -> tuple[Case, ...]:
-    """The cases that have been preprocessed; training needs no raw data."""
-    names = sorted(path.name.removesuffix("_locations.npz") for path in folder.glob("*_locations.npz"))
-    return tuple(Case(identifier=name, frames=description.sequences.get(name, (name,)), images=()) for name in names)
+def _try_out(job: Job) -> None:
+    """Schedule, loss and one window, as the first step will ask for them. Raises PlanError for unknown names."""
+    training, labels = job.plan.training, job.description.labels
+    rate_share(training, 1.0)
+    loss = choose_loss(training.loss)
+    store = CaseStore(cases=job.training.cases, memory=0)
+    target = torch.from_numpy(make_batch(store, job.training, 0, 0, 1)["target"])
+    batch, window, height, width = target.shape
+    loss(torch.zeros(batch, window, labels.num_outputs, height, width), target, labels, training.loss_weights)
 
 
 def _new_learner(job: Job, build: Callable[..., MaSam]) -> Learner:

@@ -1,22 +1,24 @@
 """The validation cases of a fold: predicted from the preprocessed arrays, written on their own grids, evaluated."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from masam_auto.core.dataset import Case, Dataset, open_dataset
+from masam_auto.core.errors import DatasetError
 from masam_auto.core.geometry import CaseProperties
-from masam_auto.core.jsonio import read_json, read_plain
+from masam_auto.core.jsonio import digest, read_json, read_plain, to_plain, write_json
 from masam_auto.core.log import progress
 from masam_auto.core.paths import Paths
-from masam_auto.core.plan import Configuration, Plan
-from masam_auto.core.splits import find_split, read_splits
+from masam_auto.core.plan import Configuration, InferencePlan, Plan
 from masam_auto.imaging.io import label_ending
 from masam_auto.imaging.storage import open_array
 from masam_auto.imaging.workers import workers_for
-from masam_auto.learning.models import TrainedModel, checkpoint_path
+from masam_auto.learning.folder import fold_cases, splits_of
+from masam_auto.learning.models import checkpoint_path, choose_folds, describe_model
 from masam_auto.stages.evaluate import BYTES_PER_VOXEL, SUMMARY_NAME, evaluate_files
 from masam_auto.stages.predict import Predictor, load_predictor, segment_preprocessed, write_segmentation
 from masam_auto.stages.preprocess import check_preprocessed
@@ -24,6 +26,7 @@ from masam_auto.stages.preprocess import check_preprocessed
 logger = logging.getLogger(__name__)
 
 RAW_DATA_NAME = "raw_data.json"
+RECORD_NAME = "predicted_with.json"
 
 
 def validate_fold(
@@ -40,12 +43,13 @@ def validate_fold(
 ) -> dict[str, Any]:
     """Predict and evaluate the validation cases of a trained fold.
 
-    Predictions that are newer than the checkpoint are kept, so that an interrupted validation goes on where it was.
+    Predictions by the same checkpoint, in the same way, are kept, so that an interrupted validation goes on where it
+    was. The fold's cases are those that the model was trained with, whatever the data set's splits.json says now.
 
     Args:
         paths: root folders; the raw data set must still be there for its reference labels.
         dataset_name: DatasetXXX_Name.
-        plan, configuration: of the model.
+        plan, configuration: of the model; of the plan, only how to predict is taken, the rest is the model's own.
         fold: its number, or "all".
         device: where to compute.
         checkpoint: "best" or "latest".
@@ -57,25 +61,21 @@ def validate_fold(
 
     Raises:
         ModelError: the fold has no checkpoint.
-        PlanError: the preprocessed data are of another plan, or the fold does not exist.
-        DatasetError: the raw data set is gone.
+        PlanError: the preprocessed data are of another plan or incomplete, or the fold does not exist.
+        DatasetError: the raw data set, or a case of it, is gone.
     """
     dataset = open_raw_data(paths, dataset_name)
-    model = TrainedModel(
-        folder=paths.model_folder(dataset_name, plan.name, configuration.name),
-        dataset_name=dataset_name,
-        plan_name=plan.name,
-        configuration=configuration.name,
-        folds=(fold,),
-    )
+    model = describe_model(paths.model_folder(dataset_name, plan.name, configuration.name))
+    choose_folds(model, [fold], checkpoint)  # before the plan is read, which an untrained model lacks as well
     predictor = load_predictor(model, folds=[fold], checkpoint=checkpoint, device=device)
+    predictor = replace(predictor, plan=replace(predictor.plan, inference=plan.inference))
     preprocessed = paths.configuration_folder(dataset_name, configuration.name)
-    check_preprocessed(preprocessed, configuration)
-    cases = validation_cases(paths, dataset, fold)
+    cases = validation_cases(dataset, fold, splits_of(model.folder, preprocessed.parent), preprocessed)
+    check_preprocessed(preprocessed, configuration, [case.identifier for case in cases])
     output = model.folder / f"fold_{fold}" / "validation"
-    trained_at = (checkpoint_path(output.parent, checkpoint) / "checkpoint.json").stat().st_mtime
+    since = _record(output, checkpoint_path(output.parent, checkpoint) / "checkpoint.json", plan.inference)
     ending = label_ending(dataset.description.file_ending)
-    waiting = [case for case in cases if redo or not _is_done(case, output, ending, trained_at)]
+    waiting = [case for case in cases if redo or not _is_done(case, output, ending, since)]
     if len(waiting) < len(cases):
         logger.info("validation: %s of %s cases are done already", len(cases) - len(waiting), len(cases))
     for case in progress(waiting, what="validating"):
@@ -101,11 +101,28 @@ def open_raw_data(paths: Paths, dataset_name: str) -> Dataset:
     return open_dataset(paths, dataset_name)
 
 
-def validation_cases(paths: Paths, dataset: Dataset, fold: int | str) -> tuple[Case, ...]:
-    """The validation cases of a fold, as splits.json says. Raises PlanError for an unknown fold."""
-    file = paths.preprocessed / dataset.name / "splits.json"
-    split = find_split(read_splits(file, dataset.cases), fold, where=file)
-    return tuple(case for case in dataset.cases if case.identifier in split.val)
+def validation_cases(dataset: Dataset, fold: int | str, splits_file: Path, arrays: Path) -> tuple[Case, ...]:
+    """The validation cases of a fold.
+
+    Args:
+        dataset: the raw data set.
+        fold: its number, or "all" for all cases that there are.
+        splits_file: the splits.json that the fold was trained by.
+        arrays: the preprocessed folder of the configuration.
+
+    Raises:
+        PlanError: unknown fold.
+        DatasetError: a case is not in the raw data set any more.
+    """
+    names = fold_cases(splits_file, fold, dataset.description, arrays).val
+    cases = tuple(case for case in dataset.cases if case.identifier in names)
+    gone = sorted(set(names) - {case.identifier for case in cases})
+    if gone and fold != "all":
+        raise DatasetError(
+            f"validation cases of fold {fold} are not in {dataset.folder}: {', '.join(gone[:5])}. Bring them back; the "
+            f"fold was trained by {splits_file}."
+        )
+    return cases
 
 
 def predict_preprocessed(predictor: Predictor, case: Case, preprocessed: Path, output: Path, ending: str) -> None:
@@ -115,6 +132,20 @@ def predict_preprocessed(predictor: Predictor, case: Case, preprocessed: Path, o
     write_segmentation(case, segmentation, properties.geometry, output, ending)
 
 
-def _is_done(case: Case, output: Path, ending: str, trained_at: float) -> bool:
+def _record(output: Path, checkpoint: Path, inference: InferencePlan) -> int:
+    """Note what predicts, and tell since when (nanoseconds) predictions are by it; older ones are by something else."""
+    record = output / RECORD_NAME
+    state = read_plain(checkpoint, what="checkpoint")
+    present = {
+        "checkpoint": checkpoint.parent.name,
+        "epoch": state.get("epoch"),
+        "digest": digest([state, to_plain(inference)]),
+    }
+    if not record.is_file() or read_plain(record, what="record of the validation").get("digest") != present["digest"]:
+        write_json(record, present)
+    return max(record.stat().st_mtime_ns, checkpoint.stat().st_mtime_ns)
+
+
+def _is_done(case: Case, output: Path, ending: str, since: int) -> bool:
     files = [output / f"{frame}{ending}" for frame in case.frames]
-    return all(file.is_file() and file.stat().st_mtime >= trained_at for file in files)
+    return all(file.is_file() and file.stat().st_mtime_ns >= since for file in files)

@@ -1,5 +1,10 @@
 """Batches: the same from any number of workers; failures arrive with their cause."""
 
+import multiprocessing
+import os
+import signal
+import struct
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -7,6 +12,7 @@ import numpy as np
 import pytest
 
 from masam_auto.core.errors import MasamError
+from masam_auto.core.parallel import is_out_of_memory
 from masam_auto.learning import batches as module
 from masam_auto.learning.batches import BatchLoader, cache_memory, make_batch, open_batches
 from masam_auto.learning.sampling import CaseStore, Sampling, find_case_files, find_holders
@@ -77,6 +83,71 @@ def test_a_dead_worker_is_explained() -> None:
 
     with pytest.raises(RuntimeError, match="--workers 0"):
         next(module._checked(dying()))
+
+
+def test_want_of_memory_arrives_as_such(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hungry(*arguments: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    loader = make_loader(tiny, tmp_path)
+    monkeypatch.setattr("masam_auto.learning.sampling.apply_augmentation", hungry)
+    with pytest.raises(MemoryError, match="windows") as caught, open_batches(loader, 0) as batches:
+        next(batches)
+    assert is_out_of_memory(caught.value)
+    assert "in case " in str(caught.value.__cause__)
+
+
+def children() -> set[int]:
+    return {process.pid for process in multiprocessing.active_children() if process.pid is not None}
+
+
+def test_workers_leave_signals_of_the_group_to_the_parent(tiny: ModuleType, tmp_path: Path) -> None:
+    before = children()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with open_batches(make_loader(tiny, tmp_path, workers=2), 2) as batches:
+        workers = children() - before
+        assert len(workers) == 2
+        for pid in workers:
+            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGINT)
+        for _ in range(20):  # more than the queues hold
+            next(batches)
+        assert children() >= workers
+    assert not children() & workers, "nobody is left behind"
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
+
+
+def test_half_a_message_of_a_killed_worker_holds_nobody_up(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[module.MultiThreadedAugmenter] = []
+
+    class Recorded(module.MultiThreadedAugmenter):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)
+            made.append(self)
+
+    monkeypatch.setattr(module, "MultiThreadedAugmenter", Recorded)
+    monkeypatch.setattr(module, "LEAVE_SECONDS", 0.1)
+    errors: list[BaseException] = []
+
+    def consume() -> None:
+        try:
+            with open_batches(make_loader(tiny, tmp_path, workers=1), 1) as batches:
+                (process,), (pipe,) = made[0]._processes, made[0]._queues
+                process.kill()
+                process.join()
+                os.write(pipe._writer.fileno(), struct.pack("!i", 1000) + b"half")
+                while True:
+                    next(batches)
+        except RuntimeError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=consume, daemon=True)
+    thread.start()
+    thread.join(timeout=60)
+    assert not thread.is_alive(), "still reads the pipe"
+    assert len(errors) == 1 and "--workers 0" in str(errors[0])
 
 
 def test_memory_is_shared_between_workers() -> None:

@@ -116,11 +116,44 @@ def test_a_full_disk_keeps_the_old_one(tmp_path: Path, best: bool, monkeypatch: 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(OutputError, match="space"):
+    with pytest.raises(OutputError, match=r"space.*has been kept.*--c"):
         save_checkpoint(tmp_path, make_checkpoint(2), best=best)
     monkeypatch.undo()
     assert load_checkpoint(tmp_path).header.epoch == 1
     assert not list(tmp_path.glob(".partial-*"))
+
+
+def test_a_full_disk_at_the_first_epoch_does_not_speak_of_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(OutputError, match="no epoch has been saved") as caught:
+        save_checkpoint(tmp_path, make_checkpoint(1), best=True)
+    assert "--c" not in str(caught.value)
+
+
+def test_a_best_checkpoint_put_aside_by_a_killed_run_comes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, make_checkpoint(1), best=True)
+    rename = Path.rename
+
+    def killed(self: Path, target: Path) -> Path:
+        if Path(target).name == BEST:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, make_checkpoint(2), best=True)
+    monkeypatch.undo()
+    assert not (tmp_path / BEST).exists()
+    remove_leftovers(tmp_path)
+    assert read_model(tmp_path / BEST)[0].epoch == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == [BEST, LATEST]
 
 
 def test_a_run_killed_at_any_rename_leaves_a_whole_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

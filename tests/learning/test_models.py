@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from masam_auto.core.errors import DatasetError, ModelError
-from masam_auto.learning.models import choose_folds, choose_model, find_models
+from masam_auto.learning.models import choose_folds, choose_model, describe_model, find_models
 
 
 def make_model(results: Path, dataset: str, name: str, folds: tuple[str, ...], checkpoint: str = "best") -> Path:
@@ -79,3 +79,10 @@ def test_folds_without_checkpoint_are_named(tmp_path: Path) -> None:
 def test_a_model_trained_on_all_cases_alone(tmp_path: Path) -> None:
     make_model(tmp_path, "Dataset001_Toy", "masam__axis0", ("all",))
     assert [path.parent.name for path in choose_folds(choose_model(tmp_path), None, "best")] == ["fold_all"]
+
+
+def test_a_model_that_is_not_there_has_no_folds(tmp_path: Path) -> None:
+    model = describe_model(tmp_path / "Dataset001_Toy" / "masam__axis0")
+    assert (model.dataset_name, model.configuration, model.folds) == ("Dataset001_Toy", "axis0", ())
+    with pytest.raises(ModelError, match=r"folds with one: none.*Train it: masam_train Dataset001_Toy 0 -c axis0"):
+        choose_folds(model, [0], "best")

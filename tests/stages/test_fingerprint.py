@@ -161,6 +161,23 @@ def test_a_data_set_of_empty_labels_is_refused(raw_dataset, raw_data):
         extract_fingerprint(opened(folder), workers=0)
 
 
+def test_labels_of_another_shape_are_refused_by_name(raw_dataset, raw_data):
+    folder = raw_dataset(cases=2, oblique=False, spacing=(3.0, 1.0, 0.8))
+    wrong = np.ones((6, 9, 14), np.uint8)
+    raw_data.write_volume(folder / "labelsTr" / "case_000.nii.gz", wrong, spacing=(3.0, 1.0, 0.8), oblique=False)
+    with pytest.raises(CaseErrors, match=r"case_000: image has shape \(6, 16, 14\), but labels \(6, 9, 14\)"):
+        extract_fingerprint(opened(folder), workers=0)
+
+
+def test_voxels_that_are_no_numbers_are_refused_by_name(raw_dataset, raw_data):
+    folder = raw_dataset(cases=2, oblique=False, spacing=(3.0, 1.0, 0.8))
+    image = np.ones((7, 16, 14), np.float32)
+    image[3, 4, 5], image[0, 0, 0] = np.nan, np.inf
+    raw_data.write_volume(folder / "imagesTr" / "case_001_0000.nii.gz", image, spacing=(3.0, 1.0, 0.8), oblique=False)
+    with pytest.raises(CaseErrors, match=r"case_001: 2 voxels of the image are infinite or not a number"):
+        extract_fingerprint(opened(folder), workers=0)
+
+
 @pytest.fixture(scope="module")
 def hippocampus(shared_data):
     folder = shared_data / "raw" / "Dataset004_Hippocampus"

@@ -265,12 +265,15 @@ def test_another_plan_or_other_labels_start_anew(dataset: Dataset, paths: Paths)
     with pytest.raises(PlanError, match="preprocessed with another plan"):
         check_preprocessed(folder, new)
     preprocess_dataset(dataset, make_plan(new), paths, workers=0)
-    check_preprocessed(folder, new, CASES)
+    check_preprocessed(folder, new, CASES, labels=dataset.description.labels)
     assert not (folder / "gone_case.b2nd").exists()
     before = times(folder)
     renamed = dataclasses.replace(dataset.description.labels, values={"background": (0,), "x": (1,), "y": (2,)})
     changed = dataclasses.replace(dataset, description=dataclasses.replace(dataset.description, labels=renamed))
+    with pytest.raises(PlanError, match="other labels"):
+        check_preprocessed(folder, new, CASES, labels=renamed)
     preprocess_dataset(changed, make_plan(new), paths, workers=0)
+    check_preprocessed(folder, new, CASES, labels=renamed)
     assert list(read_locations(folder / "case_000_locations.npz")) == ["x", "y"]
     assert all(at != before[name] for name, at in times(folder).items())
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,9 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 from masam_auto.core.errors import Interrupted, MasamError, ModelError, OutputError, PlanError
-from masam_auto.core.jsonio import read_json, write_json
+from masam_auto.core.jsonio import digest, read_json, write_json
+from masam_auto.core.labels import parse_labels
 from masam_auto.core.plan import Plan
 from masam_auto.learning.checkpoint import BEST, LATEST, load_checkpoint
+from masam_auto.network.build import build_network
 from masam_auto.stages import train as module
 from masam_auto.stages.train import train_fold
 
@@ -183,7 +186,7 @@ def test_it_refuses_checkpoints_of_another_plan(train: Train, tiny: ModuleType) 
     train()
     with pytest.raises(ModelError, match="another plan"):
         train(resume=True, plan=tiny.make_plan(num_epochs=5))
-    with pytest.raises(OutputError, match="share one"):
+    with pytest.raises(OutputError, match="share one: repeat the same --set"):
         train(fold="all", plan=tiny.make_plan(num_epochs=5))
     assert train(fold="all").name == "fold_all"
 
@@ -223,6 +226,99 @@ def test_it_refuses_unknown_folds_and_names(train: Train, tiny: ModuleType) -> N
             train(plan=tiny.make_plan(**{field: value}), overwrite=True)
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"loss": "foo"}, {"schedule": "foo"}, {"optimizer": "foo"}, {"canvas": (20, 22)}, {"network": "foo"}]
+)
+def test_an_error_in_the_plan_leaves_the_earlier_training(train: Train, tiny: ModuleType, wrong: dict) -> None:
+    folder = train()
+    before = results(folder)
+    if "canvas" in wrong:
+        plan = tiny.make_plan(tiny.make_configuration(**wrong))
+    elif "network" in wrong:
+        plan = tiny.make_plan()
+        plan = replace(plan, network=replace(plan.network, decoder="foo"))
+    else:
+        plan = tiny.make_plan(**wrong)
+    build = build_network if "network" in wrong or "canvas" in wrong else tiny.build_tiny
+    with pytest.raises(PlanError):
+        train(plan=plan, overwrite=True, build=build)
+    assert_equal(before, results(folder))
+    assert read_json(folder.parent / "plan.json", Plan, what="plan") == tiny.make_plan()
+
+
+def seen_cases(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], list[str]]]:
+    """Identifiers of training and validation cases of every training that follows."""
+    seen: list[tuple[list[str], list[str]]] = []
+
+    def note(job: module.Job, *arguments: Any) -> None:
+        training, validation = ([case.image.name[0] for case in s.cases] for s in (job.training, job.validation))
+        seen.append((training, validation))
+        announce(job, *arguments)
+
+    announce = module._announce
+    monkeypatch.setattr(module, "_announce", note)
+    return seen
+
+
+def test_changed_folds_do_not_leak_into_a_training_or_beside_it(
+    train: Train, tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = seen_cases(monkeypatch)
+    write = tiny.write_preprocessed
+
+    def write_other_folds(*arguments: Any) -> Any:
+        paths = write(*arguments)
+        write_json(
+            paths.preprocessed / tiny.DATASET / "splits.json",
+            [{"train": ["b", "c", "d"], "val": ["a"]}, {"train": ["a", "b"], "val": ["c", "d"]}],
+        )
+        return paths
+
+    folder = train(budget="3steps")
+    monkeypatch.setattr(tiny, "write_preprocessed", write_other_folds)
+    train(resume=True, budget="6steps")
+    assert seen == [(["a", "b", "c"], ["d"])] * 2
+    for fold in (1, "all"):
+        with pytest.raises(ModelError, match=r"changed since fold_0 was trained.*cp .*another plan name"):
+            train(fold=fold)
+    assert json.loads((folder.parent / "splits.json").read_text())[0]["val"] == ["d"]
+    train(overwrite=True)  # the only fold may start anew, by the new folds
+    assert seen[-1] == (["b", "c", "d"], ["a"])
+    assert train(fold=1).name == "fold_1"
+
+
+def test_incomplete_preprocessing_is_not_blamed_on_the_folds(
+    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = tiny.write_preprocessed
+
+    def write_less(*arguments: Any) -> Any:
+        paths = write(*arguments)
+        for file in paths.configuration_folder(tiny.DATASET, "axis0").glob("b*"):
+            file.unlink()
+        return paths
+
+    monkeypatch.setattr(tiny, "write_preprocessed", write_less)
+    for fold in (0, "all"):
+        with pytest.raises(PlanError, match=r"not preprocessed \(b\).*masam_preprocess") as caught:
+            train(fold=fold)
+        assert "Delete" not in str(caught.value)
+
+
+def test_all_takes_cases_that_no_fold_has(train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = seen_cases(monkeypatch)
+    write = tiny.write_preprocessed
+
+    def write_few_folds(*arguments: Any) -> Any:
+        paths = write(*arguments)
+        write_json(paths.preprocessed / tiny.DATASET / "splits.json", [{"train": ["a"], "val": ["b"]}])
+        return paths
+
+    monkeypatch.setattr(tiny, "write_preprocessed", write_few_folds)
+    train(fold="all", budget="1steps")
+    assert seen == [(["a", "b", "c", "d"],) * 2]
+
+
 def test_a_loss_that_is_no_number_stops_with_a_remedy(
     train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,7 +345,12 @@ def test_regions_and_ignore_are_trained(train: Train, tiny: ModuleType, tmp_path
         paths.preprocessed / tiny.DATASET / "dataset.json",
         {"channel_names": {"0": "MR"}, "labels": labels, "regions_class_order": [1, 2], "file_ending": ".nii.gz"},
     )
+    record = paths.configuration_folder(tiny.DATASET, "axis0") / "preprocessing.json"
     options = {"device": torch.device("cpu"), "workers": 0, "build": tiny.build_tiny}
+    with pytest.raises(PlanError, match="other labels"):
+        train_fold(paths, tiny.DATASET, plan, plan.configuration(None), 0, **options)
+    made_with = digest(parse_labels(labels, [1, 2]))
+    write_json(record, {**json.loads(record.read_text()), "labels_digest": made_with})
     folder = train_fold(paths, tiny.DATASET, plan, plan.configuration(None), 0, **options)
     line = json.loads((folder / "metrics.jsonl").read_text())
     assert set(line["dice"]) == {"whole", "core"}

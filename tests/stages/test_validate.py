@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -156,6 +157,76 @@ def test_predictions_newer_than_the_checkpoint_are_kept(
     os.utime(mark, ns=(made + 10**9, made + 10**9))  # trained further since
     house.validate()
     assert file.stat().st_mtime_ns > made
+
+
+def test_predictions_of_another_checkpoint_or_otherwise_made_are_not_kept(
+    raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
+    latest = house.fold / "checkpoint_latest"
+    latest.mkdir()
+    write_json(latest / "checkpoint.json", {"epoch": 7})
+    os.utime(latest / "checkpoint.json", ns=(0, 0))
+    house.validate()
+    (file,) = house.fold.glob("validation/*.nii.gz")
+    made = file.stat().st_mtime_ns
+    house.validate(checkpoint="latest")
+    assert file.stat().st_mtime_ns > made
+    assert json.loads((house.fold / "validation" / "predicted_with.json").read_text())["epoch"] == 7
+    made = file.stat().st_mtime_ns
+    house.validate(checkpoint="latest")
+    assert file.stat().st_mtime_ns == made
+    house.plan = dataclasses.replace(house.plan, inference=InferencePlan(mirror=False))
+    house.validate(checkpoint="latest")
+    assert file.stat().st_mtime_ns > made
+
+
+def test_how_to_predict_is_the_given_plans(raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
+    segment, mirrored = validate.segment_preprocessed, []
+
+    def noted(predictor: Predictor, *arguments: object) -> object:
+        mirrored.append(predictor.plan.inference.mirror)
+        return segment(predictor, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(validate, "segment_preprocessed", noted)
+    house.plan = dataclasses.replace(house.plan, inference=InferencePlan(mirror=False))
+    house.validate()
+    assert mirrored == [False]
+
+
+def test_the_folds_of_the_training_are_validated(
+    raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = build(raw_dataset(cases=3), (3.0, 1.0, 0.8), monkeypatch)
+    own = house.fold.parent / "splits.json"
+    write_json(own, [{"train": ["case_000", "case_001"], "val": ["case_002"]}])
+    write_json(
+        house.paths.preprocessed / house.raw.name / "splits.json",
+        [{"train": ["case_001", "case_002"], "val": ["case_000"]}],
+    )
+    house.validate()
+    assert [path.name for path in house.fold.glob("validation/*.nii.gz")] == ["case_002.nii.gz"]
+    write_json(own, [{"train": ["case_000", "case_001"], "val": ["case_002", "case_009"]}])
+    with pytest.raises(DatasetError, match=r"fold 0 are not in .*: case_009"):
+        house.validate()
+
+
+def test_missing_arrays_are_named(raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
+    for file in house.paths.configuration_folder(house.raw.name, "axis0").glob("case_*.b2nd"):
+        file.unlink()
+    with pytest.raises(PlanError, match="1 of 1 cases are not preprocessed"):
+        house.validate()
+
+
+def test_nothing_trained_at_all(raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
+    monkeypatch.undo()
+    shutil.rmtree(house.fold.parent)
+    with pytest.raises(ModelError, match=r"fold 0 of .* has no checkpoint .*folds with one: none.*Train it"):
+        house.validate()
+    assert not house.fold.exists()
 
 
 def test_raw_data_outside_the_roots_are_found_again(
