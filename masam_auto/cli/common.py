@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import logging
 import os
 import signal
 import sys
@@ -14,7 +15,8 @@ from types import FrameType
 from masam_auto import __version__
 from masam_auto.core.errors import Interrupted, MasamError
 from masam_auto.core.jsonio import WRITE_FAILURES
-from masam_auto.core.log import setup_logging
+from masam_auto.core.log import LOGGER_NAME, setup_logging
+from masam_auto.core.parallel import is_out_of_memory
 from masam_auto.core.paths import Paths, find_dataset_name, resolve_paths
 
 Main = Callable[[Sequence[str] | None], int]
@@ -56,14 +58,9 @@ def run(main: Main, arguments: Sequence[str] | None = None) -> int:
             where = f"{error.filename}: " if error.filename else ""
             return _report(f"{where}{os.strerror(error.errno or 0)}. Check the disk and the permissions.", FAILED)
         except (MemoryError, RuntimeError) as error:
-            if not (isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"):
+            if not is_out_of_memory(error):
                 raise
-            traceback.print_exc()
-            return _report(
-                "not enough memory. Use fewer workers (--workers), a smaller batch (--set CONFIGURATION.batch_size=1), "
-                "or another device (-device cpu).",
-                FAILED,
-            )
+            return _report_memory(error)
         except KeyboardInterrupt:
             return _report("interrupted. Files that were finished are kept.", INTERRUPTED)
         except Terminated:
@@ -194,6 +191,18 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _report_memory(error: BaseException) -> int:
+    """Say what ran out of memory and what helps; with --verbose after the traceback."""
+    if logging.getLogger(LOGGER_NAME).isEnabledFor(logging.DEBUG):
+        traceback.print_exception(error)
+    what = " ".join(str(error).split()) if isinstance(error, MemoryError) else ""
+    return _report(
+        f"not enough memory{f' ({what})' if what else ''}. Use fewer workers (--workers), a smaller batch "
+        "(--set CONFIGURATION.batch_size=1), or another device (-device cpu).",
+        FAILED,
+    )
 
 
 def _report(message: str, code: int) -> int:

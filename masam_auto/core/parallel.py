@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -15,6 +16,8 @@ from masam_auto.core.log import LOGGER_NAME, progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+ALLOCATOR_FAILURES = ("DefaultCPUAllocator", "std::bad_alloc")
 
 
 def map_cases(
@@ -35,6 +38,7 @@ def map_cases(
     Raises:
         CaseErrors: some items failed with a MasamError.
         OutputError: a result could not be written.
+        MemoryError: an item needed more memory than there is; the message names it, the cause holds the traceback.
         RuntimeError: an item failed with a bug (name and worker's traceback inside) or a worker died, most often
             for want of memory.
     """
@@ -42,6 +46,8 @@ def map_cases(
     problems: dict[int, str] = {}
     outcomes = _in_process(function, items) if workers == 0 else _in_pool(function, items, names, what, workers)
     for index, result, problem in progress(outcomes, what=what, total=len(items)):
+        if isinstance(problem, _OutOfMemory):
+            raise MemoryError(f"{what} of {names[index]}") from RuntimeError(problem)
         if isinstance(problem, _Bug):
             raise RuntimeError(f"{what} failed for {names[index]}:\n{problem}")
         if isinstance(problem, _Unwritable):
@@ -68,6 +74,30 @@ def choose_workers(*, memory_per_case: float, available: float, cores: int | Non
     return max(1, min(cores, int(0.7 * available / max(memory_per_case, 1.0))))
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception, or what it was raised from, says that memory ran out, in Python, numpy or torch.
+
+    torch's allocators are told by name and message: the one for the CPU raises a plain RuntimeError, and naming the
+    class of the others would import torch.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        plain = isinstance(cause, RuntimeError) and any(text in str(cause) for text in ALLOCATOR_FAILURES)
+        if isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError" or plain:
+            return True
+        cause = cause.__cause__
+    return False
+
+
+def end_with_parent() -> None:
+    """In a worker process: watch the parent from a thread, and end when it is gone, however it ended."""
+    threading.Thread(target=_wait_for_parent, name="end with parent", daemon=True).start()
+
+
+class _OutOfMemory(str):
+    """A traceback from a worker that ran out of memory, as text."""
+
+
 class _Bug(str):
     """A traceback from a worker, as text."""
 
@@ -85,8 +115,8 @@ def _guarded(function: Callable[[Item], Result], item: Item) -> tuple[Any, str |
         return None, "; ".join(error.problems)
     except MasamError as error:
         return None, str(error)
-    except Exception:  # a bug: its traceback must cross the process boundary as text
-        return None, _Bug(traceback.format_exc())
+    except Exception as error:  # its traceback must cross the process boundary as text
+        return None, (_OutOfMemory if is_out_of_memory(error) else _Bug)(traceback.format_exc())
 
 
 def _in_process(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Any, str | None]]:
@@ -95,10 +125,18 @@ def _in_process(function: Callable[[Item], Result], items: Sequence[Item]) -> It
 
 
 def _quiet_worker() -> None:
-    """Workers compute on one thread each and leave interrupts to the parent."""
+    """Workers compute on one thread each, leave interrupts to the parent and do not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     os.environ["OMP_NUM_THREADS"] = "1"
     logging.getLogger(LOGGER_NAME).setLevel(logging.WARNING)
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _in_pool(

@@ -1,7 +1,6 @@
 """Every decision, with its reason. Made by `stages.plan`, edited by people, obeyed by everything else."""
 
 import dataclasses
-import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,11 +8,17 @@ from typing import Any, Literal
 
 import msgspec
 
+from masam_auto.core.checks import check, check_finite, check_name, check_range
 from masam_auto.core.errors import PlanError
 from masam_auto.core.geometry import Shape, Triple
 from masam_auto.core.jsonio import digest, to_plain
 
 Range = tuple[float, float]
+# From electron microscopes (nanometres) to far beyond any scanner; outside, a number was mistyped.
+SPACING_LIMITS = (1e-6, 1e4)
+CANVAS_LIMITS = (16, 4096)
+# Above zero, for factors that a logarithm or a power is taken of.
+SMALLEST_FACTOR = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +35,19 @@ class NormalizationPlan:
     std: float = 1.0
     lower: float = 0.0
     upper: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_finite("normalization", self)
+        check(self.std >= 0, f"normalization.std must not be negative, got {self.std}")
+        # a channel whose foreground has one value has no deviation, and is clipped to that value
+        check(
+            self.std > 0 or self.scheme != "ct" or self.lower == self.upper,
+            f"normalization.std must be above 0 for scheme ct, got {self.std}",
+        )
+        check(
+            self.lower <= self.upper,
+            f"normalization.lower must not be above normalization.upper, got {self.lower} and {self.upper}",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,32 +78,39 @@ class Configuration:
     accumulation: int = 1
 
     def __post_init__(self) -> None:
+        check_name("a configuration's name", self.name)
         where = f"configuration {self.name}"
-        _check(
+        check(
             sorted(self.axis_order) == [0, 1, 2],
             f"{where}: axis_order must be a permutation of 0, 1, 2, got {self.axis_order}",
         )
-        _check(
-            all(math.isfinite(s) and s > 0 for s in self.spacing),
-            f"{where}: spacing must be positive, got {self.spacing}",
+        check(
+            all(SPACING_LIMITS[0] <= s <= SPACING_LIMITS[1] for s in self.spacing),
+            f"{where}: spacing must be positive and within {SPACING_LIMITS[0]:g}..{SPACING_LIMITS[1]:g} mm, "
+            f"got {self.spacing}",
         )
-        _check(
+        check(
             self.window >= 1 and self.window % 2 == 1, f"{where}: window must be odd and at least 1, got {self.window}"
         )
-        _check(min(self.canvas) >= 16, f"{where}: canvas sides must be at least 16 px, got {self.canvas}")
-        _check(
+        check(
+            all(CANVAS_LIMITS[0] <= side <= CANVAS_LIMITS[1] for side in self.canvas),
+            f"{where}: canvas sides must be at least {CANVAS_LIMITS[0]} and at most {CANVAS_LIMITS[1]} px, "
+            f"got {self.canvas}",
+        )
+        check(
             0.05 <= self.magnification <= 64,
             f"{where}: magnification must be within 0.05..64, got {self.magnification}",
         )
-        _check(
-            set(self.mirror_axes) <= {0, 1, 2}, f"{where}: mirror_axes must be among 0, 1, 2, got {self.mirror_axes}"
+        check(
+            set(self.mirror_axes) <= {0, 1, 2} and len(set(self.mirror_axes)) == len(self.mirror_axes),
+            f"{where}: mirror_axes must be among 0, 1, 2, each at most once, got {self.mirror_axes}",
         )
-        _check(
+        check(
             self.batch_size >= 1 and self.accumulation >= 1, f"{where}: batch_size and accumulation must be at least 1"
         )
-        _check(len(self.normalization) >= 1, f"{where}: normalization needs one entry a channel")
+        check(len(self.normalization) >= 1, f"{where}: normalization needs one entry a channel")
         orders = (self.order_image, self.order_labels, self.order_slices)
-        _check(
+        check(
             all(order in (0, 1, 3) for order in orders),
             f"{where}: interpolation orders must be 0, 1 or 3, got {orders}",
         )
@@ -123,9 +148,10 @@ class NetworkPlan:
     prompt: Literal["none", "box"] = "none"
 
     def __post_init__(self) -> None:
-        _check(self.increment_rank >= 1, f"network.increment_rank must be at least 1, got {self.increment_rank}")
-        _check(self.adapter_channels >= 1, f"network.adapter_channels must be at least 1, got {self.adapter_channels}")
-        _check(
+        check_finite("network", self)
+        check(self.increment_rank >= 1, f"network.increment_rank must be at least 1, got {self.increment_rank}")
+        check(self.adapter_channels >= 1, f"network.adapter_channels must be at least 1, got {self.adapter_channels}")
+        check(
             0 <= self.increment_dropout < 1,
             f"network.increment_dropout must be within 0..1, got {self.increment_dropout}",
         )
@@ -156,6 +182,21 @@ class AugmentationPlan:
     noise: Range = (0.0, 0.1)
     erasing_probability: float = 0.1
     erasing: Range = (0.05, 0.25)
+
+    def __post_init__(self) -> None:
+        where = "training.augmentation"
+        check_finite(where, self)
+        for name in ("spatial_probability", "intensity_probability", "erasing_probability"):
+            chance = getattr(self, name)
+            check(0 <= chance <= 1, f"{where}.{name} must be within 0..1, got {chance}")
+        for name in ("rotation", "translation", "brightness", "sharpness"):
+            check_range(f"{where}.{name}", getattr(self, name))
+        for name in ("scaling", "gamma", "contrast"):
+            check_range(f"{where}.{name}", getattr(self, name), low=SMALLEST_FACTOR)
+        check_range(f"{where}.shear", self.shear, low=-60, high=60)
+        check_range(f"{where}.posterise", self.posterise, low=2)
+        check_range(f"{where}.noise", self.noise, low=0)
+        check_range(f"{where}.erasing", self.erasing, low=0, high=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,18 +229,23 @@ class TrainingPlan:
     seed: int = 12345
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             self.num_epochs >= 1 and self.steps_per_epoch >= 1,
             "training.num_epochs and steps_per_epoch must be at least 1",
         )
-        _check(self.learning_rate > 0, f"training.learning_rate must be positive, got {self.learning_rate}")
-        _check(self.weight_decay >= 0, f"training.weight_decay must not be negative, got {self.weight_decay}")
-        _check(0 <= self.weight_average < 1, f"training.weight_average must be within 0..1, got {self.weight_average}")
-        _check(
+        check_finite("training", self)
+        for name in ("seed", "warmup_steps", "gradient_clip"):
+            value = getattr(self, name)
+            check(value >= 0, f"training.{name} must not be negative, got {value}")
+        check(self.schedule_exponent > 0, f"training.schedule_exponent must be above 0, got {self.schedule_exponent}")
+        check(self.learning_rate > 0, f"training.learning_rate must be positive, got {self.learning_rate}")
+        check(self.weight_decay >= 0, f"training.weight_decay must not be negative, got {self.weight_decay}")
+        check(0 <= self.weight_average < 1, f"training.weight_average must be within 0..1, got {self.weight_average}")
+        check(
             0 <= self.foreground_fraction <= 1,
             f"training.foreground_fraction must be within 0..1, got {self.foreground_fraction}",
         )
-        _check(
+        check(
             min(self.loss_weights) >= 0 and sum(self.loss_weights) > 0,
             f"training.loss_weights must not be negative, got {self.loss_weights}",
         )
@@ -221,10 +267,10 @@ class InferencePlan:
     mirror: bool = True
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             self.slice_stride >= 1 and self.max_slices >= 1, "inference.slice_stride and max_slices must be at least 1"
         )
-        _check(0 <= self.tile_overlap < 1, f"inference.tile_overlap must be within 0..1, got {self.tile_overlap}")
+        check(0 <= self.tile_overlap < 1, f"inference.tile_overlap must be within 0..1, got {self.tile_overlap}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -244,13 +290,15 @@ class Plan:
     reasons: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check(
+        check_name("the plan's name", self.name)
+        check_finite("plan", self)
+        check(
             self.default_configuration in self.configurations,
             f"default_configuration {self.default_configuration!r} is not among {list(self.configurations)}",
         )
         for name, configuration in self.configurations.items():
-            _check(name == configuration.name, f"configuration {name!r} calls itself {configuration.name!r}")
-            _check(
+            check(name == configuration.name, f"configuration {name!r} calls itself {configuration.name!r}")
+            check(
                 len(configuration.normalization) == len(self.channel_names),
                 f"configuration {name}: {len(configuration.normalization)} normalisations for {len(self.channel_names)} channels",
             )
@@ -318,8 +366,3 @@ def _replaced(section: Any, keys: list[str], text: str, assignment: str) -> Any:
         raise PlanError(f"--set {assignment}: {error}") from error
     except PlanError as error:
         raise PlanError(f"--set {assignment}: {error}") from error
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise PlanError(message)

@@ -3,9 +3,8 @@
 import contextlib
 import itertools
 import multiprocessing
-import os
+import queue
 import signal
-import threading
 import traceback
 from collections.abc import Iterator
 from typing import Any, Self
@@ -17,9 +16,12 @@ from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAu
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 
 from masam_auto.core.errors import MasamError, ModelError
+from masam_auto.core.parallel import end_with_parent, is_out_of_memory
 from masam_auto.learning.sampling import CaseStore, Sampling, make_window
 
 CACHE_SHARE = 0.25
+# How often a waiting training looks whether its workers live, and how long it waits for the thread that reads them.
+LOOK_SECONDS, LEAVE_SECONDS = 0.5, 2.0
 
 
 class BatchLoader:
@@ -38,25 +40,33 @@ class BatchLoader:
         self.next_number, self.step = first, max(workers, 1)
 
     def set_thread_id(self, thread: int) -> None:
-        """Called by batchgenerators in the worker process: take its share, one thread, and end with the parent."""
+        """Called by batchgenerators in the worker process: take its share, one thread, and end with the parent.
+
+        Signals to the process group are the parent's business; a worker that they ended could leave half a batch in
+        its pipe, which nobody can read past.
+        """
         self.next_number += thread
         torch.set_num_threads(1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        end_with_parent()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        """{"data": (B, N, C, H, W) float32, "target": (B, N, H, W) int16} or {"error": text, "mendable": bool}."""
+        """{"data": (B, N, C, H, W) float32, "target": (B, N, H, W) int16} or {"error": text, "kind": str}.
+
+        The kind is "mendable" for what a MasamError said, "memory" or "bug" for a traceback.
+        """
         epoch, within = divmod(self.next_number, self.per_epoch)
         self.next_number += self.step
         try:
             return make_batch(self.store, self.sampling, epoch, within * self.batch_size, self.batch_size)
         except MasamError as error:
-            return {"error": str(error), "mendable": True}
-        except Exception:  # a bug: its traceback must cross the process boundary as text
-            return {"error": traceback.format_exc(), "mendable": False}
+            return {"error": str(error), "kind": "mendable"}
+        except Exception as error:  # its traceback must cross the process boundary as text
+            return {"error": traceback.format_exc(), "kind": "memory" if is_out_of_memory(error) else "bug"}
 
 
 def make_batch(store: CaseStore, sampling: Sampling, epoch: int, first: int, size: int) -> dict[str, Any]:
@@ -74,20 +84,24 @@ def open_batches(loader: BatchLoader, workers: int) -> Iterator[Iterator[dict[st
 
     Raises (while iterating):
         MasamError: a case could not be read.
+        MemoryError: preparing a window needed more memory than there is.
         RuntimeError: a bug in a worker, with its traceback, or a worker that was killed.
     """
     if workers == 0:
         yield _checked(SingleThreadedAugmenter(loader, None))
         return
-    with _spawning():
-        augmenter = MultiThreadedAugmenter(loader, None, num_processes=workers, wait_time=0.002)
-        augmenter.restart()
+    augmenter = None
     try:
-        batches = _checked(augmenter)
+        with _spawning():
+            augmenter = MultiThreadedAugmenter(loader, None, num_processes=workers, wait_time=0.002)
+            with _signals_later():
+                augmenter.restart()
+        batches = _checked(_received(augmenter))
         first = next(batches)  # so that the start of the workers is not taken for waiting
         yield itertools.chain([first], batches)
     finally:
-        augmenter._finish()  # batchgenerators has no public name for it
+        if augmenter is not None:
+            _leave(augmenter)
 
 
 def cache_memory(workers: int) -> float:
@@ -105,17 +119,51 @@ def _checked(source: Iterator[dict[str, Any]]) -> Iterator[dict[str, np.ndarray]
                 "Try fewer workers, or --workers 0 to prepare them in the training process."
             ) from error
         if "error" in batch:
-            if batch["mendable"]:
+            if batch["kind"] == "mendable":
                 raise ModelError(batch["error"])
+            if batch["kind"] == "memory":
+                raise MemoryError("preparing training windows") from RuntimeError(batch["error"])
             raise RuntimeError(f"preparing training windows failed:\n{batch['error']}")
         yield batch
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _received(augmenter: MultiThreadedAugmenter) -> Iterator[dict[str, Any]]:
+    """The augmenter's batches in order. Its own iterator, once a worker died, reads pipes that may never answer."""
+    while True:
+        try:
+            yield augmenter.pin_memory_queue.get(timeout=LOOK_SECONDS)
+        except queue.Empty:
+            if not all(process.is_alive() for process in augmenter._processes):
+                raise RuntimeError("a worker process died") from None
+
+
+def _leave(augmenter: MultiThreadedAugmenter) -> None:
+    """Stop workers without reading what they still send. They write no files, so that killing them harms nothing.
+
+    Source: stands for batchgenerators' `_finish`, which empties the pipes and waits for ever at half a message.
+    """
+    augmenter.abort_event.set()
+    if augmenter.pin_memory_thread is not None:
+        augmenter.pin_memory_thread.join(timeout=LEAVE_SECONDS)
+    for process in augmenter._processes:
+        process.kill()
+    for process in augmenter._processes:
+        process.join()
+    augmenter._processes, augmenter._queues = [], []
+    augmenter.was_initialized = False  # so that its destructor finds nothing left to do
+
+
+@contextlib.contextmanager
+def _signals_later() -> Iterator[None]:
+    """Hold back the signals that end a program. Processes started meanwhile never get them, while still importing."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where signals are not sent to process groups
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

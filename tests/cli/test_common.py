@@ -13,6 +13,7 @@ import pytest
 
 from masam_auto.cli.common import fold, known_dataset, make_parser, positive_number, run, start, whole_number
 from masam_auto.core.errors import CaseErrors, DatasetError
+from masam_auto.core.log import setup_logging
 from masam_auto.core.paths import Paths
 
 COMMANDS = ("plan_and_preprocess", "extract_fingerprint", "plan", "preprocess", "train", "predict", "evaluate", "demo")
@@ -56,8 +57,29 @@ def test_full_disks_and_closed_folders_give_one_line(
 
 
 def test_want_of_memory_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging()
     assert raising(MemoryError()) == 2
-    assert "error: not enough memory" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith("error: not enough memory. Use fewer workers")
+    for error in (
+        MemoryError("preprocessing of case_001"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: you tried"),
+        type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"),
+    ):
+        assert raising(error) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: not enough memory") and message.count("\n") == 1
+        assert ("preprocessing of case_001" in message) == isinstance(error, MemoryError)
+
+
+def test_want_of_memory_shows_its_traceback_with_verbose(capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging(verbose=True)
+    try:
+        assert raising(MemoryError("preprocessing of case_001")) == 2
+    finally:
+        setup_logging()
+    message = capsys.readouterr().err
+    assert message.startswith("Traceback")
+    assert message.splitlines()[-1].startswith("error: not enough memory (preprocessing of case_001).")
 
 
 def test_interruptions_have_their_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,15 @@
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 
 from masam_auto.core.errors import CaseErrors, ImageError, OutputError
-from masam_auto.core.parallel import choose_workers, map_cases
+from masam_auto.core.parallel import choose_workers, is_out_of_memory, map_cases
 
 
 def square(value: int) -> int:
@@ -22,6 +28,14 @@ def buggy(value: int) -> int:
 
 def unwritable(value: int) -> int:
     raise OutputError(f"cannot write case{value}: no space left")
+
+
+def hungry(value: int) -> int:
+    if value == 1:
+        raise MemoryError("Unable to allocate 9 EiB")
+    if value == 2:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] . DefaultCPUAllocator: can't allocate memory: you tried")
+    return value
 
 
 def dying(value: int) -> int:
@@ -56,6 +70,74 @@ def test_a_bug_keeps_the_cases_name_and_the_workers_traceback(workers: int) -> N
 def test_a_full_disk_ends_it_at_once(workers: int) -> None:
     with pytest.raises(OutputError, match=r"^cannot write case\d: no space left$"):
         map_cases(unwritable, [1, 2, 3], names=["a", "b", "c"], what="preprocessing", workers=workers)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [1, 2])
+def test_want_of_memory_names_the_case_and_keeps_the_traceback_as_the_cause(workers: int, kind: int) -> None:
+    with pytest.raises(MemoryError, match=r"^preprocessing of large$") as error:
+        map_cases(hungry, [0, kind], names=["small", "large"], what="preprocessing", workers=workers)
+    assert "in hungry" in str(error.value.__cause__)
+
+
+def test_want_of_memory_is_told_from_bugs_also_as_a_cause() -> None:
+    outer = ValueError("decoding failed")
+    outer.__cause__ = MemoryError()
+    assert is_out_of_memory(outer)
+    assert is_out_of_memory(type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("worker died"))
+    assert not is_out_of_memory(ValueError("DefaultCPUAllocator"))
+
+
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from masam_auto.core.parallel import map_cases
+
+def wait(folder):
+    partial = Path(folder) / f"{os.getpid()}.partial"
+    partial.touch()
+    partial.rename(Path(folder) / f"{os.getpid()}.pid")
+    time.sleep(600)
+
+if __name__ == "__main__":
+    map_cases(wait, [sys.argv[1]] * 2, names=["a", "b"], what="waiting", workers=2)
+"""
+
+
+def running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until(condition: object, seconds: float = 60.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    script, folder = tmp_path / "parent.py", tmp_path / "pids"
+    script.write_text(PARENT)
+    folder.mkdir()
+    parent = subprocess.Popen([sys.executable, str(script), str(folder)])
+    pids: list[int] = []
+    try:
+        assert wait_until(lambda: len(list(folder.glob("*.pid"))) == 2), "the workers did not start"
+        pids = [int(path.stem) for path in folder.glob("*.pid")]
+        parent.kill()
+        parent.wait()
+        assert wait_until(lambda: not any(map(running, pids)), seconds=20), "workers outlive their parent"
+    finally:
+        parent.kill()
+        parent.wait()
+        for pid in filter(running, pids):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_a_worker_that_dies_is_named_with_a_remedy() -> None:

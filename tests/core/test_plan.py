@@ -9,6 +9,7 @@ import pytest
 from masam_auto.core.errors import PlanError
 from masam_auto.core.jsonio import read_json, to_plain, write_json
 from masam_auto.core.plan import (
+    AugmentationPlan,
     Configuration,
     InferencePlan,
     NetworkPlan,
@@ -88,6 +89,8 @@ def test_override_of_configurations_and_augmentation():
         ("axis0.canvas=448", "--set axis0.canvas=448"),
         ("training.augmentation=3", "name a field of augmentation"),
         ("training.augmentation.spin=3", "unknown field 'spin'"),
+        ("training.augmentation.scaling=0,1", "training.augmentation.scaling must be at least 0.001"),
+        ("training.learning_rate=nan", "--set training.learning_rate=nan"),
         ("training.num_epochs.more=3", "no fields of its own"),
         ("inference.depth=sideways", "--set inference.depth"),
     ],
@@ -104,7 +107,13 @@ def test_override_refuses_with_one_clear_line(assignment, message):
         ({"axis_order": (0, 0, 1)}, "permutation"),
         ({"spacing": (0.0, 1.0, 1.0)}, "spacing must be positive"),
         ({"window": 2}, "odd"),
+        ({"spacing": (1e-9, 1.0, 1.0)}, "spacing must be positive and within"),
+        ({"spacing": (1.0, 1.0, 1e6)}, "spacing must be positive and within"),
+        ({"spacing": (float("nan"), 1.0, 1.0)}, "spacing must be positive"),
         ({"canvas": (8, 64)}, "at least 16"),
+        ({"canvas": (64, 4112)}, "at most 4096"),
+        ({"mirror_axes": (1, 1)}, "each at most once"),
+        ({"name": "../axis0"}, "configuration's name"),
         ({"magnification": 0.0}, "magnification"),
         ({"mirror_axes": (3,)}, "mirror_axes"),
         ({"batch_size": 0}, "batch_size"),
@@ -126,6 +135,15 @@ def test_configuration_refuses_nonsense(changes, message):
         {"weight_average": 1.0},
         {"foreground_fraction": 1.5},
         {"loss_weights": (0.0, 0.0)},
+        {"loss_weights": (float("inf"), 0.0)},
+        {"seed": -1},
+        {"warmup_steps": -1},
+        {"gradient_clip": -0.5},
+        {"gradient_clip": float("nan")},
+        {"schedule_exponent": 0.0},
+        {"schedule_exponent": float("inf")},
+        {"learning_rate": float("inf")},
+        {"weight_decay": float("inf")},
     ],
 )
 def test_training_refuses_nonsense(changes):
@@ -133,8 +151,75 @@ def test_training_refuses_nonsense(changes):
         dataclasses.replace(TrainingPlan(), **changes)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({name: (0.5, 0.4)} for name in ("rotation", "shear", "translation", "brightness", "sharpness", "noise")),
+        *({name: (1.5, 1.4)} for name in ("scaling", "gamma", "contrast")),
+        *({name: (0.0, 1.0)} for name in ("scaling", "gamma", "contrast")),
+        *({name: (0.1, float("nan"))} for name in ("rotation", "noise", "scaling", "erasing")),
+        *({f"{name}_probability": value} for name in ("spatial", "intensity", "erasing") for value in (-0.1, 1.1)),
+        {"spatial_probability": float("nan")},
+        {"shear": (-61.0, 0.0)},
+        {"shear": (0.0, 90.0)},
+        {"translation": (0.0, float("inf"))},
+        {"posterise": (1, 8)},
+        {"posterise": (64, 16)},
+        {"noise": (-0.1, 0.1)},
+        {"erasing": (-0.1, 0.1)},
+        {"erasing": (0.1, 1.1)},
+    ],
+)
+def test_augmentation_refuses_nonsense(changes):
+    with pytest.raises(PlanError, match=f"training.augmentation.{next(iter(changes))} must") as caught:
+        dataclasses.replace(AugmentationPlan(), **changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mean": float("nan")}, "normalization.mean must be finite"),
+        ({"upper": float("inf")}, "normalization.upper must be finite"),
+        ({"std": -1.0}, "std must not be negative"),
+        ({"scheme": "ct", "std": 0.0, "upper": 9.0}, "std must be above 0"),
+        ({"lower": 2.0, "upper": 1.0}, "lower must not be above"),
+    ],
+)
+def test_normalization_refuses_nonsense(changes, message):
+    with pytest.raises(PlanError, match=message):
+        NormalizationPlan(**({"scheme": "zscore"} | changes))
+
+
+def test_a_channel_of_one_value_can_be_planned():
+    for scheme in ("ct", "zscore"):
+        constant = NormalizationPlan(scheme=scheme, mean=7.0, std=0.0, lower=7.0, upper=7.0)
+        assert dataclasses.replace(CONFIGURATION, normalization=(constant,)).normalization == (constant,)
+
+
+@pytest.mark.parametrize("name", ["", ".", ".hidden", "a/b", "../up", "a__b", "a b", "naïve", "a\n"])
+def test_names_that_cannot_be_folders_are_refused(name):
+    with pytest.raises(PlanError, match="the plan's name must be made of"):
+        dataclasses.replace(PLAN, name=name)
+
+
+def test_names_that_can_be_folders_are_taken():
+    for name in ("masam", "v1.2-test_B", "_x", "2"):
+        assert dataclasses.replace(PLAN, name=name).name == name
+
+
+def test_a_whole_plan_must_be_finite():
+    with pytest.raises(PlanError, match="gpu_memory_gb must be finite"):
+        dataclasses.replace(PLAN, gpu_memory_gb=float("nan"))
+
+
 def test_network_and_inference_refuse_nonsense():
-    for changes in ({"increment_rank": 0}, {"adapter_channels": 0}, {"increment_dropout": 1.0}):
+    for changes in (
+        {"increment_scale": float("inf")},
+        {"increment_rank": 0},
+        {"adapter_channels": 0},
+        {"increment_dropout": 1.0},
+    ):
         with pytest.raises(PlanError, match=next(iter(changes))):
             dataclasses.replace(PLAN.network, **changes)
     for wrong in ({"slice_stride": 0}, {"max_slices": 0}, {"tile_overlap": 1.0}):
@@ -189,6 +274,9 @@ def test_plan_survives_its_file_and_edits_by_hand(tmp_path):
         (("training", "epochs"), 3, "unknown fields: training.epochs"),
         (("configurations", "axis0", "window"), 4, "odd"),
         (("configurations", "axis0", "spacing"), [1.0, 1.0], "spacing"),
+        (("training", "augmentation", "gamma"), [-1.0, 1.0], "training.augmentation.gamma must be at least 0.001"),
+        (("training", "seed"), -3, "training.seed must not be negative"),
+        (("name",), "../elsewhere", "the plan's name"),
         (("default_configuration",), "axis7", "axis7"),
         (("network", "weights"), "imagenet", "weights"),
     ],

@@ -128,7 +128,6 @@ def test_half_a_message_of_a_killed_worker_holds_nobody_up(
             made.append(self)
 
     monkeypatch.setattr(module, "MultiThreadedAugmenter", Recorded)
-    monkeypatch.setattr(module, "LEAVE_SECONDS", 0.1)
     errors: list[BaseException] = []
 
     def consume() -> None:
