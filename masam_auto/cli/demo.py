@@ -36,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=whole_number, default=1, metavar="N", help="of the made-up patients")
     parser.add_argument(
         "--budget",
-        default="150s",
+        default="700steps",
         metavar="AMOUNT",
-        help="of training, as masam_train takes it: 150s, 10min, 20epochs; more gives better results",
+        help="of training, as masam_train takes it: 700steps, 10min, 20epochs; more gives better results",
     )
     parser.add_argument("--overwrite", action="store_true", help="delete an earlier demo in FOLDER and start anew")
     parsed = parser.parse_args(arguments)
