@@ -86,7 +86,7 @@ def _collapsed(fold: dict[str, list[str]], owner: dict[str, Case], count: int, *
     for side in ("train", "val"):
         if unknown := [name for name in fold[side] if name not in owner]:
             raise PlanError(
-                f"{where}: unknown cases in {side}: {', '.join(unknown[:5])}. Delete the file to make new splits."
+                f"{where}: unknown cases in {side}: {', '.join(unknown[:5])}. Take them out, add their cases, or remove the file to make new folds for new trainings."
             )
         sides[side] = tuple(dict.fromkeys(owner[name].identifier for name in fold[side]))
         if not sides[side]:
