@@ -120,26 +120,10 @@ def read_dataset_plan(paths: Paths, dataset_name: str) -> "Plan":
 
 
 def preprocess_step(dataset: "Dataset", plan: "Plan", paths: Paths, parsed: argparse.Namespace) -> None:
-    """Preprocess as planned; folds and dataset.json are laid beside the arrays. Folds that are there stay."""
-    from masam_auto.core.splits import make_splits, read_splits, write_splits
+    """Preprocess as planned."""
     from masam_auto.stages.preprocess import preprocess_dataset
-    from masam_auto.stages.validate import RAW_DATA_NAME
 
     names = [plan.configuration(name).name for name in parsed.configurations or plan.configurations]
-    folder = paths.preprocessed / dataset.name
-    write_json(folder / "dataset.json", dataset.description.raw)
-    write_json(folder / RAW_DATA_NAME, {"folder": str(dataset.folder.absolute())})
-    if (folder / "splits.json").is_file():
-        splits = read_splits(folder / "splits.json", dataset.cases)
-        known = {name for split in splits for name in (*split.train, *split.val)}
-        if new := [case.identifier for case in dataset.cases if case.identifier not in known]:
-            logger.warning(
-                "%s of %s cases stand in no fold of %s (%s): they were added after the folds were made. They are preprocessed, but "
-                "only fold `all` learns from them. Put them into the file, or remove it to make new folds for new trainings.",
-                len(new), len(dataset.cases), folder / "splits.json", ", ".join(new[:5]),
-            )  # fmt: skip
-    else:
-        write_splits(folder / "splits.json", make_splits([c.identifier for c in dataset.cases]), dataset.cases)
     if parsed.overwrite:
         for name in names:
             shutil.rmtree(paths.configuration_folder(dataset.name, name), ignore_errors=True)

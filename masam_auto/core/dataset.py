@@ -11,8 +11,6 @@ from masam_auto.core.errors import DatasetError
 from masam_auto.core.labels import Labels, parse_labels
 from masam_auto.core.paths import DATASET_NAME, Paths, find_dataset_name
 
-COLOUR_CHANNELS = ("r", "g", "b", "red", "green", "blue")
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetDescription:

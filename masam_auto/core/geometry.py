@@ -104,23 +104,10 @@ class CaseProperties:
         """Shape after cropping and permuting, before resampling."""
         return permute(self.cropped_shape, self.axis_order)
 
-    @property
-    def permuted_spacing(self) -> Triple:
-        """Original spacing in the permuted order, mm."""
-        return permute(self.geometry.spacing, self.axis_order)
-
 
 def permute(values: tuple, order: tuple[int, int, int]) -> tuple:
     """Reorder a triple as `np.transpose(array, order)` reorders axes."""
     return tuple(values[axis] for axis in order)
-
-
-def inverse_order(order: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The permutation that undoes `order`."""
-    inverse = [0, 0, 0]
-    for position, axis in enumerate(order):
-        inverse[axis] = position
-    return (inverse[0], inverse[1], inverse[2])
 
 
 def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:

@@ -76,16 +76,6 @@ class Labels:
         """Channels of the network's logits: K + 1 with background for softmax, the number of regions for sigmoid."""
         return len(self.foreground) if self.has_regions else len(self.foreground) + 1
 
-    @property
-    def sided_pairs(self) -> tuple[tuple[str, str], ...]:
-        """Pairs of classes whose names differ only by a side word (left/right, anterior/posterior, ...)."""
-        names = list(self.foreground)
-        return tuple((a, b) for i, a in enumerate(names) for b in names[i + 1 :] if _side_of(a, b) is not None)
-
-    def side_words(self, a: str, b: str) -> tuple[str, str] | None:
-        """The side words that tell two class names apart, e.g. ("left", "right"), or None."""
-        return _side_of(a, b)
-
 
 def parse_labels(raw: dict, regions_class_order: list | None) -> Labels:
     """Read the "labels" entry of dataset.json.

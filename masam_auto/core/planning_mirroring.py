@@ -15,7 +15,7 @@ from masam_auto.core.labels import named_sides
 
 LOOK_ALIKE = 0.5  # shared histogram area from which on two classes cannot be told apart by intensity
 # Share of cases in which the centroids come in the same order. Source: ours; on Hippocampus mirroring along an axis with
-# a share of 0.93 still cost 0.009 Dice in a short training (documentation/decisions.md).
+# a share of 0.93 still cost 0.008 Dice in a short training (documentation/decisions.md).
 SAME_ORDER = 0.90
 FEWEST_CASES = 3  # two cases agree by chance half of the time
 ALONG = 0.5  # an image axis runs along an anatomical one within 60 degrees

@@ -22,11 +22,6 @@ class SliceWindow:
         return slice(max(0, -self.start), min(self.length, depth - self.start))
 
 
-def centred_window(centre: int, length: int) -> SliceWindow:
-    """The window whose middle slice is `centre`."""
-    return SliceWindow(start=centre - length // 2, length=length)
-
-
 def covering_windows(depth: int, length: int, stride: int) -> tuple[SliceWindow, ...]:
     """Windows of `length` slices whose starts are at most `stride` apart and which cover `depth` slices.
 

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import torch
 
+from masam_auto.core.companions import write_companions
 from masam_auto.core.dataset import Case, Dataset, DatasetDescription
 from masam_auto.core.errors import DatasetError, MasamError, ModelError, OutputError, PlanError
 from masam_auto.core.geometry import CaseProperties, Geometry
@@ -186,7 +187,7 @@ def preprocess_dataset(
     configurations: Sequence[str] | None = None,
     workers: int | None = None,
 ) -> None:
-    """Preprocess all training cases of a data set, each read once for all configurations.
+    """Preprocess all training cases of a data set, each read once for all configurations, and lay its folds beside them.
 
     Cases whose files are there, and newer than the raw ones, are skipped; arrays of another plan, or of other labels,
     are removed and made again.
@@ -201,11 +202,12 @@ def preprocess_dataset(
     Raises:
         CaseErrors: cases that cannot be preprocessed, all together.
         OutputError: the folder is not writable or the disk is full.
-        PlanError: unknown configuration, or arrays of a newer version of masam_auto.
+        PlanError: unknown configuration, folds that do not fit the data set, or arrays of a newer version of masam_auto.
     """
+    chosen = [plan.configuration(name) for name in configurations or plan.configurations]
+    write_companions(dataset, paths.preprocessed / dataset.name)
     folders = []
-    for name in plan.configurations if configurations is None else configurations:
-        configuration = plan.configuration(name)
+    for configuration in chosen:
         folder = paths.configuration_folder(dataset.name, configuration.name)
         _prepare_folder(folder, configuration, dataset.description.labels)
         folders.append((configuration, folder))

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from masam_auto.core.companions import RAW_DATA_NAME
 from masam_auto.core.dataset import Case, Dataset, open_dataset
 from masam_auto.core.errors import DatasetError
 from masam_auto.core.geometry import CaseProperties
@@ -25,7 +26,6 @@ from masam_auto.stages.preprocess import check_preprocessed
 
 logger = logging.getLogger(__name__)
 
-RAW_DATA_NAME = "raw_data.json"
 RECORD_NAME = "predicted_with.json"
 
 

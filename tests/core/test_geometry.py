@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from masam_auto.core.errors import ImageError
-from masam_auto.core.geometry import CaseProperties, Geometry, inverse_order, permute
+from masam_auto.core.geometry import CaseProperties, Geometry, permute
 from masam_auto.core.jsonio import read_json, write_json
 
 GRID = Geometry(shape=(4, 6, 5), spacing=(3.0, 1.0, 0.8), origin=(1.0, 2.0, 3.0))
@@ -76,7 +76,6 @@ def properties(**changes: Any) -> CaseProperties:
 def test_case_properties() -> None:
     case = properties()
     assert case.cropped_shape == (3, 6, 3) and case.permuted_shape == (3, 3, 6)
-    assert case.permuted_spacing == (0.8, 3.0, 1.0)
     for crop in (((0, 5), (0, 6), (0, 5)), ((2, 2), (0, 6), (0, 5)), ((-1, 4), (0, 6), (0, 5))):
         with pytest.raises(ImageError, match="does not lie within shape"):
             properties(crop=crop)
@@ -92,7 +91,6 @@ def test_case_properties_survive_json(tmp_path: Path, raw_data: ModuleType) -> N
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations((0, 1, 2))))
-def test_permutations_agree_with_numpy_and_undo_each_other(order: tuple[int, int, int]) -> None:
+def test_permutations_agree_with_numpy(order: tuple[int, int, int]) -> None:
     shape = (4, 6, 5)
     assert permute(shape, order) == np.transpose(np.empty(shape), order).shape
-    assert permute(permute(shape, order), inverse_order(order)) == shape

@@ -7,7 +7,6 @@ import pytest
 
 from masam_auto.core.windows import (
     SliceWindow,
-    centred_window,
     covering_starts,
     covering_windows,
     gaussian_weights,
@@ -39,12 +38,6 @@ def test_indices_repeat_the_nearest_slice_beyond_the_ends():
     assert window.indices(2).tolist() == [0, 0, 0, 1, 1]
     assert window.inside(2) == slice(2, 4)
     assert SliceWindow(start=3, length=3).indices(4).tolist() == [3, 3, 3]
-
-
-@pytest.mark.parametrize("length", [1, 3, 4, 5])
-def test_centred_window_holds_its_centre_in_the_middle(length):
-    window = centred_window(7, length)
-    assert window.length == length and window.indices(20)[length // 2] == 7
 
 
 def test_starts_of_tiles_are_even_and_end_with_the_axis():

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 from dataset_conversion.synthetic import FIELD_OF_VIEW, LABELS, OTHER_SPACINGS, make_case, write_synthetic_dataset
 from masam_auto.core.dataset import open_dataset
 from masam_auto.core.errors import OutputError
+from masam_auto.core.labels import named_sides
 from masam_auto.core.paths import Paths
 
 
@@ -26,7 +27,7 @@ def test_written_data_set_opens_in_the_raw_format(raw: Path) -> None:
     assert len(dataset.cases) == 6
     assert all(case.labels for case in dataset.cases)
     assert dataset.description.channel_names == ("CT",)
-    assert dataset.description.labels.sided_pairs == (("kidney_left", "kidney_right"),)
+    assert named_sides(list(dataset.description.labels.foreground)) == (("left", "right"),)
     held_out = {path.name for path in (dataset.folder / "imagesTs").iterdir()}
     assert held_out == {"demo_t000_0000.nii.gz", "demo_t001_0000.nii.gz"}
     assert {path.name for path in (dataset.folder / "labelsTs").iterdir()} == {"demo_t000.nii.gz", "demo_t001.nii.gz"}
