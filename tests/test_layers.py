@@ -14,7 +14,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("core", "imaging", "network", "learning", "stages", "baselines", "dataset_conversion", "cli")
-STAGES = ("verify", "fingerprint", "plan", "preprocess", "train", "predict", "evaluate", "validate")
+STAGES = (
+    "fetch_weights",
+    "import_checkpoint",
+    "verify",
+    "fingerprint",
+    "plan",
+    "preprocess",
+    "train",
+    "box_prompts",
+    "predict",
+    "evaluate",
+    "box_protocol",
+    "validate",
+)
 NOT_IN_CORE = {"torch", "SimpleITK", "nibabel", "tifffile", "skimage", "blosc2", "matplotlib"}
 IMPORT_TORCH = {"torch", "segment_anything", "acvl_utils"}
 UNPICKLING = {"cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve"}

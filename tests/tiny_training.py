@@ -1,9 +1,12 @@
 """A tiny preprocessed data set, its plan, and a network small enough to train in a blink. Exposed by conftest.py."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from safetensors.torch import save_file
 
 from masam_auto.core.encoders import ConvSpec, EncoderSpec, LevelSpec
 from masam_auto.core.jsonio import digest, write_json
@@ -15,6 +18,23 @@ from masam_auto.network.build import assemble
 from masam_auto.network.masam import MaSam
 from masam_auto.stages.preprocess import PreprocessingRecord
 
+# An encoder in SAM's form, to stand for "vit_b" in ENCODERS.
+TINY_SAM = EncoderSpec(
+    dim=8,
+    depth=2,
+    heads=2,
+    global_blocks=(1,),
+    window=2,
+    mlp_ratio=2.0,
+    token_stride=16,
+    embedding=32,
+    taps=(0, 1),
+    levels=tuple(LevelSpec(channels=8, stride=16, width=2 * target, target=target) for target in (4, 8)),
+    conv=ConvSpec(norm="instance", across=False),
+    decoder_heads=2,
+    decoder_mlp=16,
+    adapter_channels=4,
+)
 DATASET = "Dataset001_Toy"
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
 
@@ -61,6 +81,32 @@ def make_plan(configuration: Configuration | None = None, **training: Any) -> Pl
         training=TrainingPlan(**{**fields, **training}),
         inference=InferencePlan(),
     )
+
+
+def make_sam_plan(configuration: Configuration | None = None, **network: Any) -> Plan:
+    """`make_plan` of a network that starts from the weights of `write_sam_file`, with the encoder called vit_b."""
+    fields: dict[str, Any] = {
+        "encoder": "vit_b",
+        "decoder": "progressive",
+        "weights": "sam",
+        "trained": "adapted",
+        "increment_rank": 2,
+        "adapter_channels": 4,
+    }
+    return replace(
+        make_plan(configuration or make_configuration(canvas=(32, 32))), network=NetworkPlan(**{**fields, **network})
+    )
+
+
+def write_sam_file(path: Path, *, seed: int = 0, spec: EncoderSpec = TINY_SAM) -> Path:
+    """A made-up SAM checkpoint, for three channels and a larger canvas, of `TINY_SAM` or another encoder."""
+    plan = NetworkPlan(encoder="vit_b", decoder="sam", weights="sam", trained="all", increment="none", adapters="none")
+    state = assemble(spec, plan, canvas=(64, 64), in_channels=3, num_outputs=4).state_dict()
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {name: 0.2 * torch.randn(value.shape, generator=generator) for name, value in state.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
+    return path
 
 
 def build_tiny(

@@ -142,6 +142,22 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_sam_checkpoint(parser: argparse._ActionsContainer) -> None:
+    """--sam_checkpoint."""
+    parser.add_argument(
+        "--sam_checkpoint", type=Path, metavar="PATH",
+        help="SAM weights, .pth or .safetensors (default: by the encoder's name in the weights folder, or for a trained "
+        "model those it was trained on)",
+    )  # fmt: skip
+
+
+def add_sam_choice(parser: argparse.ArgumentParser) -> None:
+    """--sam_checkpoint or --from_scratch."""
+    start_from = parser.add_mutually_exclusive_group()
+    add_sam_checkpoint(start_from)
+    start_from.add_argument("--from_scratch", action="store_true", help="go without SAM weights: everything learns")
+
+
 def whole_number(text: str) -> int:
     """argparse type: 0, 1, 2, ..."""
     if not text.isdigit():

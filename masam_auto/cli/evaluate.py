@@ -4,9 +4,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from masam_auto.cli.common import DONE, add_workers, make_parser, positive_number, run, start
+from masam_auto.cli.common import DONE, add_device, add_workers, make_parser, positive_number, run, start
+from masam_auto.cli.model_options import add_model_choice, load_model, report_outcome
 from masam_auto.cli.tables import print_summary
 from masam_auto.core.errors import MasamError
 from masam_auto.core.paths import Paths
@@ -16,7 +17,33 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare two folders of segmentations, write summary.json, and print the means."""
+    """Compare two folders of segmentations, write summary.json, and print the means; with boxes, predict first."""
+    parser = _make_parser()
+    parsed = parser.parse_args(arguments)
+    _check_combination(parsed, parser)
+    paths = start(parsed)
+
+    from masam_auto.imaging.io import label_ending
+    from masam_auto.imaging.workers import workers_for
+    from masam_auto.stages.evaluate import BYTES_PER_VOXEL, evaluate_folder
+
+    code, protocol = _predict(parsed, paths) if parsed.boxes_from_labels else (DONE, None)
+    if code != DONE:
+        return code
+    description = _find_labels(parsed, paths)
+    ending = label_ending(description.file_ending)
+    references = sorted(parsed.references.glob(f"*{ending}"))
+    workers = workers_for(references, bytes_per_voxel=BYTES_PER_VOXEL, asked=parsed.workers)
+    summary = evaluate_folder(
+        parsed.predictions, parsed.references, description.labels, ending,
+        tolerance=parsed.tolerance, workers=workers, protocol=protocol,
+    )  # fmt: skip
+    print_summary(summary, description.labels)
+    print(f"summary: {parsed.predictions / 'summary.json'}")
+    return DONE
+
+
+def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser("masam_evaluate", "Compare segmentations with references; writes summary.json beside them.")
     parser.add_argument("predictions", type=Path, metavar="PRED", help="folder of segmentations")
     parser.add_argument("references", type=Path, metavar="REF", help="folder of reference segmentations")
@@ -25,30 +52,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--labels", type=Path, metavar="FILE",
         help="dataset.json that names the labels (default: the one in PRED, in REF or in REF's parent folder)",
     )  # fmt: skip
-    which.add_argument("-d", "--dataset", metavar="DATASET", help="take the labels of this data set")
+    which.add_argument("-d", "--dataset", metavar="DATASET", help="take the labels (and the model) of this data set")
     parser.add_argument(
         "--tolerance", type=positive_number, default=2.0, metavar="MM",
         help="distance within which two surfaces agree, in mm, for the normalised surface Dice",
     )  # fmt: skip
     add_workers(parser)
-    parsed = parser.parse_args(arguments)
-    paths = start(parsed)
-
-    from masam_auto.imaging.io import label_ending
-    from masam_auto.imaging.workers import workers_for
-    from masam_auto.stages.evaluate import BYTES_PER_VOXEL, evaluate_folder
-
-    description = _find_labels(parsed, paths)
-    ending = label_ending(description.file_ending)
-    references = sorted(parsed.references.glob(f"*{ending}"))
-    workers = workers_for(references, bytes_per_voxel=BYTES_PER_VOXEL, asked=parsed.workers)
-    summary = evaluate_folder(
-        parsed.predictions, parsed.references, description.labels, ending,
-        tolerance=parsed.tolerance, workers=workers,
+    group = parser.add_argument_group(
+        "prediction with boxes", "first segment IMAGES into PRED, each case within a box made from its reference"
+    )
+    group.add_argument(
+        "--boxes_from_labels", choices=("tight", "relaxed"),
+        help="box around all foreground of the reference, or one that is larger on every side",
     )  # fmt: skip
-    print_summary(summary, description.labels)
-    print(f"summary: {parsed.predictions / 'summary.json'}")
-    return DONE
+    group.add_argument(
+        "--relaxation", type=positive_number, metavar="SHARE",
+        help="by how much of its length a relaxed box grows at either end (default: 0.2)",
+    )  # fmt: skip
+    group.add_argument("-i", "--input", type=Path, metavar="IMAGES", help="folder of images")
+    group.add_argument("--overwrite", action="store_true", help="replace segmentations that are there")
+    add_model_choice(group)
+    add_device(parser)
+    return parser
+
+
+def _check_combination(parsed: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Refuse half of the options of a prediction with boxes. Raises MasamError."""
+    if parsed.boxes_from_labels and parsed.input is None:
+        raise MasamError("--boxes_from_labels predicts the images first: give their folder with -i IMAGES")
+    if parsed.relaxation is not None and parsed.boxes_from_labels != "relaxed":
+        raise MasamError("--relaxation goes with --boxes_from_labels relaxed")
+    names = ("input", "overwrite", "configuration", "plan", "model", "folds", "checkpoint", "device")
+    given = [name for name in names if getattr(parsed, name) != parser.get_default(name)]
+    if given and not parsed.boxes_from_labels:
+        raise MasamError(
+            f"--{given[0]} is for a prediction with boxes: give --boxes_from_labels tight or relaxed, or leave it out"
+        )
+
+
+def _predict(parsed: argparse.Namespace, paths: Paths) -> tuple[int, dict[str, Any]]:
+    """Predict within the references' boxes; the exit code, and what the summary says of the boxes."""
+    from masam_auto.stages.box_protocol import RELAXATION, BoxProtocol, predict_with_reference_boxes
+
+    relaxation = RELAXATION if parsed.relaxation is None else parsed.relaxation
+    outcome, record = predict_with_reference_boxes(
+        load_model(parsed, paths),
+        parsed.input,
+        parsed.references,
+        parsed.predictions,
+        BoxProtocol(kind=parsed.boxes_from_labels, relaxation=relaxation),
+        overwrite=parsed.overwrite,
+    )
+    return report_outcome(outcome), record
 
 
 def _find_labels(parsed: argparse.Namespace, paths: Paths) -> "DatasetDescription":

@@ -5,7 +5,7 @@ import logging
 import shutil
 from typing import TYPE_CHECKING
 
-from masam_auto.cli.common import add_overrides, positive_number
+from masam_auto.cli.common import add_overrides, add_sam_choice, positive_number
 from masam_auto.core.errors import PlanError
 from masam_auto.core.jsonio import digest, read_json, read_plain, write_json
 from masam_auto.core.paths import Paths
@@ -34,6 +34,7 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         "-backbone", "--backbone", metavar="NAME",
         help="image encoder: vit_t, vit_b, vit_l or vit_h (default: the largest that fits the memory)",
     )  # fmt: skip
+    add_sam_choice(parser)
     add_overrides(parser)
 
 
@@ -85,12 +86,16 @@ def fingerprint_step(dataset: "Dataset", paths: Paths, parsed: argparse.Namespac
 
 def plan_step(fingerprint: "Fingerprint", paths: Paths, parsed: argparse.Namespace) -> "Plan":
     """Plan, write plan.json (a different one that was there is kept beside it), and print the table."""
+    from masam_auto.core.sam_files import sam_encoders
     from masam_auto.stages.plan import make_plan, plan_table
 
+    named = _encoder_of(parsed)
     plan = make_plan(
         fingerprint,
         gpu_memory_gb=detect_gpu_memory() if parsed.gpu_memory_target is None else parsed.gpu_memory_target,
-        backbone=parsed.backbone,
+        backbone=named or parsed.backbone,
+        sam_weights=(named,) if named else sam_encoders(paths.weights),
+        from_scratch=parsed.from_scratch,
         target_spacing=tuple(parsed.overwrite_target_spacing) if parsed.overwrite_target_spacing else None,
         overrides=parsed.overrides,
     )
@@ -104,6 +109,21 @@ def plan_step(fingerprint: "Fingerprint", paths: Paths, parsed: argparse.Namespa
     print(plan_table(plan))
     print(f"plan: {path}")
     return plan
+
+
+def _encoder_of(parsed: argparse.Namespace) -> str | None:
+    """The encoder that --sam_checkpoint is of, if it is given: the one to plan for."""
+    if parsed.sam_checkpoint is None:
+        return None
+    from masam_auto.learning.sam_weights import encoder_of_file
+
+    encoder = encoder_of_file(parsed.sam_checkpoint)
+    if parsed.backbone not in (None, encoder):
+        raise PlanError(
+            f"--sam_checkpoint {parsed.sam_checkpoint} is of {encoder}, but -backbone says {parsed.backbone}. Leave one of "
+            "them out."
+        )
+    return encoder
 
 
 def read_dataset_plan(paths: Paths, dataset_name: str) -> "Plan":

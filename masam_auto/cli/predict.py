@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from masam_auto.cli.common import DONE, FAILED, PARTLY, add_device, fold, make_parser, run, start
+from masam_auto.cli.common import add_device, make_parser, run, start
+from masam_auto.cli.model_options import add_model_choice, load_model, report_outcome
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -13,34 +14,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _make_parser().parse_args(arguments)
     paths = start(parsed)
 
-    from masam_auto.learning.device import choose_device
-    from masam_auto.learning.models import choose_model
-    from masam_auto.stages.predict import load_predictor, predict_folder
+    from masam_auto.stages.predict import predict_folder, read_case_boxes
 
-    model = choose_model(
-        paths.results,
-        dataset=parsed.dataset,
-        configuration=parsed.configuration,
-        plan_name=parsed.plan,
-        folder=parsed.model,
-    )
-    predictor = load_predictor(
-        model, folds=parsed.folds, checkpoint=parsed.checkpoint, device=choose_device(parsed.device)
-    )
+    predictor = load_model(parsed, paths)
+    boxes = read_case_boxes(predictor, parsed.input, parsed.boxes) if parsed.boxes else None
     outcome = predict_folder(
         predictor,
         parsed.input,
         parsed.output,
         overwrite=parsed.overwrite,
         continue_prediction=parsed.continue_prediction,
+        boxes=boxes,
     )
     kept = f", {len(outcome.skipped)} kept" if outcome.skipped else ""
     print(f"{len(outcome.predicted)} predicted{kept}: {parsed.output}")
-    if not outcome.problems:
-        return DONE
-    print(f"error: {len(outcome.problems)} not predicted:", file=sys.stderr)
-    print("\n".join(f"  - {problem}" for problem in outcome.problems), file=sys.stderr)
-    return PARTLY if outcome.predicted or outcome.skipped else FAILED
+    return report_outcome(outcome)
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -53,13 +41,12 @@ def _make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where segmentations go")
     parser.add_argument("-d", "--dataset", metavar="DATASET", help="the model of this data set: number or name")
-    parser.add_argument("-c", "--configuration", metavar="NAME", help="the model of this configuration")
-    parser.add_argument("-p", "--plan", metavar="NAME", help="the model of the plan of this name")
-    parser.add_argument("-m", "--model", type=Path, metavar="FOLDER", help="the model's own folder")
+    add_model_choice(parser)
     parser.add_argument(
-        "-f", "--folds", nargs="+", type=fold, metavar="FOLD", help="folds to average (default: all that are trained)"
-    )
-    parser.add_argument("-chk", "--checkpoint", choices=("best", "latest"), default="best", help="which one of a fold")
+        "--boxes", type=Path, metavar="FILE",
+        help="segment within boxes: boxes.json, a .mrk.json of 3D Slicer, or a folder of ID.mrk.json; "
+        "needs a model trained with network.prompt=box",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="replace segmentations that are there")
     parser.add_argument(
         "--continue_prediction", action="store_true", help="keep segmentations that are there, predict the others"

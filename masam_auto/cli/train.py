@@ -4,6 +4,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from masam_auto.cli.common import (
     DONE,
     add_device,
     add_overrides,
+    add_sam_choice,
     add_workers,
     fold,
     known_dataset,
@@ -52,16 +54,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             logger.warning("%s\nTraining goes on without; validate later with --val.", error)
         train_fold(
             paths, name, plan, configuration, parsed.fold, device=device, workers=parsed.workers,
-            budget=parsed.budget, resume=parsed.c, overwrite=parsed.overwrite,
+            budget=parsed.budget, resume=parsed.c, overwrite=parsed.overwrite, sam_checkpoint=parsed.sam_checkpoint,
         )  # fmt: skip
     summary = validate_fold(
         paths, name, plan, configuration, parsed.fold,
         device=device, checkpoint=parsed.checkpoint, redo=parsed.val, workers=parsed.workers,
+        sam_checkpoint=parsed.sam_checkpoint,
     )  # fmt: skip
     print_summary(summary, read_description(paths.preprocessed / name / "dataset.json", name=name).labels)
     print(f"predictions and summary.json: {folder / 'validation'}")
     print(f"progress: {folder / 'progress.png'}")
-    print(f"next: masam_predict -i IMAGES -o SEGMENTATIONS -d {name} -c {configuration.name}")
+    print(f"next: masam_predict -i IMAGES -o SEGMENTATIONS -d {name} -c {configuration.name} -p {plan.name}")
     return DONE
 
 
@@ -72,6 +75,10 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-c", "--configuration", metavar="NAME", help="axis0, 2d, ... (default: the plan's default_configuration)"
     )
+    parser.add_argument(
+        "-p", "--plan", metavar="NAME",
+        help="name under which this training is kept, so that variants of a plan do not meet (default: the plan's name)",
+    )  # fmt: skip
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--c", "--continue", action="store_true", dest="c", help="go on with an interrupted training")
     how.add_argument("--val", action="store_true", help="only validate, all cases anew")
@@ -83,6 +90,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--seed", type=whole_number, metavar="N", help="short for --set training.seed=N")
     parser.add_argument("-chk", "--checkpoint", choices=("best", "latest"), default="best", help="what to validate")
+    add_sam_choice(parser)
     add_overrides(parser)
     add_device(parser)
     add_workers(parser)
@@ -95,11 +103,13 @@ def _read_plan(paths: Paths, name: str, parsed: argparse.Namespace) -> "Plan":
     from masam_auto.core.plan import Plan, override
 
     plan = read_dataset_plan(paths, name)
+    plan = replace(plan, name=parsed.plan or plan.name)
     if parsed.val or parsed.c:
         folder = paths.model_folder(name, plan.name, plan.configuration(parsed.configuration).name)
         trained: Path = folder / "plan.json"
         plan = read_json(trained, Plan, what="plan of a trained model") if trained.is_file() else plan
-    changes = [*parsed.overrides, *([f"training.seed={parsed.seed}"] if parsed.seed is not None else [])]
+    scratch = ["network.weights=none", "network.trained=all"] if parsed.from_scratch else []
+    changes = [*parsed.overrides, *scratch, *([f"training.seed={parsed.seed}"] if parsed.seed is not None else [])]
     return override(plan, changes)
 
 

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from masam_auto.core.checks import check, check_finite
+
+DecoderName = Literal["sam", "progressive", "multiscale"]  # keys of `network.decoder.DECODERS`
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConvSpec:
@@ -54,10 +58,32 @@ class EncoderSpec:
     adapter_channels: int = 384
 
     def __post_init__(self) -> None:
-        assert self.dim % self.heads == 0, "heads must divide dim"
-        assert self.neck == "conv" or self.embedding == self.dim, "a norm alone keeps the width"
-        assert bool(self.stem) != bool(self.taps), "levels come from the stem, or from taps"
-        assert len(self.levels) == len(self.stem or self.taps), "one level for each stem block or tap"
+        """Raises PlanError: a plan may hold sizes that were written by hand."""
+        where = "encoder sizes"
+        check_finite(where, self)
+        for name in ("dim", "depth", "heads", "window", "token_stride", "embedding", "decoder_heads", "decoder_mlp"):
+            check(getattr(self, name) >= 1, f"{where}: {name} must be at least 1, got {getattr(self, name)}")
+        check(self.mlp_ratio > 0, f"{where}: mlp_ratio must be above 0, got {self.mlp_ratio}")
+        check(self.adapter_channels >= 1, f"{where}: adapter_channels must be at least 1, got {self.adapter_channels}")
+        check(self.dim % self.heads == 0, f"{where}: heads ({self.heads}) must divide dim ({self.dim})")
+        check(
+            self.embedding % (2 * self.decoder_heads) == 0,
+            f"{where}: twice decoder_heads ({self.decoder_heads}) must divide embedding ({self.embedding})",
+        )
+        check(
+            self.token_stride & (self.token_stride - 1) == 0,
+            f"{where}: token_stride must be a power of 2, got {self.token_stride}",
+        )
+        check(
+            all(0 <= block < self.depth for block in (*self.global_blocks, *self.taps)),
+            f"{where}: global_blocks and taps must be within 0..{self.depth - 1}, got {self.global_blocks}, {self.taps}",
+        )
+        check(self.neck == "conv" or self.embedding == self.dim, f"{where}: with neck norm, embedding must be dim")
+        check(bool(self.stem) != bool(self.taps), f"{where}: give either stem or taps, where the levels come from")
+        check(
+            len(self.levels) == len(self.stem or self.taps),
+            f"{where}: levels must have one entry for each of {'stem' if self.stem else 'taps'}",
+        )
 
     @property
     def patch(self) -> int:
@@ -65,17 +91,36 @@ class EncoderSpec:
         return self.token_stride // 2 ** (len(self.stem) - 1) if self.stem else self.token_stride
 
 
-def _sam_encoder(*, dim: int, depth: int, heads: int, global_blocks: tuple[int, ...]) -> EncoderSpec:
-    """SAM's sizes; a multi-scale decoder fuses the outputs of the first three global blocks, the earliest finest."""
-    levels = tuple(LevelSpec(channels=dim, stride=16, width=16 * target, target=target) for target in (2, 4, 8))
+def sam_encoder(
+    *,
+    dim: int,
+    depth: int,
+    heads: int,
+    global_blocks: tuple[int, ...],
+    window: int = 14,
+    mlp_ratio: float = 4.0,
+    embedding: int = 256,
+    decoder_mlp: int = 2048,
+) -> EncoderSpec:
+    """An encoder in SAM's form; a multi-scale decoder fuses the first three global blocks' outputs, the earliest finest.
+
+    Where fewer blocks are global, it fuses those, and where none is, the last block's output.
+    """
+    taps = global_blocks[:3] or (depth - 1,)
     return EncoderSpec(
         dim=dim,
         depth=depth,
         heads=heads,
         global_blocks=global_blocks,
-        taps=global_blocks[:3],
-        levels=levels,
+        window=window,
+        mlp_ratio=mlp_ratio,
+        embedding=embedding,
+        taps=taps,
+        levels=tuple(
+            LevelSpec(channels=dim, stride=16, width=16 * target, target=target) for target in (2, 4, 8)[: len(taps)]
+        ),
         conv=ConvSpec(norm="instance", across=False),
+        decoder_mlp=decoder_mlp,
     )
 
 
@@ -84,6 +129,9 @@ def _stem_levels(channels: tuple[int, ...]) -> tuple[LevelSpec, ...]:
         LevelSpec(channels=width, stride=2**level, width=width, target=2**level) for level, width in enumerate(channels)
     )
 
+
+# The name that a plan gives to sizes of its own, in `NetworkPlan.custom_encoder`.
+CUSTOM = "custom"
 
 # Source: vit_t's sizes are measured on Hippocampus (documentation/decisions.md); those of vit_b, vit_l and vit_h are
 # segment-anything's, in build_sam.
@@ -104,9 +152,9 @@ ENCODERS: dict[str, EncoderSpec] = {
         decoder_mlp=256,
         adapter_channels=32,
     ),
-    "vit_b": _sam_encoder(dim=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)),
-    "vit_l": _sam_encoder(dim=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23)),
-    "vit_h": _sam_encoder(dim=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31)),
+    "vit_b": sam_encoder(dim=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)),
+    "vit_l": sam_encoder(dim=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23)),
+    "vit_h": sam_encoder(dim=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31)),
 }
 
 
@@ -124,7 +172,7 @@ class PlannedEncoder:
     detail: int
     budget: int
     longest_window: int
-    decoder: str
+    decoder: DecoderName
     sam: bool
 
     @property

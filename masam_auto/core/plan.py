@@ -3,12 +3,13 @@
 import dataclasses
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import msgspec
 
 from masam_auto.core.checks import check, check_finite, check_name, check_range
+from masam_auto.core.encoders import CUSTOM, DecoderName, EncoderSpec
 from masam_auto.core.errors import PlanError
 from masam_auto.core.geometry import Shape, Triple
 from masam_auto.core.jsonio import digest, to_plain
@@ -25,7 +26,7 @@ SMALLEST_FACTOR = 1e-3
 class NormalizationPlan:
     """Intensity normalisation of one channel. `scheme` names an entry of `imaging.normalize.NORMALIZERS`.
 
-    The statistics are the fingerprint's, in the file's units; only the "ct" scheme uses them.
+    The statistics are the fingerprint's, in the file's units; only "ct" uses them, and "clip_to_0_1" `lower` and `upper`.
     `inside_mask`: statistics from, and applied to, the non-zero region only.
     """
 
@@ -129,12 +130,14 @@ class Configuration:
 class NetworkPlan:
     """MA-SAM's variant. Names are keys of ENCODERS, DECODERS and INCREMENTS in `network`.
 
-    `trained` says what of the image encoder learns: "adapted" only increments and adapters, "all", or "none".
+    `trained` says what of the image encoder learns: "adapted" only increments and adapters, "all", or "none", which
+    leaves increments and adapters out (`as_built`).
     `weights`: "sam" starts from a SAM checkpoint, "none" from scratch. `adapter_start`: "zero" starts as SAM exactly.
+    `custom_encoder`: sizes that have no name in ENCODERS, of an imported model; `encoder` is then "custom".
     """
 
     encoder: str
-    decoder: str
+    decoder: DecoderName
     weights: Literal["sam", "none"]
     trained: Literal["adapted", "all", "none"]
     increment: Literal["fact", "lora", "none"] = "fact"
@@ -146,15 +149,36 @@ class NetworkPlan:
     adapter_start: Literal["zero", "reference"] = "zero"
     neck_trained: bool = False
     prompt: Literal["none", "box"] = "none"
+    custom_encoder: EncoderSpec | None = None
 
     def __post_init__(self) -> None:
         check_finite("network", self)
+        check(
+            (self.encoder == CUSTOM) == (self.custom_encoder is not None),
+            f'network.encoder must be "{CUSTOM}" where network.custom_encoder gives sizes, and only there',
+        )
+        check(
+            not (self.trained == "none" and self.neck_trained),
+            'network.neck_trained needs a learning encoder, but network.trained is "none"; give network.trained=adapted '
+            "with network.increment=none and network.adapters=none to train neck and decoder alone",
+        )
+        check(self.increment_scale != 0, "network.increment_scale must not be 0; for none give network.increment=none")
         check(self.increment_rank >= 1, f"network.increment_rank must be at least 1, got {self.increment_rank}")
         check(self.adapter_channels >= 1, f"network.adapter_channels must be at least 1, got {self.adapter_channels}")
         check(
             0 <= self.increment_dropout < 1,
             f"network.increment_dropout must be within 0..1, got {self.increment_dropout}",
         )
+
+    @property
+    def as_built(self) -> "NetworkPlan":
+        """Without increments and adapters where nothing of the encoder learns: there they would stay as they start."""
+        return replace(self, increment="none", adapters="none") if self.trained == "none" else self
+
+    @property
+    def stands_on_sam(self) -> bool:
+        """Whether a trained model needs its SAM file again: what stays frozen is not in its checkpoints."""
+        return self.weights == "sam" and self.trained != "all"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -208,6 +232,9 @@ class TrainingPlan:
     `foreground_fraction` of the windows are centred on a slice with a randomly chosen class.
     `weight_average`: decay of the exponential moving average of the weights (0 switches it off), which is what is
     validated and saved as the model. `precision`: "bf16" is used where the device computes in it, else float32.
+    With `network.prompt="box"`, a window is shown without its box by the chance `box_dropout`; else the box's sides
+    move outwards by a share of its length drawn from `box_relaxation` (half of the time its lower end), and each by up
+    to `box_jitter` of it either way.
     """
 
     num_epochs: int = 160
@@ -225,6 +252,9 @@ class TrainingPlan:
     weight_average: float = 0.999
     precision: Literal["bf16", "float32"] = "bf16"
     activation_checkpointing: bool = False
+    box_dropout: float = 0.5
+    box_relaxation: Range = (0.0, 0.5)
+    box_jitter: float = 0.05
     augmentation: AugmentationPlan = field(default_factory=AugmentationPlan)
     seed: int = 12345
 
@@ -245,6 +275,9 @@ class TrainingPlan:
             0 <= self.foreground_fraction <= 1,
             f"training.foreground_fraction must be within 0..1, got {self.foreground_fraction}",
         )
+        check(0 <= self.box_dropout <= 1, f"training.box_dropout must be within 0..1, got {self.box_dropout}")
+        check_range("training.box_relaxation", self.box_relaxation, low=0, high=2)
+        check(0 <= self.box_jitter <= 0.4, f"training.box_jitter must be within 0..0.4, got {self.box_jitter}")
         check(
             min(self.loss_weights) >= 0 and sum(self.loss_weights) > 0,
             f"training.loss_weights must not be negative, got {self.loss_weights}",
@@ -257,7 +290,8 @@ class InferencePlan:
 
     `depth`: "windows" of the training length every `slice_stride` slices with triangular weights, or "whole": long
     windows of up to `max_slices` slices, so that each slice is encoded about once. Tiles overlap by `tile_overlap` of
-    their side. `mirror`: average over flips along the configuration's mirror_axes.
+    their side. `mirror`: average over flips along the configuration's mirror_axes. `reversed_axes` (0 slices, 1 height,
+    2 width) are shown to the network in reverse in every pass: for imported models, trained on files read that way.
     """
 
     depth: Literal["whole", "windows"] = "whole"
@@ -265,8 +299,13 @@ class InferencePlan:
     max_slices: int = 64
     tile_overlap: float = 0.5
     mirror: bool = True
+    reversed_axes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        check(
+            set(self.reversed_axes) <= {0, 1, 2} and len(set(self.reversed_axes)) == len(self.reversed_axes),
+            f"inference.reversed_axes must be among 0, 1, 2, each at most once, got {self.reversed_axes}",
+        )
         check(
             self.slice_stride >= 1 and self.max_slices >= 1, "inference.slice_stride and max_slices must be at least 1"
         )
@@ -358,6 +397,8 @@ def _replaced(section: Any, keys: list[str], text: str, assignment: str) -> Any:
     if len(keys) > 1:
         raise PlanError(f"--set {assignment}: {keys[0]} has no fields of its own")
     plain: Any = text.strip()
+    if typing.get_origin(hint) is Literal and plain not in typing.get_args(hint):
+        raise PlanError(f"--set {assignment}: {keys[0]} must be one of {', '.join(typing.get_args(hint))}")
     if typing.get_origin(hint) is tuple:
         plain = [part.strip() for part in plain.strip("()[]").split(",") if part.strip()]
     try:

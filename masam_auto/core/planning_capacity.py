@@ -39,7 +39,12 @@ class BatchChoice:
 
 
 def choose_encoder(
-    loads: dict[str, Load], *, gpu_memory_gb: float, backbone: str | None, sam_weights: Sequence[str]
+    loads: dict[str, Load],
+    *,
+    gpu_memory_gb: float,
+    backbone: str | None,
+    sam_weights: Sequence[str],
+    from_scratch: bool = False,
 ) -> EncoderChoice:
     """The largest SAM encoder whose weights are there and whose window fits in training, else vit_t from scratch.
 
@@ -48,13 +53,17 @@ def choose_encoder(
         gpu_memory_gb: GiB of the GPU; 0 means there is none.
         backbone: the user's choice, or None.
         sam_weights: encoders whose SAM weights are on disk.
+        from_scratch: whether to go without SAM's weights.
 
     Raises:
         PlanError: unknown backbone.
     """
     if backbone is not None:
-        return _asked_for(backbone, sam_weights)
+        return _asked_for(backbone, sam_weights, from_scratch)
     scratch = PLANNED_ENCODERS[SCRATCH]
+    if from_scratch:
+        reason = "from scratch, as asked: our small encoder, which is made for it"
+        return EncoderChoice(shape=scratch, weights="none", reason=reason)
     if gpu_memory_gb <= 0:
         reason = "no GPU: our small encoder, trained from scratch (SAM's encoders would take days)"
         return EncoderChoice(shape=scratch, weights="none", reason=reason)
@@ -71,7 +80,8 @@ def choose_encoder(
             )
             return EncoderChoice(shape=PLANNED_ENCODERS[name], weights="sam", reason=reason)
         tried.append(f"{name}: a training window needs {needed:.1f} GiB")
-    why = "no SAM weights found in the weights folder" if not sam_weights else "; ".join(tried)
+    missing = "no SAM weights found in the weights folder (masam_fetch_weights brings them)"
+    why = missing if not sam_weights else "; ".join(tried)
     return EncoderChoice(
         shape=scratch, weights="none", reason=f"{why}: our small encoder, trained from scratch without SAM's knowledge"
     )
@@ -132,11 +142,11 @@ def choose_longest_prediction(loads: Sequence[Load], *, gpu_memory_gb: float) ->
     return chosen, f"{fits} slices fit {gpu_memory_gb:g} GiB in prediction, at most {LONGEST_PREDICTION} are used"
 
 
-def _asked_for(backbone: str, sam_weights: Sequence[str]) -> EncoderChoice:
+def _asked_for(backbone: str, sam_weights: Sequence[str], from_scratch: bool) -> EncoderChoice:
     if backbone not in PLANNED_ENCODERS:
         raise PlanError(f"unknown backbone {backbone!r}; choose one of {', '.join(PLANNED_ENCODERS)}")
     shape = PLANNED_ENCODERS[backbone]
-    if not shape.sam:
+    if from_scratch or not shape.sam:
         return EncoderChoice(shape=shape, weights="none", reason="asked for; trained from scratch")
-    missing = "" if backbone in sam_weights else "; put its SAM weights into the weights folder before training"
+    missing = "" if backbone in sam_weights else f"; its SAM weights are still missing (masam_fetch_weights {backbone})"
     return EncoderChoice(shape=shape, weights="sam", reason=f"asked for{missing}")

@@ -37,8 +37,12 @@ _MEASURED = "measured on Hippocampus, see documentation/decisions.md"
 _FOREGROUND = "a third of the windows on a slice with a random class (nnU-Net)"
 
 
-def choose_network(shape: PlannedEncoder, encoder_reason: str) -> tuple[NetworkPlan, Reasons]:
+def choose_network(
+    shape: PlannedEncoder, encoder_reason: str, *, from_scratch: bool = False
+) -> tuple[NetworkPlan, Reasons]:
     """MA-SAM's variant for an encoder, and a reason for each field that was chosen.
+
+    `from_scratch`: a SAM encoder starts without SAM's weights, and all of it learns.
 
     Source: the paper's Tables 6, 8, 9 and 10, and its reference code; vit_t: ours.
     """
@@ -46,15 +50,17 @@ def choose_network(shape: PlannedEncoder, encoder_reason: str) -> tuple[NetworkP
         network = NetworkPlan(
             encoder=shape.name,
             decoder=shape.decoder,
-            weights="sam",
-            trained="adapted",
+            weights="none" if from_scratch else "sam",
+            trained="all" if from_scratch else "adapted",
             adapter_channels=shape.spec.adapter_channels,
         )
         return network, {
             "encoder": encoder_reason,
             "decoder": "progressive upsampling to the canvas (paper, Table 6)",
-            "weights": "SAM's",
-            "trained": "SAM's encoder stays frozen; increments, adapters and decoder learn",
+            "weights": "from scratch, as asked: without SAM's knowledge" if from_scratch else "SAM's",
+            "trained": "from scratch: everything learns"
+            if from_scratch
+            else "SAM's encoder stays frozen; increments, adapters and decoder learn",
             "increment": "FacT on queries and values of all blocks (paper)",
             "increment_rank": "rank 32 (paper, Table 8)",
             "increment_scale": "1 (paper)",
@@ -114,8 +120,10 @@ def choose_training(
     return dataclasses.replace(recipe, activation_checkpointing=checkpointing), reasons
 
 
-def channels_reason(count: int, shape: PlannedEncoder) -> str:
+def channels_reason(count: int, shape: PlannedEncoder, *, from_scratch: bool = False) -> str:
     """How the input channels reach the encoder. Source: ours."""
+    if shape.sam and from_scratch:
+        return f"{count} input {'channel' if count == 1 else 'channels'}; the patch embedding is made for as many"
     if not shape.sam:
         return f"{count} input {'channel' if count == 1 else 'channels'}; the stem is made for as many"
     if count == 1:

@@ -71,6 +71,32 @@ def place(window: torch.Tensor, layout: CanvasLayout, tile: tuple[int, int]) -> 
     return _sample(window, rows, columns, padding="zeros")
 
 
+def canvas_box(
+    rows: tuple[float, float], columns: tuple[float, float], layout: CanvasLayout, tile: tuple[int, int]
+) -> tuple[float, float, float, float] | None:
+    """Where a box on preprocessed slices lies on a canvas, cut to it.
+
+    Args:
+        rows, columns: where the box begins and ends, measured from the slice's edge: pixel i reaches from i to i + 1.
+        layout: made for the slices.
+        tile: one of `layout.tiles`.
+
+    Returns:
+        x0, y0, x1, y1 in canvas pixels, measured from the canvas's edge; None where the box does not touch the canvas.
+    """
+    sides = []
+    for axis, edges in enumerate((rows, columns)):
+        low, high = (
+            (edge - layout.size[axis] / 2) * layout.magnification + layout.extent[axis] / 2 - tile[axis]
+            for edge in edges
+        )
+        sides.append((max(0.0, low), min(float(layout.canvas[axis]), high)))
+    if any(low >= high for low, high in sides):
+        return None
+    (y0, y1), (x0, x1) = sides
+    return (x0, y0, x1, y1)
+
+
 def collect(tiles: Iterable[torch.Tensor], layout: CanvasLayout) -> Iterator[torch.Tensor]:
     """Bring the logits of all tiles back to the preprocessed grid; overlaps are averaged with Gaussian weights.
 

@@ -79,6 +79,27 @@ def _rescale_to_0_1(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarr
     channel /= max(channel.max(), SMALLEST_DIVISOR)
 
 
+def _clip_to_0_1(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray | None) -> None:
+    """Clip to the plan's lower and upper intensity, which become 0 and 1.
+
+    Source: the reference MA-SAM, with -200 and 250 HU for abdominal CT.
+    """
+    np.clip(channel, plan.lower, plan.upper, out=channel)
+    channel -= plan.lower
+    channel /= max(plan.upper - plan.lower, SMALLEST_DIVISOR)
+
+
+def _quantile_to_0_1(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray | None) -> None:
+    """From this volume's minimum and 99 % quantile, where it is cut off, to 0 and 1.
+
+    Source: the reference MA-SAM, for prostate MRI.
+    """
+    low, high = float(channel.min()), float(np.quantile(channel, 0.99))
+    np.clip(channel, low, high, out=channel)
+    channel -= low
+    channel /= max(high - low, SMALLEST_DIVISOR)
+
+
 def _rgb_to_0_1(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray | None) -> None:
     """From 0..255 to 0..1."""
     low, high = float(channel.min()), float(channel.max())
@@ -99,6 +120,8 @@ NORMALIZERS: dict[str, Callable[[np.ndarray, NormalizationPlan, np.ndarray | Non
     "ct": _ct,
     "zscore": _zscore,
     "rescale_to_0_1": _rescale_to_0_1,
+    "clip_to_0_1": _clip_to_0_1,
+    "quantile_to_0_1": _quantile_to_0_1,
     "rgb_to_0_1": _rgb_to_0_1,
     "noNorm": _no_norm,
 }

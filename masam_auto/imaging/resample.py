@@ -236,7 +236,7 @@ def _input_coordinate(before: int, after: int) -> np.ndarray:
 
 
 def iterate_slabs(
-    logits: torch.Tensor, shape: Shape, *, nearest_slices: bool = False
+    logits: torch.Tensor, shape: Shape, *, nearest_slices: bool = False, only: range | None = None
 ) -> Iterator[tuple[int, slice, torch.Tensor]]:
     """Resample logits linearly, a few rows of one slice at a time.
 
@@ -244,17 +244,18 @@ def iterate_slabs(
         logits: (K, Z, Y, X), any floating type, on any device.
         shape: wanted (Z, Y, X).
         nearest_slices: take the nearest slice instead of interpolating between two.
+        only: the wanted slices; all of them by default.
 
     Yields:
         Slice number, range of rows, and their (K, rows, X) float32 values; all K classes of about BLOCK_BYTES, never
-        of the whole volume. Together they cover `shape`.
+        of the whole volume. Together they cover `shape`, or the wanted slices of it.
     """
     depth, height, width = shape
     first, second, weights = linear_index(logits.shape[1], depth)
     if nearest_slices:
         first = second = nearest_index(logits.shape[1], depth)
     step = max(1, BLOCK_BYTES // (4 * len(logits) * width))
-    for z in range(depth):
+    for z in range(depth) if only is None else only:
         plane = logits[:, first[z]].float()
         if first[z] != second[z] and weights[z] != 0:
             plane = torch.lerp(plane, logits[:, second[z]].float(), float(weights[z]))

@@ -17,7 +17,7 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 
 from masam_auto.core.errors import MasamError, ModelError
 from masam_auto.core.parallel import end_with_parent, is_out_of_memory
-from masam_auto.learning.sampling import CaseStore, Sampling, make_window
+from masam_auto.learning.sampling import CaseStore, Sampling, make_boxes, make_window
 
 CACHE_SHARE = 0.25
 # How often a waiting training looks whether its workers live, and how long it waits for the thread that reads them.
@@ -57,6 +57,8 @@ class BatchLoader:
     def __next__(self) -> dict[str, Any]:
         """{"data": (B, N, C, H, W) float32, "target": (B, N, H, W) int16} or {"error": text, "kind": str}.
 
+        With boxes also "boxes": (B, N, 4) float32, not-a-number for windows without one.
+
         The kind is "mendable" for what a MasamError said, "memory" or "bug" for a traceback.
         """
         epoch, within = divmod(self.next_number, self.per_epoch)
@@ -70,12 +72,19 @@ class BatchLoader:
 
 
 def make_batch(store: CaseStore, sampling: Sampling, epoch: int, first: int, size: int) -> dict[str, Any]:
-    """Windows `first` to `first + size` of an epoch. Numpy arrays, because they need no shared memory to travel."""
+    """Windows `first` to `first + size` of an epoch, with their boxes (B, N, 4) where the sampling has them.
+
+    Numpy arrays, because they need no shared memory to travel.
+    """
     windows = [make_window(store, sampling, epoch, first + place) for place in range(size)]
-    return {
+    batch = {
         "data": np.stack([image.numpy() for image, _ in windows]),
         "target": np.stack([labels.numpy() for _, labels in windows]),
     }
+    if sampling.boxes is not None:
+        drawn = [make_boxes(labels, sampling, epoch, first + place) for place, (_, labels) in enumerate(windows)]
+        batch["boxes"] = np.stack(drawn)
+    return batch
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -24,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from masam_auto.core.checks import check
 from masam_auto.core.errors import MasamError, ModelError, OutputError
 from masam_auto.core.jsonio import WRITE_FAILURES, decode, digest, read_json, to_plain, write_json
 from masam_auto.core.plan import Configuration, NetworkPlan, Plan
@@ -38,16 +39,31 @@ MODEL_FILE, TRAINING_FILE, STATE_FILE = "model.safetensors", "training.safetenso
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelHeader:
-    """What a model file says of itself. `frozen_digest` is of the SAM weights it stands on, or None."""
+    """What a model file says of itself.
 
-    version: int = 1
+    `sam_file` and `sam_sha256` (of the file) name the SAM checkpoint that it started from, whose frozen weights it may
+    stand on; None from scratch. `canvas` (height, width), `in_channels` and `num_outputs` are the network's; None in
+    models of version 1.
+    """
+
+    version: int = 2
     dataset_name: str
     configuration: str
     fold: str
     plan_digest: str
-    frozen_digest: str | None
+    sam_file: str | None = None
+    sam_sha256: str | None = None
     epoch: int
     network: NetworkPlan
+    canvas: tuple[int, int] | None = None
+    in_channels: int | None = None
+    num_outputs: int | None = None
+
+    def __post_init__(self) -> None:
+        check(
+            not self.network.stands_on_sam or None not in (self.sam_file, self.sam_sha256),
+            "the model's frozen weights are SAM's, but its header names no SAM file",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +100,37 @@ def plan_digest(plan: Plan, configuration: Configuration) -> str:
     """Digest of what a training depends on: the configuration, the network, the training and the channels."""
     parts = (configuration, plan.network, plan.training, plan.channel_names)
     return digest([to_plain(part) for part in parts])
+
+
+def differences(
+    header: ModelHeader, network: NetworkPlan, *, canvas: tuple[int, int], in_channels: int, num_outputs: int
+) -> list[str]:
+    """What of a model does not fit a network that is to take its weights, in plain words; empty where all fits.
+
+    Args:
+        header: of the model.
+        network: the plan's network.
+        canvas: (height, width) of the plan's configuration.
+        in_channels: C of the data set.
+        num_outputs: K of the data set.
+    """
+    found = []
+    if header.num_outputs not in (None, num_outputs):
+        found.append(f"it was trained for {header.num_outputs} outputs (classes), the data set has {num_outputs}")
+    if header.in_channels not in (None, in_channels):
+        found.append(f"it was trained with {header.in_channels} input channels, the data set has {in_channels}")
+    if header.canvas not in (None, canvas):
+        found.append(f"it was trained on a canvas of {_sides(header.canvas)} px, the plan's is {_sides(canvas)} px")
+    for name in (entry.name for entry in fields(NetworkPlan)):
+        then, now = getattr(header.network, name), getattr(network, name)
+        if then != now:
+            values = "differ" if is_dataclass(then) or is_dataclass(now) else f"was {then}, the plan has {now}"
+            found.append(f"network.{name} {values}")
+    return found
+
+
+def _sides(canvas: tuple[int, int] | None) -> str:
+    return " x ".join(map(str, canvas or ()))
 
 
 def save_checkpoint(fold_folder: Path, checkpoint: Checkpoint, *, best: bool) -> None:

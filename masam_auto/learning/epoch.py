@@ -2,21 +2,22 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import psutil
 import torch
 from tqdm import tqdm
 
-from masam_auto.core.errors import ModelError
 from masam_auto.core.labels import Labels
 from masam_auto.core.plan import Configuration, TrainingPlan
 from masam_auto.learning.batches import make_batch
-from masam_auto.learning.device import autocast
+from masam_auto.learning.device import autocast, computes_in_bf16
 from masam_auto.learning.loss import choose_loss, decide, targets
 from masam_auto.learning.optimizer import set_rate
+from masam_auto.learning.overflow import Overflows
 from masam_auto.learning.sampling import CaseStore, Sampling
 from masam_auto.learning.schedule import Budget, rate_share
 from masam_auto.learning.weights import WeightAverage
@@ -103,11 +104,12 @@ def train_epoch(
         check_stop: called before every step; raises to stop.
 
     Raises:
-        ModelError: the loss is no number any more.
+        ModelError: the loss or the gradients are not finite, and computing in float32 does not help.
     """
     torch.manual_seed(int(np.random.SeedSequence([training.seed, epoch]).generate_state(1)[0]))
-    loss_function = choose_loss(training.loss)
     device = next(learner.network.parameters()).device
+    precision = training.precision if computes_in_bf16(device) else "float32"
+    overflows = Overflows()
     started, waited, losses, share = time.perf_counter(), 0.0, [], 1.0
     with tqdm(
         total=training.steps_per_epoch, desc=f"epoch {epoch}", leave=False, disable=not sys.stderr.isatty()
@@ -124,14 +126,12 @@ def train_epoch(
                 asked = time.perf_counter()
                 batch = next(batches)
                 waited += time.perf_counter() - asked
-                data, target = (torch.from_numpy(batch[name]).to(device) for name in ("data", "target"))
-                with autocast(device, training.precision):
-                    logits = learner.network(data)
-                loss = loss_function(logits, target, labels, training.loss_weights) / configuration.accumulation
-                loss.backward()
-                total += loss.item()
-            _check_finite(total, step, share * training.learning_rate)
-            update(learner, training.gradient_clip, step + 1)
+                tensors = {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
+                loss = partial(_batch_loss, learner.network, tensors, training, labels, configuration.accumulation)
+                total += overflows.backward(
+                    learner.network, loss, precision=precision, step=step, rate=share * training.learning_rate
+                )
+            update(learner, training.gradient_clip, step + 1, overflows)
             losses.append(total)
             bar.update()
     return EpochResult(
@@ -144,15 +144,37 @@ def train_epoch(
     )
 
 
-def update(learner: Learner, gradient_clip: float, step: int) -> None:
-    """One update from the gradients at hand: clip, step, average. `step` counts from 1; clip 0 switches clipping off."""
-    if gradient_clip > 0:
-        learning = [parameter for parameter in learner.network.parameters() if parameter.grad is not None]
-        torch.nn.utils.clip_grad_norm_(learning, gradient_clip, foreach=True)
+def update(learner: Learner, gradient_clip: float, step: int, overflows: Overflows) -> None:
+    """One update from the gradients at hand: clip, step, average. `step` counts from 1; clip 0 switches clipping off.
+
+    Gradients that are not finite are dropped, and weights, optimisers and average stay as they are.
+
+    Raises:
+        ModelError: that happened in too many steps in a row.
+    """
+    learning = [parameter for parameter in learner.network.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.clip_grad_norm_(learning, gradient_clip or float("inf"), foreach=True)
+    usable = overflows.may_update(learner.network, norm, step - 1)
     for optimizer in learner.optimizers:
-        optimizer.step()
+        if usable:
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    learner.average.update(learner.tensors, step)
+    if usable:
+        learner.average.update(learner.tensors, step)
+
+
+def _batch_loss(
+    network: MaSam,
+    batch: Mapping[str, torch.Tensor],
+    training: TrainingPlan,
+    labels: Labels,
+    accumulation: int,
+    precision: str,
+) -> torch.Tensor:
+    """Loss of one batch, divided by the batches of an update; `precision` is "bf16" or "float32"."""
+    with autocast(batch["data"].device, precision):
+        logits = network(batch["data"], batch.get("boxes"))
+    return choose_loss(training.loss)(logits, batch["target"], labels, training.loss_weights) / accumulation
 
 
 @torch.no_grad()
@@ -169,8 +191,8 @@ def judge_windows(
 ) -> dict[str, float | None]:
     """Dice by class of the averaged weights on a fixed set of windows, their voxels counted together.
 
-    A cheap look at the validation cases, not their score: no tiles, no averaging, and voxels in several windows count
-    several times. None where neither truth nor prediction has the class.
+    A cheap look at the validation cases, not their score: no tiles, no averaging, no boxes, and voxels in several
+    windows count several times. None where neither truth nor prediction has the class.
     """
     network = learner.network
     device = next(network.parameters()).device
@@ -217,13 +239,3 @@ def _cpu_seconds(process: psutil.Process) -> float:
     except psutil.Error:  # it has ended
         return 0.0
     return times.user + times.system
-
-
-def _check_finite(loss: float, step: int, rate: float) -> None:
-    if not np.isfinite(loss):
-        raise ModelError(
-            f"the loss is {loss} at step {step} (learning rate {rate:.2g}); the last saved epoch is unharmed. Train with "
-            f"a lower rate (--set training.learning_rate={rate / 3:.1g}) or --set training.precision=float32; if it "
-            "happens at once, look for extreme values in the images (masam_plan_and_preprocess "
-            "--verify_dataset_integrity)."
-        )

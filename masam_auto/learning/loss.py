@@ -40,7 +40,8 @@ def ce_dice_squared(
 ) -> torch.Tensor:
     """As `ce_dice`, with squared terms in the Dice's denominator, background counted, and hardly any smoothing.
 
-    Source: the reference MA-SAM's loss, which it took from SAMed and TransUNet.
+    Source: the reference implementation of MA-SAM (its DiceLoss: all windows of the batch together, mean over all
+    classes, smoothing 1e-5), which it took from SAMed and TransUNet. The test compares with the formula.
     """
     probabilities, truth, cross_entropy, counted = _compare(logits, target, labels)
     score = _soft_dice(probabilities, truth, counted, first=0, power=2, smooth=1e-5)

@@ -13,9 +13,12 @@ from masam_auto.core.errors import ModelError
 from masam_auto.core.jsonio import read_json
 from masam_auto.core.paths import DATASET_NAME, find_dataset_name
 from masam_auto.core.plan import Configuration, Plan
-from masam_auto.learning.checkpoint import BEST, LATEST, plan_digest, read_model
-from masam_auto.network.build import build_network, load_trainable_state
+from masam_auto.core.sam_files import SamWeights
+from masam_auto.learning.checkpoint import BEST, LATEST, ModelHeader, differences, plan_digest, read_model
+from masam_auto.learning.sam_weights import sam_of_model
+from masam_auto.network.build import build_network, sam_tensors, take_tensors
 from masam_auto.network.masam import MaSam
+from masam_auto.network.sam import load_sam_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -139,31 +142,50 @@ def load_networks(
     description: DatasetDescription,
     *,
     device: torch.device,
+    sam_checkpoint: Path | None = None,
+    weights: Path | None = None,
 ) -> tuple[MaSam, ...]:
-    """Networks with the weights of checkpoints, in evaluation mode, their increments folded in.
+    """Networks with the weights of checkpoints, in evaluation mode; frozen SAM weights are in memory once for all.
 
     Args:
         checkpoints: folders such as fold_0/checkpoint_best.
         plan, configuration, description: of the model.
         device: where they go.
+        sam_checkpoint: the SAM file that the model stands on, where it is neither where it was nor in `weights`.
+        weights: the folder of SAM files.
 
     Raises:
-        ModelError: a checkpoint is missing, damaged, or of another plan.
+        ModelError: a checkpoint is missing, damaged, or of another plan; its SAM file is missing or has changed.
     """
     networks = []
+    frozen: dict[SamWeights | None, dict[str, torch.Tensor]] = {None: {}}
     for folder in checkpoints:
         header, tensors = read_model(folder)
-        if header.plan_digest != plan_digest(plan, configuration):
-            logger.warning("%s was trained with another plan than %s says", folder, folder.parents[1] / "plan.json")
-        network = build_network(
-            plan.network,
-            canvas=configuration.canvas,
-            in_channels=description.num_channels,
-            num_outputs=description.labels.num_outputs,
-        )
-        load_trainable_state(network, tensors, origin=str(folder))
-        networks.append(network.to(device).eval())
+        network = _build_for(header, folder, plan, configuration, description)
+        sam = sam_of_model(header, folder, file=sam_checkpoint, folder=weights)
+        if sam is not None and sam not in frozen:
+            given = sam_tensors(network, load_sam_checkpoint(sam.path), origin=str(sam.path))
+            frozen[sam] = {name: tensor.to(device) for name, tensor in given.items() if name not in tensors}
+        learned = {name: tensor.to(device) for name, tensor in tensors.items()}
+        take_tensors(network, learned, frozen[sam], origin=str(folder))
+        networks.append(network.eval())
     return tuple(networks)
+
+
+def _build_for(
+    header: ModelHeader, folder: Path, plan: Plan, configuration: Configuration, description: DatasetDescription
+) -> MaSam:
+    """The network of a model, without weights. Raises ModelError where the plan beside the model is another."""
+    canvas, channels, outputs = configuration.canvas, description.num_channels, description.labels.num_outputs
+    found = differences(header, plan.network, canvas=canvas, in_channels=channels, num_outputs=outputs)
+    if found:
+        raise ModelError(
+            f"{folder} does not fit {folder.parents[1] / 'plan.json'}: {'; '.join(found)}. Bring back the plan.json and "
+            "dataset.json that it was trained with, or train it again."
+        )
+    if header.plan_digest != plan_digest(plan, configuration):
+        logger.warning("%s was trained with another plan than %s says", folder, folder.parents[1] / "plan.json")
+    return build_network(plan.network, canvas=canvas, in_channels=channels, num_outputs=outputs, device="meta")
 
 
 def describe_model(folder: Path) -> TrainedModel:

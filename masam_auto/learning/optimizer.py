@@ -14,13 +14,15 @@ Named = list[tuple[str, nn.Parameter]]
 TABLES = ("pos_embed", "rel_pos", "embed.weight", "embeddings.", "token")
 MATRIX_RATE = 15.0
 SMALLEST_MATRIX = 16
-# A short memory of squares (usually 0.999), because a training on a small budget has a few hundred steps.
-BETAS = (0.9, 0.99)
+# Source: the reference MA-SAM's training (torch's default), for SAM's encoders.
+BETAS = (0.9, 0.999)
+# A short memory of squares, because a training from scratch on a small budget has a few hundred steps.
+BETAS_BESIDE_MUON = (0.9, 0.99)
 
 
 def adamw(parameters: Named, training: TrainingPlan) -> tuple[torch.optim.Optimizer, ...]:
-    """AdamW; matrices and convolutions decay, norms, biases and tables do not."""
-    return (_adamw(parameters, training),)
+    """AdamW; matrices and convolutions decay, norms, biases and tables do not (in the reference MA-SAM all decay)."""
+    return (_adamw(parameters, training, BETAS),)
 
 
 def muon(parameters: Named, training: TrainingPlan) -> tuple[torch.optim.Optimizer, ...]:
@@ -34,7 +36,7 @@ def muon(parameters: Named, training: TrainingPlan) -> tuple[torch.optim.Optimiz
     if matrices:
         optimizers.append(Muon(matrices, lr=training.learning_rate * MATRIX_RATE, weight_decay=training.weight_decay))
     if rest:
-        optimizers.append(_adamw(rest, training))
+        optimizers.append(_adamw(rest, training, BETAS_BESIDE_MUON))
     return tuple(optimizers)
 
 
@@ -115,7 +117,7 @@ def orthogonalise(matrices: torch.Tensor, iterations: int = 5) -> torch.Tensor:
     return (x.mT if tall else x).float()
 
 
-def _adamw(parameters: Named, training: TrainingPlan) -> torch.optim.AdamW:
+def _adamw(parameters: Named, training: TrainingPlan, betas: tuple[float, float]) -> torch.optim.AdamW:
     decayed = [parameter for name, parameter in parameters if _decays(name, parameter)]
     kept = [parameter for name, parameter in parameters if not _decays(name, parameter)]
     groups = [
@@ -124,7 +126,7 @@ def _adamw(parameters: Named, training: TrainingPlan) -> torch.optim.AdamW:
         if group
     ]
     fused = all(parameter.device.type in ("cpu", "cuda") for _, parameter in parameters)
-    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=BETAS, fused=fused)
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=betas, fused=fused)
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:

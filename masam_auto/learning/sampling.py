@@ -17,8 +17,11 @@ from masam_auto.core.windows import SliceWindow
 from masam_auto.imaging.canvas import lay_out
 from masam_auto.imaging.storage import ClassLocations, open_array, read_locations
 from masam_auto.learning.augment import IDENTITY, View, apply_augmentation, draw_augmentation
+from masam_auto.learning.prompts import BoxDraws, draw_box
 
 Locations = Mapping[str, ClassLocations]
+# Boxes are drawn from a generator of their own, so that windows are the same with and without them.
+BOX_STREAM = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +48,7 @@ class WindowDraw:
 class Sampling:
     """All that a draw depends on besides its numbers. `holders` gives, by class or region, the cases that hold it.
 
-    Without `augmentation` windows are shown as prediction sees them.
+    Without `augmentation` windows are shown as prediction sees them, without `boxes` they have none.
     """
 
     cases: tuple[CaseFiles, ...]
@@ -55,6 +58,7 @@ class Sampling:
     augmentation: AugmentationPlan | None
     seed: int
     rank: int = 0
+    boxes: BoxDraws | None = None
 
 
 def find_case_files(folder: Path, identifiers: Sequence[str]) -> tuple[CaseFiles, ...]:
@@ -202,6 +206,13 @@ def make_window(store: CaseStore, sampling: Sampling, epoch: int, number: int) -
     except Exception as error:
         error.add_note(f"This happened in case {case.identifier}, epoch {epoch}, window {number}.")
         raise
+
+
+def make_boxes(labels: torch.Tensor, sampling: Sampling, epoch: int, number: int) -> np.ndarray:
+    """Draw the box of a window that `make_window` made, for each of its slices: (N, 4), not-a-number for none."""
+    assert sampling.boxes is not None
+    generator = np.random.default_rng([sampling.seed, sampling.rank, epoch, number, BOX_STREAM])
+    return np.tile(draw_box(labels.numpy(), sampling.boxes, generator), (len(labels), 1))
 
 
 def _draw_start(depth: int, length: int, centre: int | None, generator: np.random.Generator) -> int:

@@ -1,13 +1,9 @@
-"""The running average of the tensors that training changes, and the name of those that it leaves alone."""
+"""The running average of the tensors that training changes."""
 
 import contextlib
-import hashlib
 from collections.abc import Iterator, Mapping
 
 import torch
-
-from masam_auto.network.build import trainable_state_dict
-from masam_auto.network.masam import MaSam
 
 
 class WeightAverage:
@@ -41,19 +37,6 @@ class WeightAverage:
             yield
         finally:
             _copy(before, tensors)
-
-
-def frozen_digest(network: MaSam) -> str | None:
-    """SHA-256 of the parameters that a checkpoint leaves out, because SAM's weights give them back; None without."""
-    learned = trainable_state_dict(network)
-    frozen = {name: tensor for name, tensor in network.state_dict().items() if name not in learned}
-    if not frozen:
-        return None
-    total = hashlib.sha256()
-    for name in sorted(frozen):
-        total.update(name.encode())
-        total.update(frozen[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return total.hexdigest()
 
 
 @torch.no_grad()

@@ -6,6 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from masam_auto.network.parts import add, by_parts
+
 
 def convolve_across_slices(conv: nn.Conv3d, x: Float[Tensor, "s h w c"], num_slices: int) -> Float[Tensor, "s h w c2"]:
     """A (3, 1, 1) convolution over windows of `num_slices` slices, zero beyond the window's ends.
@@ -43,6 +45,7 @@ class Adapter3D(nn.Module):
             nn.init.zeros_(self.up.weight)
 
     def forward(self, x: Float[Tensor, "s h w c"], num_slices: int) -> Float[Tensor, "s h w c"]:
-        """Tokens of slices, with what their neighbours in the window add."""
-        across = convolve_across_slices(self.conv, self.down(self.norm(x)), num_slices)
-        return x + self.up(F.gelu(across))
+        """Tokens of slices, with what their neighbours in the window add; without gradients, in place."""
+        reduced = by_parts(lambda part: self.down(self.norm(part)), x)
+        across = convolve_across_slices(self.conv, reduced, num_slices)
+        return add(x, lambda part: self.up(F.gelu(part)), across)

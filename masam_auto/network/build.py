@@ -1,7 +1,8 @@
 """A network from a plan: its sizes, its first weights, what of it learns, and its weights by name."""
 
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,10 @@ from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.decoder import DECODERS
 from masam_auto.network.fact import INCREMENTS
 from masam_auto.network.masam import MaSam
+from masam_auto.network.mismatch import differences
+from masam_auto.network.published import fit_published
 from masam_auto.network.sam import fit_state
 
-# Parts of SAM's mask decoder that start anew: their number or width belongs to the classes at hand.
-_ANEW = ("mask_tokens.", "output_hypernetworks_mlps.", "iou_prediction_head.")
 _PROMPT_PARTS = {
     ("tokens", "none"): ("no_mask_embed.",),
     ("tokens", "box"): ("no_mask_embed.", "point_embeddings.2.", "point_embeddings.3."),
@@ -52,15 +53,15 @@ def build_network(
     Raises:
         PlanError: an unknown name, or a canvas that is not whole tokens.
     """
+    spec = encoder_of(plan)
     for field, name, known in (
-        ("encoder", plan.encoder, ENCODERS),
         ("decoder", plan.decoder, DECODERS),
         ("increment", plan.increment, INCREMENTS),
     ):
         if name not in known:
             raise PlanError(f"network.{field} {name!r} is unknown; choose one of {', '.join(known)}")
     network = assemble(
-        ENCODERS[plan.encoder],
+        spec,
         plan,
         canvas=canvas,
         in_channels=in_channels,
@@ -71,6 +72,15 @@ def build_network(
     network.image_encoder.activation_checkpointing = activation_checkpointing
     cast_frozen(network, frozen_dtype)
     return network
+
+
+def encoder_of(plan: NetworkPlan) -> EncoderSpec:
+    """Sizes of a plan's encoder: those of its name, or its own. Raises PlanError for an unknown name."""
+    if plan.custom_encoder is not None:
+        return plan.custom_encoder
+    if plan.encoder not in ENCODERS:
+        raise PlanError(f"network.encoder {plan.encoder!r} is unknown; choose one of {', '.join(ENCODERS)}")
+    return ENCODERS[plan.encoder]
 
 
 def assemble(
@@ -84,6 +94,7 @@ def assemble(
     device: torch.device | str = "cpu",
 ) -> MaSam:
     """A network of any sizes; `build_network` for the named ones. Arguments and errors as there."""
+    plan = plan.as_built
     stride = spec.token_stride
     if any(side < stride or side % stride for side in canvas):
         raise PlanError(
@@ -108,8 +119,9 @@ def assemble(
 def mark_trainable(network: MaSam) -> None:
     """Freeze what the plan says, and what never receives a gradient in the plan's mode.
 
-    The increments, adapters and mask decoder learn, the rest of the image encoder only with `trained="all"`; the patch
-    embedding also for channel counts that SAM has no weights for, and the neck with `neck_trained`. Of the prompt
+    The increments, adapters and mask decoder learn, the rest of the image encoder only with `trained="all"`, and none of
+    it with `trained="none"`, for which increments and adapters are not even built (`NetworkPlan.as_built`). The patch
+    embedding learns also for channel counts that SAM has no weights for, and the neck with `neck_trained`. Of the prompt
     encoder learns what the prompt mode and the decoder use; SAM's IoU head is used by none.
     """
     plan = network.plan
@@ -144,6 +156,19 @@ def cast_frozen(network: MaSam, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
+@contextlib.contextmanager
+def frozen_in_float32(network: nn.Module) -> Iterator[None]:
+    """For the time of the block, whatever `cast_frozen` made smaller is float32, so that no autocast is needed."""
+    small = {p: p.data for p in network.parameters() if p.dtype in (torch.bfloat16, torch.float16)}
+    try:
+        for parameter, data in small.items():
+            parameter.data = data.float()
+        yield
+    finally:
+        for parameter, data in small.items():
+            parameter.data = data
+
+
 def part_of(name: str) -> str:
     """The part of the network that a parameter belongs to, by its name."""
     if name.startswith("image_encoder.increments."):
@@ -166,15 +191,28 @@ def count_parameters(network: MaSam) -> dict[str, tuple[int, int]]:
     return counts
 
 
+def learning_summary(network: MaSam) -> str:
+    """One line on what learns, for the log; it warns of an encoder that stays as random as it was made."""
+    counts = count_parameters(network)
+    parts = [f"{part} {learns / 1e6:.3g}" for part, (_, learns) in counts.items() if learns and part != "total"]
+    total, learns = counts["total"]
+    line = f"{learns / 1e6:.3g} of {total / 1e6:.3g} million parameters learn: {', '.join(parts)}"
+    if network.plan.weights == "none" and network.plan.trained != "all":
+        line += (
+            "; the rest of the image encoder is random and stays so (network.weights=none with network.trained="
+            f"{network.plan.trained}): only of use as an ablation, else give network.trained=all"
+        )
+    return line
+
+
 def trainable_state_dict(network: MaSam) -> dict[str, Tensor]:
-    """What a checkpoint must hold: all that learns, and buffers; everything, when no SAM checkpoint has the rest.
+    """What a checkpoint must hold: all that no SAM checkpoint gives back unchanged; everything, where there is none.
 
     The tensors share the network's memory.
     """
-    learning = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-    frozen = {name for name, _ in network.named_parameters()} - learning
-    keep_frozen = network.plan.weights == "none"
-    return {name: value for name, value in network.state_dict().items() if keep_frozen or name not in frozen}
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    given_back = {name for name in frozen if network.plan.stands_on_sam and _from_sam(name, {})}
+    return {name: value for name, value in network.state_dict().items() if name not in given_back}
 
 
 def load_trainable_state(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> None:
@@ -197,16 +235,37 @@ def load_sam_weights(network: MaSam, state: Mapping[str, Tensor], *, origin: str
     Raises:
         ModelError: the checkpoint is of another encoder.
     """
-    own = network.state_dict()
-    wanted = {name: value for name, value in own.items() if _from_sam(name, state)}
-    fitted = fit_state(
+    _copy(network.state_dict(), sam_tensors(network, state, origin=origin))
+
+
+def sam_tensors(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> dict[str, Tensor]:
+    """What `load_sam_weights` loads: a SAM checkpoint's tensors in this network's shapes; only those are looked at.
+
+    Arguments and errors as there; the network may be on the meta device.
+    """
+    return fit_state(
         state,
-        wanted,
+        {name: value for name, value in network.state_dict().items() if _from_sam(name, state)},
         encoder=network.plan.encoder,
         global_blocks=network.spec.global_blocks,
         origin=origin,
     )
-    _copy(own, fitted)
+
+
+def take_tensors(network: MaSam, state: Mapping[str, Tensor], frozen: Mapping[str, Tensor], *, origin: str) -> None:
+    """Make tensors the network's own without copying them, so that several networks can share the frozen ones.
+
+    Args:
+        network: built on the meta device.
+        state: a checkpoint's tensors, all that `trainable_state_dict` names.
+        frozen: the rest, from `sam_tensors`.
+        origin: the checkpoint, for messages.
+
+    Raises:
+        ModelError: the checkpoint is of another network: tensors are missing, unknown or of another shape.
+    """
+    _check(network, state, set(trainable_state_dict(network)), origin)
+    network.load_state_dict({**frozen, **state}, assign=True)
 
 
 def _from_sam(name: str, state: Mapping[str, Tensor]) -> bool:
@@ -226,31 +285,24 @@ def load_published_checkpoint(network: MaSam, state: Mapping[str, Tensor], *, or
     Raises:
         ModelError: the checkpoint is of another network.
     """
-    renamed = {_published_name(name): value for name, value in state.items()}
     own = network.state_dict()
-    expected = {name for name in own if part_of(name) != "encoder"}
-    _load(network, renamed, expected, origin)
-
-
-def _published_name(name: str) -> str:
-    """This network's name for a tensor of a published checkpoint."""
-    for letter in "qv":
-        if name.startswith(f"{letter}_FacTs_"):
-            return f"image_encoder.increments.{letter}_cores.{int(name.rpartition('_')[2])}.weight"
-    name = name.replace("image_encoder.FacTu.", "image_encoder.increments.u.")
-    name = name.replace("image_encoder.FacTv.", "image_encoder.increments.v.")
-    name = name.replace("image_encoder.ImageEncoderViT.blocks.", "image_encoder.blocks.")
-    block, marker, rest = name.partition(".Block.adapter_")
-    if not marker:
-        return name
-    module, _, tensor = rest.partition(".")
-    place = "after" if module.endswith("_2") else "before"
-    return f"{block}.adapter_{place}.{module.removesuffix('_2').removeprefix('linear_')}.{tensor}"
+    wanted = {name: value for name, value in own.items() if part_of(name) != "encoder"}
+    _copy(own, fit_published(state, wanted, origin=origin))
 
 
 def _load(network: nn.Module, state: Mapping[str, Tensor], expected: set[str], origin: str) -> None:
+    _check(network, state, expected, origin)
+    _copy(network.state_dict(), state)
+
+
+def _check(network: nn.Module, state: Mapping[str, Tensor], expected: set[str], origin: str) -> None:
     own = network.state_dict()
     advice = "it was made by another plan or version"
+    if found := differences(state, {name: own[name] for name in expected}):
+        raise ModelError(
+            f"{origin}: the checkpoint is of another network: {'; '.join(found)}. Use the plan that it was trained with, "
+            "or train again."
+        )
     for name in sorted(expected - set(state)):
         raise ModelError(f"{origin}: {name} is missing; {advice}")
     for name, value in state.items():
@@ -260,7 +312,6 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], expected: set[str], o
             raise ModelError(
                 f"{origin}: {name} has shape {tuple(value.shape)}, this network needs {tuple(own[name].shape)}; {advice}"
             )
-    _copy(own, state)
 
 
 def _copy(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from masam_auto.core.encoders import EncoderSpec
 from masam_auto.network.encoder import ChannelNorm, Features
+from masam_auto.network.parts import by_parts
 from masam_auto.network.sam import MLP, MaskDecoder, TwoWayTransformer
 from masam_auto.network.stem import ConvBlock
 
@@ -50,10 +51,20 @@ class TokenDecoder(MaskDecoder):
         num_slices: int,
     ) -> Float[Tensor, "s k height width"]:
         """Logits at canvas resolution. Prompts are for all slices (p = 1) or one set a slice (p = s)."""
-        slices, channels, height, width = features.embedding.shape
+        sets = (sparse.expand(len(features.embedding), -1, -1), dense.expand(len(features.embedding), -1, -1, -1))
+        return by_parts(lambda image, *prompts: self._logits(image, positions, *prompts), features.embedding, *sets)
+
+    def _logits(
+        self,
+        embedding: Float[Tensor, "s c h w"],
+        positions: Float[Tensor, "1 c h w"],
+        sparse: Float[Tensor, "s t c"],
+        dense: Float[Tensor, "s c h w"],
+    ) -> Float[Tensor, "s k height width"]:
+        slices, channels, height, width = embedding.shape
         tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([tokens.expand(sparse.shape[0], -1, -1), sparse], dim=1)
-        queries, image = self.transformer(features.embedding + dense, positions, tokens)
+        queries, image = self.transformer(embedding + dense, positions, tokens)
         image = image.transpose(1, 2).reshape(slices, channels, height, width)
         upscaled = self.output_upscaling(image)
         weights = torch.stack(
@@ -74,7 +85,7 @@ def _upscaling(channels: int, steps: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for step in range(steps):
         width = channels // 2 ** (step + 2)
-        source = channels if step == 0 else 2 * width
+        source = channels if step == 0 else channels // 2 ** (step + 1)
         layers.append(nn.ConvTranspose2d(source, width, kernel_size=2, stride=2))
         if step < steps - 1:
             layers.append(ChannelNorm(width))

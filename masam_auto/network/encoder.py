@@ -11,8 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from masam_auto.core.encoders import EncoderSpec
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.adapter import Adapter3D
-from masam_auto.network.attention import Attention, attend_in_windows
+from masam_auto.network.attention import Attention
 from masam_auto.network.fact import INCREMENTS, Increments
+from masam_auto.network.parts import add
 from masam_auto.network.sam import LayerNorm2d, MLPBlock, PatchEmbed
 from masam_auto.network.stem import Stem
 
@@ -30,16 +31,20 @@ class Block(nn.Module):
     def __init__(self, spec: EncoderSpec, plan: NetworkPlan, *, number: int, grid: tuple[int, int]) -> None:
         super().__init__()
         self.number = number
-        self.windowed = number not in spec.global_blocks
         self.adapter_before = _adapter(spec, plan) if plan.adapters in ("both", "before") else None
         self.norm1 = nn.LayerNorm(spec.dim, eps=1e-6)
+        windowed = number not in spec.global_blocks
         self.attn = Attention(
-            dim=spec.dim, heads=spec.heads, grid=(spec.window, spec.window) if self.windowed else grid
+            dim=spec.dim,
+            heads=spec.heads,
+            grid=(spec.window, spec.window) if windowed else grid,
+            windowed=windowed,
         )
         self.adapter_after = _adapter(spec, plan) if plan.adapters in ("both", "after") else None
         self.norm2 = nn.LayerNorm(spec.dim, eps=1e-6)
         self.mlp = MLPBlock(embedding_dim=spec.dim, mlp_dim=int(spec.dim * spec.mlp_ratio))
-        if plan.weights == "none":  # from scratch, a block that starts as the identity learns faster (measured)
+        # From scratch, a block that starts as the identity learns faster (measured); one that is frozen must not be it.
+        if plan.weights == "none" and plan.trained == "all":
             for last in (self.attn.proj, self.mlp.lin2):
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
@@ -47,16 +52,13 @@ class Block(nn.Module):
     def forward(
         self, x: Float[Tensor, "s h w c"], increments: Increments | None, num_slices: int
     ) -> Float[Tensor, "s h w c"]:
-        """Tokens of slices through the block."""
+        """Tokens of slices through the block; without gradients, in place."""
         if self.adapter_before is not None:
             x = self.adapter_before(x, num_slices)
-        if self.windowed:
-            x = x + attend_in_windows(self.attn, self.norm1(x), increments, self.number)
-        else:
-            x = x + self.attn(self.norm1(x), increments, self.number)
+        x = add(x, lambda part: self.attn(self.norm1(part), increments, self.number), x)
         if self.adapter_after is not None:
             x = self.adapter_after(x, num_slices)
-        return x + self.mlp(self.norm2(x))
+        return add(x, lambda part: self.mlp(self.norm2(part)), x)
 
 
 class ChannelNorm(nn.Module):
@@ -115,7 +117,8 @@ class SliceEncoder(nn.Module):
             else:
                 x = block(x, self.increments, num_slices)
             if block.number in self.taps:
-                levels = (*levels, x.permute(0, 3, 1, 2))
+                # Without gradients the next block changes x itself.
+                levels = (*levels, (x if torch.is_grad_enabled() else x.clone()).permute(0, 3, 1, 2))
         return Features(embedding=self.neck(x.permute(0, 3, 1, 2)), levels=levels)
 
 

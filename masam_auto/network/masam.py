@@ -29,6 +29,9 @@ class MaSam(nn.Module):
         self.spec = spec
         self.canvas = canvas
         self.in_channels = in_channels
+        # Values that a pass without gradients on a CPU holds beside a pixel's logits: with a token decoder little more than the
+        # tokens, since the rest goes slice by slice (network/parts.py).
+        self.features_held = 32 if plan.decoder == "multiscale" else 8
         self.image_encoder = SliceEncoder(
             spec, plan, canvas=canvas, in_channels=in_channels, with_levels=plan.decoder == "multiscale"
         )
@@ -49,11 +52,12 @@ class MaSam(nn.Module):
 
         Args:
             windows: (B, N, C, H, W) normalised slices, H x W the canvas; any N.
-            boxes: (B, N, 4) a box on each slice, x0, y0, x1, y1 in canvas pixels; None for no prompt.
+            boxes: (B, N, 4) a box on each slice, x0, y0, x1, y1 in canvas pixels; not-a-number for slices without
+                one; None for no prompt at all.
 
         Raises:
-            ModelError: another canvas or number of channels than the network was built for, or boxes for a network
-                that was built without box prompts.
+            ModelError: another canvas or number of channels than the network was built for, weights stored in half
+                precision without autocast, or boxes for a network that was built without box prompts.
         """
         batch, num_slices = windows.shape[:2]
         self._check(windows, boxes)
@@ -65,14 +69,34 @@ class MaSam(nn.Module):
     def decode(
         self, features: Features, boxes: Float[Tensor, "s 4"] | None, num_slices: int
     ) -> Float[Tensor, "s k h w"]:
-        """Logits of encoded slices, with a box for each or none; windows of `num_slices` follow one another."""
+        """Logits of encoded slices; windows of `num_slices` follow one another.
+
+        A slice whose box is not-a-number gets the logits that it gets without boxes. Every trainable parameter has a
+        gradient then, whatever slices have boxes, as data-parallel training needs it.
+        """
         if boxes is None:
-            sparse, dense = self.prompt_encoder(points=None, boxes=None, masks=None)
-        elif self.mask_decoder.prompt == "tokens":
-            sparse, dense = self.prompt_encoder(points=None, boxes=boxes, masks=None)
-        else:
-            masks = box_masks(boxes, self.canvas, self.prompt_encoder.mask_input_size)
-            sparse, dense = self.prompt_encoder(points=None, boxes=None, masks=masks)
+            return self._decode(features, self.prompt_encoder(points=None, boxes=None, masks=None), num_slices)
+        given = boxes.isfinite().all(dim=1)
+        if self.mask_decoder.prompt == "mask":
+            masks = box_masks(boxes.nan_to_num(), self.canvas, self.prompt_encoder.mask_input_size)
+            sparse, boxed = self.prompt_encoder(points=None, boxes=None, masks=masks)
+            _, plain = self.prompt_encoder(points=None, boxes=None, masks=None)
+            return self._decode(features, (sparse, torch.where(given[:, None, None, None], boxed, plain)), num_slices)
+        if given.all():
+            return self._decode(features, self.prompt_encoder(points=None, boxes=boxes, masks=None), num_slices)
+        # Prompts of one call have equally many tokens: slices with and without boxes are decoded apart.
+        plain = self._decode(_some(features, ~given), self.prompt_encoder(points=None, boxes=None, masks=None), 1)
+        if not given.any():
+            return plain + 0 * sum(table.weight.sum() for table in self.prompt_encoder.point_embeddings[2:])
+        boxed = self._decode(
+            _some(features, given), self.prompt_encoder(points=None, boxes=boxes[given], masks=None), 1
+        )
+        logits = boxed.new_empty((len(boxes), *boxed.shape[1:]))
+        return logits.index_put((given,), boxed).index_put((~given,), plain)
+
+    def _decode(self, features: Features, prompts: tuple[Tensor, Tensor], num_slices: int) -> Float[Tensor, "s k h w"]:
+        """Logits of encoded slices with (sparse, dense) prompts, for all slices or one set a slice."""
+        sparse, dense = prompts
         return self.mask_decoder(
             features,
             positions=self.prompt_encoder.get_dense_pe(),
@@ -98,8 +122,19 @@ class MaSam(nn.Module):
                 f"{self.canvas[1]} px, but the windows have {windows.shape[2]} channels of {windows.shape[3]} x "
                 f"{windows.shape[4]} px; use the plan that it was trained with"
             )
+        stored = self.image_encoder.get_parameter("blocks.0.attn.qkv.weight").dtype
+        if stored != windows.dtype and not torch.is_autocast_enabled(windows.device.type):
+            raise ModelError(
+                f"the network's frozen weights are stored as {stored}, the windows as {windows.dtype}: compute within "
+                "torch.autocast, or build the network with frozen_dtype=torch.float32"
+            )
         if boxes is not None and self.plan.prompt != "box":
             raise ModelError('this network was trained without boxes; train one with network.prompt="box" to give them')
+
+
+def _some(features: Features, chosen: Tensor) -> Features:
+    """Features of the chosen slices only."""
+    return Features(features.embedding[chosen], tuple(level[chosen] for level in features.levels))
 
 
 def box_masks(boxes: Float[Tensor, "s 4"], canvas: tuple[int, int], size: tuple[int, int]) -> Float[Tensor, "s 1 h w"]:

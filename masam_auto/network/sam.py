@@ -47,8 +47,6 @@ def _load_modeling() -> ModuleType:
 _modeling: Any = _load_modeling()
 ImageEncoderViT: Any = _modeling.ImageEncoderViT
 PatchEmbed: Any = _modeling.image_encoder.PatchEmbed
-window_partition: Any = _modeling.image_encoder.window_partition
-window_unpartition: Any = _modeling.image_encoder.window_unpartition
 MaskDecoder: Any = _modeling.MaskDecoder
 MLP: Any = _modeling.mask_decoder.MLP
 PromptEncoder: Any = _modeling.PromptEncoder
@@ -57,33 +55,34 @@ LayerNorm2d: Any = _modeling.common.LayerNorm2d
 MLPBlock: Any = _modeling.common.MLPBlock
 
 
-def load_sam_checkpoint(path: Path) -> dict[str, Tensor]:
+def load_sam_checkpoint(path: Path, *, what: str = "SAM") -> dict[str, Tensor]:
     """Read SAM-format weights: a `.pth` state dict (never unpickled beyond tensors) or `.safetensors`.
 
     Files of fine-tunes that keep the state dict under "model" or "state_dict", or whose names begin with "module.",
-    are read too. Floating-point tensors become float32, on the CPU.
+    are read too. Floating-point tensors become float32, on the CPU. `what` says in messages whose weights they are.
 
     Raises:
         ModelError: the file is missing, damaged, or holds something else than named tensors.
     """
     if not path.is_file():
-        raise ModelError(f"{path}: no such file; give the SAM checkpoint's path, or put it into the weights folder")
+        raise ModelError(f"{path}: no such file; expected a {what} checkpoint, .pth or .safetensors")
     try:
         if path.suffix == ".safetensors":
             found: Any = load_file(path, device="cpu")
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        # the first sentence: torch goes on to advise reading without weights_only
+        reason = str(error).strip().splitlines()[0].split(". ")[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{path}: cannot be read as weights ({reason}); expected a SAM state dict, .pth or .safetensors. "
+            f"{path}: cannot be read as weights ({reason}); expected a {what} state dict, .pth or .safetensors. "
             "Download the file again."
         ) from error
     for wrapper in ("model", "state_dict"):
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
             found = found[wrapper]
     if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ModelError(f"{path}: holds no named tensors; expected a SAM state dict")
+        raise ModelError(f"{path}: holds no named tensors; expected a {what} state dict")
     return {
         str(name).removeprefix("module."): value.float() if value.is_floating_point() else value
         for name, value in found.items()

@@ -1,6 +1,7 @@
 """The network over a whole preprocessed volume: windows along the slices, tiles in the plane, flips, several models."""
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,12 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from masam_auto.core.errors import ModelError
+from masam_auto.core.boxes import BoxPrompt
 from masam_auto.core.plan import Configuration, InferencePlan
 from masam_auto.core.windows import SliceWindow, covering_windows, triangular_weights
-from masam_auto.imaging.canvas import CanvasLayout, collect, lay_out, place
+from masam_auto.imaging.canvas import CanvasLayout, canvas_box, collect, lay_out, place
+from masam_auto.network.finite import finite_logits
 
-# Bounds the memory of one pass, whatever the size of the slices: a pixel counts its outputs and about 32 features.
+# Bounds the memory of one pass, whatever the size of the slices: a pixel counts its outputs and about 32 features, or
+# as many as the network says that it holds (`MaSam.features_held`).
 # On a CPU 16 slices of 512 x 512 pixels with 15 outputs (measured: about 1 GiB); GPUs gain from more at once.
 FEATURES = 32
 VALUES_AT_ONCE = 16 * 512 * 512 * 48
@@ -48,6 +51,7 @@ def predict_volume(
     *,
     num_outputs: int,
     device: torch.device,
+    prompt: BoxPrompt | None = None,
 ) -> torch.Tensor:
     """Logits of a preprocessed volume, averaged over windows, tiles, flips and networks.
 
@@ -60,6 +64,8 @@ def predict_volume(
         inference: how to cut the volume up.
         num_outputs: K.
         device: where the networks are. They compute in float32, or as the surrounding autocast context says.
+        prompt: a box that every slice of its range is predicted with; the slices around it serve as context. Slices
+            outside it, and tiles that it does not touch, get zeros, which stand for background.
 
     Returns:
         (K, Z, Y, X) float16 on the host.
@@ -75,19 +81,25 @@ def predict_volume(
         configuration.magnification,
         tile_overlap=inference.tile_overlap,
     )
-    windows = plan_windows(depth, configuration, inference, limit=slices_at_once(layout, num_outputs, device))
-    result = torch.empty((num_outputs, depth, *plane), dtype=torch.float16)
-    last_use = {z: i for i, weighted in enumerate(windows) for z, _, _ in _used_slices(weighted, depth)}
+    seen = range(depth) if prompt is None else _with_context(prompt.slices, depth, configuration.window)
+    limit = slices_at_once(layout, num_outputs, device, networks)
+    planned = plan_windows(len(seen), configuration, inference, limit=limit)
+    wanted = seen if prompt is None else prompt.slices
+    passes = [(weighted.window, _used_slices(weighted, seen, wanted)) for weighted in planned]
+    # numpy's zeros take memory only where something is written to them: a box needs that of its slices
+    result = torch.from_numpy(np.zeros((num_outputs, depth, *plane), dtype=np.float16))
+    last_use = {z: number for number, (_, slices) in enumerate(passes) for z, _, _ in slices}
     unfinished: dict[int, torch.Tensor] = {}
-    for number, weighted in enumerate(windows):
-        used = list(_used_slices(weighted, depth))
-        slices = _read(image, weighted.window).to(device)
-        tiles = _tile_logits(networks, slices, layout, configuration, inference, slice(used[0][1], used[-1][1] + 1))
-        for (z, _, share), logits in zip(used, collect(tiles, layout), strict=True):
+    for number, (window, slices) in enumerate(passes):
+        if not slices:
+            continue
+        shown, chosen = _read(image, window, seen).to(device), slice(slices[0][1], slices[-1][1] + 1)
+        tiles = _tile_logits(networks, shown, layout, configuration, inference, chosen, num_outputs, prompt)
+        for (z, _, share), logits in zip(slices, collect(tiles, layout), strict=True):
             part = logits if share == 1 else logits * share
             total = unfinished.pop(z) + part if z in unfinished else part
             if last_use[z] == number:
-                result[:, z] = _checked(total).to("cpu", torch.float16)
+                result[:, z] = total.clamp(-LARGEST_HALF, LARGEST_HALF).to("cpu", torch.float16)
             else:
                 unfinished[z] = total
     return result
@@ -110,17 +122,22 @@ def plan_windows(
     if depth <= longest:
         windows = covering_windows(depth, max(depth, length), 1)
     else:
-        windows = covering_windows(depth, longest, longest - 2 * (length // 2))
+        overlap = 2 * (length // 2)
+        count = math.ceil((depth - overlap) / (longest - overlap))
+        even = math.ceil((depth + (count - 1) * overlap) / count)  # as short as so many windows may be
+        windows = covering_windows(depth, even, even - overlap)
     distance = np.stack([_distance_to_cut(window, depth) for window in windows])
     owner = distance.argmax(axis=0)
     return _shared(windows, (np.arange(len(windows))[:, None] == owner).astype(float))
 
 
-def slices_at_once(layout: CanvasLayout, num_outputs: int, device: torch.device) -> int:
+def slices_at_once(layout: CanvasLayout, num_outputs: int, device: torch.device, networks: Sequence[nn.Module]) -> int:
     """How many slices may go through the network together, so that memory does not grow with the slices' size."""
     pixels = max(layout.canvas[0] * layout.canvas[1], layout.extent[0] * layout.extent[1])
-    allowed = VALUES_AT_ONCE if device.type == "cpu" else VALUES_AT_ONCE_ON_GPU
-    return max(1, allowed // (pixels * (num_outputs + FEATURES)))
+    if device.type != "cpu":
+        return max(1, VALUES_AT_ONCE_ON_GPU // (pixels * (num_outputs + FEATURES)))
+    features = max(getattr(network, "features_held", FEATURES) for network in networks)
+    return max(1, VALUES_AT_ONCE // (pixels * (num_outputs + features)))
 
 
 def _tile_logits(
@@ -130,55 +147,74 @@ def _tile_logits(
     configuration: Configuration,
     inference: InferencePlan,
     wanted: slice,
+    num_outputs: int,
+    prompt: BoxPrompt | None,
 ) -> Iterator[torch.Tensor]:
     """For each tile, the mean logits (n, K, H, W) of the wanted ones of (N, C, h, w) slices, over flips and networks."""
     flips = _flips(configuration, inference)
     for tile in layout.tiles:
+        box = None if prompt is None else canvas_box(prompt.rows, prompt.columns, layout, tile)
+        if prompt is not None and box is None:
+            yield slices.new_zeros((wanted.stop - wanted.start, num_outputs, *layout.canvas))
+            continue
         canvas = place(slices, layout, tile)
         # Networks of single slices must not look across them: slices become the batch.
         canvas = canvas[:, None] if configuration.window == 1 else canvas[None]
         total: torch.Tensor | None = None
         for flip, network in itertools.product(flips, networks):
-            logits = network(canvas.flip(flip) if flip else canvas)
+            shown = canvas.flip(flip) if flip else canvas
+            logits = finite_logits(network, shown, *(() if box is None else (_flipped_boxes(box, flip, shown),)))
             logits = (logits.flip(flip) if flip else logits).flatten(0, 1)[wanted].float()
             total = logits if total is None else total.add_(logits)
         assert total is not None
         yield total.div_(len(flips) * len(networks))
 
 
-def _checked(logits: torch.Tensor) -> torch.Tensor:
-    """The logits within the range of float16. Raises ModelError where they are no numbers."""
-    if not torch.isfinite(logits.sum()):
-        raise ModelError(
-            "the network's output is not finite (NaN or infinite). Check the image's values, and whether the training "
-            "diverged (progress.png); then choose another fold or checkpoint."
-        )
-    return logits.clamp(-LARGEST_HALF, LARGEST_HALF)
+def _flipped_boxes(
+    box: tuple[float, float, float, float], flip: tuple[int, ...], windows: torch.Tensor
+) -> torch.Tensor:
+    """A box (x0, y0, x1, y1) for every slice of flipped (B, N, C, H, W) windows: (B, N, 4)."""
+    (x0, y0, x1, y1), (height, width) = box, windows.shape[3:]
+    if 3 in flip:
+        y0, y1 = height - y1, height - y0
+    if 4 in flip:
+        x0, x1 = width - x1, width - x0
+    return torch.tensor([x0, y0, x1, y1], dtype=torch.float32, device=windows.device).expand(*windows.shape[:2], 4)
 
 
 def _flips(configuration: Configuration, inference: InferencePlan) -> list[tuple[int, ...]]:
-    """Axes of (B, N, C, H, W) to flip, one entry a pass; the first is no flip."""
-    if not inference.mirror:
-        return [()]
-    axis_of = {0: 1, 1: 3, 2: 4}
-    axes = [axis_of[axis] for axis in configuration.mirror_axes if axis != 0 or configuration.window > 1]
-    return [flip for count in range(len(axes) + 1) for flip in itertools.combinations(axes, count)]
+    """Axes of (B, N, C, H, W) to flip, one entry a pass; the first is no flip, or the plan's reversed axes."""
+    axis_of = {1: 3, 2: 4} if configuration.window == 1 else {0: 1, 1: 3, 2: 4}
+    always = {axis_of[axis] for axis in inference.reversed_axes if axis in axis_of}
+    axes = [axis_of[axis] for axis in configuration.mirror_axes if axis in axis_of and inference.mirror]
+    mirrored = (set(flip) for count in range(len(axes) + 1) for flip in itertools.combinations(axes, count))
+    return [tuple(sorted(flip ^ always)) for flip in mirrored]
 
 
-def _read(image: Volume, window: SliceWindow) -> torch.Tensor:
-    """(N, C, h, w) float32 slices of a window; only the slices in it are read."""
-    indices = window.indices(image.shape[1])
+def _with_context(slices: range, depth: int, window: int) -> range:
+    """Slices with half a window of neighbours on either side, and at least a whole window where the volume has it."""
+    low, high = max(0, slices.start - window // 2), min(depth, slices.stop + window // 2)
+    low = max(0, min(low, high - window))
+    return range(low, min(depth, max(high, low + window)))
+
+
+def _read(image: Volume, window: SliceWindow, seen: range) -> torch.Tensor:
+    """(N, C, h, w) float32 slices of a window on the seen slices; only the slices in it are read."""
+    indices = window.indices(len(seen)) + seen.start
     first, last = int(indices[0]), int(indices[-1])
     block = np.asarray(image[:, first : last + 1], dtype=np.float32)
     return torch.from_numpy(np.ascontiguousarray(block.transpose(1, 0, 2, 3)[indices - first]))
 
 
-def _used_slices(weighted: WeightedWindow, depth: int) -> Iterator[tuple[int, int, float]]:
-    """(slice number, position within the window, share) of the real slices with a share."""
-    inside = weighted.window.inside(depth)
-    for position in range(inside.start, inside.stop):
-        if share := weighted.shares[position]:
-            yield weighted.window.start + position, position, share
+def _used_slices(weighted: WeightedWindow, seen: range, wanted: range) -> list[tuple[int, int, float]]:
+    """(slice number, position within the window, share) of the wanted slices with a share; windows lie on the seen ones."""
+    inside = weighted.window.inside(len(seen))
+    places = [
+        (seen.start + weighted.window.start + position, position) for position in range(inside.start, inside.stop)
+    ]
+    return [
+        (z, position, weighted.shares[position]) for z, position in places if weighted.shares[position] and z in wanted
+    ]
 
 
 def _spread(window: SliceWindow, weights: np.ndarray, depth: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 import functools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ def evaluate_folder(
     *,
     tolerance: float = 2.0,
     workers: int = 0,
+    protocol: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Compare a folder of segmentations with references and write summary.json among them.
 
@@ -50,6 +51,7 @@ def evaluate_folder(
         file_ending: of both kinds of files.
         tolerance: mm, for the surface Dice (NSD).
         workers: processes; 0 works in this one.
+        protocol: how the segmentations were made, for the summary.
 
     Returns:
         As `evaluate_files`.
@@ -62,11 +64,17 @@ def evaluate_folder(
     names = _find_names(prediction_folder, reference_folder, file_ending)
     pairs = [(prediction_folder / name, reference_folder / name) for name in names]
     output = prediction_folder / SUMMARY_NAME
-    return evaluate_files(pairs, labels, output=output, tolerance=tolerance, workers=workers)
+    return evaluate_files(pairs, labels, output=output, tolerance=tolerance, workers=workers, protocol=protocol)
 
 
 def evaluate_files(
-    pairs: Sequence[tuple[Path, Path]], labels: Labels, *, output: Path, tolerance: float = 2.0, workers: int = 0
+    pairs: Sequence[tuple[Path, Path]],
+    labels: Labels,
+    *,
+    output: Path,
+    tolerance: float = 2.0,
+    workers: int = 0,
+    protocol: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Compare segmentations with references and write a summary.
 
@@ -76,6 +84,7 @@ def evaluate_files(
         output: the file to write.
         tolerance: mm, for the surface Dice (NSD).
         workers: processes; 0 works in this one.
+        protocol: how the segmentations were made; stands as "protocol" in the summary.
 
     Returns:
         The summary: "foreground_mean", "mean" per label, and "metric_per_case". Values that are not-a-number (class in
@@ -94,6 +103,8 @@ def evaluate_files(
     ]
     names = [prediction.name for prediction, _ in pairs]
     summary = summarise_cases(map_cases(_evaluate_pair, items, names=names, what="evaluation", workers=workers))
+    if protocol is not None:
+        summary["protocol"] = dict(protocol)
     write_json(output, summary)
     return summary
 

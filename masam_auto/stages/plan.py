@@ -73,6 +73,7 @@ def make_plan(
     gpu_memory_gb: float,
     backbone: str | None = None,
     sam_weights: Sequence[str] = (),
+    from_scratch: bool = False,
     target_spacing: Triple | None = None,
     overrides: Sequence[str] = (),
     name: str = "masam",
@@ -84,6 +85,7 @@ def make_plan(
         gpu_memory_gb: GiB of the GPU that will train; 0 means there is none.
         backbone: encoder to use, or None to choose.
         sam_weights: names of the encoders whose SAM weights are on disk.
+        from_scratch: go without SAM's weights, also with a SAM encoder.
         target_spacing: mm in the file's order (Z, Y, X), or None to choose.
         overrides: "section.field=value" assignments, applied last.
         name: the plan's name.
@@ -98,17 +100,18 @@ def make_plan(
         gpu_memory_gb=gpu_memory_gb,
         backbone=backbone,
         sam_weights=sam_weights,
+        from_scratch=from_scratch,
     )
-    loads = [_load(basis, view, choice.shape) for view in views]
+    loads = [_load(basis, view, choice.shape, from_scratch=from_scratch) for view in views]
     checkpointing, checkpointing_reason = choose_checkpointing(loads, gpu_memory_gb=gpu_memory_gb)
-    network, network_reasons = choose_network(choice.shape, choice.reason)
+    network, network_reasons = choose_network(choice.shape, choice.reason, from_scratch=from_scratch)
     training, training_reasons = choose_training(
         choice.shape, checkpointing=checkpointing, checkpointing_reason=checkpointing_reason
     )
     inference, inference_reasons = _choose_inference(basis, loads)
     reasons = {
         "default_configuration": basis.slices.reason,
-        "channel_names": channels_reason(len(fingerprint.channel_names), choice.shape),
+        "channel_names": channels_reason(len(fingerprint.channel_names), choice.shape, from_scratch=from_scratch),
     }
     configurations = {}
     for view, load in zip(views, loads, strict=True):
@@ -182,12 +185,12 @@ def _window(basis: _Basis, view: _View, shape: PlannedEncoder) -> tuple[int, str
     return choose_window(basis.fingerprint, distance=basis.spacing[view.axis], depth=depth, encoder=shape)
 
 
-def _load(basis: _Basis, view: _View, shape: PlannedEncoder) -> Load:
+def _load(basis: _Basis, view: _View, shape: PlannedEncoder, *, from_scratch: bool = False) -> Load:
     """What one training window of a view costs with an encoder."""
     canvas = choose_canvas(basis.fingerprint, basis.spacing, view.axis_order, shape).canvas
     return Load(
         encoder=shape.spec,
-        network=choose_network(shape, "")[0],
+        network=choose_network(shape, "", from_scratch=from_scratch)[0],
         canvas=canvas,
         window=_window(basis, view, shape)[0],
         in_channels=len(basis.fingerprint.channel_names),

@@ -1,7 +1,7 @@
 """Images to segmentations: read -> preprocess -> network -> restore -> write, case by case."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,17 +9,20 @@ import numpy as np
 import torch
 from torch import nn
 
+from masam_auto.core.boxes import BoxPrompt, GivenBox
 from masam_auto.core.dataset import Case, DatasetDescription
-from masam_auto.core.errors import CaseErrors, ImageError, MasamError, OutputError
-from masam_auto.core.geometry import CaseProperties, Geometry
+from masam_auto.core.errors import CaseErrors, ImageError, MasamError, ModelError, OutputError
+from masam_auto.core.geometry import Box, CaseProperties, Geometry
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.log import progress
 from masam_auto.core.plan import Configuration, Plan
+from masam_auto.imaging.box_files import Boxes, read_boxes
 from masam_auto.imaging.inputs import find_inputs
 from masam_auto.imaging.io import label_ending, read_case, read_geometry, write_labels
 from masam_auto.learning.device import autocast
 from masam_auto.learning.models import TrainedModel, choose_folds, load_networks, open_model
 from masam_auto.network.volume import Volume, predict_volume
+from masam_auto.stages.box_prompts import place_boxes, segment_boxes
 from masam_auto.stages.preprocess import preprocess_case, restore_case
 
 logger = logging.getLogger(__name__)
@@ -51,6 +54,8 @@ def load_predictor(
     folds: Sequence[int | str] | None = None,
     checkpoint: str = "best",
     device: torch.device,
+    sam_checkpoint: Path | None = None,
+    weights: Path | None = None,
 ) -> Predictor:
     """Load a trained model once, for any number of images.
 
@@ -59,19 +64,24 @@ def load_predictor(
         folds: to average; None for all that are trained.
         checkpoint: "best" or "latest".
         device: where to compute.
+        sam_checkpoint: the SAM file that the model stands on, where it is neither where it was nor in `weights`.
+        weights: the folder of SAM files.
 
     Raises:
-        ModelError: a fold has no checkpoint, or the checkpoint does not fit the plan.
+        ModelError: a fold has no checkpoint, or it does not fit the plan; its SAM file is missing or has changed.
         PlanError: the model's plan.json is damaged or of a newer version.
     """
     plan, description = open_model(model)
     configuration = plan.configuration(model.configuration)
-    networks = load_networks(choose_folds(model, folds, checkpoint), plan, configuration, description, device=device)
+    networks = load_networks(
+        choose_folds(model, folds, checkpoint), plan, configuration, description,
+        device=device, sam_checkpoint=sam_checkpoint, weights=weights,
+    )  # fmt: skip
     return Predictor(networks=networks, plan=plan, configuration=configuration, description=description, device=device)
 
 
-def predict_logits(predictor: Predictor, image: Volume) -> torch.Tensor:
-    """Logits (K, Z, Y, X), float16 on the host, of a preprocessed image (C, Z, Y, X)."""
+def predict_logits(predictor: Predictor, image: Volume, prompt: BoxPrompt | None = None) -> torch.Tensor:
+    """Logits (K, Z, Y, X), float16 on the host, of a preprocessed image (C, Z, Y, X), without or with a box."""
     with autocast(predictor.device, predictor.plan.training.precision):
         return predict_volume(
             predictor.networks,
@@ -80,10 +90,13 @@ def predict_logits(predictor: Predictor, image: Volume) -> torch.Tensor:
             predictor.plan.inference,
             num_outputs=predictor.description.labels.num_outputs,
             device=predictor.device,
+            prompt=prompt,
         )
 
 
-def predict_image(predictor: Predictor, image: np.ndarray, geometry: Geometry, *, identifier: str) -> np.ndarray:
+def predict_image(
+    predictor: Predictor, image: np.ndarray, geometry: Geometry, *, identifier: str, boxes: Sequence[GivenBox] = ()
+) -> np.ndarray:
     """Segment one image in memory.
 
     Args:
@@ -91,26 +104,41 @@ def predict_image(predictor: Predictor, image: np.ndarray, geometry: Geometry, *
         image: (C, Z, Y, X) float32 in the file's units. It is not changed.
         geometry: its grid.
         identifier: a name for messages.
+        boxes: prompts; without any the model segments automatically.
 
     Returns:
         (Z, Y, X) label values on the image's own grid.
 
     Raises:
+        DatasetError: a box outside the image.
         ImageError: wrong number of channels, or the image looks like a segmentation.
-        ModelError: the network's output is not finite.
+        ModelError: the network's output is not finite, or boxes for a model that was trained without.
     """
+    if boxes:
+        check_takes_boxes(predictor)
     check_image(predictor, image, identifier=identifier)
+    placed = place_boxes(boxes, geometry, identifier=identifier)
     prepared = preprocess_case(image, geometry, None, predictor.configuration, identifier=identifier)
-    return segment_preprocessed(predictor, prepared.image, prepared.properties)
+    return segment_preprocessed(predictor, prepared.image, prepared.properties, placed)
 
 
-def segment_preprocessed(predictor: Predictor, image: Volume, properties: CaseProperties) -> np.ndarray:
-    """Segment a preprocessed image (C, Z, Y, X); returns (Z, Y, X) label values on the original grid."""
-    logits = predict_logits(predictor, image)
-    return restore_case(logits, properties, predictor.description.labels, predictor.configuration)
+def segment_preprocessed(
+    predictor: Predictor, image: Volume, properties: CaseProperties, boxes: Sequence[Box] = ()
+) -> np.ndarray:
+    """Segment a preprocessed image (C, Z, Y, X), automatically or within boxes (voxels of the original image).
+
+    Returns:
+        (Z, Y, X) label values on the original grid.
+    """
+    labels, configuration = predictor.description.labels, predictor.configuration
+    if boxes:
+        return segment_boxes(
+            lambda prompt: predict_logits(predictor, image, prompt), boxes, properties, labels, configuration
+        )
+    return restore_case(predict_logits(predictor, image), properties, labels, configuration)
 
 
-def predict_case(predictor: Predictor, case: Case, folder: Path) -> None:
+def predict_case(predictor: Predictor, case: Case, folder: Path, boxes: Sequence[GivenBox] = ()) -> None:
     """Read, segment and write one case, or one video of several frames.
 
     Raises:
@@ -118,9 +146,10 @@ def predict_case(predictor: Predictor, case: Case, folder: Path) -> None:
     """
     image, geometry = read_case(case, predictor.description)
     check_image(predictor, image, identifier=case.identifier)
+    placed = place_boxes(boxes, geometry, identifier=case.identifier)
     prepared = preprocess_case(image, geometry, None, predictor.configuration, identifier=case.identifier)
     del image  # a volume less in memory while the network works
-    segmentation = segment_preprocessed(predictor, prepared.image, prepared.properties)
+    segmentation = segment_preprocessed(predictor, prepared.image, prepared.properties, placed)
     write_segmentation(case, segmentation, geometry, folder, label_ending(predictor.description.file_ending))
 
 
@@ -133,8 +162,26 @@ def write_segmentation(case: Case, segmentation: np.ndarray, geometry: Geometry,
         write_labels(folder / f"{frame}{ending}", segmentation[number : number + 1], read_geometry(files[0]))
 
 
+def read_case_boxes(predictor: Predictor, source: Path, boxes_file: Path) -> Boxes:
+    """Read the boxes for the cases of a folder.
+
+    Raises:
+        DatasetError: no images, or the boxes are for other cases, damaged, or make no sense.
+        ModelError: the model was trained without boxes.
+    """
+    check_takes_boxes(predictor)
+    return read_boxes(boxes_file, [case.identifier for case in find_inputs(source, predictor.description)])
+
+
 def predict_folder(
-    predictor: Predictor, source: Path, folder: Path, *, overwrite: bool = False, continue_prediction: bool = False
+    predictor: Predictor,
+    source: Path,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    continue_prediction: bool = False,
+    boxes: Mapping[str, Sequence[GivenBox]] | None = None,
+    only: Collection[str] | None = None,
 ) -> Outcome:
     """Predict all cases of a folder (or one file); what fails is reported at the end, the rest is done.
 
@@ -144,29 +191,32 @@ def predict_folder(
         folder: where the segmentations go; also gets the model's dataset.json and plan.json.
         overwrite: replace segmentations that are there.
         continue_prediction: keep them, and predict the others.
+        boxes: of each case; cases without any are predicted automatically. None where no boxes are wanted.
+        only: identifiers of the cases to predict; None for all.
 
     Raises:
         DatasetError: no images, or their names make no sense.
+        ModelError: boxes for a model that was trained without.
         OutputError: segmentations are there and neither option is given, the folder is the input's, or nothing can
             be written.
     """
-    cases = find_inputs(source, predictor.description)
+    if boxes is not None:
+        check_takes_boxes(predictor)
+    cases = [case for case in find_inputs(source, predictor.description) if only is None or case.identifier in only]
     ending = label_ending(predictor.description.file_ending)
     check_output(source, folder)
     done = {case.identifier for case in cases if all((folder / f"{f}{ending}").exists() for f in case.frames)}
-    present = [f"{f}{ending}" for case in cases for f in case.frames if (folder / f"{f}{ending}").exists()]
-    if present and not (overwrite or continue_prediction):
-        more = f" and {len(present) - 5} more" if len(present) > 5 else ""
-        raise OutputError(
-            f"{folder} already holds {', '.join(present[:5])}{more}. Give --overwrite to replace them, "
-            "--continue_prediction to predict only the others, or another folder."
-        )
+    if not (overwrite or continue_prediction):
+        _refuse_to_overwrite(cases, folder, ending)
     skipped = done if continue_prediction and not overwrite else set()
     predicted: list[str] = []
     problems: list[str] = []
-    for case in progress([case for case in cases if case.identifier not in skipped], what="predicting"):
+    waiting = [case for case in cases if case.identifier not in skipped]
+    if without := [case.identifier for case in waiting if boxes is not None and not boxes.get(case.identifier)]:
+        logger.warning("no box for %s: predicted without a prompt", ", ".join(without))
+    for case in progress(waiting, what="predicting"):
         try:
-            predict_case(predictor, case, folder)
+            predict_case(predictor, case, folder, (boxes or {}).get(case.identifier, ()))
             if not predicted:  # not before: a folder where nothing was predicted is left as it was
                 write_json(folder / "dataset.json", predictor.description.raw)
                 write_json(folder / "plan.json", predictor.plan)
@@ -180,6 +230,17 @@ def predict_folder(
     return Outcome(predicted=tuple(predicted), skipped=tuple(sorted(skipped)), problems=tuple(problems))
 
 
+def _refuse_to_overwrite(cases: Sequence[Case], folder: Path, ending: str) -> None:
+    """Raise OutputError where segmentations of the cases are there."""
+    present = [f"{f}{ending}" for case in cases for f in case.frames if (folder / f"{f}{ending}").exists()]
+    if present:
+        more = f" and {len(present) - 5} more" if len(present) > 5 else ""
+        raise OutputError(
+            f"{folder} already holds {', '.join(present[:5])}{more}. Give --overwrite to replace them, "
+            "--continue_prediction to predict only the others, or another folder."
+        )
+
+
 def check_output(source: Path, folder: Path) -> None:
     """Refuse to write among the images. Raises OutputError."""
     images = source if source.is_dir() else source.parent
@@ -189,6 +250,14 @@ def check_output(source: Path, folder: Path) -> None:
         raise OutputError(f"the output folder is the input folder ({folder}). Choose another one.")
     if (folder / "imagesTr").is_dir():
         raise OutputError(f"the output folder is a raw data set ({folder}). Choose another one.")
+
+
+def check_takes_boxes(predictor: Predictor) -> None:
+    """Raise ModelError where a model was trained without boxes."""
+    if predictor.plan.network.prompt != "box":
+        raise ModelError(
+            "this model was trained without boxes. Leave the boxes out, or train one with --set network.prompt=box."
+        )
 
 
 def check_image(predictor: Predictor, image: np.ndarray, *, identifier: str) -> None:

@@ -13,21 +13,23 @@ from masam_auto.core.errors import Interrupted, ModelError
 from masam_auto.core.log import log_to_file, stop_logging_to
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, Plan
+from masam_auto.core.sam_files import SamWeights
 from masam_auto.learning.batches import BatchLoader, cache_memory, make_batch, open_batches
+from masam_auto.learning.beginning import new_learner, restore_learner
 from masam_auto.learning.checkpoint import (
     Checkpoint,
     ModelHeader,
     TrainingState,
+    differences,
     load_checkpoint,
     plan_digest,
     save_checkpoint,
 )
-from masam_auto.learning.device import available_cores, computes_in_bf16, default_workers, torch_settings
+from masam_auto.learning.device import available_cores, default_workers, torch_settings
 from masam_auto.learning.epoch import Clock, EpochResult, Learner, judge_windows, peak_memory_gib, train_epoch
 from masam_auto.learning.folder import claim_folder, fold_cases, splits_of
 from masam_auto.learning.interruption import StopRequest, stop_requests
 from masam_auto.learning.loss import choose_loss
-from masam_auto.learning.optimizer import build_optimizers
 from masam_auto.learning.progress import (
     EpochMetrics,
     describe,
@@ -37,10 +39,11 @@ from masam_auto.learning.progress import (
     smooth_dice,
     write_metrics,
 )
+from masam_auto.learning.prompts import box_draws
+from masam_auto.learning.sam_weights import sam_of_model, sam_to_start_from
 from masam_auto.learning.sampling import CaseStore, Sampling, find_case_files, find_holders
 from masam_auto.learning.schedule import Budget, parse_budget, rate_share
-from masam_auto.learning.weights import WeightAverage, frozen_digest
-from masam_auto.network.build import build_network, load_trainable_state, trainable_state_dict
+from masam_auto.network.build import build_network, learning_summary
 from masam_auto.network.masam import MaSam
 from masam_auto.stages.preprocess import check_preprocessed
 
@@ -81,6 +84,7 @@ def train_fold(
     workers: int | None = None,
     budget: str | None = None,
     threads: int | None = None,
+    sam_checkpoint: Path | None = None,
     build: Callable[..., MaSam] = build_network,
 ) -> Path:
     """Train one fold of one configuration on its preprocessed data.
@@ -102,6 +106,7 @@ def train_fold(
         budget: as `learning.schedule.parse_budget` reads it; the plan's epochs, or when resuming the earlier budget,
             where None.
         threads: of torch, in this process; torch's own choice where None.
+        sam_checkpoint: the SAM file to start from; the encoder's in the weights folder where None.
         build: makes the network; replaced in tests.
 
     Returns:
@@ -111,7 +116,8 @@ def train_fold(
         PlanError: no preprocessed data, or of another plan; unknown fold; unknown names in the plan.
         OutputError: there is a training already and neither resume nor overwrite is given, or no space is left.
         ModelError: nothing to resume, finished already, checkpoint of another plan, folds that changed since another
-            one was trained, or the loss went astray.
+            one was trained, SAM weights that are missing, of another encoder or, when resuming, changed; or the loss
+            went astray.
         Interrupted: SIGINT or SIGTERM came.
     """
     parse_budget(budget, plan.training)
@@ -120,21 +126,35 @@ def train_fold(
     with torch_settings(threads, device):
         # all that can be wrong with the plan is found before an earlier training is removed
         _try_out(job)
-        learner = _new_learner(job, build)
+        checkpoint = _checkpoint_to_resume(job) if resume else None
+        if checkpoint is None:
+            sam = sam_to_start_from(plan.network, file=sam_checkpoint, folder=paths.weights)
+        else:
+            sam = sam_of_model(checkpoint.header, job.folder, file=sam_checkpoint, folder=paths.weights)
+        learner = new_learner(plan, configuration, job.description, device=device, sam=sam, build=build)
         claim_folder(job.folder, plan, configuration, source, resume=resume, overwrite=overwrite)
         log_handler = log_to_file(job.folder / "training.log")
         try:
             with stop_requests() as stop:
-                _train(job, learner, resume=resume, budget_text=budget, stop=stop)
+                _train(job, learner, _header(job, sam, checkpoint), checkpoint, budget_text=budget, stop=stop)
         finally:
             stop_logging_to(log_handler)
     return job.folder
 
 
-def _train(job: Job, learner: Learner, *, resume: bool, budget_text: str | None, stop: StopRequest) -> None:
-    """The loop over epochs."""
-    header = _header(job, learner)
-    state = _restore(job, learner, header) if resume else TrainingState()
+def _train(
+    job: Job,
+    learner: Learner,
+    header: ModelHeader,
+    checkpoint: Checkpoint | None,
+    *,
+    budget_text: str | None,
+    stop: StopRequest,
+) -> None:
+    """The loop over epochs, from the beginning or from a checkpoint."""
+    if checkpoint is not None:
+        restore_learner(learner, checkpoint, origin=str(job.folder))
+    state = TrainingState() if checkpoint is None else checkpoint.state
     state = replace(state, budget=budget_text or state.budget, finished=False)
     budget = parse_budget(state.budget, job.plan.training)
     clock = Clock(earlier_wall=state.wall_seconds, earlier_cpu=state.cpu_seconds)
@@ -147,6 +167,7 @@ def _train(job: Job, learner: Learner, *, resume: bool, budget_text: str | None,
     store = CaseStore(cases=job.training.cases, memory=cache_memory(job.workers))
     validation_store = CaseStore(cases=job.validation.cases, memory=cache_memory(4))
     _announce(job, state, budget)
+    logger.info(learning_summary(learner.network))
     picture_cost, picture_time = 0.0, -float("inf")
 
     def check_stop() -> None:
@@ -194,10 +215,6 @@ def _prepare(
     resume: bool,
 ) -> Job:
     """Check and gather what the training needs, without writing anything."""
-    if plan.network.weights == "sam":
-        raise ModelError(
-            "this plan starts from SAM weights, which this version cannot train from yet. Plan again with -backbone vit_t."
-        )
     folder = paths.configuration_folder(dataset_name, configuration.name)
     check_preprocessed(folder, configuration)
     description = read_description(folder.parent / "dataset.json", name=dataset_name)
@@ -219,6 +236,7 @@ def _prepare(
             foreground_fraction=plan.training.foreground_fraction,
             augmentation=plan.training.augmentation,
             seed=plan.training.seed,
+            boxes=box_draws(plan.network, plan.training, description.labels),
         ),
         validation=Sampling(
             cases=validation,
@@ -244,58 +262,43 @@ def _try_out(job: Job) -> None:
     loss(torch.zeros(batch, window, labels.num_outputs, height, width), target, labels, training.loss_weights)
 
 
-def _new_learner(job: Job, build: Callable[..., MaSam]) -> Learner:
-    training = job.plan.training
-    lean = training.precision == "bf16" and computes_in_bf16(job.device)
-    network = build(
-        job.plan.network,
-        canvas=job.configuration.canvas,
-        in_channels=job.description.num_channels,
-        num_outputs=job.description.labels.num_outputs,
-        seed=training.seed,
-        activation_checkpointing=training.activation_checkpointing,
-        frozen_dtype=torch.bfloat16 if lean else torch.float32,
-        device=job.device,
-    )
-    tensors = trainable_state_dict(network)
-    return Learner(
-        network=network,
-        tensors=tensors,
-        optimizers=build_optimizers(network, training),
-        average=WeightAverage(tensors, decay=training.weight_average),
-    )
-
-
-def _header(job: Job, learner: Learner) -> ModelHeader:
+def _header(job: Job, sam: SamWeights | None, resumed: Checkpoint | None) -> ModelHeader:
+    """What the checkpoints will say; a model that needs its SAM file no more still says which one it began with."""
+    if sam is None and resumed is not None:
+        file, sha256 = resumed.header.sam_file, resumed.header.sam_sha256
+    else:
+        file, sha256 = (None, None) if sam is None else (str(sam.path), sam.sha256)
     return ModelHeader(
         dataset_name=job.description.name,
         configuration=job.configuration.name,
         fold=job.fold,
         plan_digest=plan_digest(job.plan, job.configuration),
-        frozen_digest=frozen_digest(learner.network),
+        sam_file=file,
+        sam_sha256=sha256,
         epoch=0,
         network=job.plan.network,
+        canvas=job.configuration.canvas,
+        in_channels=job.description.num_channels,
+        num_outputs=job.description.labels.num_outputs,
     )
 
 
-def _restore(job: Job, learner: Learner, header: ModelHeader) -> TrainingState:
-    """Bring a new learner to where the latest checkpoint was."""
+def _checkpoint_to_resume(job: Job) -> Checkpoint:
+    """The latest checkpoint. Raises ModelError where there is none, or one of another plan."""
     checkpoint = load_checkpoint(job.folder)
-    if checkpoint.header.plan_digest != header.plan_digest:
+    found = differences(
+        checkpoint.header,
+        job.plan.network,
+        canvas=job.configuration.canvas,
+        in_channels=job.description.num_channels,
+        num_outputs=job.description.labels.num_outputs,
+    )
+    if found or checkpoint.header.plan_digest != plan_digest(job.plan, job.configuration):
         raise ModelError(
-            f"{job.folder} was trained with another plan (network, training or configuration differ). Continue with the "
-            "plan it was started with, without other --set, or give --overwrite to start anew."
+            f"{job.folder} was trained with another plan ({'; '.join(found) or 'its training or configuration differ'}). "
+            "Continue with the plan it was started with, without other --set, or give --overwrite to start anew."
         )
-    if checkpoint.header.frozen_digest != header.frozen_digest:
-        raise ModelError(
-            f"{job.folder} was trained on other SAM weights than those found now. Bring the old ones back."
-        )
-    load_trainable_state(learner.network, checkpoint.weights, origin=str(job.folder))
-    for name, tensor in learner.average.tensors.items():
-        tensor.copy_(checkpoint.model[name])
-    for optimizer, saved in zip(learner.optimizers, checkpoint.optimizers, strict=True):
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
-    return checkpoint.state
+    return checkpoint
 
 
 def _loader(job: Job, store: CaseStore, *, first_epoch: int) -> BatchLoader:

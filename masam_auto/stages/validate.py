@@ -40,6 +40,7 @@ def validate_fold(
     checkpoint: str = "best",
     redo: bool = False,
     workers: int | None = None,
+    sam_checkpoint: Path | None = None,
 ) -> dict[str, Any]:
     """Predict and evaluate the validation cases of a trained fold.
 
@@ -55,19 +56,22 @@ def validate_fold(
         checkpoint: "best" or "latest".
         redo: predict all cases again.
         workers: processes for the evaluation; 0 works in this one, None lets cores and memory decide.
+        sam_checkpoint: the SAM file that the model stands on, where it is neither where it was nor in the weights folder.
 
     Returns:
         The summary, also written to fold_K/validation/summary.json.
 
     Raises:
-        ModelError: the fold has no checkpoint.
+        ModelError: the fold has no checkpoint, or its SAM file is missing or has changed.
         PlanError: the preprocessed data are of another plan or incomplete, or the fold does not exist.
         DatasetError: the raw data set, or a case of it, is gone.
     """
     dataset = open_raw_data(paths, dataset_name)
     model = describe_model(paths.model_folder(dataset_name, plan.name, configuration.name))
     choose_folds(model, [fold], checkpoint)  # before the plan is read, which an untrained model lacks as well
-    predictor = load_predictor(model, folds=[fold], checkpoint=checkpoint, device=device)
+    predictor = load_predictor(
+        model, folds=[fold], checkpoint=checkpoint, device=device, sam_checkpoint=sam_checkpoint, weights=paths.weights
+    )
     predictor = replace(predictor, plan=replace(predictor.plan, inference=plan.inference))
     preprocessed = paths.configuration_folder(dataset_name, configuration.name)
     cases = validation_cases(dataset, fold, splits_of(model.folder, preprocessed.parent), preprocessed)

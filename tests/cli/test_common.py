@@ -16,7 +16,18 @@ from masam_auto.core.errors import CaseErrors, DatasetError
 from masam_auto.core.log import setup_logging
 from masam_auto.core.paths import Paths
 
-COMMANDS = ("plan_and_preprocess", "extract_fingerprint", "plan", "preprocess", "train", "predict", "evaluate", "demo")
+COMMANDS = (
+    "fetch_weights",
+    "import_checkpoint",
+    "plan_and_preprocess",
+    "extract_fingerprint",
+    "plan",
+    "preprocess",
+    "train",
+    "predict",
+    "evaluate",
+    "demo",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -54,6 +54,8 @@ PLAN = Plan(
         ("training.loss_weights=1,0", "training", "loss_weights", (1.0, 0.0)),
         ("training.activation_checkpointing=true", "training", "activation_checkpointing", True),
         ("network.encoder=vit_b", "network", "encoder", "vit_b"),
+        ("network.prompt=box", "network", "prompt", "box"),
+        ("training.box_relaxation=0.1,0.3", "training", "box_relaxation", (0.1, 0.3)),
         ("inference.mirror = false", "inference", "mirror", False),
         ("inference.depth=windows", "inference", "depth", "windows"),
     ],
@@ -135,6 +137,12 @@ def test_configuration_refuses_nonsense(changes, message):
         {"weight_average": 1.0},
         {"foreground_fraction": 1.5},
         {"loss_weights": (0.0, 0.0)},
+        {"box_dropout": 1.1},
+        {"box_relaxation": (0.5, 0.2)},
+        {"box_relaxation": (-0.1, 0.2)},
+        {"box_relaxation": (0.0, float("nan"))},
+        {"box_jitter": 0.5},
+        {"box_jitter": -0.1},
         {"loss_weights": (float("inf"), 0.0)},
         {"seed": -1},
         {"warmup_steps": -1},
@@ -216,15 +224,33 @@ def test_a_whole_plan_must_be_finite():
 def test_network_and_inference_refuse_nonsense():
     for changes in (
         {"increment_scale": float("inf")},
+        {"increment_scale": 0.0},
+        {"neck_trained": True, "trained": "none"},
         {"increment_rank": 0},
         {"adapter_channels": 0},
         {"increment_dropout": 1.0},
     ):
         with pytest.raises(PlanError, match=next(iter(changes))):
             dataclasses.replace(PLAN.network, **changes)
-    for wrong in ({"slice_stride": 0}, {"max_slices": 0}, {"tile_overlap": 1.0}):
+    for wrong in ({"slice_stride": 0}, {"max_slices": 0}, {"tile_overlap": 1.0}, {"reversed_axes": (3,)}):
         with pytest.raises(PlanError, match=next(iter(wrong))):
             dataclasses.replace(InferencePlan(), **wrong)
+
+
+def test_decoder_only_is_one_field_and_leaves_out_what_would_not_learn():
+    network = override(PLAN, ["network.trained=none"]).network
+    assert (network.increment, network.adapters) == (PLAN.network.increment, PLAN.network.adapters)
+    assert (network.as_built.increment, network.as_built.adapters) == ("none", "none")
+    assert PLAN.network.as_built is PLAN.network
+
+
+@pytest.mark.parametrize(
+    ("assignment", "known"),
+    [("decoder=unet", "sam, progressive, multiscale"), ("increment=full", "fact, lora, none"), ("trained=some", "adapted, all, none")],
+)  # fmt: skip
+def test_a_variant_that_is_unknown_is_refused_while_planning(assignment, known):
+    with pytest.raises(PlanError, match=rf"--set network\.{assignment}: \w+ must be one of {known}$"):
+        override(PLAN, [f"network.{assignment}"])
 
 
 def test_plan_refuses_a_missing_default_and_wrong_channels():

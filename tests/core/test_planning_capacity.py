@@ -59,10 +59,19 @@ def test_encoder_whose_weights_are_missing_is_passed_over():
 
 def test_backbone_by_hand_wins():
     assert chosen(0, backbone="vit_b").shape.name == "vit_b"
-    assert "put its SAM weights" in chosen(80, backbone="vit_l", sam_weights=()).reason
+    assert "still missing (masam_fetch_weights vit_l)" in chosen(80, backbone="vit_l", sam_weights=()).reason
+    assert chosen(80, backbone="vit_l").reason == "asked for"
     assert chosen(80, backbone="vit_t").weights == "none"
     with pytest.raises(PlanError, match="unknown backbone 'vit_x'; choose one of vit_t, vit_b, vit_l, vit_h"):
         chosen(80, backbone="vit_x")
+
+
+def test_from_scratch_takes_the_small_encoder_unless_another_is_asked_for():
+    choice = chosen(80, from_scratch=True)
+    assert (choice.shape.name, choice.weights) == ("vit_t", "none") and "as asked" in choice.reason
+    choice = chosen(80, from_scratch=True, backbone="vit_b", sam_weights=())
+    assert (choice.shape.name, choice.weights) == ("vit_b", "none")
+    assert choice.reason == "asked for; trained from scratch"
 
 
 def test_checkpointing_only_where_a_window_does_not_fit_otherwise():

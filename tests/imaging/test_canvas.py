@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from masam_auto.imaging.canvas import CanvasLayout, collect, lay_out, place
+from masam_auto.imaging.canvas import CanvasLayout, canvas_box, collect, lay_out, place
 
 
 def there_and_back(window: torch.Tensor, layout: CanvasLayout) -> torch.Tensor:
@@ -73,3 +73,22 @@ def test_layout_does_not_shift_a_symmetric_slice() -> None:
     canvas = place(window, layout := lay_out((7, 7), (32, 32), 2.5, tile_overlap=0.5), layout.tiles[0])
     torch.testing.assert_close(canvas, canvas.flip(-1))
     torch.testing.assert_close(canvas, canvas.flip(-2))
+
+
+def test_a_box_is_cut_to_the_canvas_and_absent_where_it_does_not_touch_it() -> None:
+    layout = lay_out((12, 40), (16, 16), 1.0, tile_overlap=0.5)
+    found = [canvas_box((3.0, 9.0), (10.0, 20.0), layout, tile) for tile in layout.tiles]
+    top = -layout.tiles[0][0]
+    for (_, left), box in zip(layout.tiles, found, strict=True):
+        x0, x1 = max(0, 10 - left), min(16, 20 - left)
+        assert box == (None if x0 >= x1 else (x0, top + 3, x1, top + 9))
+    assert None in found
+
+
+def test_a_magnified_slice_fills_its_extent() -> None:
+    layout = lay_out((5, 7), (32, 32), 3.0, tile_overlap=0.5)
+    box = canvas_box((0.0, 5.0), (0.0, 7.0), layout, layout.tiles[0])
+    assert box is not None
+    x0, y0, x1, y1 = box
+    assert (x1 - x0, y1 - y0) == (21, 15)
+    assert ((x0 + x1) / 2, (y0 + y1) / 2) == (16, 16)

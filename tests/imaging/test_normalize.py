@@ -65,6 +65,21 @@ def test_rescale_goes_from_0_to_1(image: np.ndarray) -> None:
     assert not normalize(np.full((1, 2, 2, 2), 5.0), one("rescale_to_0_1")).any()
 
 
+def test_clip_to_0_1_cuts_off_at_the_plans_limits(image: np.ndarray) -> None:
+    result = normalize(image, one("clip_to_0_1", lower=-200.0, upper=250.0))
+    np.testing.assert_allclose(result, (np.clip(image, -200, 250) + 200) / 450, atol=1e-6)
+    assert (result.min(), result.max()) == (0, 1)
+    assert np.isfinite(normalize(image, one("clip_to_0_1", lower=7.0, upper=7.0))).all()
+
+
+def test_quantile_to_0_1_cuts_off_the_brightest_hundredth(image: np.ndarray) -> None:
+    result = normalize(image, one("quantile_to_0_1"))
+    low, high = image.min(), np.quantile(image, 0.99)
+    np.testing.assert_allclose(result, (np.minimum(image, high) - low) / (high - low), atol=1e-6)
+    assert (result == result.max()).mean() == pytest.approx(0.01, abs=0.005)
+    assert not normalize(np.full((1, 2, 2, 2), 5.0), one("quantile_to_0_1")).any()
+
+
 def test_rgb_is_divided_by_255_and_nothing_else_accepted() -> None:
     picture = np.array([0, 51, 255], np.float32).reshape(1, 1, 1, 3)
     np.testing.assert_allclose(normalize(picture, one("rgb_to_0_1"))[0, 0, 0], [0, 0.2, 1], rtol=1e-6)

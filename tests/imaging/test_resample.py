@@ -137,6 +137,14 @@ def test_slabs_from_the_nearest_slice() -> None:
     np.testing.assert_array_equal(found.numpy(), logits[:, nearest_index(4, 7)].numpy())
 
 
+def test_only_the_wanted_slices_are_made() -> None:
+    logits = torch.from_numpy(noise((2, 4, 5, 6)))
+    every = {z: slab for z, _, slab in iterate_slabs(logits, (7, 9, 6))}
+    some = {z: slab for z, _, slab in iterate_slabs(logits, (7, 9, 6), only=range(2, 5))}
+    assert list(some) == [2, 3, 4]
+    assert all(torch.equal(slab, every[z]) for z, slab in some.items())
+
+
 def test_shape_follows_the_spacing() -> None:
     assert resampled_shape((10, 20, 30), (3.0, 1.0, 1.0), (1.0, 1.0, 2.0)) == (30, 20, 15)
     assert resampled_shape((1, 20, 2), (1.0, 1.0, 0.1), (9.0, 0.75, 1.0)) == (1, 27, 1)

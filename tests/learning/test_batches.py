@@ -15,10 +15,13 @@ from masam_auto.core.errors import MasamError
 from masam_auto.core.parallel import is_out_of_memory
 from masam_auto.learning import batches as module
 from masam_auto.learning.batches import BatchLoader, cache_memory, make_batch, open_batches
+from masam_auto.learning.prompts import BoxDraws
 from masam_auto.learning.sampling import CaseStore, Sampling, find_case_files, find_holders
 
 
-def make_loader(tiny: ModuleType, folder: Path, *, first: int = 0, workers: int = 0) -> BatchLoader:
+def make_loader(
+    tiny: ModuleType, folder: Path, *, first: int = 0, workers: int = 0, boxes: BoxDraws | None = None
+) -> BatchLoader:
     configuration = tiny.make_configuration()
     paths = tiny.write_preprocessed(folder, configuration)
     cases = find_case_files(paths.configuration_folder(tiny.DATASET, configuration.name), ["a", "b", "c"])
@@ -29,6 +32,7 @@ def make_loader(tiny: ModuleType, folder: Path, *, first: int = 0, workers: int 
         foreground_fraction=0.5,
         augmentation=tiny.make_plan().training.augmentation,
         seed=3,
+        boxes=boxes,
     )
     store = CaseStore(cases=cases, memory=1e8)
     return BatchLoader(store, sampling, batch_size=2, per_epoch=4, first=first, workers=workers)
@@ -47,13 +51,20 @@ def test_batches_have_their_shapes_and_epochs_follow_one_another(tiny: ModuleTyp
 
 
 def test_two_workers_make_the_batches_of_none(tiny: ModuleType, tmp_path: Path) -> None:
-    with open_batches(make_loader(tiny, tmp_path), 0) as alone:
+    boxes = BoxDraws(dropout=0.5, relaxation=(0.0, 0.5), jitter=0.1, ignore=None)
+    with open_batches(make_loader(tiny, tmp_path, boxes=boxes), 0) as alone:
         expected = [next(alone) for _ in range(5)]
-    with open_batches(make_loader(tiny, tmp_path, workers=2), 2) as together:
+    with open_batches(make_loader(tiny, tmp_path, workers=2, boxes=boxes), 2) as together:
         for wanted in expected:
             batch = next(together)
-            np.testing.assert_array_equal(batch["data"], wanted["data"])
-            np.testing.assert_array_equal(batch["target"], wanted["target"])
+            assert batch["boxes"].shape == (2, 3, 4)
+            for name in ("data", "target", "boxes"):
+                np.testing.assert_array_equal(batch[name], wanted[name])
+
+
+def test_boxes_are_in_the_batch_only_where_the_plan_has_them(tiny: ModuleType, tmp_path: Path) -> None:
+    loader = make_loader(tiny, tmp_path)
+    assert set(make_batch(loader.store, loader.sampling, 0, 0, 2)) == {"data", "target"}
 
 
 def test_a_damaged_case_is_named(tiny: ModuleType, tmp_path: Path) -> None:

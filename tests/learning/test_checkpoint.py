@@ -37,7 +37,6 @@ def make_checkpoint(epoch: int = 1, **changes: float) -> Checkpoint:
         configuration="axis0",
         fold="0",
         plan_digest="abc",
-        frozen_digest=None,
         epoch=epoch,
         network=NetworkPlan(encoder="vit_t", decoder="multiscale", weights="none", trained="all"),
     )

@@ -1,5 +1,6 @@
 """Losses: what is right costs nothing, what is ignored counts nowhere."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -85,3 +86,31 @@ def test_decide_undoes_targets(labels: Labels) -> None:
 def test_an_unknown_loss_is_refused() -> None:
     with pytest.raises(PlanError, match="ce_dice"):
         choose_loss("hinge")
+
+
+def reference_loss(logits: np.ndarray, target: np.ndarray, ignored: int) -> float:
+    """The reference MA-SAM's loss by its formula: logits (slices, K, H, W), target (slices, H, W).
+
+    0.2 cross-entropy, mean over the voxels that count, and 0.8 Dice: for each class, background among them,
+    1 - (2 sum(p t) + 1e-5) / (sum(p^2) + sum(t^2) + 1e-5) over all slices, all classes weighing the same.
+    """
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p = exponentials / exponentials.sum(axis=1, keepdims=True)
+    counted = target != ignored
+    entropy = [-np.log(p[s, target[s, y, x], y, x]) for s, y, x in zip(*np.nonzero(counted), strict=True)]
+    dice = []
+    for k in range(logits.shape[1]):
+        score, truth = p[:, k][counted], (target == k)[counted].astype(float)
+        dice.append(1 - (2 * (score * truth).sum() + 1e-5) / ((score**2).sum() + (truth**2).sum() + 1e-5))
+    return 0.2 * float(np.mean(entropy)) + 0.8 * float(np.mean(dice))
+
+
+@pytest.mark.parametrize("labels", [CLASSES, IGNORING])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_squared_dice_is_the_references_loss(labels: Labels, seed: int) -> None:
+    target = volume(3 if labels is IGNORING else 2, seed=seed)
+    target[target == 1] = 0 if seed else 1  # seed 1: a class that is nowhere
+    logits = 3 * torch.randn(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(seed + 7)).double()
+    ours = LOSSES["ce_dice_squared"](logits, target, labels, WEIGHTS)
+    theirs = reference_loss(logits.flatten(0, 1).numpy(), target.flatten(0, 1).numpy(), ignored=3)
+    assert ours.item() == pytest.approx(theirs, rel=1e-5)

@@ -94,3 +94,12 @@ def test_rates_are_shares_of_the_full_one() -> None:
 def test_an_unknown_optimiser_is_refused() -> None:
     with pytest.raises(PlanError, match="adamw"):
         build_optimizers(torch.nn.Linear(2, 2), TrainingPlan(optimizer="magic"))
+
+
+def test_adamw_remembers_as_long_as_the_references_and_beside_muon_shorter(tiny: ModuleType) -> None:
+    """The reference MA-SAM trains with betas 0.9 and 0.999."""
+    (alone,) = build_optimizers(tiny_network(tiny), TrainingPlan(optimizer="adamw"))
+    assert {group["betas"] for group in alone.param_groups} == {(0.9, 0.999)}
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 32, 3), torch.nn.Conv2d(32, 32, 3))
+    _, beside = build_optimizers(network, TrainingPlan(optimizer="muon"))
+    assert {group["betas"] for group in beside.param_groups} == {(0.9, 0.99)}

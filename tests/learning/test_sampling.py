@@ -13,12 +13,14 @@ from masam_auto.core.errors import ImageError
 from masam_auto.core.windows import SliceWindow
 from masam_auto.imaging.canvas import lay_out, place
 from masam_auto.imaging.storage import open_array
+from masam_auto.learning.prompts import BoxDraws
 from masam_auto.learning.sampling import (
     CaseStore,
     Sampling,
     draw_window,
     find_case_files,
     find_holders,
+    make_boxes,
     make_window,
     view_of,
     window_generator,
@@ -152,3 +154,41 @@ def test_a_missing_file_and_a_failing_case_are_named(tiny: ModuleType, tmp_path:
 def test_the_view_of_a_tile_at_magnification_one_lies_on_the_pixels(tiny: ModuleType) -> None:
     view = view_of((13, 40), (-1, 7), tiny.make_configuration())
     assert [(centre - 7.5) % 1 for centre in view.centre] == [0, 0]
+
+
+BOXES = BoxDraws(dropout=0.5, relaxation=(0.0, 0.5), jitter=0.1, ignore=None)
+
+
+def test_windows_are_the_same_with_and_without_boxes(tiny: ModuleType, tmp_path: Path) -> None:
+    sampling = make_sampling(tiny, tmp_path)
+    boxed = dataclasses.replace(sampling, boxes=BOXES)
+    store = CaseStore(cases=sampling.cases, memory=1e9)
+    for number in range(4):
+        for plain, other in zip(
+            make_window(store, sampling, 1, number), make_window(store, boxed, 1, number), strict=True
+        ):
+            assert torch.equal(plain, other)
+
+
+def test_boxes_depend_on_the_windows_numbers_and_lie_on_their_foreground(tiny: ModuleType, tmp_path: Path) -> None:
+    sampling = make_sampling(tiny, tmp_path, foreground_fraction=1.0, boxes=BOXES)
+    store = CaseStore(cases=sampling.cases, memory=1e9)
+    seen, dropped = set(), 0
+    for epoch in range(3):
+        for number in range(20):
+            _, labels = make_window(store, sampling, epoch, number)
+            boxes = make_boxes(labels, sampling, epoch, number)
+            np.testing.assert_array_equal(boxes, make_boxes(labels, sampling, epoch, number))
+            assert boxes.shape == (3, 4)
+            assert boxes.dtype == np.float32
+            if np.isnan(boxes).any():
+                assert np.isnan(boxes).all()
+                dropped += 1
+                continue
+            assert (boxes == boxes[0]).all(), "one box for all slices of a window"
+            rows, columns = np.nonzero((labels > 0).any(0).numpy())
+            x0, y0, x1, y1 = boxes[0]
+            assert x0 < columns.mean() + 0.5 < x1 and y0 < rows.mean() + 0.5 < y1
+            seen.add(boxes[0].tobytes())
+    assert len(seen) + dropped == 60, "no box is drawn twice"
+    assert 15 < dropped < 45

@@ -1,12 +1,9 @@
-"""The running average of the weights, and the digest of the frozen ones."""
-
-import dataclasses
-from types import ModuleType
+"""The running average of the weights."""
 
 import pytest
 import torch
 
-from masam_auto.learning.weights import WeightAverage, frozen_digest
+from masam_auto.learning.weights import WeightAverage
 
 
 def test_the_average_follows_and_counters_are_copied() -> None:
@@ -40,17 +37,3 @@ def test_it_is_shown_for_a_while_and_then_taken_back_exactly() -> None:
         assert layer.weight.tolist() == [1, 1]
         raise ZeroDivisionError
     assert layer.weight.tolist() == [3, 3]
-
-
-def test_the_digest_is_of_the_frozen_part_alone(tiny: ModuleType) -> None:
-    plan = tiny.make_plan().network
-    sizes = {"canvas": (16, 16), "in_channels": 1, "num_outputs": 3}
-    assert frozen_digest(tiny.build_tiny(plan, **sizes)) is None
-    network = tiny.build_tiny(dataclasses.replace(plan, weights="sam", trained="adapted"), **sizes)
-    before = frozen_digest(network)
-    with torch.no_grad():
-        next(p for p in network.parameters() if p.requires_grad).add_(1)
-    assert frozen_digest(network) == before
-    with torch.no_grad():
-        next(p for p in network.parameters() if not p.requires_grad).add_(1)
-    assert frozen_digest(network) != before

@@ -1,6 +1,10 @@
 """Small networks: SAM's structure and the stem's, at sizes that compute in milliseconds."""
 
+import importlib.util
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -74,6 +78,18 @@ def network_plan() -> Callable[..., NetworkPlan]:
 
 
 @pytest.fixture(scope="session")
+def plain_masam() -> ModuleType:
+    """The module tests/network/plain_masam.py: PlainMaSam, plain_twin, predict_plainly."""
+    name = "plain_masam"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("plain_masam.py"))
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
 def make_network() -> Callable[..., MaSam]:
     """Factory: `make_network("stem", canvas=(16, 24), in_channels=1, num_outputs=3, randomised=True, **plan_fields)`.
 
@@ -100,3 +116,25 @@ def make_network() -> Callable[..., MaSam]:
         return network
 
     return make
+
+
+@pytest.fixture(scope="session")
+def reference_folder() -> ModuleType:
+    """The module tests/network/reference_folder.py: read_reference, build, error, make_reference."""
+    return _beside("reference_folder")
+
+
+@pytest.fixture(scope="session")
+def recovered_positions() -> ModuleType:
+    """The module tests/network/recovered_positions.py: recover_positions."""
+    return _beside("recovered_positions")
+
+
+def _beside(name: str) -> ModuleType:
+    """Import a module beside this file; pytest's importlib mode puts no test folder on the path."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]

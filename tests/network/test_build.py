@@ -1,13 +1,22 @@
+import re
+
 import pytest
 import torch
 
+from masam_auto.core.encoders import ENCODERS
 from masam_auto.core.errors import ModelError, PlanError
 from masam_auto.network.build import (
+    assemble,
     build_network,
+    cast_frozen,
     count_parameters,
+    frozen_in_float32,
+    learning_summary,
     load_published_checkpoint,
     load_trainable_state,
     part_of,
+    sam_tensors,
+    take_tensors,
     trainable_state_dict,
 )
 
@@ -27,7 +36,8 @@ VARIANTS = [
     {"increment": "none", "decoder": "multiscale", "trained": "all", "size": "stem", "weights": "none"},
     {"increment": "fact", "decoder": "multiscale", "trained": "adapted", "size": "stem", "in_channels": 2},
     {"decoder": "progressive", "trained": "adapted", "size": "sam", "in_channels": 5, "neck_trained": True},
-    {"decoder": "progressive", "trained": "none", "size": "sam", "in_channels": 2, "neck_trained": True},
+    {"decoder": "progressive", "trained": "none", "size": "sam", "in_channels": 2},
+    {"increment": "none", "adapters": "none", "trained": "adapted", "size": "sam", "neck_trained": True},
     {"decoder": "sam", "trained": "adapted", "size": "sam", "adapter_start": "reference"},
 ]
 
@@ -61,7 +71,7 @@ def test_gradients_exactly_where_something_learns(make_network, variant, prompt)
             n for n, _ in network.image_encoder.named_parameters() if "adapter_" in n or n.startswith("increments.")
         }
     else:
-        assert all(name.startswith("neck.") for name in encoder)
+        assert not encoder
     assert any(name.startswith("mask_decoder.") for name in learning)
 
 
@@ -156,13 +166,32 @@ def test_trained_state_comes_back(make_network, weights):
         assert torch.equal(first.eval()(x), second.eval()(x))
 
 
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_a_checkpoint_and_its_sam_file_are_the_whole_network(make_network, variant):
+    network = make_network(**variant, randomised=True)
+    sizes = {"canvas": (96, 64), "in_channels": network.in_channels, "num_outputs": 3}
+    sam = {n: v.clone() for n, v in network.state_dict().items() if ".increments." not in n and ".adapter_" not in n}
+    twins = [assemble(network.spec, network.plan, **sizes, device="meta") for _ in range(2)]
+    state = trainable_state_dict(network)
+    frozen = {n: v for n, v in sam_tensors(twins[0], sam, origin="sam.pth").items() if n not in state}
+    for twin in twins:
+        take_tensors(twin, state, frozen, origin="run")
+        assert twin.state_dict().keys() == network.state_dict().keys()
+        assert all(torch.equal(value, network.state_dict()[name]) for name, value in twin.state_dict().items())
+        learning = [[name for name, p in one.named_parameters() if p.requires_grad] for one in (network, twin)]
+        assert learning[0] == learning[1]
+    first, second = (twin.state_dict() for twin in twins)
+    assert all(first[name].data_ptr() == second[name].data_ptr() == frozen[name].data_ptr() for name in frozen)
+    assert bool(frozen) == network.plan.stands_on_sam
+    with pytest.raises(ModelError, match="run: extra is unknown to this network"):
+        take_tensors(twins[0], {**state, "extra": torch.zeros(1)}, frozen, origin="run")
+
+
 def test_state_of_another_network_is_refused(make_network):
     network = make_network()
     state = dict(trainable_state_dict(network))
     with pytest.raises(ModelError, match=r"run: extra is unknown to this network"):
         load_trainable_state(network, state | {"extra": torch.ones(1)}, origin="run")
-    with pytest.raises(ModelError, match=r"run: image_encoder\.increments\..* has shape \(3, .*needs \(4, "):
-        load_trainable_state(make_network(increment_rank=4), state, origin="run")
     del state["image_encoder.increments.u.weight"]
     with pytest.raises(ModelError, match=r"run: image_encoder\.increments\.u\.weight is missing"):
         load_trainable_state(network, state, origin="run")
@@ -195,3 +224,95 @@ def test_published_names_load(make_network):
         assert part_of(name) == "encoder" or torch.equal(second.state_dict()[name], value)
     with pytest.raises(ModelError, match=r"epoch_159\.pth: .*u\.weight is missing"):
         load_published_checkpoint(second, {n: v for n, v in state.items() if "FacTu" not in n}, origin="epoch_159.pth")
+
+
+DIFFERENCES = [
+    ({}, {"increment_rank": 4}, "FacT increments of rank 3", "FacT increments of rank 4"),
+    ({"increment": "lora"}, {}, "LoRA increments of rank 3", "FacT increments of rank 3"),
+    ({"increment": "none"}, {}, "no increments", "FacT increments of rank 3"),
+    ({}, {"adapters": "none"}, "adapters before and after attention, 6 channels wide", "no adapters"),
+    ({"adapters": "after"}, {}, "adapters after attention, 6 channels wide", "adapters before and after attention, 6"),
+    ({"adapter_channels": 5}, {}, "adapters before and after attention, 5 channels", "attention, 6 channels wide"),
+    ({"decoder": "sam"}, {}, r"a mask decoder with 2 upscaling steps \(sam\)", r"4 upscaling steps \(progressive\)"),
+    ({}, {"decoder": "multiscale"}, r"a mask decoder with 4 upscaling steps \(progressive\)", "the decoder multiscale"),
+    ({"num_outputs": 4}, {}, r"4 outputs \(classes with background, or regions\)", "3 outputs"),
+    ({"num_outputs": 2, "decoder": "multiscale"}, {"decoder": "multiscale"}, "2 outputs", "3 outputs"),
+    ({"in_channels": 2, "trained": "all"}, {"trained": "all"}, "2 input channels", "1 input channel"),
+    (
+        {"canvas": (96, 96), "trained": "all"},
+        {"trained": "all"},
+        "a canvas of 6 x 6 tokens",
+        "a canvas of 6 x 4 tokens",
+    ),
+    ({"trained": "none"}, {}, "no increments", "FacT increments of rank 3"),
+]
+
+
+@pytest.mark.parametrize(("made", "loaded", "held", "asked"), DIFFERENCES)
+def test_a_checkpoint_of_another_variant_is_named_in_the_plans_words(make_network, made, loaded, held, asked):
+    state = trainable_state_dict(make_network(**made))
+    with pytest.raises(
+        ModelError, match=rf"^run: the checkpoint is of another network: .*it holds {held}.*asks for .*{asked}"
+    ):
+        load_trainable_state(make_network(**loaded), state, origin="run")
+
+
+@pytest.mark.parametrize(("size", "other"), [("stem", {"in_channels": 3}), ("stem", {"canvas": (48, 64)})])
+def test_the_small_encoders_sizes_are_named_too(make_network, size, other):
+    fields = {"decoder": "multiscale", "trained": "all", "weights": "none"}
+    state = trainable_state_dict(make_network(size, **fields, **other))
+    with pytest.raises(ModelError, match=r"it holds (3 input channels|a canvas of 12 x 16 tokens), the plan asks for"):
+        load_trainable_state(make_network(size, **fields), state, origin="run")
+
+
+def test_an_encoder_of_another_size_is_named_alone_with_its_rank(make_network):
+    state = trainable_state_dict(make_network("stem", decoder="progressive"))
+    with pytest.raises(
+        ModelError, match=r"it holds an encoder of 2 blocks of width 16, the plan asks for .*3 blocks of width 24"
+    ):
+        load_trainable_state(make_network("sam"), state, origin="run")
+
+
+def test_what_frozen_matrices_are_made_smaller_comes_back(make_network):
+    network = make_network(randomised=True)
+    cast_frozen(network, torch.bfloat16)
+    stored = {name: p.data for name, p in network.named_parameters()}
+    with frozen_in_float32(network):
+        assert {p.dtype for p in network.parameters()} == {torch.float32}
+        assert network(torch.zeros(1, 2, 1, 96, 64)).dtype == torch.float32
+    assert all(
+        p.data is stored[name] or p.data.data_ptr() == stored[name].data_ptr() for name, p in network.named_parameters()
+    )
+
+
+@pytest.mark.parametrize("encoder", ["vit_b", "vit_l", "vit_h"])
+@pytest.mark.parametrize(("increment", "rank"), [("fact", 4), ("fact", 64), ("lora", 4), ("lora", 64)])
+def test_increments_grow_with_the_rank_as_the_formula_says(network_plan, encoder, increment, rank):
+    plan = network_plan(encoder=encoder, increment=increment, increment_rank=rank, adapters="none")
+    counts = count_parameters(build_network(plan, canvas=(512, 512), in_channels=1, num_outputs=2, device="meta"))
+    dim, depth = ENCODERS[encoder].dim, ENCODERS[encoder].depth
+    shared = 2 * dim * rank + 2 * depth * rank**2
+    assert counts["increments"] == 2 * ((shared if increment == "fact" else 4 * depth * dim * rank),)
+    assert counts["adapters"] == (0, 0)
+
+
+def test_the_iou_head_is_what_the_reference_trains_more(network_plan):
+    """0.135 million with 13 outputs; it has no gradient in the reference either."""
+    plan = network_plan(encoder="vit_b", increment_rank=32, adapter_channels=384)
+    network = build_network(plan, canvas=(512, 512), in_channels=3, num_outputs=13, device="meta")
+    head = [p for name, p in network.named_parameters() if "iou_prediction_head" in name]
+    assert not any(p.requires_grad for p in head)
+    assert sum(p.numel() for p in head) == 2 * (256 * 256 + 256) + 256 * 13 + 13
+
+
+def test_the_log_says_what_learns(make_network):
+    line = learning_summary(make_network(decoder="sam"))
+    assert re.fullmatch(r"[\d.]+ of [\d.]+ million parameters learn: increments [\d.]+, adapters [\d.]+, "
+                        r"prompt encoder [\d.e-]+, decoder [\d.]+", line)  # fmt: skip
+    assert "increments" not in learning_summary(make_network(trained="none"))
+
+
+@pytest.mark.parametrize(("trained", "warns"), [("adapted", True), ("none", True), ("all", False)])
+def test_the_log_warns_of_a_random_frozen_encoder(make_network, trained, warns):
+    assert ("is random and stays so" in learning_summary(make_network(weights="none", trained=trained))) == warns
+    assert "random" not in learning_summary(make_network(trained=trained))

@@ -1,6 +1,9 @@
+import typing
+
 import pytest
 import torch
 
+from masam_auto.core.encoders import DecoderName
 from masam_auto.network import sam
 from masam_auto.network.decoder import DECODERS
 from masam_auto.network.encoder import Features
@@ -64,3 +67,7 @@ def test_progressive_steps_follow_the_tokens(specs):
     assert "output_upscaling.9.weight" in names and "output_upscaling.10.weight" not in names
     names = {name for name, _ in DECODERS["progressive"](specs["stem"], num_outputs=2).named_parameters()}
     assert "output_upscaling.3.weight" in names and "output_upscaling.4.weight" not in names
+
+
+def test_the_plan_knows_every_decoder():
+    assert set(typing.get_args(DecoderName)) == set(DECODERS)

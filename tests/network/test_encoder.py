@@ -8,13 +8,13 @@ from masam_auto.network import sam
 from masam_auto.network.encoder import ChannelNorm
 
 
-def sams_encoder(canvas):
-    """SAM's own image encoder at the small sizes; square canvases only."""
-    return sam.ImageEncoderViT(
+def sams_encoder(canvas, in_channels=1):
+    """SAM's own image encoder at the small sizes, with tables for a canvas that need not be square."""
+    encoder = sam.ImageEncoderViT(
         depth=3,
         embed_dim=24,
-        img_size=canvas,
-        in_chans=1,
+        img_size=max(canvas),
+        in_chans=in_channels,
         mlp_ratio=2,
         norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
         num_heads=2,
@@ -23,19 +23,26 @@ def sams_encoder(canvas):
         window_size=4,
         out_chans=32,
     )
+    rows, columns = canvas[0] // 16, canvas[1] // 16
+    encoder.pos_embed = torch.nn.Parameter(torch.zeros(1, rows, columns, 24))
+    attention = encoder.blocks[1].attn
+    attention.rel_pos_h = torch.nn.Parameter(torch.zeros(2 * rows - 1, 12))
+    attention.rel_pos_w = torch.nn.Parameter(torch.zeros(2 * columns - 1, 12))
+    return encoder
 
 
+@pytest.mark.parametrize("canvas", [(96, 96), (96, 64), (16, 80)])
 @pytest.mark.parametrize("num_slices", [1, 3])
 @pytest.mark.parametrize("increment", ["fact", "lora", "none"])
 @pytest.mark.parametrize("adapters", ["both", "none"])
-def test_starts_as_sam_exactly(make_network, num_slices, increment, adapters):
-    theirs = sams_encoder(96)
+def test_starts_as_sam_exactly(make_network, canvas, num_slices, increment, adapters):
+    theirs = sams_encoder(canvas)
     torch.manual_seed(4)
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    network = make_network(canvas=(96, 96), increment=increment, adapters=adapters)
+    network = make_network(canvas=canvas, increment=increment, adapters=adapters)
     network.image_encoder.load_state_dict(theirs.state_dict(), strict=False)
-    x = torch.randn(num_slices, 1, 96, 96)
+    x = torch.randn(num_slices, 1, *canvas)
     for mode in (True, False):
         network.train(mode)
         assert torch.allclose(network.image_encoder(x, num_slices).embedding, theirs(x), atol=1e-4)
@@ -44,7 +51,9 @@ def test_starts_as_sam_exactly(make_network, num_slices, increment, adapters):
 def test_sams_names_are_kept(make_network):
     network = make_network(canvas=(96, 96))
     names = set(network.image_encoder.state_dict())
-    assert set(sams_encoder(96).state_dict()) == {n for n in names if "adapter" not in n and "increments" not in n}
+    assert set(sams_encoder((96, 96)).state_dict()) == {
+        n for n in names if "adapter" not in n and "increments" not in n
+    }
 
 
 @pytest.mark.parametrize("size", ["sam", "stem"])
@@ -86,3 +95,18 @@ def test_specs_hang_together(name):
         assert [level.width for level in spec.levels] == list(spec.stem)
     else:
         assert set(spec.taps) <= set(spec.global_blocks)
+
+
+@pytest.mark.parametrize("canvas", [(96, 96), (32, 80)])
+@pytest.mark.parametrize("in_channels", [1, 3, 4])
+def test_one_slice_without_adapters_is_sam_whatever_was_learned_elsewhere(make_network, canvas, in_channels):
+    """The decoder-only variant: N = 1, nothing to adapt, SAM's encoder number by number."""
+    theirs = sams_encoder(canvas, in_channels)
+    torch.manual_seed(5)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    network = make_network(canvas=canvas, in_channels=in_channels, trained="none")
+    missing, unexpected = network.image_encoder.load_state_dict(theirs.state_dict(), strict=True)
+    assert not missing and not unexpected
+    x = torch.randn(2, in_channels, *canvas)
+    assert torch.allclose(network.image_encoder(x, 1).embedding, theirs(x), atol=1e-4)

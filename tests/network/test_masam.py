@@ -79,8 +79,8 @@ def test_frozen_parts_stay_in_evaluation(make_network, trained):
     network = make_network("stem", trained=trained)
     assert network.image_encoder.stem.levels[0].norm.training == (trained == "all")
     assert network.mask_decoder.training
-    increments = next(m for m in network.modules() if isinstance(m, Increments))
-    assert increments.training == (trained != "none")
+    increments = [m for m in network.modules() if isinstance(m, Increments)]
+    assert [m.training for m in increments] == ([] if trained == "none" else [True])
     assert not any(module.training for module in network.eval().modules())
 
 
@@ -93,4 +93,98 @@ def test_bf16_autocast_with_frozen_bf16_weights(make_network, size):
     assert network.image_encoder.patch_embed.proj.weight.dtype == torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16):
         logits = network(x)
+    assert (logits.float() - expected).abs().mean() < 0.1 * expected.std()
+
+
+NONE = torch.full((1, 3, 4), torch.nan)
+
+
+@pytest.mark.parametrize("decoder", ["sam", "progressive", "multiscale"])
+def test_windows_with_and_without_a_box_in_one_batch(make_network, decoder):
+    network = make_network(decoder=decoder, prompt="box", randomised=True).eval()
+    x = torch.randn(3, 3, 1, 96, 64)
+    boxes = torch.cat([BOXES[:1], NONE, BOXES[:1] + 7])
+    mixed = network(x, boxes)
+    assert torch.allclose(mixed[1], network(x)[1], atol=1e-4)
+    for place in (0, 2):
+        assert torch.allclose(
+            mixed[place], network(x, BOXES[:1].expand(3, 3, 4) + (7 if place else 0))[place], atol=1e-4
+        )
+    assert torch.equal(network(x, NONE.expand(3, 3, 4)), network(x))
+
+
+@pytest.mark.parametrize("decoder", ["sam", "progressive", "multiscale"])
+@pytest.mark.parametrize("with_boxes", [(True, True), (True, False), (False, False)])
+def test_every_trainable_parameter_always_has_a_gradient(make_network, decoder, with_boxes):
+    network = make_network("stem", decoder=decoder, prompt="box", randomised=True)
+    boxes = torch.cat([BOXES[:1] if given else NONE for given in with_boxes])
+    network(torch.randn(2, 3, 1, 96, 64), boxes).square().mean().backward()
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize("decoder", ["progressive", "multiscale"])
+def test_mixed_batches_train_both_kinds_of_prompt(make_network, decoder):
+    network = make_network("stem", decoder=decoder, prompt="box", randomised=True)
+    network(torch.randn(2, 3, 1, 96, 64), torch.cat([BOXES[:1], NONE])).square().mean().backward()
+    learned = [parameter for parameter in network.prompt_encoder.parameters() if parameter.requires_grad]
+    assert len(learned) > 1
+    assert all(parameter.grad.any() for parameter in learned)
+
+
+@pytest.mark.parametrize("frozen", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_without_autocast_are_a_clear_error(make_network, frozen):
+    network = make_network(in_channels=2)  # whose patch embedding learns, and stays in float32
+    cast_frozen(network, frozen)
+    with pytest.raises(
+        ModelError, match=r"stored as torch\..*float16, the windows as torch\.float32: compute within torch\.autocast"
+    ):
+        network(torch.zeros(1, 2, 2, 96, 64))
+
+
+@pytest.mark.parametrize("decoder", ["progressive", "multiscale"])
+def test_bf16_autocast_trains_beside_frozen_bf16_weights(make_network, decoder):
+    network = make_network(decoder=decoder)
+    cast_frozen(network, torch.bfloat16)
+    learning = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(learning, lr=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = network(torch.randn(1, 3, 1, 96, 64)).float().square().mean()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in learning)
+    optimizer.step()
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in learning)
+
+
+@pytest.mark.parametrize("num_slices", range(1, 10))
+def test_every_length_up_to_nine(make_network, num_slices):
+    network = make_network(canvas=(32, 48), randomised=True).eval()
+    assert network(torch.randn(1, num_slices, 1, 32, 48)).shape == (1, num_slices, 3, 32, 48)
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4, 7])
+@pytest.mark.parametrize("trained", ["adapted", "all", "none"])
+def test_every_number_of_channels_in_every_mode(make_network, channels, trained):
+    network = make_network(canvas=(32, 48), in_channels=channels, trained=trained)
+    network(torch.randn(1, 2, channels, 32, 48)).mean().backward()
+    learns = network.image_encoder.patch_embed.proj.weight.requires_grad
+    assert learns == (trained == "all" or (trained == "adapted" and channels != 3))
+
+
+def test_one_slice_alone_is_a_window_of_one(make_network):
+    """Without adapters nothing looks across slices: any window equals its slices one by one."""
+    network = make_network(canvas=(32, 48), adapters="none", randomised=True).eval()
+    x = torch.randn(1, 4, 1, 32, 48)
+    assert torch.allclose(network(x)[0], network(x.transpose(0, 1))[:, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("decoder", ["progressive", "multiscale"])
+@pytest.mark.parametrize("size", ["sam", "stem"])
+def test_mixed_batches_under_bf16_autocast(make_network, size, decoder):
+    network = make_network(size, decoder=decoder, prompt="box", randomised=True).eval()
+    x, boxes = torch.randn(2, 3, 1, 96, 64), torch.cat([BOXES[:1], NONE])
+    expected = network(x, boxes)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = network(x, boxes)
     assert (logits.float() - expected).abs().mean() < 0.1 * expected.std()

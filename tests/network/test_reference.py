@@ -1,87 +1,128 @@
-"""Against logits of the public MA-SAM implementation, of a small random network (shared/reference/README.md)."""
+"""Against logits of the public MA-SAM implementation, in a folder of the form of shared/reference/README.md.
 
-import dataclasses
-import json
+Any such folder may be named by MASAM_REFERENCE. The same tests run on folders of other sizes, made from the plain
+network of plain_masam.py.
+"""
+
 import os
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from masam_auto.core.encoders import ENCODERS
-from masam_auto.network import sam
-from masam_auto.network.build import assemble, load_published_checkpoint, load_sam_weights
+from masam_auto.network import attention, sam
+from masam_auto.network.published import infer_encoder
 
+# torch's forward-mode differentiation compiles its formulas the old way.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+BOUND = 2e-5
 FOLDER = Path(
     os.environ.get("MASAM_REFERENCE") or Path(__file__).resolve().parents[2].parent / "shared" / "reference" / "small"
 )
-pytestmark = pytest.mark.skipif(not (FOLDER / "case.npz").is_file(), reason=f"no reference at {FOLDER}")
-POSITIONS = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+UNROUNDED = "made, rounded after computing"
+MODES = pytest.mark.parametrize("mode", ["auto", "box"])
 
 
-def reference_network(network_plan, config, mode, in_channels):
-    base = ENCODERS["vit_b"]
-    spec = dataclasses.replace(
-        base,
-        dim=config["dim"],
-        depth=config["depth"],
-        heads=config["heads"],
-        global_blocks=tuple(config["global"]),
-        embedding=config["prompt_dim"],
-        decoder_mlp=config["mlp"],
-        taps=tuple(config["global"]),
-        levels=base.levels[: len(config["global"])],
-    )
-    plan = network_plan(
-        increment_rank=config["rank"],
-        increment_scale=config["scale"],
-        adapter_channels=384,
-        prompt="box" if mode == "box" else "none",
-    )
-    side = config["image_size"]
-    network = assemble(spec, plan, canvas=(side, side), in_channels=in_channels, num_outputs=config["num_classes"] + 1)
-    load_sam_weights(network, sam.load_sam_checkpoint(FOLDER / "sam.pth"), origin="sam.pth")
-    adapted = sam.load_sam_checkpoint(FOLDER / f"masam_{mode}.pth")
-    adapted[POSITIONS] = unrounded_positions(config, adapted[POSITIONS])
-    load_published_checkpoint(network, adapted, origin=f"masam_{mode}.pth")
-    return network.eval()
+@pytest.fixture(scope="module", params=["given", "made", UNROUNDED])
+def reference(request, tmp_path_factory, reference_folder, plain_masam):
+    if request.param == "given":
+        if not (FOLDER / "case.npz").is_file():
+            pytest.skip(f"no reference at {FOLDER}")
+        return reference_folder.read_reference(FOLDER)
+    folder = tmp_path_factory.mktemp("made") / "reference"
+    reference_folder.make_reference(folder, plain_masam, rounded=request.param == "made")
+    return reference_folder.read_reference(folder)
 
 
-def unrounded_positions(config, rounded):
-    """The random matrix of SAM's position encoding as it was when the logits were computed.
+@pytest.fixture(scope="module")
+def positions(reference, reference_folder, recovered_positions):
+    """SAM's random position-encoding matrix of the logits: the stored one, or the one it was rounded from."""
+    networks = {mode: reference_folder.build(reference, mode) for mode in reference.expected}
+    errors = [reference_folder.error(network, reference, mode) for mode, network in networks.items()]
+    if max(errors) <= BOUND or reference.stored.dtype != torch.float16:
+        return reference.stored.float()
+    return recover(networks, reference, recovered_positions)
 
-    The files hold it rounded to float16, which moves these logits by up to 7e-4. It was drawn with seed 0 after SAM's
-    image encoder; that is checked against the rounded one.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        sam.ImageEncoderViT(
-            depth=config["depth"],
-            embed_dim=config["dim"],
-            img_size=config["sam_image_size"],
-            num_heads=config["heads"],
-            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-            use_rel_pos=True,
-            global_attn_indexes=tuple(config["global"]),
-            window_size=14,
-            out_chans=config["prompt_dim"],
+
+def recover(networks, reference, recovered_positions):
+    evidence = [
+        recovered_positions.Evidence(
+            network=network,
+            image=reference.image,
+            boxes=reference.boxes_of(mode),
+            logits=reference.expected[mode],
         )
-        drawn = torch.randn(2, config["prompt_dim"] // 2)
-    assert torch.equal(drawn.half().float(), rounded), "the stored matrix was drawn in another way"
-    return drawn
+        for mode, network in networks.items()
+    ]
+    found = recovered_positions.recover_positions(evidence, reference.stored.numpy())
+    assert torch.equal(found.half(), reference.stored), "it must round to the stored matrix"
+    return found
 
 
-@pytest.mark.parametrize("mode", ["auto", "box"])
+@pytest.fixture
+def build(reference, reference_folder, positions):
+    """Factory: the network of a mode with the logits' own position encoding; skips modes that the folder lacks."""
+
+    def make(mode, **options):
+        if mode not in reference.expected:
+            pytest.skip(f"{reference.folder} has no {mode} mode")
+        return reference_folder.build(reference, mode, positions=positions, **options)
+
+    return make
+
+
+@MODES
 @pytest.mark.parametrize("in_channels", [1, 3])
-def test_logits_are_the_references(network_plan, mode, in_channels):
-    config = json.loads((FOLDER / "config.json").read_text())
-    with np.load(FOLDER / "case.npz", allow_pickle=False) as case:
-        image = torch.from_numpy(case["image"]).float().expand(-1, -1, in_channels, -1, -1)
-        boxes = torch.from_numpy(case["boxes"]) if mode == "box" else None
-        expected = torch.from_numpy(case[f"logits_{mode}"])
-    network = reference_network(network_plan, config, mode, in_channels)
+def test_logits_are_the_references(build, reference, reference_folder, mode, in_channels):
+    network = build(mode, in_channels=in_channels)
+    assert reference_folder.error(network, reference, mode) <= BOUND
+
+
+@MODES
+def test_unfolded_increments_give_the_references_logits(build, reference, reference_folder, mode):
+    network = build(mode, increment_dropout=0.0)
+    network.image_encoder.increments.train()
+    assert reference_folder.error(network, reference, mode) <= BOUND
+
+
+@MODES
+@pytest.mark.parametrize("path", ["plain product", "fused kernel"])
+def test_both_ways_of_attention_give_the_references_logits(build, reference, reference_folder, monkeypatch, mode, path):
+    monkeypatch.setattr(attention, "PLAIN_SCORES", 0 if path == "fused kernel" else 2**62)
+    assert reference_folder.error(build(mode), reference, mode) <= BOUND
+
+
+@MODES
+def test_error_of_bf16_is_small_beside_the_logits(build, reference, reference_folder, record_property, mode):
+    network = build(mode)
+    with torch.autocast("cpu", torch.bfloat16):
+        error = reference_folder.error(network, reference, mode)
+    spread = float(reference.expected[mode].max() - reference.expected[mode].min())
+    record_property("bf16", f"{error:.2e} of {spread:.2e}")
+    print(f"\n{mode}: bf16 differs by up to {error:.2e}; the logits' range is {spread:.2e} ({error / spread:.2%})")
+    assert error <= 0.1 * spread
+
+
+def test_sizes_are_read_off_the_sam_checkpoint(reference):
+    state = sam.load_sam_checkpoint(reference.folder / "sam.pth")
+    canvas = (reference.image.shape[3], reference.image.shape[4])
+    assert infer_encoder(state, canvas=canvas, origin="sam.pth") == reference.spec
+
+
+@pytest.mark.parametrize("reference", ["given", UNROUNDED], indirect=True)
+@pytest.mark.parametrize("wrong", ["adapter", "scale"])
+def test_a_wrong_network_cannot_hide_behind_the_recovered_matrix(
+    reference, reference_folder, recovered_positions, wrong
+):
+    mode = next(iter(reference.expected))
+    changes = {"increment_scale": 2 * reference.config["scale"]} if wrong == "scale" else {}
+    right, network = reference_folder.build(reference, mode), reference_folder.build(reference, mode, **changes)
+    if wrong == "adapter":
+        network.image_encoder.blocks[0].adapter_after.up.weight.data *= 1.05
+    inputs = reference.image, reference.boxes_of(mode)
     with torch.inference_mode():
-        logits = network(image, boxes).flatten(0, 1)
-    assert (logits - expected).abs().max() <= 2e-5
+        if (network(*inputs) - right(*inputs)).abs().max() < 4 * BOUND:
+            pytest.skip(f"the logits of {reference.folder} hardly depend on this {wrong}")
+    found = recover({mode: network}, reference, recovered_positions)
+    network.state_dict()[reference_folder.POSITIONS].copy_(found)
+    assert reference_folder.error(network, reference, mode) > 2 * BOUND

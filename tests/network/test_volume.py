@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from masam_auto.core.boxes import BoxPrompt
 from masam_auto.core.errors import ModelError
 from masam_auto.core.plan import Configuration, InferencePlan, NormalizationPlan
 from masam_auto.network import volume
@@ -132,6 +133,23 @@ def test_mirroring_averages_a_network_with_a_side() -> None:
     assert kept[0, 0, 0].tolist() == list(range(16))
 
 
+@pytest.mark.parametrize("mirror_axes", [(), (2,), (0, 1, 2)])
+@pytest.mark.parametrize("reversed_axes", [(0,), (2,), (1, 2)])
+def test_reversed_axes_are_the_reversed_image_and_back(
+    reversed_axes: tuple[int, ...], mirror_axes: tuple[int, ...]
+) -> None:
+    class Sided(Stand):
+        def forward(self, windows: torch.Tensor) -> torch.Tensor:
+            rows, columns = torch.arange(windows.shape[-2])[:, None], torch.arange(windows.shape[-1])
+            return super().forward(windows + 0.1 * rows + 0.3 * columns)
+
+    image, config = random_image(1, 5, 16, 16), configuration(mirror_axes=mirror_axes)
+    logits = predict([Sided()], image, config, reversed_axes=reversed_axes)
+    axes = tuple(axis + 1 for axis in reversed_axes)
+    expected = predict([Sided()], np.flip(image, axes), config).numpy()
+    np.testing.assert_allclose(logits.numpy(), np.flip(expected, axes), atol=1e-2)
+
+
 @pytest.mark.parametrize("depth_mode", ["whole", "windows"])
 @pytest.mark.parametrize("window", [1, 3, 5])
 @pytest.mark.parametrize("depth", [1, 2, 5, 11, 30, 31])
@@ -150,6 +168,14 @@ def test_cut_windows_never_use_slices_at_a_cut() -> None:
         shares = np.array(weighted.shares)
         assert weighted.window.start == 0 or not shares[:2].any()
         assert weighted.window.start + 12 == 50 or not shares[-2:].any()
+
+
+@pytest.mark.parametrize(("depth", "longest", "encoded"), [(100, 47, 108), (100, 64, 104), (13, 12, 18)])
+def test_cut_windows_encode_hardly_more_slices_than_they_must(depth: int, longest: int, encoded: int) -> None:
+    inference = InferencePlan(depth="whole", max_slices=longest)
+    windows = plan_windows(depth, configuration(window=5), inference, limit=99)
+    assert sum(weighted.window.length for weighted in windows) == encoded
+    assert max(weighted.window.length for weighted in windows) <= longest
 
 
 def test_only_the_slices_of_a_window_are_read() -> None:
@@ -176,3 +202,85 @@ def test_large_logits_stay_finite_in_half_precision() -> None:
     assert torch.isfinite(logits).all()
     assert (logits[0] > 0).all()
     assert (logits[1] < 0).all()
+
+
+class InBox(Stand):
+    """K = 2 logits: 1 and -1 within the box, -1 and 1 outside, plus a little of the first channel; remembers the boxes."""
+
+    def forward(self, windows: torch.Tensor, boxes: torch.Tensor | None = None) -> torch.Tensor:
+        assert boxes is not None and boxes.shape == (*windows.shape[:2], 4)
+        self.seen.append(tuple(windows.shape))
+        assert (boxes == boxes[:1, :1]).all()
+        x0, y0, x1, y1 = boxes[0, 0].tolist()
+        y, x = torch.meshgrid(torch.arange(windows.shape[3]), torch.arange(windows.shape[4]), indexing="ij")
+        inside = (x + 0.5 > x0) & (x + 0.5 < x1) & (y + 0.5 > y0) & (y + 0.5 < y1)
+        value = (2.0 * inside - 1).expand(*windows.shape[:2], 1, -1, -1)
+        return torch.cat([value, -value], dim=2)
+
+
+PROMPT = BoxPrompt(slices=range(4, 9), rows=(3.0, 9.0), columns=(5.0, 12.0))
+
+
+def boxed(image: np.ndarray, config: Configuration, prompt: BoxPrompt = PROMPT, **inference: object) -> torch.Tensor:
+    plan = InferencePlan(**inference)  # type: ignore[arg-type]
+    return predict_volume([InBox()], image, config, plan, num_outputs=2, device=CPU, prompt=prompt)
+
+
+@pytest.mark.parametrize("depth", ["whole", "windows"])
+@pytest.mark.parametrize("window", [1, 5])
+@pytest.mark.parametrize("mirror_axes", [(), (0, 1, 2)])
+@pytest.mark.parametrize("size", [(12, 14), (16, 16), (12, 40), (37, 40)])
+def test_a_box_reaches_the_network_through_flips_and_tiles(
+    depth: str, window: int, mirror_axes: tuple[int, ...], size: tuple[int, int]
+) -> None:
+    expected = np.zeros((14, *size), bool)
+    expected[4:9, 3:9, 5:12] = True
+    logits = boxed(random_image(1, 14, *size), configuration(window=window, mirror_axes=mirror_axes), depth=depth)
+    assert not logits[:, [*range(4), *range(9, 14)]].any()
+    np.testing.assert_array_equal(logits[0].numpy() > 0, expected)
+    assert (logits[1][~torch.from_numpy(expected)] >= logits[0][~torch.from_numpy(expected)]).all()
+
+
+def test_a_magnified_box_comes_back_where_it_was() -> None:
+    logits = boxed(random_image(1, 14, 14, 14), configuration(magnification=2.5, canvas=(32, 32)))
+    inside = (logits[0] > 0).numpy()
+    assert inside[4:9, 4:8, 6:11].all()
+    assert not inside[:, [1, 2, 9, 10]].any() and not inside[:, :, [3, 4, 12, 13]].any()
+
+
+def test_only_the_boxs_slices_and_half_a_window_around_them_are_read() -> None:
+    for slices, count in ((range(20, 23), 7), (range(1), 5), (range(39, 40), 5), (range(40), 40)):
+        read: list[int] = []
+
+        class Stored:
+            shape = (1, 40, 16, 16)
+
+            def __getitem__(self, key: tuple[slice, slice], read: list[int] = read) -> np.ndarray:
+                read.extend(range(key[1].start, key[1].stop))
+                return np.zeros((1, key[1].stop - key[1].start, 16, 16), dtype=np.float32)
+
+        prompt = dataclasses.replace(PROMPT, slices=slices)
+        boxed(Stored(), configuration(), prompt)  # type: ignore[arg-type]
+        assert len(set(read)) == count and set(slices) <= set(read)
+
+
+def test_context_around_a_box_is_the_volumes_own() -> None:
+    class Across(AcrossSlices):
+        def forward(self, windows: torch.Tensor, boxes: torch.Tensor | None = None) -> torch.Tensor:
+            return super().forward(windows)
+
+    image = random_image(1, 14, 16, 16)
+    whole = predict([Across()], image, configuration())
+    part = predict_volume(
+        [Across()], image, configuration(), InferencePlan(), num_outputs=2, device=CPU,
+        prompt=dataclasses.replace(PROMPT, slices=range(3)),
+    )  # fmt: skip
+    torch.testing.assert_close(part[:, :3], whole[:, :3])
+
+
+def test_tiles_that_the_box_does_not_touch_are_not_predicted() -> None:
+    network = InBox()
+    image = random_image(1, 5, 12, 64)
+    prompt = BoxPrompt(slices=range(5), rows=(3.0, 9.0), columns=(1.0, 4.0))
+    predict_volume([network], image, configuration(), InferencePlan(), num_outputs=2, device=CPU, prompt=prompt)
+    assert len(network.seen) == 1

@@ -39,6 +39,17 @@ def volume_plan(planning: ModuleType, *, gpu_memory_gb: float = 0, **options) ->
     return make_plan(planning.make_fingerprint(**options), gpu_memory_gb=gpu_memory_gb, sam_weights=SAM)
 
 
+def test_from_scratch_changes_what_it_must_and_its_reasons_stay_true(planning: ModuleType):
+    options = {"gpu_memory_gb": 24, "backbone": "vit_b", "sam_weights": SAM}
+    fingerprint = planning.make_fingerprint()
+    adapted, scratch = (make_plan(fingerprint, **options, from_scratch=value) for value in (False, True))
+    assert (scratch.network.weights, scratch.network.trained) == ("none", "all")
+    assert dataclasses.replace(scratch.network, weights="sam", trained="adapted") == adapted.network
+    assert not any("SAM's" in reason for key, reason in scratch.reasons.items() if key != "network.weights")
+    small = make_plan(fingerprint, gpu_memory_gb=80, sam_weights=SAM, from_scratch=True)
+    assert small.network.encoder == "vit_t" and small.reasons["network.encoder"].startswith("from scratch, as asked")
+
+
 def test_configurations_by_kind_of_data(planning: ModuleType):
     def names(**options):
         plan = volume_plan(planning, **options)

@@ -1,0 +1,46 @@
+"""masam_fetch_weights: SAM's official checkpoints into the weights folder."""
+
+import sys
+from collections.abc import Sequence
+
+from masam_auto.cli.common import DONE, make_parser, run, start
+from masam_auto.core.sam_files import SAM_FILES, SOURCE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Download the checkpoints of some encoders; a cut transfer goes on when the command is run again."""
+    parser = make_parser(
+        "masam_fetch_weights", "Download SAM's official checkpoints. A cut transfer goes on when it is run again."
+    )
+    parser.add_argument(
+        "encoders",
+        nargs="+",
+        choices=tuple(SAM_FILES),
+        metavar="ENCODER",
+        help=f"one or more of {', '.join(SAM_FILES)}",
+    )
+    parser.add_argument(
+        "--url",
+        default=SOURCE,
+        metavar="ADDRESS",
+        help="a mirror: the address below which the files lie by their names",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a file of that name that is not the official one"
+    )
+    parsed = parser.parse_args(arguments)
+    paths = start(parsed)
+
+    from masam_auto.stages.fetch_weights import fetch_weights
+
+    for encoder in dict.fromkeys(parsed.encoders):
+        file = SAM_FILES[encoder]
+        fetched = fetch_weights(file, paths.weights, mirror=parsed.url, overwrite=parsed.overwrite)
+        how = "downloaded, its SHA-256 is right" if fetched else "already there, its SHA-256 is right"
+        print(f"{encoder}: {paths.weights / file.name} ({how})")
+    return DONE
+
+
+def entry() -> None:
+    """The installed command."""
+    sys.exit(run(main))

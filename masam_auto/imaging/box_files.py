@@ -1,0 +1,158 @@
+"""Files of boxes: boxes.json, 3D Slicer's ROI markup (.mrk.json), and folders of the latter."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from masam_auto.core.boxes import GivenBox, VoxelBox, WorldBox
+from masam_auto.core.errors import DatasetError, PlanError
+from masam_auto.core.geometry import Triple
+from masam_auto.core.jsonio import read_plain
+
+MARKUP_ENDING = ".mrk.json"
+BOX_FIELDS = {"unit", "coordinates", "min", "max"}
+# From the named coordinates to LPS.
+TO_LPS = {"LPS": (1.0, 1.0, 1.0), "RAS": (-1.0, -1.0, 1.0)}
+
+Boxes = dict[str, tuple[GivenBox, ...]]
+
+
+def read_boxes(path: Path, identifiers: Sequence[str]) -> Boxes:
+    """Read the boxes of cases.
+
+    Args:
+        path: a boxes.json (case -> box or list of boxes), one ROI markup of 3D Slicer, or a folder of ID.mrk.json files.
+            A single markup belongs to the case of its name, or to the only case there is.
+        identifiers: the cases that boxes may be for.
+
+    Returns:
+        The boxes of each case that has any.
+
+    Raises:
+        DatasetError: no such file, damaged JSON, an unknown case, or a box that makes no sense; one line.
+    """
+    if path.is_dir():
+        files = sorted(file for file in path.glob(f"*{MARKUP_ENDING}") if not file.name.startswith("."))
+        if not files:
+            raise DatasetError(f"{path}: no ID{MARKUP_ENDING} files; expected one ROI markup of 3D Slicer a case")
+        boxes = {_case_of(file): _read_markup(_read(file), file) for file in files}
+    else:
+        content = _read(path)
+        if isinstance(content, dict) and "markups" in content:
+            name = identifiers[0] if len(identifiers) == 1 else _case_of(path)
+            boxes = {name: _read_markup(content, path)}
+        else:
+            boxes = _read_table(content, path)
+    if unknown := sorted(set(boxes) - set(identifiers)):
+        known = ", ".join(identifiers[:5]) + (", ..." if len(identifiers) > 5 else "")
+        raise DatasetError(
+            f"{path}: boxes for {', '.join(unknown[:5])}, but there is no such image. The cases are {known}; name boxes after them."
+        )
+    return boxes
+
+
+def _case_of(path: Path) -> str:
+    return path.name.removesuffix(".json").removesuffix(".mrk")
+
+
+def _read(path: Path) -> Any:
+    try:
+        return read_plain(path, what="file of boxes")
+    except PlanError as error:
+        raise DatasetError(str(error)) from error
+
+
+def _read_table(content: Any, path: Path) -> Boxes:
+    if not isinstance(content, dict) or not content:
+        raise DatasetError(
+            f'{path}: expected {{"CASE": {{"unit": "voxel", "min": [z, y, x], "max": [z, y, x]}}, ...}} or 3D Slicer\'s ROI markup'
+        )
+    boxes = {}
+    for case, given in content.items():
+        entries = given if isinstance(given, list) else [given]
+        boxes[case] = tuple(
+            _parse_box(entry, f"{path}: case {case}" + (f", box {number}" if len(entries) > 1 else ""))
+            for number, entry in enumerate(entries, 1)
+        )
+    return {case: found for case, found in boxes.items() if found}
+
+
+def _parse_box(entry: Any, where: str) -> GivenBox:
+    if not isinstance(entry, dict) or not {"unit", "min", "max"} <= set(entry) <= BOX_FIELDS:
+        raise DatasetError(
+            f'{where}: a box is {{"unit": "voxel" or "mm", "min": [...], "max": [...]}}, for mm also "coordinates": "LPS" or "RAS"; got {entry!r:.120}'
+        )
+    low, high = (_three_numbers(entry[name], f"{where}: {name}") for name in ("min", "max"))
+    if any(a >= b for a, b in zip(low, high, strict=True)):
+        raise DatasetError(f"{where}: min must be below max along every axis, got {entry['min']} and {entry['max']}")
+    if entry["unit"] == "voxel":
+        if "coordinates" in entry:
+            raise DatasetError(f'{where}: "coordinates" goes with "mm"; voxels are array indices (Z, Y, X)')
+        if not all(value.is_integer() for value in (*low, *high)):
+            raise DatasetError(f"{where}: voxel indices must be whole numbers, got {entry['min']} and {entry['max']}")
+        (z0, y0, x0), (z1, y1, x1) = (tuple(map(int, corner)) for corner in (low, high))
+        return VoxelBox(box=((z0, z1), (y0, y1), (x0, x1)))
+    if entry["unit"] != "mm":
+        raise DatasetError(f'{where}: unit must be "voxel" or "mm", got {entry["unit"]!r}')
+    signs = _signs(entry.get("coordinates", "LPS"), where)
+    centre = [sign * (a + b) / 2 for sign, a, b in zip(signs, low, high, strict=True)]
+    return WorldBox(centre=_triple(centre), sides=_triple([b - a for a, b in zip(low, high, strict=True)]))
+
+
+def _read_markup(content: Any, path: Path) -> tuple[GivenBox, ...]:
+    """ROIs of a markup file.
+
+    Source: 3D Slicer's markups schema: `orientation` is a matrix by rows whose columns are the ROI's axes; files
+    without `center` have it as their only control point.
+    """
+    markups = content.get("markups") if isinstance(content, dict) else None
+    if not isinstance(markups, list) or not all(isinstance(markup, dict) for markup in markups):
+        raise DatasetError(f'{path}: not a markup file of 3D Slicer; expected {{"markups": [...]}}')
+    rois = [markup for markup in markups if markup.get("type") == "ROI"]
+    if not rois:
+        kinds = ", ".join(sorted({str(markup.get("type")) for markup in markups})) or "nothing"
+        raise DatasetError(f"{path}: holds no ROI, but {kinds}. Draw a box with 3D Slicer's Markups > ROI.")
+    return tuple(_parse_roi(roi, f"{path}: ROI {roi.get('name', number)}") for number, roi in enumerate(rois, 1))
+
+
+def _parse_roi(roi: dict[str, Any], where: str) -> GivenBox:
+    if (unit := roi.get("coordinateUnits", "mm")) not in ("mm", ["mm", "mm", "mm"]):
+        raise DatasetError(f"{where}: coordinateUnits must be mm, got {unit!r}")
+    signs = np.asarray(_signs(roi.get("coordinateSystem", "LPS"), where))
+    points = roi.get("controlPoints") or [{}]
+    centre = roi.get("center") or (points[0].get("position") if isinstance(points[0], dict) else None)
+    centre = _three_numbers(centre, f"{where}: center")
+    sides = _three_numbers(roi.get("size"), f"{where}: size")
+    if min(sides) <= 0:
+        raise DatasetError(f"{where}: size must be above 0 along every axis, got {roi['size']}")
+    rows = roi.get("orientation", [1, 0, 0, 0, 1, 0, 0, 0, 1])
+    if not isinstance(rows, list) or len(rows) != 9 or not all(map(_is_number, rows)):
+        raise DatasetError(f"{where}: orientation must be nine numbers, got {rows!r:.80}")
+    axes = signs[:, None] * np.reshape(rows, (3, 3))
+    if abs(abs(np.linalg.det(axes)) - 1) > 0.01:
+        raise DatasetError(f"{where}: orientation must be a rotation, got {rows}")
+    return WorldBox(centre=_triple(signs * centre), sides=sides, axes=tuple(float(value) for value in axes.ravel()))
+
+
+def _signs(coordinates: Any, where: str) -> Triple:
+    if not isinstance(coordinates, str) or coordinates not in TO_LPS:
+        raise DatasetError(f"{where}: coordinates must be LPS or RAS, got {coordinates!r}")
+    return TO_LPS[coordinates]
+
+
+def _three_numbers(value: Any, what: str) -> Triple:
+    if not isinstance(value, list) or len(value) != 3 or not all(map(_is_number, value)):
+        raise DatasetError(f"{what} must be three numbers, got {value!r:.80}")
+    return _triple(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _triple(values: Any) -> Triple:
+    first, second, third = (float(value) for value in values)
+    return (first, second, third)

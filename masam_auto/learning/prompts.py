@@ -1,0 +1,65 @@
+"""Boxes for training windows: dropped, relaxed and jittered, so that one network serves with and without a box."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from masam_auto.core.labels import Labels
+from masam_auto.core.plan import NetworkPlan, Range, TrainingPlan
+
+NO_BOX = (np.nan,) * 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoxDraws:
+    """How boxes are drawn; see the TrainingPlan. `ignore` is the label value that is no foreground."""
+
+    dropout: float
+    relaxation: Range
+    jitter: float
+    ignore: int | None
+
+
+def box_draws(network: NetworkPlan, training: TrainingPlan, labels: Labels) -> BoxDraws | None:
+    """How a plan draws boxes; None for networks without them."""
+    if network.prompt == "none":
+        return None
+    return BoxDraws(
+        dropout=training.box_dropout,
+        relaxation=training.box_relaxation,
+        jitter=training.box_jitter,
+        ignore=labels.ignore,
+    )
+
+
+def draw_box(labels: np.ndarray, draws: BoxDraws, generator: np.random.Generator) -> np.ndarray:
+    """Draw the box of one window.
+
+    The tight box encloses the foreground, all classes together, of all slices of the window. Every side moves outwards
+    by one random share of the box's length along that axis, then each by a random share of its own. Half of the boxes
+    stay at the lower end of the relaxation's range: with an even draw tight boxes were rare, and poorly served.
+
+    Args:
+        labels: (N, H, W) label values on the canvas, as the network is shown them.
+        draws: chances and ranges.
+        generator: the only source of randomness; the same numbers are taken from it whatever the labels are.
+
+    Returns:
+        (4,) float32 x0, y0, x1, y1 in canvas pixels, measured from the canvas's edge; within the canvas and not empty.
+        Not-a-number where the box is dropped, or there is no foreground.
+    """
+    dropped = generator.random() < draws.dropout
+    lowest, highest = draws.relaxation
+    relaxation = lowest + (highest - lowest) * max(0.0, generator.uniform(-1, 1))
+    jitter = generator.uniform(-draws.jitter, draws.jitter, 4)
+    foreground = ((labels > 0) & (labels != (0 if draws.ignore is None else draws.ignore))).any(axis=0)
+    if dropped or not foreground.any():
+        return np.array(NO_BOX, dtype=np.float32)
+    rows, columns = np.flatnonzero(foreground.any(axis=1)), np.flatnonzero(foreground.any(axis=0))
+    low = np.array([columns[0], rows[0]], dtype=np.float64)
+    high = np.array([columns[-1] + 1, rows[-1] + 1], dtype=np.float64)
+    sides = high - low
+    low -= sides * (relaxation + jitter[:2])
+    high += sides * (relaxation + jitter[2:])
+    canvas = labels.shape[:0:-1]  # width, height
+    return np.concatenate([np.maximum(low, 0), np.minimum(high, canvas)]).astype(np.float32)

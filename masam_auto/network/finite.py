@@ -1,0 +1,169 @@
+"""Where numbers stop being finite: the first layer of a network that gives NaN or infinite values."""
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from masam_auto.core.errors import ModelError
+from masam_auto.network.build import frozen_in_float32
+
+logger = logging.getLogger(__name__)
+
+
+class _Found(Exception):
+    """Ends the forward pass at the first value that is not finite."""
+
+
+def find_nonfinite(network: nn.Module, call: Callable[[], object]) -> str | None:
+    """Name the first layer whose output is not finite.
+
+    Args:
+        network: whose layers are watched.
+        call: runs the network; it is called once, without gradients, and left at the first such layer.
+
+    Returns:
+        One clause that names the layer and says how many of its values are not finite and where the first of them is,
+        how large its input was, and which parameter is not finite, if one is; None where everything was finite.
+    """
+    watch = _Watch(network)
+    handles = []
+    try:
+        for name, module in network.named_modules():
+            handles.append(module.register_forward_pre_hook(partial(watch.before, name), with_kwargs=True))
+            handles.append(module.register_forward_hook(partial(watch.after, name), with_kwargs=True))
+        with torch.no_grad():
+            call()
+    except _Found as found:
+        return str(found)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return None
+
+
+def finite_logits(network: nn.Module, *inputs: Tensor) -> Tensor:
+    """One pass of a network in evaluation; where autocast's logits are not finite, in float32, with a warning.
+
+    Raises:
+        ModelError: the logits are not finite, in float32 either; the layer is named.
+    """
+    logits = network(*inputs)
+    if _finite_throughout(logits):
+        return logits
+    culprit = find_nonfinite(network, lambda: network(*inputs))
+    kind = inputs[0].device.type
+    if torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False), frozen_in_float32(network):
+            logits = network(*inputs)
+            if _finite_throughout(logits):
+                logger.warning("predicted in float32, because in bf16 the network's output is not finite: %s", culprit)
+                return logits
+            culprit = find_nonfinite(network, lambda: network(*inputs))
+    raise ModelError(
+        f"the network's output is not finite (NaN or infinite); it starts in {culprit}. Check the image's values, and "
+        "whether the training diverged (progress.png); then choose another fold or checkpoint."
+    )
+
+
+def _finite_throughout(logits: Tensor) -> bool:
+    """As `all_finite`, without a tensor of the logits' size, unless their sum overflows."""
+    return bool(torch.isfinite(logits.sum())) or all_finite(logits)
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether every value is finite."""
+    return bool(torch.isfinite(tensor).all())
+
+
+def nonfinite_parameter(network: nn.Module) -> str | None:
+    """Name the first parameter, in the network's order, that is not finite; None where all are."""
+    return next((name for name, parameter in network.named_parameters() if not all_finite(parameter)), None)
+
+
+def nonfinite_gradient(network: nn.Module) -> str | None:
+    """Name the last parameter, in the network's order, whose gradient is not finite: where it starts on its way back."""
+    learned = [(name, parameter.grad) for name, parameter in network.named_parameters() if parameter.grad is not None]
+    return next((name for name, gradient in reversed(learned) if not all_finite(gradient)), None)
+
+
+def keep_buffers(network: nn.Module) -> Callable[[], None]:
+    """A function that puts the network's buffers back to what they are now.
+
+    Running statistics take in whatever passes, also what is not finite, and are saved with the model.
+    """
+    kept = [(buffer, buffer.clone()) for buffer in network.buffers()]
+
+    def restore() -> None:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
+
+    return restore
+
+
+class _Watch:
+    """Looks at what goes into each layer and what comes out; `entered` are the layers at work, outermost first."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.entered: list[tuple[str, nn.Module]] = []
+
+    def before(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Earlier layers gave finite values: what the layer around this one computed in between is to blame."""
+        for number, value in enumerate(_tensors((args, kwargs))):
+            if all_finite(value):
+                continue
+            if not self.entered:
+                if number > 0:  # boxes: not-a-number stands for slices without one
+                    continue
+                raise _Found(f"the network's input: {_describe(value)}")
+            around, owner = self.entered[-1]
+            last = name.removeprefix(f"{around}.")
+            raise _Found(f"{_title(around, owner)}, what it gives to {last}: {_describe(value)}{self.weights(owner)}")
+        self.entered.append((name, module))
+
+    def after(
+        self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
+    ) -> None:
+        """The layer's input was finite; its output must be."""
+        for value in _tensors(output):
+            if not all_finite(value):
+                inputs = [tensor.abs().max() for tensor in _tensors((args, kwargs)) if tensor.numel()]
+                largest = f"; its input reaches {float(max(inputs)):.3g}" if inputs else ""
+                raise _Found(f"{_title(name, module)}: {_describe(value)}{largest}{self.weights(module)}")
+        self.entered.pop()
+
+    def weights(self, module: nn.Module) -> str:
+        """What is to be said of the weights: the layer's own first, which are the likelier cause."""
+        for place, name in (("its", nonfinite_parameter(module)), ("the network's", nonfinite_parameter(self.network))):
+            if name is not None:
+                return f"; {place} parameter {name} is not finite"
+        return "; all parameters are finite"
+
+
+def _title(name: str, module: nn.Module) -> str:
+    return f"{name or 'the network'} ({type(module).__name__})"
+
+
+def _describe(value: Tensor) -> str:
+    wrong = (~torch.isfinite(value)).nonzero()
+    place = ", ".join(str(int(index)) for index in wrong[0])
+    shape = " x ".join(map(str, value.shape)) or "scalar"
+    kind = str(value.dtype).removeprefix("torch.")
+    return f"{len(wrong)} of {value.numel()} values are not finite, the first at [{place}] of {shape} {kind}"
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The floating-point tensors in nested tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, dict):
+        yield from _tensors(tuple(value.values()))
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _tensors(part)

@@ -1,0 +1,43 @@
+"""What works slice by slice, computed for a few slices at a time where no gradient is kept.
+
+The numbers are the same. What lives between two layers stays small: a volume's pass holds little more than its tokens
+and logits, and on a CPU the rest stays in the cache, in memory that the allocator need not fetch from the system.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+SLICES_AT_ONCE = 1  # on a CPU; a GPU needs all of them at once to be busy
+
+
+def by_parts(function: Callable[..., Tensor], *values: Tensor) -> Tensor:
+    """`function(*values)`, where the first axis of all values and of the result counts slices."""
+    at_once = _at_once(values[0])
+    if len(values[0]) <= at_once:
+        return function(*values)
+    result: Tensor | None = None
+    for start, parts in enumerate(zip(*(value.split(at_once) for value in values), strict=True)):
+        part = function(*parts)
+        if result is None:
+            result = part.new_empty((len(values[0]), *part.shape[1:]))
+        result[start * at_once : (start + 1) * at_once] = part
+    assert result is not None
+    return result
+
+
+def add(x: Tensor, function: Callable[[Tensor], Tensor], source: Tensor) -> Tensor:
+    """`x + function(source)`, the first axis counting slices; without gradients x itself is changed."""
+    if torch.is_grad_enabled():
+        return x + function(source)
+    at_once = _at_once(x)
+    for part, source_part in zip(x.split(at_once), source.split(at_once), strict=True):
+        part += function(source_part)
+    return x
+
+
+def _at_once(x: Tensor) -> int:
+    if torch.is_grad_enabled() or x.device.type != "cpu":
+        return max(1, len(x))
+    return SLICES_AT_ONCE

@@ -1,0 +1,43 @@
+"""masam_train: which plan it trains with, and under which name."""
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from masam_auto.cli import train
+from masam_auto.core.errors import PlanError
+from masam_auto.core.jsonio import write_json
+from masam_auto.core.paths import Paths
+from masam_auto.core.plan import Plan
+
+
+@pytest.fixture
+def paths(tmp_path: Path, tiny: ModuleType) -> Paths:
+    """A data set with a plan, and a model trained with another learning rate under the name "lora"."""
+    roots = {name: tmp_path / name for name in ("raw", "preprocessed", "results", "weights")}
+    found = Paths(**roots)
+    write_json(found.preprocessed / tiny.DATASET / "plan.json", tiny.make_plan())
+    write_json(found.model_folder(tiny.DATASET, "lora", "axis0") / "plan.json", tiny.make_plan(learning_rate=7e-3))
+    return found
+
+
+def read(paths: Paths, tiny: ModuleType, *arguments: str) -> Plan:
+    return train._read_plan(paths, tiny.DATASET, train._make_parser().parse_args(["1", "0", *arguments]))
+
+
+def test_a_variant_has_a_name_of_its_own(paths: Paths, tiny: ModuleType) -> None:
+    plan = read(paths, tiny, "-p", "lora", "--set", "network.increment=lora")
+    assert (plan.name, plan.network.increment, plan.training.learning_rate) == ("lora", "lora", 2e-3)
+    assert read(paths, tiny).name == "masam"
+
+
+@pytest.mark.parametrize("how", ["--c", "--val"])
+def test_going_on_takes_the_plan_kept_under_the_name(paths: Paths, tiny: ModuleType, how: str) -> None:
+    assert read(paths, tiny, "-p", "lora", how).training.learning_rate == 7e-3
+    assert read(paths, tiny, how).training.learning_rate == 2e-3
+
+
+def test_a_name_that_is_no_folder_is_refused(paths: Paths, tiny: ModuleType) -> None:
+    with pytest.raises(PlanError, match="the plan's name must be made of letters"):
+        read(paths, tiny, "-p", "../other")

@@ -1,0 +1,60 @@
+"""Encoder sizes that a plan may hold: named ones, custom ones, and nonsense."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from masam_auto.core.encoders import CUSTOM, ENCODERS, sam_encoder
+from masam_auto.core.errors import PlanError
+from masam_auto.core.jsonio import read_json, write_json
+from masam_auto.core.plan import NetworkPlan
+
+OWN = sam_encoder(dim=48, depth=3, heads=3, global_blocks=(1,), window=7, embedding=64, decoder_mlp=128)
+FIELDS: dict[str, Any] = {"decoder": "progressive", "weights": "sam", "trained": "adapted"}
+
+
+@pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h"])
+def test_sams_encoders_are_what_the_sizes_alone_give(name: str) -> None:
+    spec = ENCODERS[name]
+    assert spec == sam_encoder(dim=spec.dim, depth=spec.depth, heads=spec.heads, global_blocks=spec.global_blocks)
+
+
+@pytest.mark.parametrize("global_blocks", [(), (0,), (0, 1), (0, 1, 2)])
+def test_every_tap_has_a_level(global_blocks: tuple[int, ...]) -> None:
+    spec = sam_encoder(dim=48, depth=3, heads=3, global_blocks=global_blocks)
+    assert 1 <= len(spec.taps) == len(spec.levels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio must be above 0"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio must be finite"),
+        ({"adapter_channels": 0}, "adapter_channels must be at least 1"),
+        ({"heads": 5}, r"heads \(5\) must divide dim \(48\)"),
+        ({"decoder_heads": 7}, r"twice decoder_heads \(7\) must divide embedding \(64\)"),
+        ({"token_stride": 12}, "token_stride must be a power of 2, got 12"),
+        ({"global_blocks": (3,)}, r"global_blocks and taps must be within 0\.\.2"),
+        ({"neck": "norm"}, "with neck norm, embedding must be dim"),
+        ({"taps": ()}, "either stem or taps"),
+        ({"levels": ()}, "one entry for each of taps"),
+    ],
+)
+def test_sizes_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=f"encoder sizes.*{message}"):
+        dataclasses.replace(OWN, **changes)
+
+
+def test_a_custom_encoder_survives_the_plans_file(tmp_path: Path) -> None:
+    plan = NetworkPlan(encoder=CUSTOM, custom_encoder=OWN, **FIELDS)
+    write_json(tmp_path / "network.json", plan)
+    assert read_json(tmp_path / "network.json", NetworkPlan, what="plan") == plan
+
+
+@pytest.mark.parametrize(("name", "spec"), [("vit_b", OWN), (CUSTOM, None)])
+def test_custom_sizes_and_the_name_custom_go_together(name: str, spec: Any) -> None:
+    with pytest.raises(PlanError, match=r'must be "custom" where network\.custom_encoder gives sizes, and only there'):
+        NetworkPlan(encoder=name, custom_encoder=spec, **FIELDS)
