@@ -75,35 +75,38 @@ class MaSam(nn.Module):
         gradient then, whatever slices have boxes, as data-parallel training needs it.
         """
         if boxes is None:
-            return self._decode(features, self.prompt_encoder(points=None, boxes=None, masks=None), num_slices)
+            return self._decode(features, self._prompts(), num_slices)
         given = boxes.isfinite().all(dim=1)
         if self.mask_decoder.prompt == "mask":
             masks = box_masks(boxes.nan_to_num(), self.canvas, self.prompt_encoder.mask_input_size)
-            sparse, boxed = self.prompt_encoder(points=None, boxes=None, masks=masks)
-            _, plain = self.prompt_encoder(points=None, boxes=None, masks=None)
+            sparse, boxed = self._prompts(masks=masks)
+            _, plain = self._prompts()
             return self._decode(features, (sparse, torch.where(given[:, None, None, None], boxed, plain)), num_slices)
         if given.all():
-            return self._decode(features, self.prompt_encoder(points=None, boxes=boxes, masks=None), num_slices)
+            return self._decode(features, self._prompts(boxes=boxes), num_slices)
         # Prompts of one call have equally many tokens: slices with and without boxes are decoded apart.
-        plain = self._decode(_some(features, ~given), self.prompt_encoder(points=None, boxes=None, masks=None), 1)
+        plain = self._decode(_some(features, ~given), self._prompts(), 1)
         if not given.any():
             return plain + 0 * sum(table.weight.sum() for table in self.prompt_encoder.point_embeddings[2:])
-        boxed = self._decode(
-            _some(features, given), self.prompt_encoder(points=None, boxes=boxes[given], masks=None), 1
-        )
+        boxed = self._decode(_some(features, given), self._prompts(boxes=boxes[given]), 1)
         logits = boxed.new_empty((len(boxes), *boxed.shape[1:]))
         return logits.index_put((given,), boxed).index_put((~given,), plain)
 
     def _decode(self, features: Features, prompts: tuple[Tensor, Tensor], num_slices: int) -> Float[Tensor, "s k h w"]:
         """Logits of encoded slices with (sparse, dense) prompts, for all slices or one set a slice."""
         sparse, dense = prompts
-        return self.mask_decoder(
-            features,
-            positions=self.prompt_encoder.get_dense_pe(),
-            sparse=sparse,
-            dense=dense,
-            num_slices=num_slices,
-        )
+        with self._in_float32():
+            positions = self.prompt_encoder.get_dense_pe()
+        return self.mask_decoder(features, positions=positions, sparse=sparse, dense=dense, num_slices=num_slices)
+
+    def _prompts(self, boxes: Tensor | None = None, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """SAM's (sparse, dense) prompts."""
+        with self._in_float32():
+            return self.prompt_encoder(points=None, boxes=boxes, masks=masks)
+
+    def _in_float32(self) -> torch.autocast:
+        """No autocast: positions are sines of large angles, which bf16 would move by whole tokens."""
+        return torch.autocast(next(self.parameters()).device.type, enabled=False)
 
     def train(self, mode: bool = True) -> "MaSam":
         """Training mode for what learns. Parts that are frozen whole stay in evaluation: no dropout, no new statistics."""

@@ -188,3 +188,19 @@ def test_mixed_batches_under_bf16_autocast(make_network, size, decoder):
     with torch.autocast("cpu", torch.bfloat16):
         logits = network(x, boxes)
     assert (logits.float() - expected).abs().mean() < 0.1 * expected.std()
+
+
+def test_positions_of_prompts_and_tokens_are_not_rounded_by_autocast(make_network, monkeypatch):
+    network = make_network(prompt="box", randomised=True).eval()
+    seen = []
+    forward = network.mask_decoder.forward
+    monkeypatch.setattr(network.mask_decoder, "forward", lambda *a, **k: seen.append(k) or forward(*a, **k))
+    windows = torch.randn(1, 2, 1, 96, 64, generator=torch.Generator().manual_seed(0))
+    boxes = torch.tensor([4.0, 7.0, 50.0, 80.0]).expand(1, 2, 4)
+    with torch.inference_mode():
+        network(windows, boxes)
+        with torch.autocast("cpu", torch.bfloat16):
+            network(windows, boxes)
+    exact, under_autocast = seen
+    for name in ("positions", "sparse", "dense"):
+        assert torch.equal(under_autocast[name], exact[name])
