@@ -10,7 +10,21 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Shapes in the network's annotations are checked while the tests run; installed before anything imports the modules.
-ANNOTATED = ("sam", "attention", "fact", "adapter", "stem", "encoder", "decoder", "masam", "build", "finite", "mismatch", "published")
+ANNOTATED = (
+    "sam",
+    "parts",
+    "attention",
+    "fact",
+    "adapter",
+    "stem",
+    "encoder",
+    "decoder",
+    "masam",
+    "build",
+    "finite",
+    "mismatch",
+    "published",
+)
 install_import_hook([f"masam_auto.network.{name}" for name in ANNOTATED], "beartype.beartype")
 
 HERE = Path(__file__).resolve().parent

@@ -27,6 +27,7 @@ STAGES = (
     "evaluate",
     "box_protocol",
     "validate",
+    "benchmark",
 )
 NOT_IN_CORE = {"torch", "SimpleITK", "nibabel", "tifffile", "skimage", "blosc2", "matplotlib"}
 IMPORT_TORCH = {"torch", "segment_anything", "acvl_utils"}

@@ -12,12 +12,9 @@ from masam_auto.core.plan import NetworkPlan
 GIB = 1024**3
 CONTEXT = 0.8 * GIB  # what CUDA and its libraries take before the first tensor
 SAFETY = 0.85  # share of the rest that the model may plan with
-TRAINED_BYTES = 4 + 4 + 8 + 4  # float32 weight, gradient, two moments of AdamW, moving average
-FROZEN_BYTES = 4
-LIBRARIES = 64 * 1024**2  # workspaces of the libraries, whatever the size of the network
-LOSS_VALUES = 6  # values a logit that the loss keeps or needs at once in its backward pass
-TRANSIENTS = 1.1  # gradients of activations that live beside the kept activations
-PREDICTED_VALUES = 4  # values a logit that prediction holds: logits, softmax, tiles and their sums
+LEARNED_BYTES = 4 + 8 + 4  # float32 weight, two moments of AdamW, moving average
+LIBRARIES = 16 * 1024**2  # workspaces of the libraries, whatever the size of the network
+LOSS_VALUES = 6  # float32 values a logit: logarithms, probabilities, truth, and their gradients
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,55 +43,50 @@ class Parameters:
 
 
 def count_parameters(load: Load) -> Parameters:
-    """Parameters of the network that a plan asks for."""
+    """Parameters of the network that a plan asks for, exactly."""
     encoder, network = load.encoder, load.network
     added = encoder.depth * _adapters(network) * _adapter_parameters(encoder, network)
     if network.increment == "fact":
         added += 2 * encoder.dim * network.increment_rank + 2 * encoder.depth * network.increment_rank**2
     elif network.increment == "lora":
         added += 4 * encoder.depth * encoder.dim * network.increment_rank
-    base = _encoder_parameters(encoder, load.canvas, load.in_channels)
-    decoder = _decoder_parameters(encoder, network.decoder, load.num_outputs)
+    patch, blocks, neck = _encoder_parameters(encoder, load.canvas, load.in_channels)
+    decoder, unused = _decoder_parameters(encoder, network, load.num_outputs)
+    prompted, silent = _prompt_parameters(encoder, network)
+    learning = decoder + prompted
+    if network.trained != "none":
+        learning += added
     if network.trained == "all":
-        return Parameters(trained=base + added + decoder, frozen=0)
-    if network.trained == "none":
-        return Parameters(trained=decoder, frozen=base + added)
-    return Parameters(trained=added + decoder, frozen=base)
+        learning += patch + blocks + neck
+    elif network.trained == "adapted":
+        learning += (patch if load.in_channels not in (1, 3) else 0) + (neck if network.neck_trained else 0)
+    total = added + patch + blocks + neck + decoder + unused + prompted + silent
+    return Parameters(trained=learning, frozen=total - learning)
 
 
 def training_bytes(load: Load, *, batch: int, checkpointing: bool) -> float:
     """Peak bytes of a training step on `batch` windows, without the context of the device's libraries."""
-    parameters = count_parameters(load)
-    copies = load.precision_bytes if load.precision_bytes < 4 else 0  # casts that the backward pass keeps
-    fixed = LIBRARIES + parameters.trained * (TRAINED_BYTES + copies) + parameters.frozen * (FROZEN_BYTES + copies)
-    return fixed + batch * load.window * _slice_training_bytes(load, checkpointing) * TRANSIENTS
+    activations = batch * _window_training_bytes(load, checkpointing)
+    return _learner_bytes(load) + max(activations, _update_bytes(load, checkpointing))
 
 
 def prediction_bytes(load: Load, *, slices: int) -> float:
-    """Peak bytes of predicting one window of `slices` slices without gradients."""
-    parameters = count_parameters(load)
-    tokens = _tokens(load)
-    attention = _grid_attention_values(load, *_grid(load)) + 8 * load.encoder.dim * tokens  # a global block's
-    pixels = load.canvas[0] * load.canvas[1]
-    decoder = _decoder_values(load, keep=False) + load.num_outputs * PREDICTED_VALUES * pixels
-    values = max(attention, decoder) + tokens * load.encoder.dim
-    fixed = LIBRARIES + (parameters.trained + parameters.frozen) * FROZEN_BYTES
-    return fixed + slices * values * load.precision_bytes
+    """Peak bytes of predicting one window of `slices` slices without gradients, sums over flips included."""
+    return _predictor_bytes(load) + max(once + slices * each for once, each in _phases(load))
 
 
 def fitting_batch(load: Load, *, gpu_memory_gb: float, checkpointing: bool) -> int:
     """Most windows that fit a device in training, 0 where not even one does."""
-    room = available_bytes(gpu_memory_gb)
-    none = training_bytes(load, batch=0, checkpointing=checkpointing)
-    one = training_bytes(load, batch=1, checkpointing=checkpointing) - none
-    return max(0, int((room - none) // one))
+    room = available_bytes(gpu_memory_gb) - _learner_bytes(load)
+    if room < _update_bytes(load, checkpointing):
+        return 0
+    return int(room // _window_training_bytes(load, checkpointing))
 
 
 def fitting_slices(load: Load, *, gpu_memory_gb: float) -> int:
     """Most slices that fit a device in prediction, 0 where not even one does."""
-    none = prediction_bytes(load, slices=0)
-    one = prediction_bytes(load, slices=1) - none
-    return max(0, int((available_bytes(gpu_memory_gb) - none) // one))
+    room = available_bytes(gpu_memory_gb) - _predictor_bytes(load)
+    return max(0, min(int((room - once) // each) for once, each in _phases(load)))
 
 
 def available_bytes(gpu_memory_gb: float) -> float:
@@ -120,90 +112,185 @@ def _tokens(load: Load) -> int:
     return height * width
 
 
-def _encoder_parameters(encoder: EncoderSpec, canvas: tuple[int, int], in_channels: int) -> int:
-    dim, head = encoder.dim, encoder.dim // encoder.heads
+def _encoder_parameters(encoder: EncoderSpec, canvas: tuple[int, int], in_channels: int) -> tuple[int, int, int]:
+    """Parameters of stem and patch embedding, of positions and blocks, and of the neck."""
+    dim, head, across = encoder.dim, encoder.dim // encoder.heads, 3 if encoder.conv.across else 0
     height, width = canvas[0] // encoder.token_stride, canvas[1] // encoder.token_stride
     blocks = encoder.depth * int(4 * dim**2 + 2 * encoder.mlp_ratio * dim**2 + (9 + encoder.mlp_ratio) * dim)
     tables = len(encoder.global_blocks) * (2 * height + 2 * width - 2) * head
     tables += (encoder.depth - len(encoder.global_blocks)) * 2 * (2 * encoder.window - 1) * head
     stem, inputs = 0, in_channels
     for channels in encoder.stem:
-        stem += 9 * inputs * channels + 3 * channels**2 + 2 * channels
+        stem += 9 * inputs * channels + across * channels**2 + 2 * channels
         inputs = channels
-    patch = encoder.token_stride // 2 ** max(len(encoder.stem) - 1, 0)
-    neck = dim * 256 + 9 * 256**2 + 4 * 256 if not encoder.stem else 2 * dim
-    return stem + patch**2 * inputs * dim + dim + height * width * dim + blocks + tables + neck
+    out = encoder.embedding
+    neck = dim * out + 9 * out**2 + 4 * out if encoder.neck == "conv" else 2 * dim
+    return stem + encoder.patch**2 * inputs * dim + dim, height * width * dim + blocks + tables, neck
 
 
-def _decoder_parameters(encoder: EncoderSpec, decoder: str, num_outputs: int) -> int:
-    """Mask decoder and the prompt encoder's part of it, within a few per cent.
+def _decoder_parameters(encoder: EncoderSpec, network: NetworkPlan, num_outputs: int) -> tuple[int, int]:
+    """Parameters of the mask decoder that learn, and of SAM's quality head, which never does."""
+    if network.decoder == "multiscale":
+        return _multiscale_parameters(encoder, num_outputs), 0
+    c = encoder.embedding
+    whole, halved = 4 * c**2 + 4 * c, 2 * c**2 + c + 3 * (c // 2)  # self-attention; attention of half the width
+    layer = whole + 2 * halved + 2 * c * encoder.decoder_mlp + encoder.decoder_mlp + c + 8 * c
+    total, source = 2 * layer + halved + 2 * c + (1 + num_outputs) * c, c
+    steps = encoder.token_stride.bit_length() - 1 if network.decoder == "progressive" else 2
+    for step in range(steps):
+        width = c // 2 ** (step + 2)
+        total += 4 * source * width + width + (2 * width if step < steps - 1 else 0)
+        source = width
+    hyper = 2 * (c**2 + c) + c * source + source
+    return total + num_outputs * hyper, 2 * (c**2 + c) + (c + 1) * num_outputs
 
-    Source: SAM's decoder with K + 1 mask tokens: 3.5 million and 0.13 million an output.
+
+def _multiscale_parameters(encoder: EncoderSpec, num_outputs: int) -> int:
+    total, channels, stride, across = 0, encoder.embedding, encoder.token_stride, 3 if encoder.conv.across else 0
+    for level in reversed(encoder.levels):
+        width = level.width
+        if level.stride != level.target:
+            total += level.channels * width * (level.stride // level.target) ** 2 + width
+        total += channels * width * (stride // level.target) ** 2 + width + (18 + across) * width**2 + 2 * width
+        channels, stride = width, level.target
+    if stride > 1:
+        total += channels * (channels // 2) * stride**2 + channels // 2
+        channels //= 2
+    return total + (channels + 1) * num_outputs
+
+
+def _prompt_parameters(encoder: EncoderSpec, network: NetworkPlan) -> tuple[int, int]:
+    """Parameters of SAM's prompt encoder that learn in the plan's prompt mode, and the others."""
+    c = encoder.embedding
+    mask = 20 + 8 + 272 + 32 + 17 * c
+    learning = c
+    if network.prompt == "box":
+        learning += mask if network.decoder == "multiscale" else 2 * c
+    return learning, 6 * c + mask - learning
+
+
+def _learner_bytes(load: Load) -> float:
+    """What training holds all the time: weights, frozen ones in the computing type, and what the optimiser keeps."""
+    parameters, width = count_parameters(load), load.precision_bytes
+    casts = width if width < 4 else 0  # of what learns, for the backward pass
+    return LIBRARIES + parameters.trained * (LEARNED_BYTES + casts) + parameters.frozen * width
+
+
+def _update_bytes(load: Load, checkpointing: bool) -> float:
+    """Gradients, which are complete when the activations are gone; on a GPU AdamW takes as much again at once."""
+    return count_parameters(load).trained * (8 if load.fused else 4)
+
+
+def _predictor_bytes(load: Load) -> float:
+    """Weights, and casts of those that learned."""
+    parameters, width = count_parameters(load), load.precision_bytes
+    casts = parameters.trained * (width if width < 4 else 0)
+    return LIBRARIES + (parameters.trained + parameters.frozen) * 4 + casts
+
+
+def _phases(load: Load) -> tuple[tuple[float, float], tuple[float, float]]:
+    """(bytes taken once, bytes a slice) of prediction in the encoder's blocks and in the decoder.
+
+    On a CPU one slice is worked on at a time (network/parts.py), but by a multi-scale decoder; on a GPU all are.
     """
-    if decoder != "multiscale":
-        return 3_520_000 + 133_000 * num_outputs
-    total, channels = 0, encoder.embedding
-    for width in reversed(encoder.stem or (32, 64, 128)):
-        total += 4 * channels * width + width + 18 * width**2 + 3 * width**2 + 2 * width
-        channels = width
-    return total + channels * num_outputs
+    encoder, network, width, tokens = load.encoder, load.network, load.precision_bytes, _tokens(load)
+    outputs = load.num_outputs * load.canvas[0] * load.canvas[1]
+    adapter = 2 * width * network.adapter_channels if _adapters(network) else 0
+    levels = width * _level_values(load)
+    attention = 6 * encoder.dim * tokens + _grid_attention_values(load, *_grid(load), scores=2)
+    block = width * max(attention, (1 + 2 * encoder.mlp_ratio) * encoder.dim * tokens)
+    encoding = tokens * (4 * encoder.dim + adapter) + levels + 4 * outputs  # beside the logits of the flip before
+    # The network's logits, their float32 copy, and the float32 sum over flips.
+    decoding = tokens * 8 * encoder.embedding + levels + outputs * (width + 8)
+    if network.decoder == "multiscale":
+        finest = encoder.levels[0]
+        decoding += width * 5 * finest.width * load.canvas[0] * load.canvas[1] / finest.target**2
+        upscaling = 0.0
+    else:
+        upscaling = 10.0 * _decoder_steps(load)[-1]
+    if load.fused:
+        return (0.0, encoding + block), (0.0, decoding + upscaling)
+    return (block, encoding), (upscaling, decoding)
 
 
 def _attention_values(load: Load) -> float:
-    """Values that the attentions' products hold for a slice, mean over the blocks."""
+    """Values that the attentions' products keep for a slice, mean over the blocks."""
     encoder = load.encoder
     height, width = _grid(load)
-    total = len(encoder.global_blocks) * _grid_attention_values(load, height, width)
+    total = len(encoder.global_blocks) * _grid_attention_values(load, height, width, scores=1)
     windowed_blocks = encoder.depth - len(encoder.global_blocks)
     if windowed_blocks:
         side = encoder.window
         windows = -(-height // side) * -(-width // side)
-        total += windowed_blocks * windows * _grid_attention_values(load, side, side)
+        total += windowed_blocks * windows * _grid_attention_values(load, side, side, scores=1)
     return total / max(encoder.depth, 1)
 
 
-def _grid_attention_values(load: Load, height: int, width: int) -> float:
+def _grid_attention_values(load: Load, height: int, width: int, *, scores: int) -> float:
+    """Queries, keys, values, and as many (tokens x tokens) arrays as `scores` says; fused: padded values, the result."""
     encoder, tokens = load.encoder, height * width
     channels = encoder.dim + encoder.heads * (height + width)  # relative positions are extra channels
     if load.fused:
-        return tokens * 4.0 * channels  # queries, keys, padded values and the result
-    return tokens * (2.0 * channels + encoder.dim + 2 * encoder.heads * tokens)
+        return tokens * 4.0 * channels
+    return tokens * (2.0 * channels + encoder.dim + scores * encoder.heads * tokens)
 
 
-def _slice_training_bytes(load: Load, checkpointing: bool) -> float:
+def _window_training_bytes(load: Load, checkpointing: bool) -> float:
+    """Bytes of one window at the beginning of the backward pass, or where the largest block is computed again."""
     encoder, tokens = load.encoder, _tokens(load)
-    residual = 4 * tokens * encoder.dim  # bytes: the residual stream stays float32
-    block = _block_bytes(load, tokens)
-    blocks = encoder.depth * residual + block if checkpointing else encoder.depth * block
     pixels = load.canvas[0] * load.canvas[1]
-    loss = 4 * LOSS_VALUES * load.num_outputs * pixels
-    return blocks + load.precision_bytes * _decoder_values(load, keep=True) + loss + 4 * load.in_channels * pixels
+    end = _decoder_bytes(load) + 4 * (LOSS_VALUES * load.num_outputs + load.in_channels) * pixels
+    if not checkpointing:
+        return load.window * (encoder.depth * _block_bytes(load, _attention_values(load)) + end)
+    residuals = encoder.depth * 4 * tokens * encoder.dim  # the residual stream stays float32
+    again = _block_bytes(load, _grid_attention_values(load, *_grid(load), scores=3))  # with their gradients
+    waiting = _stem_bytes(load) + load.precision_bytes * _level_values(load)  # the levels' gradients
+    return load.window * (residuals + max(end, waiting + again))
 
 
-def _block_bytes(load: Load, tokens: int) -> float:
-    """Bytes that one block keeps for the backward pass of a slice."""
-    encoder, network, width = load.encoder, load.network, load.precision_bytes
+def _block_bytes(load: Load, attention: float) -> float:
+    """Bytes that one block, whose attention keeps so many values, keeps for the backward pass of a slice."""
+    encoder, network, width, tokens = load.encoder, load.network, load.precision_bytes, _tokens(load)
     adapters, learns = _adapters(network), network.trained == "all"
     residuals = (2 + adapters) * 4 * encoder.dim
     adapter = adapters * (encoder.dim + 3 * network.adapter_channels)
     projections = encoder.dim if learns or network.increment != "none" else 0
     increments = 6 * network.increment_rank if network.increment != "none" else 0
     mlp = encoder.mlp_ratio * encoder.dim + ((1 + encoder.mlp_ratio) * encoder.dim if learns else 0)
-    attention = _attention_values(load) + (2 * encoder.dim * tokens if learns else 0)
-    return tokens * (residuals + width * (adapter + projections + increments + mlp)) + width * attention
+    learnt = 2 * encoder.dim if learns else 0
+    return tokens * (residuals + width * (adapter + projections + increments + mlp + learnt)) + width * attention
 
 
-def _decoder_values(load: Load, *, keep: bool) -> float:
-    """Values that stem and decoder keep for the backward pass of a slice, or (`keep` false) hold at once."""
-    encoder, tokens = load.encoder, _tokens(load)
+def _stem_bytes(load: Load) -> float:
+    """Bytes that a convolutional stem keeps for the backward pass of a slice."""
     pixels = load.canvas[0] * load.canvas[1]
+    return 3.0 * load.precision_bytes * pixels * sum(c / 4**level for level, c in enumerate(load.encoder.stem))
+
+
+def _level_values(load: Load) -> float:
+    """Values of the levels that a multi-scale decoder fuses, and of its own finest ones."""
+    if load.network.decoder != "multiscale":
+        return 0.0
+    pixels = load.canvas[0] * load.canvas[1]
+    levels = sum(level.channels / level.stride**2 for level in load.encoder.levels)
+    return pixels * levels
+
+
+def _decoder_steps(load: Load) -> list[float]:
+    """Values of each upscaling step's output for a slice: c/4 at twice the tokens' resolution, and so on."""
+    steps = load.encoder.token_stride.bit_length() - 1 if load.network.decoder == "progressive" else 2
+    return [load.encoder.embedding / 2 ** (step + 2) * _tokens(load) * 4 ** (step + 1) for step in range(steps)]
+
+
+def _decoder_bytes(load: Load) -> float:
+    """Bytes that stem and decoder keep for the backward pass of a slice."""
+    encoder, width = load.encoder, load.precision_bytes
     if load.network.decoder == "multiscale":
-        stem = encoder.stem or (32, 64, 128)
-        levels = sum(channels / 4**level for level, channels in enumerate(stem))
-        return pixels * (8 * levels if keep else levels + 5 * stem[0])
-    steps = encoder.token_stride.bit_length() - 1 if load.network.decoder == "progressive" else 2
-    transformer = 13 * encoder.embedding * tokens
-    widths = [encoder.embedding / 2 ** (step + 2) * tokens * 4 ** (step + 1) for step in range(steps)]
-    if keep:
-        return transformer + sum(3 * values for values in widths)
-    return max(transformer, 2.5 * widths[-1])
+        pixels = load.canvas[0] * load.canvas[1]
+        fused = sum(level.width / level.target**2 for level in encoder.levels)
+        return width * pixels * 5 * fused + _stem_bytes(load)
+    *normed, last = _decoder_steps(load)
+    # What is normed and its result are float32, the next step's input is cast; the last step has no norm.
+    upscaling = sum(normed) * (8 + width) + 2 * width * last
+    transformer = 20 * encoder.embedding * _tokens(load) * width
+    return transformer + upscaling

@@ -1,5 +1,7 @@
 """MA-SAM: windows of slices in, logits at canvas resolution out."""
 
+import contextlib
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -104,9 +106,12 @@ class MaSam(nn.Module):
         with self._in_float32():
             return self.prompt_encoder(points=None, boxes=boxes, masks=masks)
 
-    def _in_float32(self) -> torch.autocast:
+    def _in_float32(self) -> AbstractContextManager[Any]:
         """No autocast: positions are sines of large angles, which bf16 would move by whole tokens."""
-        return torch.autocast(next(self.parameters()).device.type, enabled=False)
+        kind = next(self.parameters()).device.type
+        if not torch.amp.is_autocast_available(kind):  # "meta", on which nothing is computed
+            return contextlib.nullcontext()
+        return torch.autocast(kind, enabled=False)
 
     def train(self, mode: bool = True) -> "MaSam":
         """Training mode for what learns. Parts that are frozen whole stay in evaluation: no dropout, no new statistics."""

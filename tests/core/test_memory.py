@@ -1,4 +1,4 @@
-"""The memory model against the network itself: parameters exactly, kept activations within a third."""
+"""The memory model against the network itself: parameters exactly, kept activations of SAM's encoder within 5 %."""
 
 import dataclasses
 
@@ -9,6 +9,7 @@ from masam_auto.core.encoders import ENCODERS, PLANNED_ENCODERS
 from masam_auto.core.memory import (
     LIBRARIES,
     Load,
+    Parameters,
     available_bytes,
     count_parameters,
     fitting_batch,
@@ -26,17 +27,26 @@ def make_load(name: str, canvas: tuple[int, int], window: int, **options) -> Loa
     return Load(encoder=shape.spec, network=choose_network(shape, "")[0], canvas=canvas, window=window, **settings)
 
 
+VARIANTS = (
+    {},
+    {"decoder": "sam", "increment": "lora", "adapters": "before"},
+    {"decoder": "multiscale", "prompt": "box", "increment": "none"},
+    {"decoder": "progressive", "prompt": "box", "adapters": "none"},
+    {"trained": "all"},
+    {"trained": "none", "increment": "none", "adapters": "none"},
+)
+
+
 @pytest.mark.parametrize("name", PLANNED_ENCODERS)
-@pytest.mark.parametrize("channels", [1, 3])
-def test_parameters_are_those_of_the_network(name, channels):
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+def test_parameters_are_those_of_the_network(name, channels, variant):
     load = make_load(name, (224, 448), 3, in_channels=channels)
-    with torch.device("meta"):
-        network = build_network(load.network, canvas=load.canvas, in_channels=channels, num_outputs=3, device="meta")
+    load = dataclasses.replace(load, network=dataclasses.replace(load.network, **variant))
+    network = build_network(load.network, canvas=load.canvas, in_channels=channels, num_outputs=3, device="meta")
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    counted = count_parameters(load)
-    assert counted.trained == pytest.approx(trained, rel=0.02)
     total = sum(p.numel() for p in network.parameters())
-    assert counted.trained + counted.frozen == pytest.approx(total, rel=0.01)
+    assert count_parameters(load) == Parameters(trained=trained, frozen=total - trained)
 
 
 def kept_bytes(load: Load) -> int:
@@ -56,16 +66,20 @@ def kept_bytes(load: Load) -> int:
     return sum(kept.values())
 
 
+def a_windows_bytes(load: Load) -> float:
+    """What one more window takes where activations, not the optimiser, decide the peak."""
+    fewer, more = (training_bytes(load, batch=batch, checkpointing=False) for batch in (98, 99))
+    return more - fewer
+
+
 def test_kept_activations_of_the_small_encoder():
     load = make_load("vit_t", (64, 48), 3)
-    none, one = (training_bytes(load, batch=batch, checkpointing=False) for batch in (0, 1))
-    assert one - none == pytest.approx(kept_bytes(load), rel=0.33)
+    assert a_windows_bytes(load) == pytest.approx(kept_bytes(load), rel=0.25)
 
 
 def test_kept_activations_of_sam():
     load = make_load("vit_b", (112, 112), 1)
-    none, one = (training_bytes(load, batch=batch, checkpointing=False) for batch in (0, 1))
-    assert one - none == pytest.approx(kept_bytes(load), rel=0.33)
+    assert a_windows_bytes(load) == pytest.approx(kept_bytes(load), rel=0.05)
 
 
 def test_memory_grows_with_everything_that_costs():
