@@ -153,8 +153,11 @@ def update(learner: Learner, gradient_clip: float, step: int, overflows: Overflo
         ModelError: that happened in too many steps in a row.
     """
     learning = [parameter for parameter in learner.network.parameters() if parameter.grad is not None]
-    norm = torch.nn.utils.clip_grad_norm_(learning, gradient_clip or float("inf"), foreach=True)
+    gradients = [parameter.grad for parameter in learning if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
     usable = overflows.may_update(learner.network, norm, step - 1)
+    if usable and gradient_clip > 0:  # not before: a norm that is not-a-number would spread to every gradient
+        torch.nn.utils.clip_grads_with_norm_(learning, gradient_clip, norm, foreach=True)
     for optimizer in learner.optimizers:
         if usable:
             optimizer.step()

@@ -166,7 +166,11 @@ def load_networks(
         if sam is not None and sam not in frozen:
             given = sam_tensors(network, load_sam_checkpoint(sam.path), origin=str(sam.path))
             frozen[sam] = {name: tensor.to(device) for name, tensor in given.items() if name not in tensors}
-        learned = {name: tensor.to(device) for name, tensor in tensors.items()}
+        # a training in bf16 stores its frozen matrices so; devices without bf16 need float32
+        learned = {
+            name: tensor.to(device, torch.float32 if tensor.is_floating_point() else None)
+            for name, tensor in tensors.items()
+        }
         take_tensors(network, learned, frozen[sam], origin=str(folder))
         networks.append(network.eval())
     return tuple(networks)

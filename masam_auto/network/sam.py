@@ -3,6 +3,7 @@
 import importlib.util
 import pickle
 import re
+import struct
 import sys
 from collections.abc import Container, Mapping
 from pathlib import Path
@@ -19,6 +20,11 @@ from torch.nn import functional as F
 from masam_auto.core.errors import ModelError
 
 _PRIVATE_NAME = "_masam_auto_segment_anything_modeling"
+# What torch and safetensors raise for files that are damaged or something else.
+_DAMAGED = (
+    OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, SafetensorError, struct.error,
+    pickle.UnpicklingError,
+)  # fmt: skip
 _BLOCK_TABLE = re.compile(r"image_encoder\.blocks\.(\d+)\.attn\.rel_pos_[hw]")
 
 
@@ -71,7 +77,7 @@ def load_sam_checkpoint(path: Path, *, what: str = "SAM") -> dict[str, Tensor]:
             found: Any = load_file(path, device="cpu")
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError, pickle.UnpicklingError) as error:
+    except _DAMAGED as error:
         # the first sentence: torch goes on to advise reading without weights_only
         reason = str(error).strip().splitlines()[0].split(". ")[0] if str(error).strip() else type(error).__name__
         raise ModelError(

@@ -118,7 +118,8 @@ def reference_configuration(
     Raises:
         PlanError: no spacing, an axis beside a planned one, or a value that a configuration refuses.
     """
-    window = window or (1 if planned is not None and planned.window == 1 else WINDOW)
+    if window is None:
+        window = 1 if planned is not None and planned.window == 1 else WINDOW
     if planned is not None:
         if axis is not None and axis != planned.axis_order[0]:
             raise PlanError(
@@ -317,7 +318,9 @@ def _refuse_what_is_there(folder: Path, *, overwrite: bool) -> None:
     """Raise OutputError where importing would replace what nobody asked to replace."""
     if not folder.exists():
         return
-    trained = [str(fold) for fold in describe_model(folder).folds if fold != "all"]
+    folds = [str(fold) for fold in describe_model(folder).folds]
+    # an imported network stands as fold "all", as a training may; only a training has metrics
+    trained = [fold for fold in folds if fold != "all" or (folder / "fold_all" / METRICS_FILE).exists()]
     if trained:
         raise OutputError(
             f"{folder} holds trained folds ({', '.join(trained)}). Give the imported model another name with -p."
