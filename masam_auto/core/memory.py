@@ -33,6 +33,11 @@ class Load:
     precision_bytes: int = 2
     fused: bool = True
 
+    @property
+    def built(self) -> NetworkPlan:
+        """The plan without what it does not build."""
+        return self.network.as_built
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parameters:
@@ -44,7 +49,7 @@ class Parameters:
 
 def count_parameters(load: Load) -> Parameters:
     """Parameters of the network that a plan asks for, exactly."""
-    encoder, network = load.encoder, load.network
+    encoder, network = load.encoder, load.built
     added = encoder.depth * _adapters(network) * _adapter_parameters(encoder, network)
     if network.increment == "fact":
         added += 2 * encoder.dim * network.increment_rank + 2 * encoder.depth * network.increment_rank**2
@@ -193,7 +198,7 @@ def _phases(load: Load) -> tuple[tuple[float, float], tuple[float, float]]:
 
     On a CPU one slice is worked on at a time (network/parts.py), but by a multi-scale decoder; on a GPU all are.
     """
-    encoder, network, width, tokens = load.encoder, load.network, load.precision_bytes, _tokens(load)
+    encoder, network, width, tokens = load.encoder, load.built, load.precision_bytes, _tokens(load)
     outputs = load.num_outputs * load.canvas[0] * load.canvas[1]
     adapter = 2 * width * network.adapter_channels if _adapters(network) else 0
     levels = width * _level_values(load)
@@ -250,7 +255,7 @@ def _window_training_bytes(load: Load, checkpointing: bool) -> float:
 
 def _block_bytes(load: Load, attention: float) -> float:
     """Bytes that one block, whose attention keeps so many values, keeps for the backward pass of a slice."""
-    encoder, network, width, tokens = load.encoder, load.network, load.precision_bytes, _tokens(load)
+    encoder, network, width, tokens = load.encoder, load.built, load.precision_bytes, _tokens(load)
     adapters, learns = _adapters(network), network.trained == "all"
     residuals = (2 + adapters) * 4 * encoder.dim
     adapter = adapters * (encoder.dim + 3 * network.adapter_channels)
@@ -269,7 +274,7 @@ def _stem_bytes(load: Load) -> float:
 
 def _level_values(load: Load) -> float:
     """Values of the levels that a multi-scale decoder fuses, and of its own finest ones."""
-    if load.network.decoder != "multiscale":
+    if load.built.decoder != "multiscale":
         return 0.0
     pixels = load.canvas[0] * load.canvas[1]
     levels = sum(level.channels / level.stride**2 for level in load.encoder.levels)
@@ -278,14 +283,14 @@ def _level_values(load: Load) -> float:
 
 def _decoder_steps(load: Load) -> list[float]:
     """Values of each upscaling step's output for a slice: c/4 at twice the tokens' resolution, and so on."""
-    steps = load.encoder.token_stride.bit_length() - 1 if load.network.decoder == "progressive" else 2
+    steps = load.encoder.token_stride.bit_length() - 1 if load.built.decoder == "progressive" else 2
     return [load.encoder.embedding / 2 ** (step + 2) * _tokens(load) * 4 ** (step + 1) for step in range(steps)]
 
 
 def _decoder_bytes(load: Load) -> float:
     """Bytes that stem and decoder keep for the backward pass of a slice."""
     encoder, width = load.encoder, load.precision_bytes
-    if load.network.decoder == "multiscale":
+    if load.built.decoder == "multiscale":
         pixels = load.canvas[0] * load.canvas[1]
         fused = sum(level.width / level.target**2 for level in encoder.levels)
         return width * pixels * 5 * fused + _stem_bytes(load)

@@ -1,6 +1,5 @@
 """Files of boxes: boxes.json, 3D Slicer's ROI markup (.mrk.json), and folders of the latter."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from masam_auto.core.geometry import Triple
 from masam_auto.core.jsonio import read_plain
 
 MARKUP_ENDING = ".mrk.json"
+LARGEST = 1e9  # millimetres or voxels; what is beyond is no position
 BOX_FIELDS = {"unit", "coordinates", "min", "max"}
 # From the named coordinates to LPS.
 TO_LPS = {"LPS": (1.0, 1.0, 1.0), "RAS": (-1.0, -1.0, 1.0)}
@@ -122,8 +122,9 @@ def _parse_roi(roi: dict[str, Any], where: str) -> GivenBox:
     if (unit := roi.get("coordinateUnits", "mm")) not in ("mm", ["mm", "mm", "mm"]):
         raise DatasetError(f"{where}: coordinateUnits must be mm, got {unit!r}")
     signs = np.asarray(_signs(roi.get("coordinateSystem", "LPS"), where))
-    points = roi.get("controlPoints") or [{}]
-    centre = roi.get("center") or (points[0].get("position") if isinstance(points[0], dict) else None)
+    points = roi.get("controlPoints")
+    point = points[0] if isinstance(points, list) and points else None
+    centre = roi.get("center") or (point.get("position") if isinstance(point, dict) else None)
     centre = _three_numbers(centre, f"{where}: center")
     sides = _three_numbers(roi.get("size"), f"{where}: size")
     if min(sides) <= 0:
@@ -145,12 +146,12 @@ def _signs(coordinates: Any, where: str) -> Triple:
 
 def _three_numbers(value: Any, what: str) -> Triple:
     if not isinstance(value, list) or len(value) != 3 or not all(map(_is_number, value)):
-        raise DatasetError(f"{what} must be three numbers, got {value!r:.80}")
+        raise DatasetError(f"{what} must be three numbers, none beyond {LARGEST:g}, got {str(value):.80}")
     return _triple(value)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _triple(values: Any) -> Triple:

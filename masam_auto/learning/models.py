@@ -119,7 +119,7 @@ def choose_folds(model: TrainedModel, folds: Sequence[int | str] | None, checkpo
             trained = ", ".join(map(str, model.folds)) or "none"
             raise ModelError(
                 f"fold {fold} of {model.folder} has no checkpoint ({path.name} is missing; folds with one: {trained}). "
-                f"Train it: masam_train {model.dataset_name} {fold} -c {model.configuration}"
+                f"Train it: masam_train {model.dataset_name} {fold} -c {model.configuration} -p {model.plan_name}"
             )
     return tuple(chosen)
 

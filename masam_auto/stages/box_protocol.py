@@ -1,6 +1,6 @@
 """The protocol for prompted segmentation: a box from each reference, a prediction with it, and the evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -58,12 +58,14 @@ def predict_with_reference_boxes(
         The outcome, and what summary.json says of the protocol.
 
     Raises:
-        DatasetError: no image has a reference.
+        DatasetError: no image has a reference, or a reference has no image.
         ImageError: a reference cannot be read.
         ModelError: the model was trained without boxes.
-        OutputError: as `predict_folder`.
+        OutputError: as `predict_folder`, or the output is the references' folder.
     """
     check_takes_boxes(predictor)
+    if output.resolve() == references.resolve():
+        raise OutputError(f"the output folder is the references' ({output}). Choose another one.")
     description = predictor.description
     ending = label_ending(description.file_ending)
     cases = [
@@ -75,6 +77,7 @@ def predict_with_reference_boxes(
         raise DatasetError(
             f"no image of {images} has a reference ID{ending} in {references}. Give the images of these references with -i."
         )
+    _refuse_references_without_image(references, ending, {frame for case in cases for frame in case.frames}, images)
     boxes = reference_boxes(cases, references, ending, description.labels, protocol)
     outcome = predict_folder(
         predictor, images, output, overwrite=overwrite, boxes=boxes, only=[case.identifier for case in cases]
@@ -83,6 +86,18 @@ def predict_with_reference_boxes(
     if protocol.kind == "relaxed":
         record["relaxation"] = protocol.relaxation
     return outcome, {**record, "boxes": {name: [list(side) for side in box.box] for name, (box,) in boxes.items()}}
+
+
+def _refuse_references_without_image(references: Path, ending: str, known: Collection[str], images: Path) -> None:
+    """Raise DatasetError now, because the evaluation would, after hours of prediction."""
+    names = (path.name.removesuffix(ending) for path in references.glob(f"*{ending}") if not path.name.startswith("."))
+    missing = sorted(set(names) - set(known))
+    if missing:
+        listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise DatasetError(
+            f"{images} has no image for {len(missing)} of the references in {references}: {listed}. Add the images, or take "
+            "these references out of the folder."
+        )
 
 
 def reference_boxes(

@@ -30,6 +30,7 @@ TIMEOUT = 30.0  # seconds without a byte
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each new attempt; an attempt that brought something begins them anew
 BLOCK = 1 << 20
 TRY_AGAIN = {408, 425, 429, 500, 502, 503, 504}
+CANNOT_GO_ON = 416
 
 
 class _Dropped(Exception):
@@ -112,7 +113,11 @@ def fetch_weights(
 
 
 def _address(mirror: str, file: SamFile) -> str:
-    if urllib.parse.urlsplit(mirror).scheme not in ("http", "https"):
+    try:
+        scheme = urllib.parse.urlsplit(mirror).scheme
+    except ValueError as error:
+        raise ModelError(f"--url {mirror}: not an address ({error})") from error
+    if scheme not in ("http", "https"):
         raise ModelError(f"--url {mirror}: expected an address that begins with http:// or https://")
     return mirror if mirror.endswith(file.name) else f"{mirror.rstrip('/')}/{file.name}"
 
@@ -194,13 +199,15 @@ def _receive(transfer: _Transfer, received: int) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        answer = f"the server answers {error.code} {error.reason}"
+        answer = f"the server answers {error.code} {_one_line(error.reason)}"
         error.close()
         if error.code in TRY_AGAIN:
             raise _Dropped(answer) from error
+        if error.code == CANNOT_GO_ON:
+            answer += f", so that it cannot go on after {received} bytes. Remove {transfer.partial} to begin anew"
         raise ModelError(f"{transfer.url}: {answer}. Instead {_other_ways(transfer)}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise _Dropped(f"no connection ({getattr(error, 'reason', None) or error})") from error
+        raise _Dropped(f"no connection ({_one_line(getattr(error, 'reason', None) or error)})") from error
     with response:
         start = _start_of(response, transfer, received)
         with transfer.partial.open("r+b") as handle, _shown(transfer.file, start) as show:
@@ -212,7 +219,14 @@ def _receive(transfer: _Transfer, received: int) -> None:
                 if handle.tell() > transfer.file.size:
                     return  # too much: another file, as its SHA-256 will tell
     if transfer.received < transfer.file.size:
-        raise _Dropped("the connection broke")
+        told = response.status == 206 or "Content-Length" in response.headers or transfer.validator.is_file()
+        if not told:  # perhaps a page in the file's place, such as a network's log-in: nothing may be joined to it
+            transfer.start_anew()
+        raise _Dropped("the connection broke" if told else "the server sent less than the file, and not how much it is")
+
+
+def _one_line(reason: object) -> str:
+    return " ".join(str(reason).split())
 
 
 def _blocks(response: IO[bytes]) -> Iterator[bytes]:
@@ -221,7 +235,7 @@ def _blocks(response: IO[bytes]) -> Iterator[bytes]:
         try:
             block = response.read(BLOCK)
         except (OSError, http.client.HTTPException) as error:
-            raise _Dropped(f"the connection broke ({error})") from error
+            raise _Dropped(f"the connection broke ({_one_line(error)})") from error
         if not block:
             return
         yield block

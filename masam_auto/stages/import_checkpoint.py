@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 CANVAS, WINDOW, BATCH = (512, 512), 5, 3
 CT_RANGE = (-200.0, 250.0)  # Hounsfield units, abdominal CT
+FIXED_RANGE = ("clip_to_0_1", "ct")  # schemes that cut off at given intensities
 # Windows of the training's length around every slice, blended; no flips averaged.
 INFERENCE = InferencePlan(depth="windows", slice_stride=1, mirror=False)
 # The scripts for BTCV and prostate turn each slice by 180 degrees against the order in which NIfTI files have it; those
@@ -77,18 +78,20 @@ def reference_normalization(
         intensity: lowest and highest intensity, in the file's units; for the schemes that cut off at fixed ones.
 
     Raises:
-        PlanError: unknown scheme, or an intensity range that is none.
+        PlanError: unknown scheme, or an intensity range that is none, or that the scheme has no use for.
     """
     if scheme is not None and scheme not in NORMALIZERS:
         raise PlanError(f"unknown normalisation {scheme!r}; known: {', '.join(NORMALIZERS)}")
     lower, upper = intensity or CT_RANGE
     if not lower < upper:
         raise PlanError(f"--intensity {lower:g} {upper:g}: the lowest intensity must be below the highest")
+    if intensity is not None and scheme not in (None, *FIXED_RANGE):
+        raise PlanError(f"--intensity has no use with --normalization {scheme}; leave one of them out")
     usual = {"ct": "clip_to_0_1", "zscore": "quantile_to_0_1"}
     plans = []
     for name in channel_names:
         chosen = scheme or ("clip_to_0_1" if intensity else usual.get(choose_scheme(name), choose_scheme(name)))
-        fixed = chosen in ("clip_to_0_1", "ct")
+        fixed = chosen in FIXED_RANGE
         plans.append(NormalizationPlan(scheme=chosen, lower=lower if fixed else 0.0, upper=upper if fixed else 0.0))
     return tuple(plans)
 
@@ -320,7 +323,7 @@ def _refuse_what_is_there(folder: Path, *, overwrite: bool) -> None:
         return
     folds = [str(fold) for fold in describe_model(folder).folds]
     # an imported network stands as fold "all", as a training may; only a training has metrics
-    trained = [fold for fold in folds if fold != "all" or (folder / "fold_all" / METRICS_FILE).exists()]
+    trained = [fold for fold in folds if fold != "all" or (folder / "fold_all" / "metrics.jsonl").exists()]
     if trained:
         raise OutputError(
             f"{folder} holds trained folds ({', '.join(trained)}). Give the imported model another name with -p."

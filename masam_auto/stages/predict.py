@@ -27,6 +27,8 @@ from masam_auto.stages.preprocess import preprocess_case, restore_case
 
 logger = logging.getLogger(__name__)
 
+RAW_FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
@@ -248,8 +250,10 @@ def check_output(source: Path, folder: Path) -> None:
         raise OutputError(f"{folder} is a file; the output must be a folder")
     if folder.resolve() == images.resolve():
         raise OutputError(f"the output folder is the input folder ({folder}). Choose another one.")
-    if (folder / "imagesTr").is_dir():
-        raise OutputError(f"the output folder is a raw data set ({folder}). Choose another one.")
+    whole = folder.resolve()
+    part = whole.name in RAW_FOLDERS and (whole.parent / "dataset.json").is_file()
+    if (folder / "imagesTr").is_dir() or part:
+        raise OutputError(f"the output folder is {'part of ' if part else ''}a raw data set ({folder}). Choose another one.")
 
 
 def check_takes_boxes(predictor: Predictor) -> None:

@@ -33,7 +33,8 @@ VARIANTS = (
     {"decoder": "multiscale", "prompt": "box", "increment": "none"},
     {"decoder": "progressive", "prompt": "box", "adapters": "none"},
     {"trained": "all"},
-    {"trained": "none", "increment": "none", "adapters": "none"},
+    {"trained": "none"},  # neither increments nor adapters are built
+    {"trained": "adapted", "neck_trained": True},
 )
 
 

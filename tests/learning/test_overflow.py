@@ -191,6 +191,15 @@ def test_a_step_whose_gradients_overflow_is_left_out(tiny, caplog, clip):
     assert any(not torch.equal(before_each[3][name], before_each[2][name]) for name in kept)
 
 
+def test_a_gradient_that_is_no_number_is_named_where_it_starts(tiny, caplog):
+    trial = Trial(tiny, precision="float32")
+    name, parameter = next(iter(trial.learner.network.named_parameters()))
+    parameter.register_hook(lambda gradient: gradient * float("nan"))
+    with caplog.at_level(logging.WARNING):
+        trial.run()
+    assert f"step 0 is left out: the gradient is not finite from {name} backwards" in caplog.text
+
+
 def test_gradients_that_stay_infinite_end_the_training_before_the_weights_are_spoilt(tiny, monkeypatch):
     monkeypatch.setattr(overflow, "LIMIT", 3)
     trial = Trial(tiny, precision="float32")

@@ -79,6 +79,10 @@ def test_refuses_what_is_no_checkpoint(tmp_path):
         (tmp_path / name).write_bytes(b"\x00not weights" * 9)
         with pytest.raises(ModelError, match=f"{name}: cannot be read as weights"):
             sam.load_sam_checkpoint(tmp_path / name)
+    for content in (b"\x80", b"\x80\x02.\x19", b"J<Z", b"<html>", b""):
+        (tmp_path / "damaged.pth").write_bytes(content)
+        with pytest.raises(ModelError, match=r"damaged\.pth: cannot be read as weights"):
+            sam.load_sam_checkpoint(tmp_path / "damaged.pth")
     torch.save({"a": 1}, tmp_path / "numbers.pth")
     with pytest.raises(ModelError, match="no named tensors"):
         sam.load_sam_checkpoint(tmp_path / "numbers.pth")

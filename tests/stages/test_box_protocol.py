@@ -160,6 +160,17 @@ def test_mistakes(raw_dataset: Callable[..., Path], tmp_path: Path) -> None:
         predict_with_reference_boxes(make_predictor(raw, prompt="none"), *arguments)
     with pytest.raises(DatasetError, match=r"no image of .* has a reference ID.nii.gz in"):
         predict_with_reference_boxes(make_predictor(raw), raw / "imagesTr", tmp_path, tmp_path / "out", TIGHT)
+    with pytest.raises(OutputError, match="the output folder is the references'"):
+        predict_with_reference_boxes(
+            make_predictor(raw), raw / "imagesTr", raw / "labelsTr", raw / "imagesTr" / ".." / "labelsTr", TIGHT,
+            overwrite=True,
+        )  # fmt: skip
+    lonely = raw / "labelsTr" / "z.nii.gz"
+    lonely.touch()
+    with pytest.raises(DatasetError, match=r"no image for 1 of the references in .*: z\. Add the images"):
+        predict_with_reference_boxes(make_predictor(raw), *arguments)
+    lonely.unlink()
+    assert not (tmp_path / "out").exists()
     predict_with_reference_boxes(make_predictor(raw), *arguments)
     with pytest.raises(OutputError, match="already holds"):
         predict_with_reference_boxes(make_predictor(raw), *arguments)

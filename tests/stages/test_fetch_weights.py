@@ -60,7 +60,8 @@ def server() -> Iterator[Server]:
                 self.send_response(200)
             if state.says_size:
                 self.send_header("Content-Length", str(len(state.content) - start))
-            self.send_header("ETag", state.tag)
+            if state.tag:
+                self.send_header("ETag", state.tag)
             self.end_headers()
             end = start + state.cuts.pop(0) if state.cuts else None
             self.wfile.write(state.content[start:end])
@@ -110,6 +111,8 @@ def test_a_mirror_may_be_the_files_whole_address(fetch: Fetch, server: Server, t
     (tmp_path / "weights" / FILE.name).unlink()
     with pytest.raises(ModelError, match=r"--url /mnt/sam: expected an address that begins with http"):
         fetch(mirror="/mnt/sam")
+    with pytest.raises(ModelError, match=r"--url http://\[x: not an address"):
+        fetch(mirror="http://[x")
 
 
 @pytest.mark.parametrize("says_size", [True, False])
@@ -189,6 +192,23 @@ def test_a_file_of_another_size_is_refused(fetch: Fetch, server: Server, tmp_pat
     with pytest.raises(ModelError, match="has 5004 bytes" if says_size else "has been removed"):
         fetch()
     assert there(tmp_path) == []
+
+
+def test_a_page_in_the_files_place_is_not_kept(fetch: Fetch, server: Server, tmp_path: Path) -> None:
+    server.content, server.says_size, server.tag, server.ranges = b"<html>log in</html>", False, "", False
+    with pytest.raises(ModelError, match="the server sent less than the file"):
+        fetch()
+    assert there(tmp_path) == []
+    server.content, server.ranges = CONTENT, True
+    assert fetch() is True
+
+
+def test_a_server_that_cannot_go_on(fetch: Fetch, server: Server, tmp_path: Path) -> None:
+    partial = put(tmp_path, f"{FILE.name}.partial", CONTENT[:1000])
+    server.codes = [416]
+    with pytest.raises(ModelError, match=rf"416 .* cannot go on after 1000 bytes\. Remove {partial} to begin anew"):
+        fetch()
+    assert partial.read_bytes() == CONTENT[:1000]
 
 
 def test_a_wrong_mirror_does_not_cost_what_was_received(fetch: Fetch, server: Server, tmp_path: Path) -> None:

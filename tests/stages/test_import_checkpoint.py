@@ -290,6 +290,9 @@ def test_a_training_is_never_replaced(do_import: Callable[..., Path], tmp_path: 
     folder = do_import()
     shutil.copytree(folder / "fold_all", folder / "fold_2")
     refuses(do_import, tmp_path, r"holds trained folds \(2\).*-p", OutputError, overwrite=True)
+    shutil.rmtree(folder / "fold_2")
+    (folder / "fold_all" / "metrics.jsonl").touch()  # as masam_train leaves it
+    refuses(do_import, tmp_path, r"holds trained folds \(all\).*-p", OutputError, overwrite=True)
 
 
 def test_a_folder_that_cannot_be_written_is_named(do_import: Callable[..., Path], tmp_path: Path) -> None:
@@ -325,6 +328,7 @@ def test_intensities_are_the_references(channel: str, options: dict[str, Any], e
     [
         ({"scheme": "magic"}, "unknown normalisation 'magic'; known: ct, zscore"),
         ({"intensity": (250.0, -200.0)}, "--intensity 250 -200: the lowest intensity must be below the highest"),
+        ({"scheme": "zscore", "intensity": (0.0, 9.0)}, "--intensity has no use with --normalization zscore"),
     ],
 )
 def test_intensities_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
@@ -358,5 +362,7 @@ def test_geometry_that_is_not_said_or_said_twice_is_refused(tiny: ModuleType) ->
     intensities = reference_normalization(["CT"])
     with pytest.raises(PlanError, match="--spacing Z Y X is needed"):
         reference_configuration(None, normalization=intensities)
+    with pytest.raises(PlanError, match="window must be odd and at least 1, got 0"):
+        reference_configuration(None, normalization=intensities, spacing=(3.0, 1.0, 1.0), window=0)
     with pytest.raises(PlanError, match="--axis 2: configuration axis0 of the data set's plan slices along axis 0"):
         reference_configuration(tiny.make_configuration(), normalization=intensities, axis=2)

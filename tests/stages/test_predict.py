@@ -157,6 +157,10 @@ def test_outputs_never_go_among_the_inputs(raw_dataset: Callable[..., Path], tmp
         predict_folder(predictor, raw / "imagesTr", raw / "imagesTr" / ".." / "imagesTr")
     with pytest.raises(OutputError, match="is a file"):
         predict_folder(predictor, raw / "imagesTr", raw / "dataset.json")
+    with pytest.raises(OutputError, match="the output folder is a raw data set"):
+        predict_folder(predictor, raw / "imagesTr", raw)
+    with pytest.raises(OutputError, match="the output folder is part of a raw data set"):
+        predict_folder(predictor, raw / "imagesTr", raw / "labelsTr", overwrite=True)
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(DatasetError, match="the folder is empty"):

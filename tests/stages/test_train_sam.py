@@ -137,6 +137,22 @@ def test_a_changed_file_is_noticed(
         load(folder, tiny.make_sam_plan(), weights=weights)
 
 
+def test_a_random_encoder_that_was_trained_in_bf16_is_used_without_bf16(
+    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("masam_auto.learning.beginning.computes_in_bf16", lambda device: True)
+    monkeypatch.setattr("masam_auto.learning.epoch.computes_in_bf16", lambda device: True)
+    monkeypatch.setattr(
+        "masam_auto.learning.epoch.autocast", lambda device, precision: torch.autocast("cpu", torch.bfloat16)
+    )
+    plan = tiny.make_sam_plan(weights="none")
+    plan = replace(plan, training=replace(plan.training, precision="bf16"))
+    folder = train(plan=plan, budget="1steps")
+    assert read_model(folder / BEST)[1]["image_encoder.blocks.0.attn.qkv.weight"].dtype == torch.bfloat16
+    (network,) = load(folder, plan)
+    assert network(torch.zeros(1, 3, 1, 32, 32)).isfinite().all()
+
+
 def test_folds_share_what_is_frozen(
     train: Train, tiny: ModuleType, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
