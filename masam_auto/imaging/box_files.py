@@ -146,7 +146,7 @@ def _signs(coordinates: Any, where: str) -> Triple:
 
 def _three_numbers(value: Any, what: str) -> Triple:
     if not isinstance(value, list) or len(value) != 3 or not all(map(_is_number, value)):
-        raise DatasetError(f"{what} must be three numbers, none beyond {LARGEST:g}, got {str(value):.80}")
+        raise DatasetError(f"{what} must be three numbers, none beyond {LARGEST:g}, got {value!r:.80}")
     return _triple(value)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from masam_auto.core.boxes import VoxelBox, relaxed_box
 from masam_auto.core.dataset import Case
-from masam_auto.core.errors import DatasetError
+from masam_auto.core.errors import DatasetError, OutputError
 from masam_auto.core.labels import Labels
 from masam_auto.imaging.crop import bounding_box
 from masam_auto.imaging.inputs import find_inputs

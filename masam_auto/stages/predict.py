@@ -253,7 +253,9 @@ def check_output(source: Path, folder: Path) -> None:
     whole = folder.resolve()
     part = whole.name in RAW_FOLDERS and (whole.parent / "dataset.json").is_file()
     if (folder / "imagesTr").is_dir() or part:
-        raise OutputError(f"the output folder is {'part of ' if part else ''}a raw data set ({folder}). Choose another one.")
+        raise OutputError(
+            f"the output folder is {'part of ' if part else ''}a raw data set ({folder}). Choose another one."
+        )
 
 
 def check_takes_boxes(predictor: Predictor) -> None:
