@@ -124,6 +124,16 @@ def sam_encoder(
     )
 
 
+def check_sam_form(where: str, spec: EncoderSpec) -> None:
+    """Raise PlanError where sizes are not of SAM's form, or too narrow for its decoders; `where` names the field."""
+    own = ("dim", "depth", "heads", "global_blocks", "window", "mlp_ratio", "embedding", "decoder_mlp")
+    check(
+        spec == sam_encoder(**{name: getattr(spec, name) for name in own}),
+        f"{where}: must have the form of SAM's encoders; only {', '.join(own)} may be chosen",
+    )
+    check(spec.embedding >= 2 * spec.token_stride, f"{where}: embedding must be at least 32, got {spec.embedding}")
+
+
 def _stem_levels(channels: tuple[int, ...]) -> tuple[LevelSpec, ...]:
     return tuple(
         LevelSpec(channels=width, stride=2**level, width=width, target=2**level) for level, width in enumerate(channels)

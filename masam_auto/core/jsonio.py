@@ -89,7 +89,7 @@ def read_plain(path: Path, *, what: str) -> Any:
         raise PlanError(f"{what} not found: {path}") from error
     except OSError as error:
         raise PlanError(f"{what} cannot be read: {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PlanError(f"{path} is not valid JSON ({error}). Restore it or create it anew.") from error
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from masam_auto.core.checks import check, check_finite, check_name, check_range
-from masam_auto.core.encoders import CUSTOM, DecoderName, EncoderSpec
+from masam_auto.core.encoders import CUSTOM, DecoderName, EncoderSpec, check_sam_form
 from masam_auto.core.errors import PlanError
 from masam_auto.core.geometry import Shape, Triple
 from masam_auto.core.jsonio import digest, to_plain
@@ -153,6 +153,8 @@ class NetworkPlan:
 
     def __post_init__(self) -> None:
         check_finite("network", self)
+        if self.custom_encoder is not None:
+            check_sam_form("network.custom_encoder", self.custom_encoder)
         check(
             (self.encoder == CUSTOM) == (self.custom_encoder is not None),
             f'network.encoder must be "{CUSTOM}" where network.custom_encoder gives sizes, and only there',

@@ -2,11 +2,14 @@
 
 import functools
 import hashlib
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from masam_auto.core.errors import ModelError
+
+logger = logging.getLogger(__name__)
 
 SOURCE = "https://dl.fbaipublicfiles.com/segment_anything/"
 ENDINGS = (".pth", ".safetensors")
@@ -96,8 +99,8 @@ def weights_of_model(
 ) -> SamWeights:
     """The SAM checkpoint that a trained model stands on, wherever it is now: the file with the SHA-256 of then.
 
-    Looked at: the file that was named, and no other; else the recorded one, the encoder's in the weights folder, and
-    any other checkpoint there.
+    Looked at: the file that was named, the recorded one, the encoder's in the weights folder, and any other checkpoint
+    there; folds may stand on different files, of which one can be named.
 
     Args:
         sha256: of the file that the model was trained on.
@@ -114,6 +117,8 @@ def weights_of_model(
     for path in _candidates(recorded, encoder, file, folder):
         looked_at[path] = file_sha256(path)
         if looked_at[path] == sha256:
+            if file is not None and path != file:
+                logger.warning("%s does not stand on %s, but on %s, which is used", model, file, path)
             return SamWeights(path=path.absolute(), sha256=sha256)
     if recorded in looked_at and file is None:
         problem = f"{recorded} has changed since: its own now begins with {looked_at[recorded][:12]}"
@@ -122,7 +127,9 @@ def weights_of_model(
     else:
         problem = f"{recorded} is gone" + (f", and {folder} holds no SAM checkpoint" if folder else "")
     official = [known.name for known in SAM_FILES.values() if known.sha256 == sha256]
-    remedy = f"masam_fetch_weights {encoder} brings it" if official else "Bring that file back"
+    remedy = (
+        f"masam_fetch_weights {encoder} brings it" if official else "Bring that file back, e.g. into the weights folder"
+    )
     raise ModelError(
         f"{model} stands on SAM weights whose SHA-256 begins with {sha256[:12]}, but {problem}. {remedy}, or name the file with "
         "--sam_checkpoint PATH."
@@ -146,9 +153,8 @@ def _sha256_of(path: Path, size: int, changed: int) -> str:
 
 def _candidates(recorded: Path, encoder: str, file: Path | None, folder: Path | None) -> Iterable[Path]:
     """Files that may be the one that is looked for, likeliest first; each once."""
-    if file is not None:
-        return [_existing(file)]
-    found = [recorded] if recorded.is_file() else []
+    found = [] if file is None else [_existing(file)]
+    found += [recorded] if recorded.is_file() else []
     if folder is not None and folder.is_dir():
         found += _named_files(folder, encoder)
         there = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS and path.is_file())

@@ -16,8 +16,9 @@ import secrets
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -97,9 +98,25 @@ class Checkpoint:
 
 
 def plan_digest(plan: Plan, configuration: Configuration) -> str:
-    """Digest of what a training depends on: the configuration, the network, the training and the channels."""
+    """Digest of what a training depends on: the configuration, the network, the training and the channels.
+
+    Fields at their default are left out, so that one that a later version adds does not make every older plan another.
+    """
     parts = (configuration, plan.network, plan.training, plan.channel_names)
-    return digest([to_plain(part) for part in parts])
+    return digest([_without_defaults(part) for part in parts])
+
+
+def _without_defaults(value: Any) -> Any:
+    """JSON-like values; of dataclasses, the fields that are not at their default."""
+    if not is_dataclass(value):
+        return to_plain(value)
+    kept = {}
+    for entry in fields(value):
+        given = getattr(value, entry.name)
+        default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
+        if given != default:
+            kept[entry.name] = _without_defaults(given)
+    return kept
 
 
 def differences(

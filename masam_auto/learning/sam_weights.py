@@ -74,9 +74,11 @@ def sam_of_model(header: ModelHeader, model: Path, *, file: Path | None, folder:
         folder: the weights folder, or None for none.
 
     Raises:
-        ModelError: it is missing or has changed.
+        ModelError: it is missing or has changed, or one was asked for that the model has no use for.
     """
     if not header.network.stands_on_sam:
+        if file is not None:
+            raise ModelError(f"{model} holds all of its weights, so --sam_checkpoint has no use. Leave it out.")
         return None
     assert header.sam_sha256 is not None and header.sam_file is not None
     return weights_of_model(

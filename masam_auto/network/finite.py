@@ -111,6 +111,7 @@ class _Watch:
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         self.entered: list[tuple[str, nn.Module]] = []
+        self.largest: list[float | None] = []
 
     def before(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Earlier layers gave finite values: what the layer around this one computed in between is to blame."""
@@ -125,6 +126,8 @@ class _Watch:
             last = name.removeprefix(f"{around}.")
             raise _Found(f"{_title(around, owner)}, what it gives to {last}: {_describe(value)}{self.weights(owner)}")
         self.entered.append((name, module))
+        inputs = [float(tensor.abs().max()) for tensor in _tensors((args, kwargs)) if tensor.numel()]
+        self.largest.append(max(inputs, default=None))  # now: some layers change their input
 
     def after(
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
@@ -132,10 +135,11 @@ class _Watch:
         """The layer's input was finite; its output must be."""
         for value in _tensors(output):
             if not all_finite(value):
-                inputs = [tensor.abs().max() for tensor in _tensors((args, kwargs)) if tensor.numel()]
-                largest = f"; its input reaches {float(max(inputs)):.3g}" if inputs else ""
+                reached = self.largest[-1]
+                largest = "" if reached is None else f"; its input reaches {reached:.3g}"
                 raise _Found(f"{_title(name, module)}: {_describe(value)}{largest}{self.weights(module)}")
         self.entered.pop()
+        self.largest.pop()
 
     def weights(self, module: nn.Module) -> str:
         """What is to be said of the weights: the layer's own first, which are the likelier cause."""

@@ -13,7 +13,7 @@ from masam_auto.core.errors import DatasetError, OutputError
 from masam_auto.core.labels import Labels
 from masam_auto.imaging.crop import bounding_box
 from masam_auto.imaging.inputs import find_inputs
-from masam_auto.imaging.io import label_ending, read_labels
+from masam_auto.imaging.io import label_ending, read_geometry, read_labels
 from masam_auto.stages.predict import Outcome, Predictor, check_takes_boxes, predict_folder
 
 Kind = Literal["tight", "relaxed"]
@@ -108,6 +108,13 @@ def reference_boxes(
     for case in cases:
         frames = [read_labels(references / f"{frame}{ending}")[0] for frame in case.frames]
         reference = np.concatenate(frames)
+        depth, *plane = read_geometry(case.images[0][0]).shape
+        image = (depth * len(case.frames), *plane)
+        if reference.shape != image:
+            raise DatasetError(
+                f"the reference of case {case.identifier} in {references} has shape {reference.shape}, its image {image} "
+                "(Z, Y, X). Both must lie on the image's grid."
+            )
         found = bounding_box((reference > 0) & (reference != (labels.ignore or 0)))
         if found is not None:
             if protocol.kind == "relaxed":

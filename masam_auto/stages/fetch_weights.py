@@ -138,6 +138,8 @@ def _only_writer(partial: Path) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise OutputError(f"{partial} is being written by another masam_fetch_weights. Wait for it.") from error
+        if not partial.exists():  # another process has just finished it
+            raise OutputError(f"{partial} was finished by another masam_fetch_weights. Run the command again.")
         try:
             yield
         finally:

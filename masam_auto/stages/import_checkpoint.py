@@ -108,7 +108,8 @@ def reference_configuration(
     """How volumes become the windows of a published network.
 
     The reference resamples nothing between slices and stretches each slice to the canvas. We keep millimetres: slices
-    are resampled in-plane to `spacing` and shown at one canvas pixel each; between slices the nearest one is taken.
+    are resampled in-plane to `spacing`; between slices the nearest one is taken. With a plan, a slice of the data set's
+    median size fills the canvas; without one, a preprocessed pixel is a canvas pixel.
 
     Args:
         planned: a configuration of the data set's plan, whose geometry is taken; None where there is no plan.
@@ -130,7 +131,10 @@ def reference_configuration(
                 f"{planned.axis_order[0]}. Choose another one with -c."
             )
         own = planned.spacing if spacing is None else _permuted(spacing, planned.axis_order)
-        return dataclasses.replace(planned, spacing=own, normalization=normalization, canvas=canvas, window=window)
+        return dataclasses.replace(
+            planned, spacing=own, normalization=normalization, canvas=canvas, window=window,
+            magnification=_stretch(planned, own, canvas),
+        )  # fmt: skip
     if spacing is None:
         raise PlanError(
             "--spacing Z Y X is needed: the voxel spacing in mm of the volumes that the checkpoint was trained on (their "
@@ -280,7 +284,7 @@ def _write(
     network: MaSam,
     sam: SamWeights,
 ) -> None:
-    """Make the folder aside and put it in its place; plan.json comes last, because it makes the folder a model."""
+    """Make the folder aside and put it in its place; the one that was there comes back where that fails."""
     header = ModelHeader(
         dataset_name=description.name,
         configuration=configuration.name,
@@ -301,20 +305,23 @@ def _write(
         weights={},
         optimizers=(),
     )
-    aside = folder.with_name(f".partial-{os.getpid()}-{secrets.token_hex(4)}-new")
+    aside, old = (folder.with_name(f".partial-{os.getpid()}-{secrets.token_hex(4)}-{what}") for what in ("new", "old"))
     try:
         save_checkpoint(aside / "fold_all", checkpoint, best=True)
         write_json(aside / "dataset.json", description.raw)
+        write_json(aside / "plan.json", plan)
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(old)
         aside.rename(folder)
-        write_json(folder / "plan.json", plan)
     except OSError as error:
         if error.errno not in WRITE_FAILURES:
             raise
         raise OutputError(f"cannot write {folder}: {error.strerror}. Choose another folder (--results).") from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for left in (aside, old):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _refuse_what_is_there(folder: Path, *, overwrite: bool) -> None:
@@ -330,6 +337,12 @@ def _refuse_what_is_there(folder: Path, *, overwrite: bool) -> None:
         )
     if not overwrite:
         raise OutputError(f"{folder} is there already. Give --overwrite to replace it, or another name with -p.")
+
+
+def _stretch(planned: Configuration, spacing: Triple, canvas: tuple[int, int]) -> float:
+    """Canvas pixels per preprocessed pixel where a slice of the median size fills the canvas."""
+    sizes = [planned.median_shape[axis] * planned.spacing[axis] / spacing[axis] for axis in (1, 2)]
+    return min(side / size for side, size in zip(canvas, sizes, strict=True))
 
 
 def _permuted(spacing: Triple, order: tuple[int, int, int]) -> Triple:

@@ -238,8 +238,8 @@ def _refuse_to_overwrite(cases: Sequence[Case], folder: Path, ending: str) -> No
     if present:
         more = f" and {len(present) - 5} more" if len(present) > 5 else ""
         raise OutputError(
-            f"{folder} already holds {', '.join(present[:5])}{more}. Give --overwrite to replace them, "
-            "--continue_prediction to predict only the others, or another folder."
+            f"{folder} already holds {', '.join(present[:5])}{more}. Give --overwrite to replace them, another folder, or to "
+            "masam_predict --continue_prediction to predict only the others."
         )
 
 

@@ -284,8 +284,13 @@ def _header(job: Job, sam: SamWeights | None, resumed: Checkpoint | None) -> Mod
 
 
 def _checkpoint_to_resume(job: Job) -> Checkpoint:
-    """The latest checkpoint. Raises ModelError where there is none, or one of another plan."""
+    """The latest checkpoint. Raises ModelError where there is none, or one of another plan or an older version."""
     checkpoint = load_checkpoint(job.folder)
+    if checkpoint.header.version < 2:
+        raise ModelError(
+            f"{job.folder} was trained by an older version of masam_auto, whose trainings cannot be continued. Its model "
+            "predicts as it is; give --overwrite to start anew."
+        )
     found = differences(
         checkpoint.header,
         job.plan.network,

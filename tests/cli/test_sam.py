@@ -39,7 +39,7 @@ def command(
 
 
 def plan(command: Callable[..., int], *options: str) -> dict:
-    small = ["--set", "axis0.canvas=32,32", "axis0.window=3", "axis0.batch_size=1"]
+    small = ["--set", "axis0.canvas=32,32", "axis0.magnification=1", "axis0.window=3", "axis0.batch_size=1"]
     assert command("plan", "-d", "1", "-c", "axis0", "-gpu_memory_target", "0", *options, *small, "--workers", "0") == 0
     return json.loads(Path("preprocessed/Dataset001_Toy/plan.json").read_text())
 

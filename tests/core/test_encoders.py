@@ -58,3 +58,19 @@ def test_a_custom_encoder_survives_the_plans_file(tmp_path: Path) -> None:
 def test_custom_sizes_and_the_name_custom_go_together(name: str, spec: Any) -> None:
     with pytest.raises(PlanError, match=r'must be "custom" where network\.custom_encoder gives sizes, and only there'):
         NetworkPlan(encoder=name, custom_encoder=spec, **FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"token_stride": 32}, "must have the form of SAM's encoders; only dim, depth, "),
+        ({"stem": (4, 8), "taps": ()}, "levels must have one entry|must have the form"),
+        ({"taps": (0,)}, "must have the form"),
+        ({"levels": (dataclasses.replace(OWN.levels[0], channels=3),)}, "must have the form"),
+        ({"conv": dataclasses.replace(OWN.conv, norm="x")}, "must have the form"),
+        ({"embedding": 16}, "embedding must be at least 32, got 16"),
+    ],
+)
+def test_custom_sizes_are_of_sams_form(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        NetworkPlan(encoder=CUSTOM, custom_encoder=dataclasses.replace(OWN, **changes), **FIELDS)

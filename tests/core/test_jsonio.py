@@ -85,6 +85,9 @@ def test_missing_and_broken_files_are_refused(tmp_path):
     (tmp_path / "half.json").write_text('{"name": ')
     with pytest.raises(PlanError, match="not valid JSON"):
         read_json(tmp_path / "half.json", Outer, what="value")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(PlanError, match=r"deep\.json is not valid JSON"):
+        read_json(tmp_path / "deep.json", Outer, what="value")
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(PlanError, match=r"list\.json"):
         read_json(tmp_path / "list.json", Outer, what="value")

@@ -83,6 +83,16 @@ def test_an_overflow_is_told_with_its_type_and_the_size_of_what_went_in():
     assert find_nonfinite(network, lambda: network(x.float())) is None
 
 
+def test_a_layer_that_changes_its_input_is_told_with_what_went_in():
+    class InPlace(nn.Module):
+        def forward(self, x):
+            return x.mul_(1e3)
+
+    network = nn.Sequential(InPlace())
+    x = torch.full((1, 4), 100.0, dtype=torch.float16)
+    assert "its input reaches 100;" in find_nonfinite(network, lambda: network(x))
+
+
 def test_looking_leaves_nothing_behind(make_network):
     network = make_network()
     before = network.eval()(WINDOWS)

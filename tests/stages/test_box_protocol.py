@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from torch import nn
 
@@ -170,6 +172,11 @@ def test_mistakes(raw_dataset: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no image for 1 of the references in .*: z\. Add the images"):
         predict_with_reference_boxes(make_predictor(raw), *arguments)
     lonely.unlink()
+    shutil.copytree(raw / "labelsTr", tmp_path / "cut")
+    labels = sitk.ReadImage(str(tmp_path / "cut" / "case_000.nii.gz"))
+    sitk.WriteImage(labels[:, :, :3], str(tmp_path / "cut" / "case_000.nii.gz"))
+    with pytest.raises(DatasetError, match=r"reference of case case_000 in .* has shape \(3, .*, its image \("):
+        predict_with_reference_boxes(make_predictor(raw), raw / "imagesTr", tmp_path / "cut", tmp_path / "out", TIGHT)
     assert not (tmp_path / "out").exists()
     predict_with_reference_boxes(make_predictor(raw), *arguments)
     with pytest.raises(OutputError, match="already holds"):

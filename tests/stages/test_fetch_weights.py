@@ -276,6 +276,14 @@ def test_two_processes_do_not_write_the_same_file(fetch: Fetch, tmp_path: Path) 
     assert fetch() is True
 
 
+def test_a_file_that_another_process_has_just_finished(
+    fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", lambda handle, how: Path(handle.name).unlink())
+    with pytest.raises(OutputError, match=r"was finished by another masam_fetch_weights\. Run the command again"):
+        fetch()
+
+
 def test_the_command(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """Published checkpoints become model folders whose networks give the published logits."""
 
+import errno
 import importlib.util
 import json
 import shutil
@@ -353,9 +354,12 @@ def test_a_plans_geometry_is_taken(tiny: ModuleType, planned_window: int, window
     planned = tiny.make_configuration(axis_order=(1, 0, 2), window=planned_window, mirror_axes=(1,))
     intensities = reference_normalization(["CT"])
     taken = reference_configuration(planned, normalization=intensities)
-    assert taken == replace(planned, normalization=intensities, canvas=(512, 512), window=window)
+    stretch = 512 / 12  # slices are 12 x 11 pixels
+    expected = replace(planned, normalization=intensities, canvas=(512, 512), window=window, magnification=stretch)
+    assert taken == expected
     other = reference_configuration(planned, normalization=intensities, spacing=(3.0, 1.0, 0.5), axis=1)
     assert other.spacing == (1.0, 3.0, 0.5)
+    assert other.magnification == 512 / 22  # twice as many columns of half the size
 
 
 def test_geometry_that_is_not_said_or_said_twice_is_refused(tiny: ModuleType) -> None:
@@ -366,3 +370,23 @@ def test_geometry_that_is_not_said_or_said_twice_is_refused(tiny: ModuleType) ->
         reference_configuration(None, normalization=intensities, spacing=(3.0, 1.0, 1.0), window=0)
     with pytest.raises(PlanError, match="--axis 2: configuration axis0 of the data set's plan slices along axis 0"):
         reference_configuration(tiny.make_configuration(), normalization=intensities, axis=2)
+
+
+def test_the_model_that_was_there_comes_back_where_the_new_one_cannot_take_its_place(
+    do_import: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = do_import()
+    (folder / "old").touch()
+    rename = Path.rename
+
+    def fails(path: Path, target: Path) -> Path:
+        if path.name.endswith("-new"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OutputError, match="cannot write"):
+        do_import(overwrite=True)
+    assert (folder / "old").exists()
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    load_model(folder)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from masam_auto.core.dataset import read_description
-from masam_auto.core.encoders import ENCODERS
+from masam_auto.core.encoders import ENCODERS, sam_encoder
 from masam_auto.core.errors import MasamError, ModelError
 from masam_auto.core.jsonio import read_plain, to_plain, write_json
 from masam_auto.core.plan import Plan, override
@@ -182,6 +182,8 @@ def test_full_fine_tuning_needs_its_sam_file_no_more(
     assert same_files(whole, parts)
     assert load_checkpoint(parts).header.sam_sha256 == sha256
     load(parts, plan)
+    with pytest.raises(ModelError, match=r"holds all of its weights, so --sam_checkpoint has no use"):
+        load(parts, plan, sam_checkpoint=weights / "vit_b.safetensors")
 
 
 def test_without_weights_it_says_how_to_get_them_or_to_go_without(
@@ -225,7 +227,8 @@ def test_a_plan_of_another_network_says_what_differs(
 ) -> None:
     folder = train(budget="1steps")
     if "custom_encoder" in changes:
-        changes = {**changes, "custom_encoder": tiny.TINY_SAM}
+        own = sam_encoder(dim=8, depth=2, heads=2, global_blocks=(1,), embedding=32)
+        changes = {**changes, "custom_encoder": own}
     with pytest.raises(ModelError, match=rf"fold_0/{BEST} does not fit .*plan\.json: .*{message}"):
         load(folder, tiny.make_sam_plan(**changes))
 
@@ -270,3 +273,23 @@ def test_a_model_that_names_no_sam_file_is_refused(train: Train, tiny: ModuleTyp
     save_file(load_file(file), file, metadata={"masam_auto": text})
     with pytest.raises(MasamError, match=r"model\.safetensors: .*its header names no SAM file"):
         read_model(folder / BEST)
+
+
+def test_models_of_an_older_version_predict_but_cannot_be_continued(
+    train: Train, tiny: ModuleType, weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = tiny.make_sam_plan(trained="all")
+    folder = train(budget="1steps", plan=plan)
+    for name in (BEST, LATEST):
+        file = folder / name / "model.safetensors"
+        header = read_model(folder / name)[0]
+        text = json.dumps({**to_plain(header), "version": 1, "plan_digest": "made in another way"})
+        tensors = load_file(file)
+        file.unlink()  # the two checkpoints may be one file
+        save_file(tensors, file, metadata={"masam_auto": text})
+        state = read_plain(folder / name / "checkpoint.json", what="checkpoint")
+        write_json(folder / name / "checkpoint.json", {**state, "checksums": {}})
+    load(folder, plan)
+    assert "another plan" not in caplog.text
+    with pytest.raises(ModelError, match="older version of masam_auto, whose trainings cannot be continued"):
+        train(resume=True, budget="2steps", plan=plan)
