@@ -21,6 +21,7 @@ STAGES = (
     "fingerprint",
     "plan",
     "preprocess",
+    "probabilities",
     "train",
     "box_prompts",
     "predict",

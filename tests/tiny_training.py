@@ -110,7 +110,12 @@ def write_sam_file(path: Path, *, seed: int = 0, spec: EncoderSpec = TINY_SAM) -
 
 
 def build_tiny(
-    plan: NetworkPlan, *, activation_checkpointing: bool = False, frozen_dtype: Any = None, **sizes: Any
+    plan: NetworkPlan,
+    *,
+    activation_checkpointing: bool = False,
+    frozen_dtype: Any = None,
+    norm: str = "batch",
+    **sizes: Any,
 ) -> MaSam:
     """Stands for `build_network`: the same structure at the smallest sizes."""
     spec = EncoderSpec(
@@ -123,7 +128,7 @@ def build_tiny(
         neck="norm",
         embedding=8,
         levels=tuple(LevelSpec(channels=c, stride=s, width=c, target=s) for c, s in ((4, 1), (8, 2))),
-        conv=ConvSpec(norm="batch", across=True),
+        conv=ConvSpec(norm=norm, across=True),
         decoder_heads=2,
         decoder_mlp=8,
         adapter_channels=4,

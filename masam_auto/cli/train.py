@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,44 +24,70 @@ from masam_auto.cli.common import (
 )
 from masam_auto.cli.planning import read_dataset_plan
 from masam_auto.cli.tables import print_summary
-from masam_auto.core.errors import MasamError
+from masam_auto.core.errors import MasamError, ModelError
 from masam_auto.core.paths import Paths
 
 if TYPE_CHECKING:
+    import torch
+
     from masam_auto.core.plan import Plan
+    from masam_auto.learning.distributed import World
 
 logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train a fold, predict and evaluate its validation cases, and print the result."""
-    parsed = _make_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parsed = _make_parser().parse_args(given)
+    if parsed.pretrained_weights and (parsed.c or parsed.val):
+        raise ModelError("-pretrained_weights is for the beginning of a training. Leave it out with --c and --val.")
     paths = start(parsed)
+
+    from masam_auto.learning.device import available_cores
+    from masam_auto.learning.distributed import device_of, joined, read_world
+
+    world = read_world(os.environ)
+    device = device_of(world, parsed.device)
+    if parsed.num_gpus > 1 and "RANK" not in os.environ:
+        from masam_auto.learning.launcher import check_processes, launch
+
+        check_processes(device, parsed.num_gpus)
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // parsed.num_gpus)))
+        return launch("masam_auto.cli.train", given, processes=parsed.num_gpus, restarts=parsed.max_restarts)
+    with joined(world, device) as world:
+        return _train_and_validate(parsed, paths, device, world)
+
+
+def _train_and_validate(parsed: argparse.Namespace, paths: Paths, device: "torch.device", world: "World") -> int:
     name = known_dataset(paths, parsed.dataset)
     plan = _read_plan(paths, name, parsed)
     configuration = plan.configuration(parsed.configuration)
 
     from masam_auto.core.dataset import read_description
-    from masam_auto.learning.device import choose_device
+    from masam_auto.learning.checkpoint import has_checkpoint
     from masam_auto.stages.train import train_fold
     from masam_auto.stages.validate import open_raw_data, validate_fold
 
-    device = choose_device(parsed.device)
     folder = paths.model_folder(name, plan.name, configuration.name) / f"fold_{parsed.fold}"
-    if not parsed.val and not (parsed.c and _is_finished(folder, parsed.budget)):
+    resume = parsed.c or (world.has_begun() and has_checkpoint(folder))
+    if not parsed.val and not (resume and _is_finished(folder, parsed.budget)):
         try:
             open_raw_data(paths, name)
         except MasamError as error:  # training needs no raw data; the validation after it does
             logger.warning("%s\nTraining goes on without; validate later with --val.", error)
         train_fold(
             paths, name, plan, configuration, parsed.fold, device=device, workers=parsed.workers,
-            budget=parsed.budget, resume=parsed.c, overwrite=parsed.overwrite, sam_checkpoint=parsed.sam_checkpoint,
+            budget=parsed.budget, resume=resume, overwrite=parsed.overwrite, sam_checkpoint=parsed.sam_checkpoint,
+            pretrained_weights=None if resume else parsed.pretrained_weights, log_to=parsed.log_to, world=world,
         )  # fmt: skip
     summary = validate_fold(
         paths, name, plan, configuration, parsed.fold,
         device=device, checkpoint=parsed.checkpoint, redo=parsed.val, workers=parsed.workers,
-        sam_checkpoint=parsed.sam_checkpoint,
+        sam_checkpoint=parsed.sam_checkpoint, save_probabilities=parsed.save_probabilities, world=world,
     )  # fmt: skip
+    if not world.first:
+        return DONE
     print_summary(summary, read_description(paths.preprocessed / name / "dataset.json", name=name).labels)
     print(f"predictions and summary.json: {folder / 'validation'}")
     print(f"progress: {folder / 'progress.png'}")
@@ -89,7 +116,30 @@ def _make_parser() -> argparse.ArgumentParser:
         "500steps",
     )  # fmt: skip
     parser.add_argument("--seed", type=whole_number, metavar="N", help="short for --set training.seed=N")
-    parser.add_argument("-chk", "--checkpoint", choices=("best", "latest"), default="best", help="what to validate")
+    parser.add_argument(
+        "-chk", "--checkpoint", choices=("best", "latest", "final"), default="best",
+        help="what to validate; final: the averaged weights at the end, which latest holds then",
+    )  # fmt: skip
+    parser.add_argument(
+        "--save_probabilities", "--npz", action="store_true",
+        help="also write the probabilities of the validation cases: validation/ID.npz, float16, on the original grid",
+    )  # fmt: skip
+    parser.add_argument(
+        "-pretrained_weights", "--pretrained_weights", type=Path, metavar="PATH",
+        help="start from a trained model: a model.safetensors, or the folder of a checkpoint or a fold",
+    )  # fmt: skip
+    parser.add_argument(
+        "--log_to", nargs="+", default=[], choices=("tensorboard", "wandb", "mlflow"),
+        help="record the epochs there, too; its package must be installed (default: nowhere, nothing is sent)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-num_gpus", "--num_gpus", type=whole_number, default=1, metavar="N",
+        help="processes that train together on this machine, one a GPU (with -device cpu: processes on the CPU)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max_restarts", type=whole_number, default=0, metavar="N",
+        help="with -num_gpus: how often to go on from the last checkpoint when a process has died",
+    )  # fmt: skip
     add_sam_choice(parser)
     add_overrides(parser)
     add_device(parser)
@@ -128,3 +178,7 @@ def _is_finished(fold_folder: Path, budget: str | None) -> bool:
 def entry() -> None:
     """The installed command."""
     sys.exit(run(main))
+
+
+if __name__ == "__main__":
+    entry()

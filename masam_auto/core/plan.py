@@ -231,6 +231,7 @@ class TrainingPlan:
 
     `optimizer`, `schedule` and `loss` name entries of `learning.optimizer.OPTIMIZERS`, `learning.schedule.SCHEDULES`
     and `learning.loss.LOSSES`.
+    `patience` ends the training after so many epochs without a better smoothed validation Dice; 0 switches it off.
     `foreground_fraction` of the windows are centred on a slice with a randomly chosen class.
     `weight_average`: decay of the exponential moving average of the weights (0 switches it off), which is what is
     validated and saved as the model. `precision`: "bf16" is used where the device computes in it, else float32.
@@ -241,6 +242,7 @@ class TrainingPlan:
 
     num_epochs: int = 160
     steps_per_epoch: int = 125
+    patience: int = 0
     optimizer: str = "adamw"
     learning_rate: float = 8e-4
     weight_decay: float = 0.1
@@ -266,7 +268,7 @@ class TrainingPlan:
             "training.num_epochs and steps_per_epoch must be at least 1",
         )
         check_finite("training", self)
-        for name in ("seed", "warmup_steps", "gradient_clip"):
+        for name in ("seed", "warmup_steps", "gradient_clip", "patience"):
             value = getattr(self, name)
             check(value >= 0, f"training.{name} must not be negative, got {value}")
         check(self.schedule_exponent > 0, f"training.schedule_exponent must be above 0, got {self.schedule_exponent}")

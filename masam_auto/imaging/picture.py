@@ -1,7 +1,10 @@
-"""Pictures for people: slices of a volume with reference and prediction drawn over them."""
+"""Pictures for people: slices of a volume with reference and prediction drawn over them, and training windows."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -82,6 +85,87 @@ def draw_overlay(
     figure.subplots_adjust(left=0.01, right=0.99, top=0.88, bottom=0.09, wspace=0.04, hspace=0.12)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", facecolor="black")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowPanel:
+    """One slice of a training window: image (H, W) or (H, W, 3), labels (H, W), and its box x0, y0, x1, y1 in px."""
+
+    title: str
+    image: np.ndarray
+    labels: np.ndarray
+    box: tuple[float, float, float, float] | None = None
+
+
+def draw_windows(
+    path: Path, panels: Sequence[WindowPanel], *, names: Mapping[int, str], columns: int = 3, title: str = ""
+) -> None:
+    """Write a PNG of at most about 1500 px a side: each window's image, and beside it the same with its labels.
+
+    Args:
+        path: the PNG file.
+        panels: at least one, at most about a dozen.
+        names: label value -> name, for colours and legend.
+        columns: windows in a row.
+        title: a line above the picture.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    # Heavy, and drawn to a file only: no window system is touched.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    colours = _colours(names)
+    height, width = panels[0].labels.shape
+    cell = min(2.4, 3.3 * width / height), min(2.4 * height / width, 3.3)
+    size = (max(2 * columns * cell[0], 4.0), rows * (cell[1] + 0.25) + 0.9)
+    figure = Figure(figsize=size, dpi=100, facecolor="black")
+    FigureCanvasAgg(figure)
+    bottom, top = 0.45 / size[1], 1 - 0.4 / size[1]
+    for number in range(len(panels)):
+        row, column = divmod(number, columns)
+        step = (top - bottom) / rows
+        for side in (0, 1):
+            left = (2 * column + side + 0.02 + 0.03 * (1 - side)) / (2 * columns)
+            axis = figure.add_axes(
+                (left, top - (row + 1) * step, 0.93 / (2 * columns), step * cell[1] / (cell[1] + 0.25))
+            )
+            _draw_panel(axis, panels[number], colours if side else {})
+    handles = [Patch(color=colours[value][:3], label=name) for value, name in names.items()]
+    figure.legend(handles=handles, loc="lower center", ncol=6, fontsize=9, frameon=False, labelcolor="white")
+    figure.suptitle(title, color="white", fontsize=10, y=1 - 0.1 / size[1], va="top")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", facecolor="black")
+
+
+def _draw_panel(axis: Any, panel: WindowPanel, colours: Mapping[int, tuple[float, float, float, float]]) -> None:
+    """Without colours the image alone, under its title; with them the labels over it, and the box."""
+    shown = _shown(panel.image)
+    if colours:
+        painted = _painted(panel.labels, colours)
+        opacity = painted[..., 3:]
+        shown = shown * (1 - opacity) + painted[..., :3] * opacity
+    else:
+        axis.set_title(panel.title, color="white", fontsize=8, pad=3, loc="left")
+    axis.imshow(shown)
+    if colours and panel.box is not None:
+        x0, y0, x1, y1 = (value - 0.5 for value in panel.box)  # a pixel's middle is a whole number to imshow
+        axis.plot((x0, x1, x1, x0, x0), (y0, y0, y1, y1, y0), color="white", linewidth=1.2, linestyle="--")
+        axis.set_xlim(-0.5, panel.labels.shape[1] - 0.5)
+        axis.set_ylim(panel.labels.shape[0] - 0.5, -0.5)
+    axis.axis("off")
+
+
+def _shown(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) within 0..1: each channel between its 0.5 and 99.5 percentile, a constant one black."""
+    channels = image[..., None] if image.ndim == 2 else image
+    low, high = np.percentile(channels, (0.5, 99.5), axis=(0, 1))
+    scaled = np.clip((channels - low) / np.maximum(high - low, 1e-6), 0, 1)
+    return np.broadcast_to(scaled, (*image.shape[:2], 3)).astype(np.float32)
 
 
 def _grey_range(image: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

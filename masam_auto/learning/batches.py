@@ -17,6 +17,8 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 
 from masam_auto.core.errors import MasamError, ModelError
 from masam_auto.core.parallel import end_with_parent, is_out_of_memory
+from masam_auto.learning.distributed import Share
+from masam_auto.learning.interruption import STOP_SIGNALS
 from masam_auto.learning.sampling import CaseStore, Sampling, make_boxes, make_window
 
 CACHE_SHARE = 0.25
@@ -27,16 +29,16 @@ LOOK_SECONDS, LEAVE_SECONDS = 0.5, 2.0
 class BatchLoader:
     """Makes batch after batch; what batchgenerators' augmenters draw from.
 
-    Batch `number` counts from the start of training. Of several workers, the one called `thread` makes every
-    `workers`-th batch. A failure travels to the training process as an item of its own.
+    Batch `number` counts this process's batches from the start of training. Of several workers, the one called `thread`
+    makes every `workers`-th batch. A failure travels to the training process as an item of its own.
     """
 
     def __init__(
-        self, store: CaseStore, sampling: Sampling, *, batch_size: int, per_epoch: int, first: int, workers: int
+        self, store: CaseStore, sampling: Sampling, *, share: Share, per_epoch: int, first: int, workers: int
     ) -> None:
-        """Start at batch `first`; `per_epoch` batches make an epoch."""
+        """Start at batch `first`; `per_epoch` batches of this process make an epoch."""
         self.store, self.sampling = store, sampling
-        self.batch_size, self.per_epoch = batch_size, per_epoch
+        self.share, self.per_epoch = share, per_epoch
         self.next_number, self.step = first, max(workers, 1)
 
     def set_thread_id(self, thread: int) -> None:
@@ -47,8 +49,8 @@ class BatchLoader:
         """
         self.next_number += thread
         torch.set_num_threads(1)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         end_with_parent()
 
     def __iter__(self) -> Self:
@@ -64,7 +66,7 @@ class BatchLoader:
         epoch, within = divmod(self.next_number, self.per_epoch)
         self.next_number += self.step
         try:
-            return make_batch(self.store, self.sampling, epoch, within * self.batch_size, self.batch_size)
+            return make_batch(self.store, self.sampling, epoch, self.share.first_window(within), self.share.windows)
         except MasamError as error:
             return {"error": str(error), "kind": "mendable"}
         except Exception as error:  # its traceback must cross the process boundary as text
@@ -168,7 +170,7 @@ def _signals_later() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows, where signals are not sent to process groups
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:

@@ -66,5 +66,7 @@ def restore_learner(learner: Learner, checkpoint: Checkpoint, *, origin: str) ->
     load_trainable_state(learner.network, checkpoint.weights, origin=origin)
     for name, tensor in learner.average.tensors.items():
         tensor.copy_(checkpoint.model[name])
+    if not checkpoint.optimizers:  # before the first update they have no state
+        return
     for optimizer, saved in zip(learner.optimizers, checkpoint.optimizers, strict=True):
         optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})

@@ -6,7 +6,7 @@
     checkpoint_best/    the same, of the epoch with the best validation
 
 No generator's state is among them: every draw is seeded by its own numbers (see `learning.sampling`), and torch's
-generator is seeded anew for every epoch.
+generator is seeded anew for every step.
 """
 
 import contextlib
@@ -43,7 +43,8 @@ class ModelHeader:
     """What a model file says of itself.
 
     `sam_file` and `sam_sha256` (of the file) name the SAM checkpoint that it started from, whose frozen weights it may
-    stand on; None from scratch. `canvas` (height, width), `in_channels` and `num_outputs` are the network's; None in
+    stand on; None from scratch. `pretrained_weights` is the checkpoint folder that the training took tensors from, where
+    it did. `canvas` (height, width), `in_channels` and `num_outputs` are the network's; None in
     models of version 1.
     """
 
@@ -54,6 +55,7 @@ class ModelHeader:
     plan_digest: str
     sam_file: str | None = None
     sam_sha256: str | None = None
+    pretrained_weights: str | None = None
     epoch: int
     network: NetworkPlan
     canvas: tuple[int, int] | None = None
@@ -68,18 +70,46 @@ class ModelHeader:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class EpochSoFar:
+    """What the steps of an epoch did, up to now.
+
+    `losses` has one entry a step, `learning_rate` is the last step's, `waited` are the seconds spent waiting for windows;
+    `rescued` and `skipped` are `learning.overflow`'s counts.
+    """
+
+    losses: tuple[float, ...] = ()
+    learning_rate: float = 0.0
+    seconds: float = 0.0
+    waited: float = 0.0
+    rescued: int = 0
+    skipped: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Updates made in this epoch."""
+        return len(self.losses)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingState:
-    """How far a training is: finished epochs and steps, what it used, and its validation so far."""
+    """How far a training is: finished epochs and all steps, what it used, and its validation so far.
+
+    `unfinished` are those of the steps that belong to an epoch which was stopped before its end. `best_epoch` is the
+    number of epochs after which `best_dice` was reached; `ended` says why a training ended before its budget was used.
+    """
 
     version: int = 1
     epoch: int = 0
     step: int = 0
+    unfinished: EpochSoFar = EpochSoFar()
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
     budget: str | None = None
     finished: bool = False
     smoothed_dice: float | None = None
     best_dice: float | None = None
+    best_epoch: int = 0
+    ended: str | None = None
     checksums: dict[str, int] = field(default_factory=dict)
 
 

@@ -14,49 +14,48 @@ from tqdm import tqdm
 from masam_auto.core.labels import Labels
 from masam_auto.core.plan import Configuration, TrainingPlan
 from masam_auto.learning.batches import make_batch
+from masam_auto.learning.checkpoint import EpochSoFar
 from masam_auto.learning.device import autocast, computes_in_bf16
+from masam_auto.learning.distributed import Together, share_of
 from masam_auto.learning.loss import choose_loss, decide, targets
 from masam_auto.learning.optimizer import set_rate
 from masam_auto.learning.overflow import Overflows
 from masam_auto.learning.sampling import CaseStore, Sampling
-from masam_auto.learning.schedule import Budget, rate_share
+from masam_auto.learning.schedule import rate_share
 from masam_auto.learning.weights import WeightAverage
 from masam_auto.network.masam import MaSam
 
 Batches = Iterator[dict[str, np.ndarray]]
+# After so many updates in all: the share of the budget that is used, and whether to stop here.
+Ask = Callable[[int], tuple[float, bool]]
+NOTHING_YET = EpochSoFar()
+BY_ITSELF = Together()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Learner:
     """What training changes in place: the network, its optimisers, and the running average of its weights.
 
-    `tensors` are the network's learned ones, by name; they share its memory.
+    `tensors` are the network's learned ones, by name; they share its memory. `together` are the processes it trains in.
     """
 
     network: MaSam
     tensors: dict[str, torch.Tensor]
     optimizers: tuple[torch.optim.Optimizer, ...]
     average: WeightAverage
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EpochResult:
-    """What an epoch did: updates, mean loss, learning rate of its last step, windows, seconds, and those spent waiting."""
-
-    steps: int
-    loss: float
-    learning_rate: float
-    windows: int
-    seconds: float
-    waited: float
+    together: Together = BY_ITSELF
 
 
 @dataclass(kw_only=True)
 class Clock:
-    """Seconds that a training has used, earlier sessions included: wall clock, and CPU of all its processes."""
+    """Seconds that a training has used, earlier sessions included: wall clock, and CPU of all its processes.
+
+    Of `processes` that train together, each counts its own and takes the others to use as much.
+    """
 
     earlier_wall: float = 0.0
     earlier_cpu: float = 0.0
+    processes: int = 1
     _wall: float = field(default_factory=time.perf_counter)
     _cpu: float = field(default_factory=time.process_time)
     _workers: list[psutil.Process] = field(default_factory=list)
@@ -72,8 +71,9 @@ class Clock:
 
     @property
     def cpu(self) -> float:
-        """CPU-seconds of this process, all its threads, and the workers."""
-        return self.earlier_cpu + time.process_time() - self._cpu + sum(map(_cpu_seconds, self._workers))
+        """CPU-seconds of this process, all its threads, and the workers; as much for each of the other processes."""
+        own = time.process_time() - self._cpu + sum(map(_cpu_seconds, self._workers))
+        return self.earlier_cpu + self.processes * own
 
 
 def train_epoch(
@@ -85,63 +85,80 @@ def train_epoch(
     *,
     epoch: int,
     first_step: int,
-    budget: Budget,
-    clock: Clock,
-    check_stop: Callable[[], None],
-) -> EpochResult:
-    """Train for an epoch, or for what is left of the budget.
+    ask: Ask,
+    so_far: EpochSoFar = NOTHING_YET,
+) -> tuple[EpochSoFar, bool]:
+    """Train for an epoch, or what is left of it, or for what is left of the budget.
 
-    torch's generators (dropout) are seeded by the plan's seed and the epoch, so that a resumed training equals an
-    uninterrupted one.
+    torch's generators (dropout) are seeded by the plan's seed, the epoch and the step, so that a training resumed at any
+    step equals an uninterrupted one.
 
     Args:
         learner: is changed in place.
-        batches: endless.
+        batches: endless; the next one is the first of the step after those in `so_far`.
         training, configuration, labels: how, on what, and what for.
         epoch: its number from 0.
-        first_step: updates made before.
-        budget, clock: decide learning rate and end.
-        check_stop: called before every step; raises to stop.
+        first_step: updates made before the epoch.
+        ask: called before every step; decides learning rate and end.
+        so_far: what an earlier session did of this epoch.
+
+    Returns:
+        what the epoch did in all processes, `so_far` included, and whether it was stopped before its end.
 
     Raises:
         ModelError: the loss or the gradients are not finite, and computing in float32 does not help.
     """
-    torch.manual_seed(int(np.random.SeedSequence([training.seed, epoch]).generate_state(1)[0]))
     device = next(learner.network.parameters()).device
     precision = training.precision if computes_in_bf16(device) else "float32"
-    overflows = Overflows()
-    started, waited, losses, share = time.perf_counter(), 0.0, [], 1.0
+    world = learner.together.world
+    batches_a_step = share_of(world, configuration).batches
+    overflows = Overflows(rescued=so_far.rescued, skipped=so_far.skipped, agree=world.agree)
+    started, waited, losses, rate = time.perf_counter(), so_far.waited, list(so_far.losses), so_far.learning_rate
+    stop = False
     with tqdm(
-        total=training.steps_per_epoch, desc=f"epoch {epoch}", leave=False, disable=not sys.stderr.isatty()
+        total=training.steps_per_epoch,
+        initial=so_far.steps,
+        desc=f"epoch {epoch}",
+        leave=False,
+        disable=not (world.first and sys.stderr.isatty()),
     ) as bar:
-        for step in range(first_step, first_step + training.steps_per_epoch):
-            progress = budget.progress(steps=step, wall=clock.wall, cpu=clock.cpu)
-            if progress >= 1:
+        for step in range(first_step + so_far.steps, first_step + training.steps_per_epoch):
+            progress, stop = ask(step)
+            if progress >= 1 or stop:
+                stop = progress < 1
                 break
-            check_stop()
             share = rate_share(training, progress)
+            rate = share * training.learning_rate
             set_rate(learner.optimizers, share)
+            _seed_torch(training.seed, epoch, step - first_step, world.rank)
             total = 0.0
-            for _ in range(configuration.accumulation):
+            for number in range(batches_a_step):
                 asked = time.perf_counter()
                 batch = next(batches)
                 waited += time.perf_counter() - asked
                 tensors = {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
-                loss = partial(_batch_loss, learner.network, tensors, training, labels, configuration.accumulation)
-                total += overflows.backward(
-                    learner.network, loss, precision=precision, step=step, rate=share * training.learning_rate
-                )
+                loss = partial(_batch_loss, learner, tensors, training, labels, batches_a_step)
+                with learner.together.gathering(last=number + 1 == batches_a_step):
+                    total += overflows.backward(
+                        learner.network,
+                        loss,
+                        precision=precision,
+                        step=step,
+                        rate=rate,
+                        alone=partial(loss, alone=True),
+                    )
             update(learner, training.gradient_clip, step + 1, overflows)
-            losses.append(total)
+            losses.append(float(world.total(np.array([total]))[0]) / world.size)
             bar.update()
-    return EpochResult(
-        steps=len(losses),
-        loss=float(np.mean(losses)) if losses else 0.0,
-        learning_rate=share * training.learning_rate,
-        windows=len(losses) * configuration.accumulation * configuration.batch_size,
-        seconds=time.perf_counter() - started,
+    done = EpochSoFar(
+        losses=tuple(losses),
+        learning_rate=rate,
+        seconds=so_far.seconds + time.perf_counter() - started,
         waited=waited,
+        rescued=overflows.rescued,
+        skipped=overflows.skipped,
     )
+    return done, stop
 
 
 def update(learner: Learner, gradient_clip: float, step: int, overflows: Overflows) -> None:
@@ -163,21 +180,34 @@ def update(learner: Learner, gradient_clip: float, step: int, overflows: Overflo
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     if usable:
+        learner.together.average_statistics(learner.network)
         learner.average.update(learner.tensors, step)
 
 
+def _seed_torch(*numbers: int) -> None:
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
 def _batch_loss(
-    network: MaSam,
+    learner: Learner,
     batch: Mapping[str, torch.Tensor],
     training: TrainingPlan,
     labels: Labels,
-    accumulation: int,
+    batches: int,
     precision: str,
+    *,
+    alone: bool = False,
 ) -> torch.Tensor:
-    """Loss of one batch, divided by the batches of an update; `precision` is "bf16" or "float32"."""
+    """Loss of one batch, divided by the batches of an update; `precision` is "bf16" or "float32".
+
+    With `alone` it is that of this process's windows, whatever the others do.
+    """
+    together = BY_ITSELF if alone else learner.together
+    network = together.parallel or learner.network
     with autocast(batch["data"].device, precision):
         logits = network(batch["data"], batch.get("boxes"))
-    return choose_loss(training.loss)(logits, batch["target"], labels, training.loss_weights) / accumulation
+    loss = choose_loss(training.loss)
+    return loss(logits, batch["target"], labels, training.loss_weights, together.team_total) / batches
 
 
 @torch.no_grad()
@@ -190,21 +220,26 @@ def judge_windows(
     precision: str,
     batch_size: int,
     batches: int,
-    check_stop: Callable[[], None],
-) -> dict[str, float | None]:
+    stop_asked: Callable[[], bool],
+) -> dict[str, float | None] | None:
     """Dice by class of the averaged weights on a fixed set of windows, their voxels counted together.
 
     A cheap look at the validation cases, not their score: no tiles, no averaging, no boxes, and voxels in several
-    windows count several times. None where neither truth nor prediction has the class.
+    windows count several times. A class's is None where neither truth nor prediction has it; all is None where
+    `stop_asked`, called before every batch, says so.
     """
-    network = learner.network
+    network, world = learner.network, learner.together.world
     device = next(network.parameters()).device
     shared, sizes = np.zeros(labels.num_outputs), np.zeros(labels.num_outputs)
     with learner.average.shown_by(learner.tensors):
         network.eval()
         try:
-            for number in range(batches):
-                check_stop()
+            for first in range(0, batches, world.size):
+                if stop_asked():
+                    return None
+                number = first + world.rank
+                if number >= batches:
+                    break
                 batch = make_batch(store, sampling, 0, number * batch_size, batch_size)
                 data, target = (torch.from_numpy(batch[name]).to(device) for name in ("data", "target"))
                 with autocast(device, precision):
@@ -216,6 +251,7 @@ def judge_windows(
                 sizes = sizes + (predicted.sum((0, 1, 3, 4)) + truth.sum((0, 1, 3, 4))).cpu().numpy()
         finally:
             network.train()
+    shared, sizes = world.total(np.stack([shared, sizes]))
     places = enumerate(labels.foreground) if labels.has_regions else ((v[0], n) for n, v in labels.foreground.items())
     return {name: 2 * float(shared[at]) / float(sizes[at]) if sizes[at] else None for at, name in places}
 

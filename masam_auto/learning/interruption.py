@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
 
+# SIGUSR1 is what batch systems are told to send some time before they end a job; Windows has none.
+PREEMPTION = getattr(signal, "SIGUSR1", None)
+STOP_SIGNALS = tuple(number for number in (signal.SIGINT, signal.SIGTERM, PREEMPTION) if number is not None)
+
 
 @dataclass
 class StopRequest:
@@ -18,19 +22,28 @@ class StopRequest:
 
 
 @contextlib.contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Notes SIGINT and SIGTERM; a second one stops at once. Outside the main thread nothing is noted."""
+def stop_requests(*, repeated: bool = False) -> Iterator[StopRequest]:
+    """Notes SIGINT, SIGTERM and SIGUSR1. Outside the main thread nothing is noted.
+
+    A second SIGINT or SIGTERM does what it did before: it stops at once. With `repeated` it changes nothing: under a
+    launcher the same signal comes twice, from the batch system and from the launcher.
+    """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def request(number: int, frame: object) -> None:
-        logger.info("stopping after this step (%s)", signal.Signals(number).name)
-        stop.signal_number = number
-        signal.signal(number, before[signal.Signals(number)])
+        if stop.signal_number is None:
+            logger.info("stopping after this step (%s)", signal.Signals(number).name)
+            stop.signal_number = number
+        if repeated:
+            return
+        for asked, handler in before.items():
+            if asked != PREEMPTION:  # it would end the process, and the batch system may repeat it
+                signal.signal(asked, handler)
 
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, request) for number in STOP_SIGNALS}
     try:
         yield stop
     finally:

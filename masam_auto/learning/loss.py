@@ -8,11 +8,19 @@ import torch.nn.functional as F
 from masam_auto.core.errors import PlanError
 from masam_auto.core.labels import Labels
 
-Loss = Callable[[torch.Tensor, torch.Tensor, Labels, tuple[float, float]], torch.Tensor]
+Total = Callable[[torch.Tensor], torch.Tensor]
+Loss = Callable[..., torch.Tensor]
 SMOOTH = 1.0
 
 
-def ce_dice(logits: torch.Tensor, target: torch.Tensor, labels: Labels, weights: tuple[float, float]) -> torch.Tensor:
+def here(sums: torch.Tensor) -> torch.Tensor:
+    """The sums over a batch that is in this process as a whole."""
+    return sums
+
+
+def ce_dice(
+    logits: torch.Tensor, target: torch.Tensor, labels: Labels, weights: tuple[float, float], total: Total = here
+) -> torch.Tensor:
     """Weighted sum of cross-entropy and soft Dice.
 
     The Dice of a class is taken over all windows of the batch together, so that a window without the class does not
@@ -23,28 +31,27 @@ def ce_dice(logits: torch.Tensor, target: torch.Tensor, labels: Labels, weights:
         target: (B, N, H, W) label values; voxels of the ignore label count nowhere.
         labels: their meaning.
         weights: of cross-entropy and of Dice.
+        total: adds up the sums over the parts of a batch that several processes split; see `learning.distributed`.
 
     Returns:
-        a scalar, float32.
+        a scalar, float32, of the whole batch.
 
     Source: the weights 0.2 and 0.8 are the reference MA-SAM's; Dice over the batch, without background and without
     squares is nnU-Net's (`MemoryEfficientSoftDiceLoss`, `batch_dice`, `do_bg=False`).
     """
-    probabilities, truth, cross_entropy, counted = _compare(logits, target, labels)
-    score = _soft_dice(probabilities, truth, counted, first=0 if labels.has_regions else 1)
+    cross_entropy, score = _scores(logits, target, labels, total, first=0 if labels.has_regions else 1)
     return weights[0] * cross_entropy + weights[1] * (1 - score.mean())
 
 
 def ce_dice_squared(
-    logits: torch.Tensor, target: torch.Tensor, labels: Labels, weights: tuple[float, float]
+    logits: torch.Tensor, target: torch.Tensor, labels: Labels, weights: tuple[float, float], total: Total = here
 ) -> torch.Tensor:
     """As `ce_dice`, with squared terms in the Dice's denominator, background counted, and hardly any smoothing.
 
     Source: the reference implementation of MA-SAM (its DiceLoss: all windows of the batch together, mean over all
     classes, smoothing 1e-5), which it took from SAMed and TransUNet. The test compares with the formula.
     """
-    probabilities, truth, cross_entropy, counted = _compare(logits, target, labels)
-    score = _soft_dice(probabilities, truth, counted, first=0, power=2, smooth=1e-5)
+    cross_entropy, score = _scores(logits, target, labels, total, first=0, power=2, smooth=1e-5)
     return weights[0] * cross_entropy + weights[1] * (1 - score.mean())
 
 
@@ -84,12 +91,18 @@ def decide(logits: torch.Tensor, labels: Labels) -> torch.Tensor:
     return torch.zeros_like(logits, dtype=torch.bool).scatter_(2, strongest, value=True)
 
 
-def _compare(
-    logits: torch.Tensor, target: torch.Tensor, labels: Labels
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Probabilities and truth (B, N, K, H, W), mean cross-entropy, and the mask (B, N, 1, H, W) of what counts."""
+def _scores(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    labels: Labels,
+    total: Total,
+    *,
+    first: int,
+    power: int = 1,
+    smooth: float = SMOOTH,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean cross-entropy, and (K - first,) soft Dice of the outputs from `first` on, over all windows together."""
     logits = logits.float()
-    counted = None if labels.ignore is None else target != labels.ignore
     truth = targets(target, labels).to(logits.dtype)
     if labels.has_regions:
         probabilities = logits.sigmoid()
@@ -98,26 +111,14 @@ def _compare(
         logarithms = logits.log_softmax(dim=2)
         probabilities = logarithms.exp()
         voxelwise = -(logarithms * truth).sum(dim=2)
-    if counted is None:
-        return probabilities, truth, voxelwise.mean(), None
-    cross_entropy = (voxelwise * counted).sum() / counted.sum().clamp(min=1)
-    return probabilities, truth, cross_entropy, counted.unsqueeze(2)
-
-
-def _soft_dice(
-    probabilities: torch.Tensor,
-    truth: torch.Tensor,
-    counted: torch.Tensor | None,
-    *,
-    first: int,
-    power: int = 1,
-    smooth: float = SMOOTH,
-) -> torch.Tensor:
-    """(K - first,) soft Dice of the outputs from `first` on, over all windows together."""
     p, t = probabilities[:, :, first:], truth[:, :, first:]
-    if counted is not None:
-        p = p * counted
+    count = voxelwise.new_tensor(voxelwise.numel())
+    if labels.ignore is not None:
+        counted = target != labels.ignore
+        voxelwise, p, count = voxelwise * counted, p * counted.unsqueeze(2), counted.sum().to(voxelwise.dtype)
     over = (0, 1, 3, 4)
-    intersection = (p * t).sum(over)
+    intersections = (p * t).sum(over)
     sizes = p.pow(power).sum(over) + t.sum(over)
-    return (2 * intersection + smooth) / (sizes + smooth)
+    sums = total(torch.cat([torch.stack([voxelwise.sum(), count]), intersections, sizes]))
+    (cross_entropy, count), (intersections, sizes) = sums[:2], sums[2:].chunk(2)
+    return cross_entropy / count.clamp(min=1), (2 * intersections + smooth) / (sizes + smooth)

@@ -23,7 +23,8 @@ from masam_auto.network.sam import load_sam_checkpoint
 logger = logging.getLogger(__name__)
 
 FOLD = re.compile(r"fold_(\d+|all)")
-CHECKPOINTS = {"best": BEST, "latest": LATEST}
+# What the latest holds when a training has ended are its final, averaged weights.
+CHECKPOINTS = {"best": BEST, "latest": LATEST, "final": LATEST}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +105,7 @@ def choose_folds(model: TrainedModel, folds: Sequence[int | str] | None, checkpo
     Args:
         model: the model.
         folds: None for all numbered folds that are trained ("all" where it is the only one).
-        checkpoint: "best" or "latest".
+        checkpoint: of `CHECKPOINTS`.
 
     Raises:
         ModelError: a fold has no such checkpoint; it is named.
@@ -125,7 +126,7 @@ def choose_folds(model: TrainedModel, folds: Sequence[int | str] | None, checkpo
 
 
 def checkpoint_path(fold_folder: Path, checkpoint: str) -> Path:
-    """Where a fold keeps its "best" or "latest" checkpoint."""
+    """Where a fold keeps one of its `CHECKPOINTS`."""
     return fold_folder / CHECKPOINTS[checkpoint]
 
 

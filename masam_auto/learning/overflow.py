@@ -26,13 +26,24 @@ LIMIT = 10
 
 @dataclass(kw_only=True)
 class Overflows:
-    """What one epoch has seen: `rescued` and `skipped` are how many steps in a row, up to the present one."""
+    """What one epoch has seen: `rescued` and `skipped` are how many steps in a row, up to the present one.
+
+    `agree` tells whether something holds in all processes that train together.
+    """
 
     rescued: int = 0
     skipped: int = 0
+    agree: Callable[[bool], bool] = bool
 
     def backward(
-        self, network: MaSam, loss: Callable[[str], torch.Tensor], *, precision: str, step: int, rate: float
+        self,
+        network: MaSam,
+        loss: Callable[[str], torch.Tensor],
+        *,
+        precision: str,
+        step: int,
+        rate: float,
+        alone: Callable[[str], torch.Tensor] | None = None,
     ) -> float:
         """Add the gradients of one batch to those at hand.
 
@@ -43,6 +54,7 @@ class Overflows:
             loss: computes the loss in a precision, "bf16" or "float32"; in the same way each time but for dropout.
             precision: the one that is used: what the plan wants where the device computes in it.
             step, rate: for messages.
+            alone: computes the loss of what is in this process, without the others; `loss` where None.
 
         Returns:
             the loss.
@@ -54,27 +66,28 @@ class Overflows:
         restore = keep_buffers(network)
         first = loss(precision)
         value = first.item()
-        if math.isfinite(value):
+        if self.agree(math.isfinite(value)):
             first.backward()
             self.rescued = 0
             return value
         restore()
+        alone = alone or loss
         if precision != "float32":
-            culprit = _culprit(network, loss, precision)
+            culprit = _culprit(network, alone, precision)
             restore()
             with frozen_in_float32(network):
                 again = loss("float32")
-                if bool(torch.isfinite(again)):
+                if self.agree(bool(torch.isfinite(again))):
                     again.backward()
                     self._count_rescue(step, culprit)
                     return again.item()
                 restore()
-                culprit = _culprit(network, loss, "float32")
+                culprit = _culprit(network, alone, "float32")
         else:
-            culprit = _culprit(network, loss, "float32")
+            culprit = _culprit(network, alone, "float32")
         restore()
         raise ModelError(
-            f"the loss is {value} at step {step} (learning rate {rate:.2g}), also in float32; {culprit}. The last "
+            f"the loss is {'not finite in another process' if math.isfinite(value) else value} at step {step} (learning rate {rate:.2g}), also in float32; {culprit}. The last "
             f"saved epoch is unharmed. Train with a lower rate (--set training.learning_rate={rate / 3:.1g}); if it "
             "happens at once, look for extreme values in the images (masam_plan_and_preprocess "
             "--verify_dataset_integrity)."

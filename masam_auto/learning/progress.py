@@ -22,7 +22,7 @@ class EpochMetrics:
     `dice` is by class, of the averaged weights on a fixed set of validation windows, all voxels counted together; None
     where neither truth nor prediction holds the class. `wait_share` is the share of the time spent waiting for data.
     `seconds` and `cpu_seconds` (all processes) are since the start of training; `memory_gib` is the peak, of the GPU
-    where there is one.
+    where there is one. `seconds_left` is the present estimate; `ended` says why the training ended before its time.
     """
 
     epoch: int
@@ -37,6 +37,8 @@ class EpochMetrics:
     seconds: float
     cpu_seconds: float
     memory_gib: float
+    seconds_left: float | None = None
+    ended: str | None = None
 
 
 def mean_dice(dice: dict[str, float | None]) -> float | None:
@@ -52,14 +54,20 @@ def smooth_dice(before: float | None, now: float | None) -> float | None:
     return 0.9 * before + 0.1 * now
 
 
-def describe(metrics: EpochMetrics, *, best: bool, progress: float) -> str:
-    """One line for the log; `progress` is the share of the training that is done."""
+def seconds_left(seconds: float, progress: float) -> float | None:
+    """How long the rest takes, when a share `progress` of the training took `seconds`; None where that is unknown."""
+    return seconds / progress * (1 - progress) if 0 < progress <= 1 else None
+
+
+def describe(metrics: EpochMetrics, *, best: bool) -> str:
+    """One line for the log."""
     values = ", ".join(f"{name} {_rounded(value)}" for name, value in metrics.dice.items())
-    left = metrics.seconds / progress * (1 - progress) if progress > 0 else math.nan
+    left = "?" if metrics.seconds_left is None else _duration(metrics.seconds_left)
     return (
         f"epoch {metrics.epoch}: loss {metrics.loss:.4f}, Dice {_rounded(metrics.mean_dice)} ({values})"
-        f"{', best' if best else ''}, {metrics.windows_per_second:.1f} windows/s, "
-        f"waiting for data {100 * metrics.wait_share:.1f} %, {_duration(metrics.seconds)}, {_duration(left)} left"
+        f"{', best' if best else ''}, learning rate {metrics.learning_rate:.2g}, {metrics.windows_per_second:.1f} "
+        f"windows/s, waiting for data {100 * metrics.wait_share:.1f} %, peak memory {metrics.memory_gib:.2g} GiB, "
+        f"{_duration(metrics.seconds)}, {left} left"
     )
 
 

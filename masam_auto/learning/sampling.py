@@ -1,7 +1,8 @@
 """Which windows a network sees: drawn from numbers alone, read from the preprocessed arrays, laid on the canvas.
 
-Every window has its own generator, seeded by (seed, epoch, rank, number within the epoch). A draw is therefore the same
-whichever process makes it and whether or not training was interrupted, and no two windows share one.
+Every window has its own generator, seeded by (seed, epoch, number within the epoch). A draw is therefore the same
+whichever process makes it and whether or not training was interrupted, and no two windows share one. Processes that
+train together take different numbers (see `learning.distributed`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,8 @@ from masam_auto.learning.augment import IDENTITY, View, apply_augmentation, draw
 from masam_auto.learning.prompts import BoxDraws, draw_box
 
 Locations = Mapping[str, ClassLocations]
+# Stands in every window's seed where other streams of draws would have another number.
+WINDOW_STREAM = 0
 # Boxes are drawn from a generator of their own, so that windows are the same with and without them.
 BOX_STREAM = 1
 
@@ -57,7 +60,6 @@ class Sampling:
     foreground_fraction: float
     augmentation: AugmentationPlan | None
     seed: int
-    rank: int = 0
     boxes: BoxDraws | None = None
 
 
@@ -86,8 +88,8 @@ def find_holders(cases: Sequence[CaseFiles]) -> dict[str, tuple[int, ...]]:
 
 
 def window_generator(sampling: Sampling, epoch: int, number: int) -> np.random.Generator:
-    """The generator of one window: of this seed, rank, epoch and number within the epoch, and of no other."""
-    return np.random.default_rng([sampling.seed, sampling.rank, epoch, number])
+    """The generator of one window: of this seed, epoch and number within the epoch, and of no other."""
+    return np.random.default_rng([sampling.seed, WINDOW_STREAM, epoch, number])
 
 
 def draw_window(
@@ -211,7 +213,7 @@ def make_window(store: CaseStore, sampling: Sampling, epoch: int, number: int) -
 def make_boxes(labels: torch.Tensor, sampling: Sampling, epoch: int, number: int) -> np.ndarray:
     """Draw the box of a window that `make_window` made, for each of its slices: (N, 4), not-a-number for none."""
     assert sampling.boxes is not None
-    generator = np.random.default_rng([sampling.seed, sampling.rank, epoch, number, BOX_STREAM])
+    generator = np.random.default_rng([sampling.seed, WINDOW_STREAM, epoch, number, BOX_STREAM])
     return np.tile(draw_box(labels.numpy(), sampling.boxes, generator), (len(labels), 1))
 
 

@@ -64,7 +64,7 @@ def load_predictor(
     Args:
         model: from `learning.models.choose_model`.
         folds: to average; None for all that are trained.
-        checkpoint: "best" or "latest".
+        checkpoint: "best", "latest" or "final" (`learning.models.CHECKPOINTS`).
         device: where to compute.
         sam_checkpoint: the SAM file that the model stands on, where it is neither where it was nor in `weights`.
         weights: the folder of SAM files.

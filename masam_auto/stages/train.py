@@ -1,11 +1,13 @@
 """Train one fold: windows in, checkpoints out."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from masam_auto.core.dataset import DatasetDescription, read_description
@@ -14,10 +16,12 @@ from masam_auto.core.log import log_to_file, stop_logging_to
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, Plan
 from masam_auto.core.sam_files import SamWeights
+from masam_auto.learning.augmentation_picture import draw_augmentation
 from masam_auto.learning.batches import BatchLoader, cache_memory, make_batch, open_batches
 from masam_auto.learning.beginning import new_learner, restore_learner
 from masam_auto.learning.checkpoint import (
     Checkpoint,
+    EpochSoFar,
     ModelHeader,
     TrainingState,
     differences,
@@ -26,23 +30,29 @@ from masam_auto.learning.checkpoint import (
     save_checkpoint,
 )
 from masam_auto.learning.device import available_cores, default_workers, torch_settings
-from masam_auto.learning.epoch import Clock, EpochResult, Learner, judge_windows, peak_memory_gib, train_epoch
+from masam_auto.learning.distributed import ALONE, World, learn_together, share_of
+from masam_auto.learning.epoch import NOTHING_YET, Clock, Learner, judge_windows, peak_memory_gib, train_epoch
 from masam_auto.learning.folder import claim_folder, fold_cases, splits_of
 from masam_auto.learning.interruption import StopRequest, stop_requests
 from masam_auto.learning.loss import choose_loss
+from masam_auto.learning.out_of_memory import explain_out_of_memory
+from masam_auto.learning.pretrained import start_from
 from masam_auto.learning.progress import (
     EpochMetrics,
     describe,
     draw_progress,
     mean_dice,
     read_metrics,
+    seconds_left,
     smooth_dice,
     write_metrics,
 )
 from masam_auto.learning.prompts import box_draws
+from masam_auto.learning.records import Run, check_sinks, open_records
 from masam_auto.learning.sam_weights import sam_of_model, sam_to_start_from
 from masam_auto.learning.sampling import CaseStore, Sampling, find_case_files, find_holders
 from masam_auto.learning.schedule import Budget, parse_budget, rate_share
+from masam_auto.learning.stopping import reason_to_end, remove_stop_file, stop_file_is_there
 from masam_auto.network.build import build_network, learning_summary
 from masam_auto.network.masam import MaSam
 from masam_auto.stages.preprocess import check_preprocessed
@@ -69,6 +79,8 @@ class Job:
     validation: Sampling
     device: torch.device
     workers: int
+    world: World
+    log_to: tuple[str, ...]
 
 
 def train_fold(
@@ -85,13 +97,17 @@ def train_fold(
     budget: str | None = None,
     threads: int | None = None,
     sam_checkpoint: Path | None = None,
+    pretrained_weights: Path | None = None,
+    log_to: Sequence[str] = (),
     build: Callable[..., MaSam] = build_network,
+    world: World = ALONE,
 ) -> Path:
     """Train one fold of one configuration on its preprocessed data.
 
-    Saves the latest and the best checkpoint after every epoch; metrics.jsonl, progress.png and training.log tell how
-    it went. With a budget of steps or epochs, one seed gives one result on one machine, bit for bit on a CPU, whether
-    or not the training was interrupted and however many workers prepare the windows.
+    Saves the latest and the best checkpoint after every epoch, and the latest where a signal (SIGINT, SIGTERM, SIGUSR1)
+    stops it between two steps; metrics.jsonl, progress.png and training.log tell how it went. With a budget of steps or
+    epochs, one seed gives one result on one machine, bit for bit on a CPU, whether or not the training was interrupted
+    and however many workers prepare the windows.
 
     Args:
         paths: root folders.
@@ -107,7 +123,10 @@ def train_fold(
             where None.
         threads: of torch, in this process; torch's own choice where None.
         sam_checkpoint: the SAM file to start from; the encoder's in the weights folder where None.
+        pretrained_weights: a trained model to start from, as `learning.pretrained.find_model` reads it; not when resuming.
+        log_to: names of `learning.records.SINKS` to record to.
         build: makes the network; replaced in tests.
+        world: the processes that train together, joined already; only the first writes files.
 
     Returns:
         The fold's folder.
@@ -118,10 +137,15 @@ def train_fold(
         ModelError: nothing to resume, finished already, checkpoint of another plan, folds that changed since another
             one was trained, SAM weights that are missing, of another encoder or, when resuming, changed; or the loss
             went astray.
-        Interrupted: SIGINT or SIGTERM came.
+        Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the present step is saved.
     """
+    assert pretrained_weights is None or not resume
     parse_budget(budget, plan.training)
-    job = _prepare(paths, dataset_name, plan, configuration, fold, device=device, workers=workers, resume=resume)
+    check_sinks(log_to)
+    job = _prepare(
+        paths, dataset_name, plan, configuration, fold, device=device, workers=workers, resume=resume,
+        world=world, log_to=tuple(log_to),
+    )  # fmt: skip
     source = paths.preprocessed / dataset_name
     with torch_settings(threads, device):
         # all that can be wrong with the plan is found before an earlier training is removed
@@ -132,14 +156,38 @@ def train_fold(
         else:
             sam = sam_of_model(checkpoint.header, job.folder, file=sam_checkpoint, folder=paths.weights)
         learner = new_learner(plan, configuration, job.description, device=device, sam=sam, build=build)
-        claim_folder(job.folder, plan, configuration, source, resume=resume, overwrite=overwrite)
-        log_handler = log_to_file(job.folder / "training.log")
-        try:
-            with stop_requests() as stop:
-                _train(job, learner, _header(job, sam, checkpoint), checkpoint, budget_text=budget, stop=stop)
-        finally:
-            stop_logging_to(log_handler)
+        header, taken = _header(job, sam, checkpoint), None
+        if pretrained_weights is not None:
+            origin, taken = start_from(learner, pretrained_weights, sam=sam)
+            header = replace(header, pretrained_weights=origin)
+        learner = replace(learner, together=learn_together(learner.network, world, configuration))
+        if world.first:
+            claim_folder(job.folder, plan, configuration, source, resume=resume, overwrite=overwrite)
+            world.begin()
+        world.meet()
+        explained = explain_out_of_memory(
+            plan, configuration, encoder=learner.network.spec, in_channels=job.description.num_channels,
+            num_outputs=job.description.labels.num_outputs, device=device,
+        )  # fmt: skip
+        with _logged(job), stop_requests(repeated=world.size > 1) as stop, explained:
+            if taken is not None:
+                logger.info(taken)
+            _train(job, learner, header, checkpoint, budget_text=budget, stop=stop)
+        world.meet()  # the others must not look for what the first has not written yet
     return job.folder
+
+
+@contextlib.contextmanager
+def _logged(job: Job) -> Iterator[None]:
+    """Write the log into the fold's folder, too."""
+    if not job.world.first:
+        yield
+        return
+    handler = log_to_file(job.folder / "training.log")
+    try:
+        yield
+    finally:
+        stop_logging_to(handler)
 
 
 def _train(
@@ -155,52 +203,75 @@ def _train(
     if checkpoint is not None:
         restore_learner(learner, checkpoint, origin=str(job.folder))
     state = TrainingState() if checkpoint is None else checkpoint.state
-    state = replace(state, budget=budget_text or state.budget, finished=False)
+    # what ended for want of patience, and is continued all the same, gets as much again
+    best_epoch = state.best_epoch if state.ended is None else state.epoch
+    state = replace(state, budget=budget_text or state.budget, finished=False, ended=None, best_epoch=best_epoch)
     budget = parse_budget(state.budget, job.plan.training)
-    clock = Clock(earlier_wall=state.wall_seconds, earlier_cpu=state.cpu_seconds)
-    if budget.progress(steps=state.step, wall=clock.wall, cpu=clock.cpu) >= 1:
+    clock = Clock(earlier_wall=state.wall_seconds, earlier_cpu=state.cpu_seconds, processes=job.world.size)
+    if budget.progress(steps=state.step, wall=clock.wall, cpu=clock.cpu) >= 1 and not state.unfinished.steps:
         raise ModelError(
             f"{job.folder}: this training is finished ({state.epoch} epochs). Give a larger --budget to go on, or "
             "--overwrite to start anew."
         )
     metrics = read_metrics(job.folder / "metrics.jsonl", epochs=state.epoch)
-    store = CaseStore(cases=job.training.cases, memory=cache_memory(job.workers))
-    validation_store = CaseStore(cases=job.validation.cases, memory=cache_memory(4))
+    store = CaseStore(cases=job.training.cases, memory=cache_memory(max(job.workers, 1) * job.world.local_size))
+    validation_store = CaseStore(cases=job.validation.cases, memory=cache_memory(4 * job.world.local_size))
     _announce(job, state, budget)
     logger.info(learning_summary(learner.network))
+    name = f"{job.folder.parent.name}/{job.folder.name}"
+    if checkpoint is None and job.world.first:
+        draw_augmentation(job.folder, job.training, job.description.labels, title=name)
+    run = Run(folder=job.folder, dataset_name=job.description.name, name=name, plan=job.plan, first_epoch=state.epoch)
+    sinks = job.log_to if job.world.first else ()
     picture_cost, picture_time = 0.0, -float("inf")
 
-    def check_stop() -> None:
-        if stop.signal_number is not None:
-            saved = f"{state.epoch} epochs are saved; continue with --c" if state.epoch else "no epoch was finished yet"
-            raise Interrupted(
-                f"training of fold {job.fold} stopped in epoch {state.epoch}: {saved}.",
-                signal_number=stop.signal_number,
-            )
+    def ask(step: int) -> tuple[float, bool]:
+        used = budget.progress(steps=step, wall=clock.wall, cpu=clock.cpu)
+        progress, number = job.world.largest(used, stop.signal_number or 0)
+        stop.signal_number = stop.signal_number or int(number) or None
+        return progress, number > 0
 
-    with open_batches(_loader(job, store, first_epoch=state.epoch), job.workers) as batches:
+    with open_batches(_loader(job, store, state), job.workers) as batches, open_records(sinks, run) as record:
         clock.watch_workers()
         while not state.finished:
-            result = train_epoch(
+            epoch, stopped = train_epoch(
                 learner, batches, job.plan.training, job.configuration, job.description.labels,
-                epoch=state.epoch, first_step=state.step, budget=budget, clock=clock, check_stop=check_stop,
+                epoch=state.epoch, first_step=state.step - state.unfinished.steps, ask=ask, so_far=state.unfinished,
             )  # fmt: skip
-            dice = judge_windows(
+            state = replace(state, step=state.step + epoch.steps - state.unfinished.steps, unfinished=epoch)
+            dice = None if stopped else judge_windows(
                 learner, validation_store, job.validation, job.description.labels,
                 precision=job.plan.training.precision, batch_size=job.configuration.batch_size,
-                batches=_validation_batches(job), check_stop=check_stop,
+                batches=_validation_batches(job), stop_asked=lambda: ask(0)[1],
             )  # fmt: skip
-            state, best = _advance(state, result, dice, clock, budget)
-            metrics.append(_metrics(state, result, dice, job.device))
+            if dice is None:
+                state = replace(state, wall_seconds=clock.wall, cpu_seconds=clock.cpu)
+                if job.world.first:
+                    save_checkpoint(job.folder, _checkpoint(header, state, learner), best=False)
+                job.world.meet()
+                raise _interrupted(job, state, stop)
+            done, asked = job.world.largest(
+                budget.progress(steps=state.step, wall=clock.wall, cpu=clock.cpu),
+                float(job.world.first and stop_file_is_there(job.folder)),
+            )
+            state, best = _advance(state, dice, clock, finished=done >= 1)
+            if not state.finished and (reason := reason_to_end(state, job.plan.training, asked=asked > 0)):
+                state = replace(state, finished=True, ended=reason)
+            if not job.world.first:
+                continue
+            metrics.append(_metrics(job, state, epoch, dice, progress=done))
             write_metrics(job.folder / "metrics.jsonl", metrics)
             save_checkpoint(job.folder, _checkpoint(header, state, learner), best=best)
-            done = budget.progress(steps=state.step, wall=clock.wall, cpu=clock.cpu)
-            logger.info(describe(metrics[-1], best=best, progress=done))
+            logger.info(describe(metrics[-1], best=best))
+            record(metrics[-1])
+            if state.finished:
+                remove_stop_file(job.folder)
             if state.finished or time.perf_counter() - picture_time >= picture_cost / PICTURE_SHARE:
                 picture_time = time.perf_counter()
                 draw_progress(job.folder / "progress.png", metrics, title=f"{job.folder.parent.name}, fold {job.fold}")
                 picture_cost = time.perf_counter() - picture_time
-    logger.info("training of fold %s finished: %s", job.fold, job.folder)
+    early = f" early, after {state.epoch} epochs: {state.ended}" if state.ended else ""
+    logger.info("training of fold %s finished%s: %s", job.fold, early, job.folder)
 
 
 def _prepare(
@@ -213,6 +284,8 @@ def _prepare(
     device: torch.device,
     workers: int | None,
     resume: bool,
+    world: World,
+    log_to: tuple[str, ...],
 ) -> Job:
     """Check and gather what the training needs, without writing anything."""
     folder = paths.configuration_folder(dataset_name, configuration.name)
@@ -247,13 +320,16 @@ def _prepare(
             seed=plan.training.seed,
         ),
         device=device,
-        workers=default_workers(device, available_cores()) if workers is None else workers,
+        workers=default_workers(device, available_cores() // world.local_size) if workers is None else workers,
+        world=world,
+        log_to=log_to,
     )
 
 
 def _try_out(job: Job) -> None:
     """Schedule, loss and one window, as the first step will ask for them. Raises PlanError for unknown names."""
     training, labels = job.plan.training, job.description.labels
+    share_of(job.world, job.configuration)
     rate_share(training, 1.0)
     loss = choose_loss(training.loss)
     store = CaseStore(cases=job.training.cases, memory=0)
@@ -275,6 +351,7 @@ def _header(job: Job, sam: SamWeights | None, resumed: Checkpoint | None) -> Mod
         plan_digest=plan_digest(job.plan, job.configuration),
         sam_file=file,
         sam_sha256=sha256,
+        pretrained_weights=None if resumed is None else resumed.header.pretrained_weights,
         epoch=0,
         network=job.plan.network,
         canvas=job.configuration.canvas,
@@ -306,14 +383,15 @@ def _checkpoint_to_resume(job: Job) -> Checkpoint:
     return checkpoint
 
 
-def _loader(job: Job, store: CaseStore, *, first_epoch: int) -> BatchLoader:
-    per_epoch = job.plan.training.steps_per_epoch * job.configuration.accumulation
+def _loader(job: Job, store: CaseStore, state: TrainingState) -> BatchLoader:
+    share = share_of(job.world, job.configuration)
+    per_epoch = job.plan.training.steps_per_epoch * share.batches
     return BatchLoader(
         store,
         job.training,
-        batch_size=job.configuration.batch_size,
+        share=share,
         per_epoch=per_epoch,
-        first=first_epoch * per_epoch,
+        first=state.epoch * per_epoch + state.unfinished.steps * share.batches,
         workers=job.workers,
     )
 
@@ -322,22 +400,31 @@ def _validation_batches(job: Job) -> int:
     return max(2, round(VALIDATION_SHARE * job.plan.training.steps_per_epoch * job.configuration.accumulation))
 
 
+def _interrupted(job: Job, state: TrainingState, stop: StopRequest) -> Interrupted:
+    assert stop.signal_number is not None
+    return Interrupted(
+        f"training of fold {job.fold} stopped in epoch {state.epoch}: all {state.step} steps are saved; continue with "
+        "--c.",
+        signal_number=stop.signal_number,
+    )
+
+
 def _advance(
-    state: TrainingState, result: EpochResult, dice: dict[str, float | None], clock: Clock, budget: Budget
+    state: TrainingState, dice: dict[str, float | None], clock: Clock, *, finished: bool
 ) -> tuple[TrainingState, bool]:
-    """The state after an epoch, and whether it is the best so far."""
+    """The state after all steps of an epoch and their validation, and whether it is the best so far."""
     smoothed = smooth_dice(state.smoothed_dice, mean_dice(dice))
     best = state.best_dice is None or (smoothed is not None and smoothed > state.best_dice)
-    step = state.step + result.steps
     advanced = replace(
         state,
         epoch=state.epoch + 1,
-        step=step,
+        unfinished=NOTHING_YET,
         wall_seconds=clock.wall,
         cpu_seconds=clock.cpu,
-        finished=budget.progress(steps=step, wall=clock.wall, cpu=clock.cpu) >= 1,
+        finished=finished,
         smoothed_dice=smoothed,
         best_dice=smoothed if best else state.best_dice,
+        best_epoch=state.epoch + 1 if best else state.best_epoch,
     )
     return advanced, best
 
@@ -353,28 +440,32 @@ def _checkpoint(header: ModelHeader, state: TrainingState, learner: Learner) -> 
 
 
 def _metrics(
-    state: TrainingState, result: EpochResult, dice: dict[str, float | None], device: torch.device
+    job: Job, state: TrainingState, epoch: EpochSoFar, dice: dict[str, float | None], *, progress: float
 ) -> EpochMetrics:
+    windows = epoch.steps * job.configuration.accumulation * job.configuration.batch_size
     return EpochMetrics(
         epoch=state.epoch - 1,
         step=state.step,
-        learning_rate=result.learning_rate,
-        loss=result.loss,
+        learning_rate=epoch.learning_rate,
+        loss=float(np.mean(epoch.losses)) if epoch.losses else 0.0,
         dice=dice,
         mean_dice=mean_dice(dice),
         smoothed_dice=state.smoothed_dice,
-        windows_per_second=result.windows / max(result.seconds, 1e-9),
-        wait_share=result.waited / max(result.seconds, 1e-9),
+        windows_per_second=windows / max(epoch.seconds, 1e-9),
+        wait_share=epoch.waited / max(epoch.seconds, 1e-9),
         seconds=state.wall_seconds,
         cpu_seconds=state.cpu_seconds,
-        memory_gib=peak_memory_gib(device),
+        memory_gib=peak_memory_gib(job.device),
+        seconds_left=0.0 if state.finished else seconds_left(state.wall_seconds, progress),
+        ended=state.ended,
     )
 
 
 def _announce(job: Job, state: TrainingState, budget: Budget) -> None:
     unit = {"steps": "steps", "wall": "seconds", "cpu": "CPU-seconds"}[budget.kind]
     logger.info(
-        "%s fold %s of %s, configuration %s: %s training and %s validation cases, %.0f %s, on %s with %s workers",
-        "continuing" if state.epoch else "training", job.fold, job.description.name, job.configuration.name,
+        "%s fold %s of %s, configuration %s: %s training and %s validation cases, %.0f %s, on %s with %s workers%s",
+        "continuing" if state.step else "training", job.fold, job.description.name, job.configuration.name,
         len(job.training.cases), len(job.validation.cases), budget.amount, unit, job.device, job.workers,
+        f" each, in {job.world.size} processes" if job.world.size > 1 else "",
     )  # fmt: skip

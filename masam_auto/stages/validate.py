@@ -16,13 +16,16 @@ from masam_auto.core.log import progress
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, InferencePlan, Plan
 from masam_auto.imaging.io import label_ending
+from masam_auto.imaging.probability_files import ENDING as PROBABILITIES
 from masam_auto.imaging.storage import open_array
 from masam_auto.imaging.workers import workers_for
+from masam_auto.learning.distributed import ALONE, World
 from masam_auto.learning.folder import fold_cases, splits_of
 from masam_auto.learning.models import checkpoint_path, choose_folds, describe_model
 from masam_auto.stages.evaluate import BYTES_PER_VOXEL, SUMMARY_NAME, evaluate_files
-from masam_auto.stages.predict import Predictor, load_predictor, segment_preprocessed, write_segmentation
-from masam_auto.stages.preprocess import check_preprocessed
+from masam_auto.stages.predict import Predictor, load_predictor, predict_logits, write_segmentation
+from masam_auto.stages.preprocess import check_preprocessed, restore_case
+from masam_auto.stages.probabilities import write_case_probabilities
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +44,8 @@ def validate_fold(
     redo: bool = False,
     workers: int | None = None,
     sam_checkpoint: Path | None = None,
+    save_probabilities: bool = False,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """Predict and evaluate the validation cases of a trained fold.
 
@@ -53,13 +58,15 @@ def validate_fold(
         plan, configuration: of the model; of the plan, only how to predict is taken, the rest is the model's own.
         fold: its number, or "all".
         device: where to compute.
-        checkpoint: "best" or "latest".
+        checkpoint: "best", "latest" or "final" (`learning.models.CHECKPOINTS`).
         redo: predict all cases again.
         workers: processes for the evaluation; 0 works in this one, None lets cores and memory decide.
         sam_checkpoint: the SAM file that the model stands on, where it is neither where it was nor in the weights folder.
+        save_probabilities: also write ID.npz for each case (`imaging.probability_files`).
+        world: the processes that share the cases out among them; only the first evaluates.
 
     Returns:
-        The summary, also written to fold_K/validation/summary.json.
+        The summary, also written to fold_K/validation/summary.json; empty in processes but the first.
 
     Raises:
         ModelError: the fold has no checkpoint, or its SAM file is missing or has changed.
@@ -77,13 +84,24 @@ def validate_fold(
     cases = validation_cases(dataset, fold, splits_of(model.folder, preprocessed.parent), preprocessed)
     check_preprocessed(preprocessed, configuration, [case.identifier for case in cases])
     output = model.folder / f"fold_{fold}" / "validation"
+    if not world.first:
+        world.meet()
     since = _record(output, checkpoint_path(output.parent, checkpoint) / "checkpoint.json", plan.inference)
     ending = label_ending(dataset.description.file_ending)
-    waiting = [case for case in cases if redo or not _is_done(case, output, ending, since)]
+    if world.first:
+        world.meet()
+    waiting = [
+        case for case in cases
+        if redo or not _is_done(case, output, ending, since, probabilities=save_probabilities)
+    ]  # fmt: skip
     if len(waiting) < len(cases):
         logger.info("validation: %s of %s cases are done already", len(cases) - len(waiting), len(cases))
-    for case in progress(waiting, what="validating"):
-        predict_preprocessed(predictor, case, preprocessed, output, ending)
+    for case in progress(waiting, what="validating") if world.first else waiting:
+        if world.claim(f"validation of {case.identifier}"):
+            predict_preprocessed(predictor, case, preprocessed, output, ending, save_probabilities=save_probabilities)
+    world.meet()
+    if not world.first:
+        return {}
     pairs = [
         (output / f"{frame}{ending}", reference)
         for case in cases
@@ -129,10 +147,17 @@ def validation_cases(dataset: Dataset, fold: int | str, splits_file: Path, array
     return cases
 
 
-def predict_preprocessed(predictor: Predictor, case: Case, preprocessed: Path, output: Path, ending: str) -> None:
-    """Predict one case from its preprocessed arrays and write it on its original grid."""
+def predict_preprocessed(
+    predictor: Predictor, case: Case, preprocessed: Path, output: Path, ending: str, *, save_probabilities: bool = False
+) -> None:
+    """Predict one case from its preprocessed arrays and write it on its original grid, with its probabilities first."""
     properties = read_json(preprocessed / f"{case.identifier}.json", CaseProperties, what="case properties")
-    segmentation = segment_preprocessed(predictor, open_array(preprocessed / f"{case.identifier}.b2nd"), properties)
+    logits = predict_logits(predictor, open_array(preprocessed / f"{case.identifier}.b2nd"))
+    labels, configuration = predictor.description.labels, predictor.configuration
+    if save_probabilities:
+        file = output / f"{case.identifier}{PROBABILITIES}"
+        write_case_probabilities(file, logits, properties, labels, configuration)
+    segmentation = restore_case(logits, properties, labels, configuration)
     write_segmentation(case, segmentation, properties.geometry, output, ending)
 
 
@@ -150,6 +175,7 @@ def _record(output: Path, checkpoint: Path, inference: InferencePlan) -> int:
     return max(record.stat().st_mtime_ns, checkpoint.stat().st_mtime_ns)
 
 
-def _is_done(case: Case, output: Path, ending: str, since: int) -> bool:
+def _is_done(case: Case, output: Path, ending: str, since: int, *, probabilities: bool) -> bool:
     files = [output / f"{frame}{ending}" for frame in case.frames]
+    files += [output / f"{case.identifier}{PROBABILITIES}"] if probabilities else []
     return all(file.is_file() and file.stat().st_mtime_ns >= since for file in files)

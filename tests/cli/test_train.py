@@ -6,10 +6,11 @@ from types import ModuleType
 import pytest
 
 from masam_auto.cli import train
-from masam_auto.core.errors import PlanError
+from masam_auto.core.errors import ModelError, PlanError
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Plan
+from masam_auto.learning.records import SINKS
 
 
 @pytest.fixture
@@ -41,3 +42,17 @@ def test_going_on_takes_the_plan_kept_under_the_name(paths: Paths, tiny: ModuleT
 def test_a_name_that_is_no_folder_is_refused(paths: Paths, tiny: ModuleType) -> None:
     with pytest.raises(PlanError, match="the plan's name must be made of letters"):
         read(paths, tiny, "-p", "../other")
+
+
+@pytest.mark.parametrize("how", ["--c", "--val"])
+def test_pretrained_weights_are_for_the_beginning(how: str) -> None:
+    with pytest.raises(ModelError, match="Leave it out with --c and --val"):
+        train.main(["1", "0", "-pretrained_weights", "somewhere", how])
+
+
+def test_the_sinks_to_choose_from_are_those_that_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train._make_parser().parse_args(["1", "0", "--log_to", *SINKS]).log_to == list(SINKS)
+    assert train._make_parser().parse_args(["1", "0"]).log_to == []
+    with pytest.raises(SystemExit):
+        train._make_parser().parse_args(["1", "0", "--log_to", "paper"])
+    assert "mlflow" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from masam_auto.core.errors import OutputError
-from masam_auto.imaging.picture import choose_slices, draw_overlay
+from masam_auto.imaging.picture import WindowPanel, choose_slices, draw_overlay, draw_windows
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -58,3 +58,16 @@ def test_unwritable_place_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
         draw_overlay(tmp_path / "file" / "x.png", np.zeros((8, 10, 12)), volume(), volume(), names={1: "a", 2: "b"})
+
+
+@pytest.mark.parametrize("size", [(16, 16), (1200, 40), (40, 1200)])
+@pytest.mark.parametrize("count", [1, 5, 12])
+def test_windows_are_drawn_within_bounds_whatever_their_form(tmp_path: Path, size: tuple[int, int], count: int) -> None:
+    labels = np.zeros(size, dtype=np.int16)
+    labels[4:8, 4:8] = 1
+    flat = WindowPanel(title="flat", image=np.zeros(size, np.float32), labels=labels, box=(2.0, 3.0, 9.0, 10.0))
+    draw_windows(tmp_path / "windows.png", [flat] * count, names={1: "organ", 9: "ignore"}, title="Toy")
+    content = (tmp_path / "windows.png").read_bytes()
+    assert content.startswith(PNG)
+    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+    assert max(width, height) <= 1700

@@ -15,6 +15,8 @@ from masam_auto.core.errors import MasamError
 from masam_auto.core.parallel import is_out_of_memory
 from masam_auto.learning import batches as module
 from masam_auto.learning.batches import BatchLoader, cache_memory, make_batch, open_batches
+from masam_auto.learning.distributed import Share
+from masam_auto.learning.interruption import STOP_SIGNALS
 from masam_auto.learning.prompts import BoxDraws
 from masam_auto.learning.sampling import CaseStore, Sampling, find_case_files, find_holders
 
@@ -35,7 +37,7 @@ def make_loader(
         boxes=boxes,
     )
     store = CaseStore(cases=cases, memory=1e8)
-    return BatchLoader(store, sampling, batch_size=2, per_epoch=4, first=first, workers=workers)
+    return BatchLoader(store, sampling, share=Share(batches=1, windows=2), per_epoch=4, first=first, workers=workers)
 
 
 def test_batches_have_their_shapes_and_epochs_follow_one_another(tiny: ModuleType, tmp_path: Path) -> None:
@@ -119,8 +121,8 @@ def test_workers_leave_signals_of_the_group_to_the_parent(tiny: ModuleType, tmp_
         workers = children() - before
         assert len(workers) == 2
         for pid in workers:
-            os.kill(pid, signal.SIGTERM)
-            os.kill(pid, signal.SIGINT)
+            for number in STOP_SIGNALS:
+                os.kill(pid, number)
         for _ in range(20):  # more than the queues hold
             next(batches)
         assert children() >= workers

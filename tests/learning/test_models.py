@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from masam_auto.core.errors import DatasetError, ModelError
-from masam_auto.learning.models import choose_folds, choose_model, describe_model, find_models
+from masam_auto.learning.models import checkpoint_path, choose_folds, choose_model, describe_model, find_models
 
 
 def make_model(results: Path, dataset: str, name: str, folds: tuple[str, ...], checkpoint: str = "best") -> Path:
@@ -74,6 +74,10 @@ def test_folds_without_checkpoint_are_named(tmp_path: Path) -> None:
         choose_folds(model, [0, 2], "best")
     with pytest.raises(ModelError, match="checkpoint_latest is missing"):
         choose_folds(model, [0], "latest")
+
+
+def test_the_final_weights_are_the_latest(tmp_path: Path) -> None:
+    assert checkpoint_path(tmp_path, "final") == checkpoint_path(tmp_path, "latest")
 
 
 def test_a_model_trained_on_all_cases_alone(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from masam_auto.core.errors import ModelError
 from masam_auto.core.labels import parse_labels
 from masam_auto.learning import epoch as module
 from masam_auto.learning import overflow
-from masam_auto.learning.epoch import Clock, EpochResult, Learner, train_epoch
+from masam_auto.learning.checkpoint import EpochSoFar
+from masam_auto.learning.epoch import Learner, train_epoch
 from masam_auto.learning.optimizer import build_optimizers
-from masam_auto.learning.schedule import Budget
 from masam_auto.learning.weights import WeightAverage
 from masam_auto.network.build import trainable_state_dict
 
@@ -59,8 +59,12 @@ class Trial:
 
         self.learner.network.mask_decoder.head.register_forward_hook(hook)
 
-    def run(self, check_stop: Callable[[], None] = lambda: None, *, epoch: int = 0) -> EpochResult:
-        return train_epoch(
+    def run(self, before_step: Callable[[], None] = lambda: None, *, epoch: int = 0) -> EpochSoFar:
+        def ask(step: int) -> tuple[float, bool]:
+            before_step()
+            return step / 100, False
+
+        result, stopped = train_epoch(
             self.learner,
             batches(),
             self.plan.training,
@@ -68,10 +72,10 @@ class Trial:
             LABELS,
             epoch=epoch,
             first_step=epoch * STEPS,
-            budget=Budget(kind="steps", amount=100),
-            clock=Clock(),
-            check_stop=check_stop,
+            ask=ask,
         )
+        assert not stopped
+        return result
 
     def state(self) -> dict[str, torch.Tensor]:
         """All that a checkpoint would hold of the weights."""
@@ -103,7 +107,7 @@ def test_a_step_that_overflows_in_bf16_is_computed_in_float32(tiny, bf16, caplog
     trial.disturb(beyond_bf16, range(2, 4))  # of the third step: bf16, then the search for the layer
     with caplog.at_level(logging.WARNING):
         result = trial.run()
-    assert result.steps == STEPS and np.isfinite(result.loss)
+    assert result.steps == STEPS and np.isfinite(result.losses).all()
     assert all(value.isfinite().all() for value in trial.state().values())
     (record,) = caplog.records
     assert record.message.startswith(
@@ -181,8 +185,8 @@ def test_a_step_whose_gradients_overflow_is_left_out(tiny, caplog, clip):
     trial.disturb(infinite_gradient, range(STEPS - 1, STEPS))
     before_each: list[dict[str, torch.Tensor]] = []
     with caplog.at_level(logging.WARNING):
-        result = trial.run(check_stop=lambda: before_each.append(trial.state()))
-    assert result.steps == STEPS and np.isfinite(result.loss)
+        result = trial.run(lambda: before_each.append(trial.state()))
+    assert result.steps == STEPS and np.isfinite(result.losses).all()
     assert "step 3 is left out: the gradient is not finite from mask_decoder.head.bias backwards" in caplog.text
     kept = {name for name, _ in trial.learner.network.named_parameters()}
     for name, value in trial.state().items():

@@ -8,6 +8,7 @@ from masam_auto.learning.progress import (
     draw_progress,
     mean_dice,
     read_metrics,
+    seconds_left,
     smooth_dice,
     write_metrics,
 )
@@ -16,7 +17,8 @@ from masam_auto.learning.progress import (
 def line(epoch: int, organ: float | None = 0.5) -> EpochMetrics:
     return EpochMetrics(
         epoch=epoch, step=10, learning_rate=1e-3, loss=0.4, dice={"organ": organ, "lesion": None}, mean_dice=organ,
-        smoothed_dice=organ, windows_per_second=3.0, wait_share=0.012, seconds=7300.0, cpu_seconds=4.0, memory_gib=1.0,
+        smoothed_dice=organ, windows_per_second=3.0, wait_share=0.012, seconds=7300.0, cpu_seconds=4.0, memory_gib=1.26,
+        seconds_left=7200.0,
     )  # fmt: skip
 
 
@@ -38,10 +40,19 @@ def test_means_leave_out_what_is_unknown() -> None:
 
 
 def test_the_log_line_says_how_it_goes() -> None:
-    text = describe(line(4), best=True, progress=0.5)
-    for part in ("epoch 4", "organ 0.500", "lesion -", "best", "1.2 %", "2.0 h left"):
+    text = describe(line(4), best=True)
+    for part in (
+        "epoch 4", "loss 0.4", "organ 0.500", "lesion -", "best", "learning rate 0.001", "3.0 windows/s", "1.2 %",
+        "peak memory 1.3 GiB", "2.0 h left",
+    ):  # fmt: skip
         assert part in text
-    assert "best" not in describe(line(4), best=False, progress=0.0)
+    assert "best" not in describe(line(4), best=False)
+
+
+def test_the_time_left_follows_from_the_share_that_is_done() -> None:
+    assert seconds_left(10.0, 0.25) == 30.0
+    assert seconds_left(10.0, 1.0) == 0.0
+    assert seconds_left(10.0, 0.0) is None
 
 
 def test_the_picture_is_drawn_even_without_dice(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from masam_auto.core.errors import Interrupted, MasamError, ModelError, OutputEr
 from masam_auto.core.jsonio import digest, read_json, write_json
 from masam_auto.core.labels import parse_labels
 from masam_auto.core.plan import Plan
+from masam_auto.learning import epoch as epoch_module
 from masam_auto.learning.checkpoint import BEST, LATEST, load_checkpoint
+from masam_auto.learning.interruption import STOP_SIGNALS
 from masam_auto.network.build import build_network
 from masam_auto.stages import train as module
 from masam_auto.stages.train import train_fold
@@ -34,7 +36,8 @@ def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         where: str = "one", *, plan: Plan | None = None, fold: int | str = 0, picture: bool = False, **options: Any
     ) -> Path:
         if not picture:
-            monkeypatch.setattr(module, "draw_progress", lambda *arguments, **more: None)
+            for drawing in ("draw_progress", "draw_augmentation"):
+                monkeypatch.setattr(module, drawing, lambda *arguments, **more: None)
         plan = plan or tiny.make_plan()
         configuration = plan.configuration(None)
         paths = tiny.write_preprocessed(tmp_path / where, configuration)
@@ -64,7 +67,7 @@ def test_it_leaves_all_that_the_design_names(train: Train, tiny: ModuleType, cap
     folder = train(picture=True)
     assert folder.name == "fold_0"
     assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [BEST, LATEST, "metrics.jsonl", "progress.png", "training.log"]
+        [BEST, LATEST, "augmentation.png", "metrics.jsonl", "progress.png", "training.log"]
     )
     assert sorted(path.name for path in folder.parent.iterdir()) == sorted(
         ["fold_0", "plan.json", "dataset.json", "splits.json"]
@@ -131,25 +134,109 @@ def test_accumulation_and_tiles_and_all_cases(train: Train, tiny: ModuleType) ->
     assert load_checkpoint(folder).state.step == 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_between_steps_and_keeps_the_last_epoch(
-    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
-) -> None:
-    train_epoch = module.train_epoch
+def stop_before_step(monkeypatch: pytest.MonkeyPatch, wanted: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Send a signal while step `wanted` (from 0) of the training is made."""
+    set_rate = epoch_module.set_rate
+    made: list[None] = []
 
-    def signalled(*arguments: Any, epoch: int, **options: Any) -> Any:
-        if epoch == 1:
+    def counted(*arguments: Any) -> None:
+        made.append(None)
+        if len(made) == wanted:
             os.kill(os.getpid(), number)
-        return train_epoch(*arguments, epoch=epoch, **options)
+        set_rate(*arguments)
 
-    monkeypatch.setattr(module, "train_epoch", signalled)
-    with pytest.raises(Interrupted, match="1 epochs are saved") as stopped:
+    monkeypatch.setattr(epoch_module, "set_rate", counted)
+
+
+def losses(folder: Path) -> list[tuple[float, float]]:
+    """Loss and learning rate of the epochs."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["loss"], line["learning_rate"]) for line in lines]
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_saves_the_very_step(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    stop_before_step(monkeypatch, 5, number)
+    with pytest.raises(Interrupted, match="in epoch 1: all 5 steps are saved; continue with --c") as stopped:
         train()
     assert stopped.value.signal_number == number
     monkeypatch.undo()
-    folder = train(resume=True)
-    assert load_checkpoint(folder).state.epoch == 2
+    (folder,) = tmp_path.rglob("fold_0")
+    state = load_checkpoint(folder).state
+    assert (state.epoch, state.step, state.unfinished.steps) == (1, 5, 2)
+    state = load_checkpoint(train(resume=True)).state
+    assert (state.epoch, state.step, state.unfinished.steps) == (2, 6, 0)
     assert not list(folder.glob(".partial-*"))
+
+
+@pytest.mark.parametrize(("workers", "stops"), [(0, (1, 2, 5)), (2, (5,))])
+def test_resumed_at_any_step_equals_uninterrupted(
+    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch, workers: int, stops: tuple[int, ...]
+) -> None:
+    """With dropout, boxes and accumulation; the last stop is after three steps of the second epoch, before the look."""
+    configuration = tiny.make_configuration(batch_size=1, accumulation=2)
+    plan = tiny.make_plan(configuration, num_epochs=2, steps_per_epoch=3)
+    plan = replace(plan, network=replace(plan.network, prompt="box", increment="fact"))
+    whole = train("whole", plan=plan)
+    made = 0
+    for stop in stops:
+        stop_before_step(monkeypatch, stop - made)
+        with pytest.raises(Interrupted, match=f"all {stop} steps"):
+            train("parts", plan=plan, resume=made > 0, workers=workers)
+        monkeypatch.undo()
+        made = stop
+    parts = train("parts", plan=plan, resume=True, workers=workers)
+    assert_equal(results(whole), results(parts))
+    assert losses(whole) == losses(parts)
+
+
+def test_a_stop_during_the_look_at_validation_repeats_only_the_look(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train("whole")
+    judge_windows = module.judge_windows
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return judge_windows(*arguments, **options)
+
+    monkeypatch.setattr(module, "judge_windows", signalled)
+    with pytest.raises(Interrupted, match="in epoch 0: all 3 steps"):
+        train("parts")
+    monkeypatch.undo()
+    parts = train("parts", resume=True)
+    assert_equal(results(whole), results(parts))
+    assert losses(whole) == losses(parts)
+
+
+def test_a_stop_after_the_last_step_of_the_budget_can_be_continued(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train("whole", budget="4steps")
+    stop_before_step(monkeypatch, 4)
+    with pytest.raises(Interrupted, match="in epoch 1: all 4 steps"):
+        train("parts", budget="4steps")
+    monkeypatch.undo()
+    parts = train("parts", resume=True)
+    assert_equal(results(whole), results(parts))
+    assert losses(whole) == losses(parts)
+
+
+def test_a_stop_before_the_first_step_can_be_continued(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train("whole")
+    train_epoch = module.train_epoch
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return train_epoch(*arguments, **options)
+
+    monkeypatch.setattr(module, "train_epoch", signalled)
+    with pytest.raises(Interrupted, match="all 0 steps"):
+        train("parts")
+    monkeypatch.undo()
+    assert_equal(results(whole), results(train("parts", resume=True)))
 
 
 def test_budgets_end_the_training_and_are_remembered(

@@ -49,7 +49,8 @@ def make_plan(tiny: ModuleType, **training: Any) -> Plan:
 @pytest.fixture
 def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Train fold 0 of twelve cases of twins."""
-    monkeypatch.setattr(module, "draw_progress", lambda *arguments, **more: None)
+    for drawing in ("draw_progress", "draw_augmentation"):
+        monkeypatch.setattr(module, drawing, lambda *arguments, **more: None)
 
     def run(where: str, plan: Plan, **options: Any) -> Path:
         configuration = plan.configuration(None)

@@ -18,6 +18,7 @@ from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, NormalizationPlan, Plan, TrainingPlan
 from masam_auto.core.splits import make_splits, write_splits
 from masam_auto.imaging.io import read_geometry
+from masam_auto.imaging.probability_files import read_probabilities
 from masam_auto.stages import validate
 from masam_auto.stages.predict import Predictor
 from masam_auto.stages.preprocess import preprocess_dataset
@@ -183,13 +184,13 @@ def test_predictions_of_another_checkpoint_or_otherwise_made_are_not_kept(
 
 def test_how_to_predict_is_the_given_plans(raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
-    segment, mirrored = validate.segment_preprocessed, []
+    predict, mirrored = validate.predict_logits, []
 
     def noted(predictor: Predictor, *arguments: object) -> object:
         mirrored.append(predictor.plan.inference.mirror)
-        return segment(predictor, *arguments)  # type: ignore[arg-type]
+        return predict(predictor, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(validate, "segment_preprocessed", noted)
+    monkeypatch.setattr(validate, "predict_logits", noted)
     house.plan = dataclasses.replace(house.plan, inference=InferencePlan(mirror=False))
     house.validate()
     assert mirrored == [False]
@@ -258,3 +259,20 @@ def test_a_fold_without_checkpoint(raw_dataset: Callable[..., Path], monkeypatch
     (house.fold / "checkpoint_best").rmdir()
     with pytest.raises(ModelError, match=r"fold 0 of .* has no checkpoint"):
         house.validate()
+
+
+def test_probabilities_are_saved_where_asked_for_and_kept(
+    raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
+    house.validate()
+    assert not list(house.fold.glob("validation/*.npz"))
+    house.validate(save_probabilities=True)  # predicted again for their sake
+    (file,) = house.fold.glob("validation/*.npz")
+    (segmentation,) = house.fold.glob("validation/*.nii.gz")
+    assert file.name.removesuffix(".npz") == segmentation.name.removesuffix(".nii.gz")
+    found = read_probabilities(file)
+    assert found.geometry.difference(read_geometry(segmentation)) is None
+    made = file.stat().st_mtime_ns
+    house.validate(save_probabilities=True)
+    assert file.stat().st_mtime_ns == made

@@ -1,0 +1,107 @@
+"""One process of a tiny training, as torchrun starts it: training_rank.py SETTINGS.json.
+
+The settings: `folder` (with preprocessed data), `plan` (changes of the training plan), `configuration` (changes), `prompt`,
+`norm`, `resume`, `workers`, and `disturb`: {"step", "rank", "what"}, where `what` is "kill", "error", "nan" or a signal's name;
+rank -1 means all.
+"""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import tiny_training
+
+from masam_auto.cli.common import run
+from masam_auto.core.errors import ModelError
+from masam_auto.core.log import setup_logging
+from masam_auto.core.paths import Paths
+from masam_auto.learning import batches, epoch
+from masam_auto.learning.checkpoint import has_checkpoint
+from masam_auto.learning.distributed import World, joined, read_world
+from masam_auto.stages import train as stage
+
+
+def disturb(world: World, *, step: int, rank: int, what: str) -> None:
+    """Before update `step` of this session, once."""
+    if rank not in (world.rank, -1) or world.restarts:
+        return
+    set_rate = epoch.set_rate
+    made: list[None] = []
+
+    def disturbed(*arguments: Any) -> None:
+        made.append(None)
+        if len(made) == step + 1:
+            if what == "error":
+                raise ModelError("something to mend")
+            if what == "nan":
+                vars(epoch)["choose_loss"] = lambda name: lambda logits, *rest: logits.sum() * float("nan")
+                return
+            os.kill(os.getpid(), signal.SIGKILL if what == "kill" else getattr(signal, what))
+        set_rate(*arguments)
+
+    vars(epoch)["set_rate"] = disturbed
+
+
+def record_windows(folder: Path, world: World) -> None:
+    """Write what every window of this rank is made from: its epoch and its number."""
+    make_window = batches.make_window
+
+    def recorded(store: Any, sampling: Any, epoch_number: int, number: int) -> Any:
+        made = make_window(store, sampling, epoch_number, number)
+        if sampling.augmentation is not None:
+            with (folder / f"windows_{world.size}_{world.rank}.txt").open("a") as file:
+                file.write(f"{epoch_number} {number} {float(made[0].double().sum())!r}\n")
+        return made
+
+    vars(batches)["make_window"] = recorded
+
+
+def record_gradients(folder: Path, world: World) -> None:
+    """Write the gradients' norm of every update."""
+    get_total_norm = torch.nn.utils.get_total_norm
+
+    def recorded(*arguments: Any, **options: Any) -> torch.Tensor:
+        norm = get_total_norm(*arguments, **options)
+        with (folder / f"norms_{world.size}_{world.rank}.txt").open("a") as file:
+            file.write(f"{norm.item()!r}\n")
+        return norm
+
+    torch.nn.utils.get_total_norm = recorded
+
+
+def main(arguments: Any = None) -> int:
+    """Train, and say nothing."""
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    folder = Path(settings["folder"])
+    configuration = tiny_training.make_configuration(**settings.get("configuration", {}))
+    plan = tiny_training.make_plan(configuration, **settings.get("plan", {}))
+    plan = replace(plan, network=replace(plan.network, prompt=settings.get("prompt", "none")))
+    paths = Paths(**{name: folder / name for name in ("raw", "preprocessed", "results", "weights")})
+    stage.draw_progress = lambda *arguments, **more: None
+    setup_logging()
+    device = torch.device("cpu")
+    with joined(read_world(os.environ), device) as world:
+        if "disturb" in settings:
+            disturb(world, **settings["disturb"])
+        record_windows(folder, world)
+        record_gradients(folder, world)
+        fold = paths.model_folder(tiny_training.DATASET, plan.name, configuration.name) / "fold_0"
+        stage.train_fold(
+            paths, tiny_training.DATASET, plan, configuration, 0, device=device, threads=1, world=world,
+            workers=settings.get("workers", 0),
+            resume=settings.get("resume", False) or (world.has_begun() and has_checkpoint(fold)),
+            build=partial(tiny_training.build_tiny, norm=settings.get("norm", "instance")),
+        )  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
