@@ -20,7 +20,9 @@ def add_model_choice(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "-f", "--folds", nargs="+", type=fold, metavar="FOLD", help="folds to average (default: all that are trained)"
     )
-    parser.add_argument("-chk", "--checkpoint", choices=("best", "latest", "final"), default="best", help="which one of a fold")
+    parser.add_argument(
+        "-chk", "--checkpoint", choices=("best", "latest", "final"), default="best", help="which one of a fold"
+    )
     add_sam_checkpoint(parser)
 
 

@@ -6,6 +6,7 @@ theirs. The loss of a split batch is that of the whole batch, so that the loss c
 """
 
 import contextlib
+import gc
 import logging
 import math
 import warnings
@@ -252,6 +253,8 @@ def joined(world: World, device: torch.device) -> Iterator[World]:
                 "continue with --c."
             ) from error
         raise
+    # What still refers to the group must go first: its threads are not to be taken down by the interpreter's end.
+    gc.collect()
     dist.destroy_process_group()
 
 

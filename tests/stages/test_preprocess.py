@@ -338,8 +338,10 @@ def test_a_full_disk_leaves_nothing_half_written(
 
 
 KILLED = """
+import signal
 import sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 import test_case_module as t
 from masam_auto.core.dataset import open_dataset
 from masam_auto.stages import preprocess
