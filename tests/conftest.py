@@ -30,9 +30,9 @@ install_import_hook([f"masam_auto.network.{name}" for name in ANNOTATED], "beart
 HERE = Path(__file__).resolve().parent
 
 
-def _load(name: str) -> ModuleType:
-    """Import a module beside this file; pytest's importlib mode puts no test folder on the path."""
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
+def _load(name: str, folder: Path = HERE) -> ModuleType:
+    """Import a module of tests; pytest's importlib mode puts no test folder on the path."""
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
@@ -59,6 +59,12 @@ def tiny() -> ModuleType:
 def planning() -> ModuleType:
     """The module tests/fingerprints.py: make_fingerprint, make_class, HEAD and so on."""
     return sys.modules.get("fingerprints") or _load("fingerprints")
+
+
+@pytest.fixture(scope="session")
+def network_double() -> Callable[[str], ModuleType]:
+    """`network_double("plain_masam")`: a module of tests/network."""
+    return lambda name: sys.modules.get(name) or _load(name, HERE / "network")
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _planned_setting(paths: Paths, parsed: argparse.Namespace) -> "tuple[Setting, int]":
     """A data set's plan as a setting, and how many passes forward and backward its training makes."""
     from masam_auto.core.dataset import read_description
-    from masam_auto.core.plan import override
+    from masam_auto.core.overrides import override
     from masam_auto.stages.benchmark import Setting
 
     name = known_dataset(paths, parsed.dataset)

@@ -150,7 +150,8 @@ def _make_parser() -> argparse.ArgumentParser:
 def _read_plan(paths: Paths, name: str, parsed: argparse.Namespace) -> "Plan":
     """The data set's plan with the command line's changes; with --val and --c the model's own plan."""
     from masam_auto.core.jsonio import read_json
-    from masam_auto.core.plan import Plan, override
+    from masam_auto.core.overrides import override
+    from masam_auto.core.plan import Plan
 
     plan = read_dataset_plan(paths, name)
     plan = replace(plan, name=parsed.plan or plan.name)

@@ -21,15 +21,8 @@ from masam_auto.core.encoders import ENCODERS
 from masam_auto.core.errors import ModelError, OutputError, PlanError
 from masam_auto.core.geometry import Triple, permute
 from masam_auto.core.jsonio import WRITE_FAILURES, write_json
-from masam_auto.core.plan import (
-    Configuration,
-    InferencePlan,
-    NetworkPlan,
-    NormalizationPlan,
-    Plan,
-    TrainingPlan,
-    override,
-)
+from masam_auto.core.overrides import override
+from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, NormalizationPlan, Plan, TrainingPlan
 from masam_auto.core.sam_files import SamWeights, weights_to_start_from
 from masam_auto.imaging.normalize import NORMALIZERS, choose_scheme
 from masam_auto.learning.checkpoint import Checkpoint, ModelHeader, TrainingState, plan_digest, save_checkpoint

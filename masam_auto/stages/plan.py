@@ -11,7 +11,8 @@ from masam_auto.core.encoders import PLANNED_ENCODERS, PlannedEncoder
 from masam_auto.core.fingerprint import Fingerprint
 from masam_auto.core.geometry import Triple, permute
 from masam_auto.core.memory import Load
-from masam_auto.core.plan import Configuration, InferencePlan, NormalizationPlan, Plan, override
+from masam_auto.core.overrides import override
+from masam_auto.core.plan import Configuration, InferencePlan, NormalizationPlan, Plan
 from masam_auto.core.plan_table import plan_table
 from masam_auto.core.planning_capacity import (
     TRAINING_SHARE,

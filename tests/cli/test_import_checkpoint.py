@@ -1,9 +1,7 @@
 """masam_import_checkpoint on the command line: what it takes from where, and that masam_predict uses the model."""
 
-import importlib.util
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -26,22 +24,12 @@ LABELS = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": 1, 
 Command = Callable[..., int]
 
 
-def load_helper(name: str) -> ModuleType:
-    """A module of tests/network; pytest's importlib mode puts no test folder on the path."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "network" / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory, network_double: Callable[[str], ModuleType]) -> Path:
     """A published checkpoint with its SAM checkpoint."""
     folder = tmp_path_factory.mktemp("made") / "reference"
-    plain = load_helper("plain_masam")
-    return Path(load_helper("reference_folder").make_reference(folder, plain, rounded=True, config=SIZES))
+    plain = network_double("plain_masam")
+    return Path(network_double("reference_folder").make_reference(folder, plain, rounded=True, config=SIZES))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 
 from masam_auto.core.errors import PlanError
 from masam_auto.core.jsonio import read_json, to_plain, write_json
+from masam_auto.core.overrides import override
 from masam_auto.core.plan import (
     AugmentationPlan,
     Configuration,
@@ -16,7 +17,6 @@ from masam_auto.core.plan import (
     NormalizationPlan,
     Plan,
     TrainingPlan,
-    override,
 )
 
 CONFIGURATION = Configuration(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from masam_auto.core.plan import override
+from masam_auto.core.overrides import override
 from masam_auto.network.build import assemble, build_network
 from masam_auto.network.masam import MaSam
 

@@ -1,10 +1,8 @@
 """Published checkpoints become model folders whose networks give the published logits."""
 
 import errno
-import importlib.util
 import json
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,26 +36,18 @@ CLOSE = 1e-4  # norms over the made network's few channels blow float32's roundi
 GIVEN = Path(__file__).resolve().parents[3] / "shared" / "reference" / "small"
 
 
-def load_helper(name: str) -> ModuleType:
-    """A module of tests/network; pytest's importlib mode puts no test folder on the path."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "network" / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+@pytest.fixture(scope="module")
+def references(network_double: Callable[[str], ModuleType]) -> ModuleType:
+    return network_double("reference_folder")
 
 
 @pytest.fixture(scope="module")
-def references() -> ModuleType:
-    return load_helper("reference_folder")
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, references: ModuleType) -> Path:
+def made(
+    tmp_path_factory: pytest.TempPathFactory, references: ModuleType, network_double: Callable[[str], ModuleType]
+) -> Path:
     """A small folder of reference numbers."""
     folder = tmp_path_factory.mktemp("made") / "reference"
-    return Path(references.make_reference(folder, load_helper("plain_masam"), rounded=True, config=SIZES))
+    return Path(references.make_reference(folder, network_double("plain_masam"), rounded=True, config=SIZES))
 
 
 def describe(folder: Path, *, classes: int = 2, channels: Sequence[str] = ("CT",), **more: Any) -> DatasetDescription:

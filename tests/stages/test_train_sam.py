@@ -15,7 +15,8 @@ from masam_auto.core.dataset import read_description
 from masam_auto.core.encoders import ENCODERS, sam_encoder
 from masam_auto.core.errors import MasamError, ModelError
 from masam_auto.core.jsonio import read_plain, to_plain, write_json
-from masam_auto.core.plan import Plan, override
+from masam_auto.core.overrides import override
+from masam_auto.core.plan import Plan
 from masam_auto.core.sam_files import file_sha256
 from masam_auto.learning.checkpoint import BEST, LATEST, load_checkpoint, read_model
 from masam_auto.learning.models import load_networks
