@@ -22,6 +22,7 @@ STAGES = (
     "plan",
     "preprocess",
     "probabilities",
+    "training_job",
     "train",
     "box_prompts",
     "predict",

@@ -1,8 +1,9 @@
 """One process of a tiny training, as torchrun starts it: training_rank.py SETTINGS.json.
 
 The settings: `folder` (with preprocessed data), `plan` (changes of the training plan), `configuration` (changes), `prompt`,
-`norm`, `resume`, `workers`, and `disturb`: {"step", "rank", "what"}, where `what` is "kill", "error", "nan" or a signal's name;
-rank -1 means all.
+`norm`, `resume`, `workers`, `pretrained` (a folder), `record` (whether to give TensorBoard, by a stand-in, what each rank
+records), and `disturb`: {"step", "rank", "what"}, where `what` is "kill", "error", "ended" (by a signal that is not waited
+for), "nan", "stop" (the file that ends a training) or a signal's name; rank -1 means all.
 """
 
 import json
@@ -12,6 +13,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import tiny_training
 
 from masam_auto.cli.common import run
-from masam_auto.core.errors import ModelError
+from masam_auto.core.errors import ModelError, Terminated
 from masam_auto.core.log import setup_logging
 from masam_auto.core.paths import Paths
 from masam_auto.learning import batches, epoch
@@ -29,7 +31,7 @@ from masam_auto.learning.distributed import World, joined, read_world
 from masam_auto.stages import train as stage
 
 
-def disturb(world: World, *, step: int, rank: int, what: str) -> None:
+def disturb(folder: Path, world: World, *, step: int, rank: int, what: str) -> None:
     """Before update `step` of this session, once."""
     if rank not in (world.rank, -1) or world.restarts:
         return
@@ -41,8 +43,13 @@ def disturb(world: World, *, step: int, rank: int, what: str) -> None:
         if len(made) == step + 1:
             if what == "error":
                 raise ModelError("something to mend")
+            if what == "ended":
+                raise Terminated(signal.SIGUSR1)
             if what == "nan":
                 vars(epoch)["choose_loss"] = lambda name: lambda logits, *rest: logits.sum() * float("nan")
+                return
+            if what == "stop":
+                (next(folder.glob("results/*/*/fold_0")) / "stop").touch()
                 return
             os.kill(os.getpid(), signal.SIGKILL if what == "kill" else getattr(signal, what))
         set_rate(*arguments)
@@ -77,6 +84,19 @@ def record_gradients(folder: Path, world: World) -> None:
     torch.nn.utils.get_total_norm = recorded
 
 
+def stand_in_for_tensorboard(folder: Path, world: World) -> None:
+    """Have what a rank records written to a file of its own."""
+    file = folder / f"recorded_{world.rank}.txt"
+
+    def add_scalar(name: str, value: float, epoch_number: int) -> None:
+        with file.open("a") as lines:
+            lines.write(f"{epoch_number} {name}\n")
+
+    writer = SimpleNamespace(add_scalar=add_scalar, flush=lambda: None, close=lambda: None)
+    package = SimpleNamespace(SummaryWriter=lambda *arguments, **options: writer)
+    sys.modules["torch.utils.tensorboard"] = package  # type: ignore[assignment]
+
+
 def main(arguments: Any = None) -> int:
     """Train, and say nothing."""
     settings = json.loads(Path(sys.argv[1]).read_text())
@@ -90,13 +110,15 @@ def main(arguments: Any = None) -> int:
     device = torch.device("cpu")
     with joined(read_world(os.environ), device) as world:
         if "disturb" in settings:
-            disturb(world, **settings["disturb"])
+            disturb(folder, world, **settings["disturb"])
         record_windows(folder, world)
         record_gradients(folder, world)
+        stand_in_for_tensorboard(folder, world)
         fold = paths.model_folder(tiny_training.DATASET, plan.name, configuration.name) / "fold_0"
         stage.train_fold(
             paths, tiny_training.DATASET, plan, configuration, 0, device=device, threads=1, world=world,
-            workers=settings.get("workers", 0),
+            workers=settings.get("workers", 0), log_to=["tensorboard"] if settings.get("record") else [],
+            pretrained_weights=Path(settings["pretrained"]) if "pretrained" in settings else None,
             resume=settings.get("resume", False) or (world.has_begun() and has_checkpoint(fold)),
             build=partial(tiny_training.build_tiny, norm=settings.get("norm", "instance")),
         )  # fmt: skip

@@ -7,13 +7,14 @@ import logging
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from pathlib import Path
 from types import FrameType
 
 from masam_auto import __version__
-from masam_auto.core.errors import Interrupted, MasamError
+from masam_auto.core.errors import Interrupted, MasamError, Terminated
 from masam_auto.core.jsonio import WRITE_FAILURES
 from masam_auto.core.log import LOGGER_NAME, setup_logging
 from masam_auto.core.parallel import is_out_of_memory
@@ -22,11 +23,13 @@ from masam_auto.core.paths import Paths, find_dataset_name, resolve_paths
 Main = Callable[[Sequence[str] | None], int]
 
 DONE, FAILED, PARTLY = 0, 2, 3
-INTERRUPTED, PIPE_CLOSED, TERMINATED = 130, 141, 143
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived; unwinds the stack, so that temporary files go and workers stop."""
+INTERRUPTED, PIPE_CLOSED = 130, 141
+# SIGUSR1 is what batch systems are told to send some time before they end a job; Windows has none.
+ENDING_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+# How often a waiting thread of OpenMP looks for work before it sleeps. With libgomp's own 300,000 it takes the core from
+# other processes, and from the very thread that it waits for: with two threads on two cores at a load of 4 to 5, this
+# makes predictions 2 x and training steps 1.4 x as fast or more. On a quiet machine it changes nothing measurable.
+SPINS = "1000"
 
 
 def run(main: Main, arguments: Sequence[str] | None = None) -> int:
@@ -37,10 +40,11 @@ def run(main: Main, arguments: Sequence[str] | None = None) -> int:
         arguments: passed to it.
 
     Returns:
-        The exit code: main's own, 2 for an error to mend, 130 after Ctrl-C, 143 after SIGTERM, 141 when the reader
-        of the output went away. A bug's exception passes through with its traceback.
+        The exit code: main's own, 2 for an error to mend, 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1, 141
+        when the reader of the output went away. A bug's exception passes through with its traceback.
     """
-    with _sigterm_raises():
+    limit_spinning(os.environ)
+    with _signals_raise():
         try:
             code = main(arguments)
             sys.stdout.flush()
@@ -63,8 +67,15 @@ def run(main: Main, arguments: Sequence[str] | None = None) -> int:
             return _report_memory(error)
         except KeyboardInterrupt:
             return _report("interrupted. Files that were finished are kept.", INTERRUPTED)
-        except Terminated:
-            return _report("terminated. Files that were finished are kept.", TERMINATED)
+        except Terminated as error:
+            name = signal.Signals(error.signal_number).name
+            return _report(f"terminated ({name}). Files that were finished are kept.", 128 + error.signal_number)
+
+
+def limit_spinning(environment: MutableMapping[str, str]) -> None:
+    """Say how long threads of OpenMP spin, unless the user has. It is read when torch is imported."""
+    if "OMP_WAIT_POLICY" not in environment:
+        environment.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -194,19 +205,21 @@ def known_dataset(paths: Paths, identifier: str) -> str:
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def _signals_raise() -> Iterator[None]:
     def terminate(number: int, frame: FrameType | None) -> None:
-        raise Terminated
+        for repeated in ENDING_SIGNALS:  # by the batch system and the launcher; what unwinds must not be disturbed
+            signal.signal(repeated, signal.SIG_IGN)
+        raise Terminated(number)
 
-    try:
-        previous = signal.signal(signal.SIGTERM, terminate)
-    except ValueError:  # not in the main thread: the host program keeps its own handling
+    if threading.current_thread() is not threading.main_thread():  # the host program keeps its own handling
         yield
         return
+    before = {number: signal.signal(number, terminate) for number in ENDING_SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _report_memory(error: BaseException) -> int:

@@ -41,6 +41,16 @@ class Interrupted(MasamError):
         super().__init__(message)
 
 
+class Terminated(BaseException):
+    """SIGTERM or SIGUSR1 arrived where there is nothing to save: unwinds the stack, so that temporary files go and workers
+    stop. Exit code as `Interrupted`.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        self.signal_number = signal_number
+        super().__init__(signal_number)
+
+
 class CaseErrors(MasamError):
     """Several cases failed for reasons that a user can mend; all of them are reported together."""
 

@@ -127,6 +127,8 @@ def _in_process(function: Callable[[Item], Result], items: Sequence[Item]) -> It
 def _quiet_worker() -> None:
     """Workers compute on one thread each, leave interrupts to the parent and do not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGUSR1"):  # batch systems send it to every process of a job
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     end_with_parent()
     os.environ["OMP_NUM_THREADS"] = "1"
     logging.getLogger(LOGGER_NAME).setLevel(logging.WARNING)

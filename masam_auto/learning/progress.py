@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from masam_auto.core.errors import PlanError
 from masam_auto.core.jsonio import decode, to_plain, write_bytes
+from masam_auto.learning.checkpoint import EpochSoFar, TrainingState
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +53,29 @@ def smooth_dice(before: float | None, now: float | None) -> float | None:
     if before is None or now is None:
         return before if now is None else now
     return 0.9 * before + 0.1 * now
+
+
+def advance(
+    state: TrainingState, dice: dict[str, float | None], *, wall: float, cpu: float, finished: bool
+) -> tuple[TrainingState, bool]:
+    """The state after all steps of an epoch and their validation, and whether it is the best so far.
+
+    `wall` and `cpu` are the seconds used since the start of training.
+    """
+    smoothed = smooth_dice(state.smoothed_dice, mean_dice(dice))
+    best = state.best_dice is None or (smoothed is not None and smoothed > state.best_dice)
+    advanced = replace(
+        state,
+        epoch=state.epoch + 1,
+        unfinished=EpochSoFar(),
+        wall_seconds=wall,
+        cpu_seconds=cpu,
+        finished=finished,
+        smoothed_dice=smoothed,
+        best_dice=smoothed if best else state.best_dice,
+        best_epoch=state.epoch + 1 if best else state.best_epoch,
+    )
+    return advanced, best
 
 
 def seconds_left(seconds: float, progress: float) -> float | None:

@@ -74,6 +74,8 @@ def open_mlflow(run: Run) -> Sink:
     package.set_experiment(run.dataset_name)
     known = _known_id(run, "mlflow")
     started = package.start_run(run_id=known) if known else package.start_run(run_name=run.name)
+    if not known:  # MLflow lets nobody change them later
+        package.log_params(to_plain(run.plan.training))
     _keep_id(run, "mlflow", started.info.run_id)
     return Sink(record=lambda values, epoch: package.log_metrics(values, step=epoch), close=package.end_run)
 

@@ -4,83 +4,59 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from masam_auto.core.dataset import DatasetDescription, read_description
 from masam_auto.core.errors import Interrupted, ModelError
 from masam_auto.core.log import log_to_file, stop_logging_to
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, Plan
-from masam_auto.core.sam_files import SamWeights
 from masam_auto.learning.augmentation_picture import draw_augmentation
-from masam_auto.learning.batches import BatchLoader, cache_memory, make_batch, open_batches
-from masam_auto.learning.beginning import new_learner, restore_learner
-from masam_auto.learning.checkpoint import (
-    Checkpoint,
-    EpochSoFar,
-    ModelHeader,
-    TrainingState,
-    differences,
-    load_checkpoint,
-    plan_digest,
-    save_checkpoint,
-)
-from masam_auto.learning.device import available_cores, default_workers, torch_settings
-from masam_auto.learning.distributed import ALONE, World, learn_together, share_of
-from masam_auto.learning.epoch import NOTHING_YET, Clock, Learner, judge_windows, peak_memory_gib, train_epoch
-from masam_auto.learning.folder import claim_folder, fold_cases, splits_of
+from masam_auto.learning.batches import cache_memory, open_batches
+from masam_auto.learning.beginning import checkpoint_of, new_learner, restore_learner
+from masam_auto.learning.checkpoint import Checkpoint, EpochSoFar, ModelHeader, TrainingState
+from masam_auto.learning.checkpoint_writer import open_writer
+from masam_auto.learning.device import torch_settings
+from masam_auto.learning.distributed import ALONE, World, learn_together
+from masam_auto.learning.epoch import Clock, Learner, judge_windows, peak_memory_gib, train_epoch
+from masam_auto.learning.folder import claim_folder
 from masam_auto.learning.interruption import StopRequest, stop_requests
-from masam_auto.learning.loss import choose_loss
 from masam_auto.learning.out_of_memory import explain_out_of_memory
 from masam_auto.learning.pretrained import start_from
 from masam_auto.learning.progress import (
     EpochMetrics,
+    advance,
     describe,
     draw_progress,
     mean_dice,
     read_metrics,
     seconds_left,
-    smooth_dice,
     write_metrics,
 )
-from masam_auto.learning.prompts import box_draws
 from masam_auto.learning.records import Run, check_sinks, open_records
 from masam_auto.learning.sam_weights import sam_of_model, sam_to_start_from
-from masam_auto.learning.sampling import CaseStore, Sampling, find_case_files, find_holders
-from masam_auto.learning.schedule import Budget, parse_budget, rate_share
+from masam_auto.learning.sampling import CaseStore
+from masam_auto.learning.schedule import Budget, parse_budget
 from masam_auto.learning.stopping import reason_to_end, remove_stop_file, stop_file_is_there
 from masam_auto.network.build import build_network, learning_summary
 from masam_auto.network.masam import MaSam
-from masam_auto.stages.preprocess import check_preprocessed
+from masam_auto.stages.training_job import (
+    Job,
+    checkpoint_to_resume,
+    header_of,
+    loader_of,
+    prepare_job,
+    try_out,
+    validation_batches,
+)
 
 logger = logging.getLogger(__name__)
 
-# A forward pass costs a third of a training step: a tenth of the windows is about three per cent of the time.
-VALIDATION_SHARE = 0.1
-VALIDATION_FOREGROUND = 0.5
 # Drawing the picture may take a fiftieth of the time.
 PICTURE_SHARE = 0.02
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """All that is fixed during the training of one fold."""
-
-    folder: Path
-    fold: str
-    plan: Plan
-    configuration: Configuration
-    description: DatasetDescription
-    training: Sampling
-    validation: Sampling
-    device: torch.device
-    workers: int
-    world: World
-    log_to: tuple[str, ...]
 
 
 def train_fold(
@@ -142,21 +118,21 @@ def train_fold(
     assert pretrained_weights is None or not resume
     parse_budget(budget, plan.training)
     check_sinks(log_to)
-    job = _prepare(
+    job = prepare_job(
         paths, dataset_name, plan, configuration, fold, device=device, workers=workers, resume=resume,
         world=world, log_to=tuple(log_to),
     )  # fmt: skip
     source = paths.preprocessed / dataset_name
     with torch_settings(threads, device):
         # all that can be wrong with the plan is found before an earlier training is removed
-        _try_out(job)
-        checkpoint = _checkpoint_to_resume(job) if resume else None
+        try_out(job)
+        checkpoint = checkpoint_to_resume(job) if resume else None
         if checkpoint is None:
             sam = sam_to_start_from(plan.network, file=sam_checkpoint, folder=paths.weights)
         else:
             sam = sam_of_model(checkpoint.header, job.folder, file=sam_checkpoint, folder=paths.weights)
         learner = new_learner(plan, configuration, job.description, device=device, sam=sam, build=build)
-        header, taken = _header(job, sam, checkpoint), None
+        header, taken = header_of(job, sam, checkpoint), None
         if pretrained_weights is not None:
             origin, taken = start_from(learner, pretrained_weights, sam=sam)
             header = replace(header, pretrained_weights=origin)
@@ -231,7 +207,11 @@ def _train(
         stop.signal_number = stop.signal_number or int(number) or None
         return progress, number > 0
 
-    with open_batches(_loader(job, store, state), job.workers) as batches, open_records(sinks, run) as record:
+    with (
+        open_batches(loader_of(job, store, state), job.workers) as batches,
+        open_records(sinks, run) as record,
+        open_writer(job.folder) as writer,
+    ):
         clock.watch_workers()
         while not state.finished:
             epoch, stopped = train_epoch(
@@ -242,29 +222,31 @@ def _train(
             dice = None if stopped else judge_windows(
                 learner, validation_store, job.validation, job.description.labels,
                 precision=job.plan.training.precision, batch_size=job.configuration.batch_size,
-                batches=_validation_batches(job), stop_asked=lambda: ask(0)[1],
+                batches=validation_batches(job), stop_asked=lambda: ask(0)[1],
             )  # fmt: skip
             if dice is None:
                 state = replace(state, wall_seconds=clock.wall, cpu_seconds=clock.cpu)
                 if job.world.first:
-                    save_checkpoint(job.folder, _checkpoint(header, state, learner), best=False)
+                    writer.save(checkpoint_of(learner, header, state), best=False)
+                    writer.finish()
                 job.world.meet()
                 raise _interrupted(job, state, stop)
             done, asked = job.world.largest(
                 budget.progress(steps=state.step, wall=clock.wall, cpu=clock.cpu),
                 float(job.world.first and stop_file_is_there(job.folder)),
             )
-            state, best = _advance(state, dice, clock, finished=done >= 1)
+            state, best = advance(state, dice, wall=clock.wall, cpu=clock.cpu, finished=done >= 1)
             if not state.finished and (reason := reason_to_end(state, job.plan.training, asked=asked > 0)):
                 state = replace(state, finished=True, ended=reason)
             if not job.world.first:
                 continue
             metrics.append(_metrics(job, state, epoch, dice, progress=done))
             write_metrics(job.folder / "metrics.jsonl", metrics)
-            save_checkpoint(job.folder, _checkpoint(header, state, learner), best=best)
+            writer.save(checkpoint_of(learner, header, state), best=best)
             logger.info(describe(metrics[-1], best=best))
             record(metrics[-1])
             if state.finished:
+                writer.finish()
                 remove_stop_file(job.folder)
             if state.finished or time.perf_counter() - picture_time >= picture_cost / PICTURE_SHARE:
                 picture_time = time.perf_counter()
@@ -274,168 +256,12 @@ def _train(
     logger.info("training of fold %s finished%s: %s", job.fold, early, job.folder)
 
 
-def _prepare(
-    paths: Paths,
-    dataset_name: str,
-    plan: Plan,
-    configuration: Configuration,
-    fold: int | str,
-    *,
-    device: torch.device,
-    workers: int | None,
-    resume: bool,
-    world: World,
-    log_to: tuple[str, ...],
-) -> Job:
-    """Check and gather what the training needs, without writing anything."""
-    folder = paths.configuration_folder(dataset_name, configuration.name)
-    check_preprocessed(folder, configuration)
-    description = read_description(folder.parent / "dataset.json", name=dataset_name)
-    model_folder = paths.model_folder(dataset_name, plan.name, configuration.name)
-    splits_file = splits_of(model_folder, folder.parent) if resume else folder.parent / "splits.json"
-    split = fold_cases(splits_file, fold, description, folder)
-    check_preprocessed(folder, configuration, {*split.train, *split.val}, labels=description.labels)
-    training, validation = (find_case_files(folder, names) for names in (split.train, split.val))
-    return Job(
-        folder=model_folder / f"fold_{fold}",
-        fold=str(fold),
-        plan=plan,
-        configuration=configuration,
-        description=description,
-        training=Sampling(
-            cases=training,
-            holders=find_holders(training),
-            configuration=configuration,
-            foreground_fraction=plan.training.foreground_fraction,
-            augmentation=plan.training.augmentation,
-            seed=plan.training.seed,
-            boxes=box_draws(plan.network, plan.training, description.labels),
-        ),
-        validation=Sampling(
-            cases=validation,
-            holders=find_holders(validation),
-            configuration=configuration,
-            foreground_fraction=VALIDATION_FOREGROUND,
-            augmentation=None,
-            seed=plan.training.seed,
-        ),
-        device=device,
-        workers=default_workers(device, available_cores() // world.local_size) if workers is None else workers,
-        world=world,
-        log_to=log_to,
-    )
-
-
-def _try_out(job: Job) -> None:
-    """Schedule, loss and one window, as the first step will ask for them. Raises PlanError for unknown names."""
-    training, labels = job.plan.training, job.description.labels
-    share_of(job.world, job.configuration)
-    rate_share(training, 1.0)
-    loss = choose_loss(training.loss)
-    store = CaseStore(cases=job.training.cases, memory=0)
-    target = torch.from_numpy(make_batch(store, job.training, 0, 0, 1)["target"])
-    batch, window, height, width = target.shape
-    loss(torch.zeros(batch, window, labels.num_outputs, height, width), target, labels, training.loss_weights)
-
-
-def _header(job: Job, sam: SamWeights | None, resumed: Checkpoint | None) -> ModelHeader:
-    """What the checkpoints will say; a model that needs its SAM file no more still says which one it began with."""
-    if sam is None and resumed is not None:
-        file, sha256 = resumed.header.sam_file, resumed.header.sam_sha256
-    else:
-        file, sha256 = (None, None) if sam is None else (str(sam.path), sam.sha256)
-    return ModelHeader(
-        dataset_name=job.description.name,
-        configuration=job.configuration.name,
-        fold=job.fold,
-        plan_digest=plan_digest(job.plan, job.configuration),
-        sam_file=file,
-        sam_sha256=sha256,
-        pretrained_weights=None if resumed is None else resumed.header.pretrained_weights,
-        epoch=0,
-        network=job.plan.network,
-        canvas=job.configuration.canvas,
-        in_channels=job.description.num_channels,
-        num_outputs=job.description.labels.num_outputs,
-    )
-
-
-def _checkpoint_to_resume(job: Job) -> Checkpoint:
-    """The latest checkpoint. Raises ModelError where there is none, or one of another plan or an older version."""
-    checkpoint = load_checkpoint(job.folder)
-    if checkpoint.header.version < 2:
-        raise ModelError(
-            f"{job.folder} was trained by an older version of masam_auto, whose trainings cannot be continued. Its model "
-            "predicts as it is; give --overwrite to start anew."
-        )
-    found = differences(
-        checkpoint.header,
-        job.plan.network,
-        canvas=job.configuration.canvas,
-        in_channels=job.description.num_channels,
-        num_outputs=job.description.labels.num_outputs,
-    )
-    if found or checkpoint.header.plan_digest != plan_digest(job.plan, job.configuration):
-        raise ModelError(
-            f"{job.folder} was trained with another plan ({'; '.join(found) or 'its training or configuration differ'}). "
-            "Continue with the plan it was started with, without other --set, or give --overwrite to start anew."
-        )
-    return checkpoint
-
-
-def _loader(job: Job, store: CaseStore, state: TrainingState) -> BatchLoader:
-    share = share_of(job.world, job.configuration)
-    per_epoch = job.plan.training.steps_per_epoch * share.batches
-    return BatchLoader(
-        store,
-        job.training,
-        share=share,
-        per_epoch=per_epoch,
-        first=state.epoch * per_epoch + state.unfinished.steps * share.batches,
-        workers=job.workers,
-    )
-
-
-def _validation_batches(job: Job) -> int:
-    return max(2, round(VALIDATION_SHARE * job.plan.training.steps_per_epoch * job.configuration.accumulation))
-
-
 def _interrupted(job: Job, state: TrainingState, stop: StopRequest) -> Interrupted:
     assert stop.signal_number is not None
     return Interrupted(
         f"training of fold {job.fold} stopped in epoch {state.epoch}: all {state.step} steps are saved; continue with "
         "--c.",
         signal_number=stop.signal_number,
-    )
-
-
-def _advance(
-    state: TrainingState, dice: dict[str, float | None], clock: Clock, *, finished: bool
-) -> tuple[TrainingState, bool]:
-    """The state after all steps of an epoch and their validation, and whether it is the best so far."""
-    smoothed = smooth_dice(state.smoothed_dice, mean_dice(dice))
-    best = state.best_dice is None or (smoothed is not None and smoothed > state.best_dice)
-    advanced = replace(
-        state,
-        epoch=state.epoch + 1,
-        unfinished=NOTHING_YET,
-        wall_seconds=clock.wall,
-        cpu_seconds=clock.cpu,
-        finished=finished,
-        smoothed_dice=smoothed,
-        best_dice=smoothed if best else state.best_dice,
-        best_epoch=state.epoch + 1 if best else state.best_epoch,
-    )
-    return advanced, best
-
-
-def _checkpoint(header: ModelHeader, state: TrainingState, learner: Learner) -> Checkpoint:
-    return Checkpoint(
-        header=replace(header, epoch=state.epoch),
-        state=state,
-        model=learner.average.tensors,
-        weights=learner.tensors,
-        optimizers=tuple(optimizer.state_dict()["state"] for optimizer in learner.optimizers),
     )
 
 

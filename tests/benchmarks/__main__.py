@@ -6,10 +6,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks import help_time, memory_model, network_speed, planning_time, predict_memory
+from tests.benchmarks import data_path, help_time, memory_model, network_speed, planning_time, predict_memory
 
 # Each takes the raw data set to measure on (None: a made-up one) and returns what was measured, with its unit.
 MEASUREMENTS: dict[str, Callable[[Path | None], dict[str, str]]] = {
+    "data_path": data_path.measure,
     "help_time": help_time.measure,
     "memory_model": memory_model.measure,
     "network_speed": network_speed.measure,

@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from masam_auto.cli.common import fold, known_dataset, make_parser, positive_number, run, start, whole_number
+from masam_auto.cli.common import (
+    ENDING_SIGNALS,
+    SPINS,
+    fold,
+    known_dataset,
+    limit_spinning,
+    make_parser,
+    positive_number,
+    run,
+    start,
+    whole_number,
+)
 from masam_auto.core.errors import CaseErrors, DatasetError
 from masam_auto.core.log import setup_logging
 from masam_auto.core.paths import Paths
@@ -93,18 +104,47 @@ def test_want_of_memory_shows_its_traceback_with_verbose(capsys: pytest.CaptureF
     assert message.splitlines()[-1].startswith("error: not enough memory (preprocessing of case_001).")
 
 
-def test_interruptions_have_their_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interruption_has_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert raising(KeyboardInterrupt()) == 130
     assert "error: interrupted" in capsys.readouterr().err
 
+
+@pytest.mark.parametrize("number", ENDING_SIGNALS)
+def test_a_signal_unwinds_once_and_has_its_exit_code(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
     def ended(arguments: Sequence[str] | None = None) -> int:
-        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            os.kill(os.getpid(), number)
+        finally:
+            os.kill(os.getpid(), number)  # as batch system and launcher do
         return 0
 
-    before = signal.getsignal(signal.SIGTERM)
-    assert run(ended) == 143
-    assert signal.getsignal(signal.SIGTERM) is before
-    assert "error: terminated" in capsys.readouterr().err
+    before = [signal.getsignal(known) for known in ENDING_SIGNALS]
+    assert run(ended) == 128 + number
+    assert [signal.getsignal(known) for known in ENDING_SIGNALS] == before
+    assert f"error: terminated ({number.name})" in capsys.readouterr().err
+
+
+def test_threads_are_told_to_sleep_before_torch_is_there_unless_the_user_has_told_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def spins(environment: dict[str, str]) -> str | None:
+        limit_spinning(environment)
+        return environment.get("GOMP_SPINCOUNT")
+
+    assert spins({}) == SPINS
+    assert spins({"GOMP_SPINCOUNT": "7"}) == "7"
+    assert spins({"OMP_WAIT_POLICY": "ACTIVE"}) is None
+    script = (
+        "import os, sys\nfrom masam_auto.cli.common import run\n"
+        "def main(arguments=None):\n    print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'])\n    return 0\n"
+        "sys.exit(run(main))"
+    )
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", SPINS]
 
 
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:

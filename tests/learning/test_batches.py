@@ -10,11 +10,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 from masam_auto.core.errors import MasamError
 from masam_auto.core.parallel import is_out_of_memory
 from masam_auto.learning import batches as module
-from masam_auto.learning.batches import BatchLoader, cache_memory, make_batch, open_batches
+from masam_auto.learning.batches import BatchLoader, cache_memory, make_batch, on_device, open_batches
 from masam_auto.learning.distributed import Share
 from masam_auto.learning.interruption import STOP_SIGNALS
 from masam_auto.learning.prompts import BoxDraws
@@ -165,3 +166,25 @@ def test_half_a_message_of_a_killed_worker_holds_nobody_up(
 def test_memory_is_shared_between_workers() -> None:
     assert cache_memory(0) > 0
     assert cache_memory(8) < cache_memory(1)
+
+
+def test_a_gpu_gets_its_batches_from_pinned_memory_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands for a GPU, which the machine of the tests has not."""
+    calls: list[object] = []
+
+    def pin_memory(tensor: torch.Tensor) -> torch.Tensor:
+        calls.append("pinned")
+        return tensor
+
+    def to(tensor: torch.Tensor, device: torch.device, non_blocking: bool = False) -> torch.Tensor:
+        calls.append((device.type, non_blocking))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    batch: dict[str, np.ndarray] = {"data": np.ones((1, 2), np.float32), "target": np.zeros(3, np.int16)}
+    for device, expected in (("cuda", ["pinned", ("cuda", True)] * 2), ("cpu", [("cpu", False)] * 2)):
+        calls.clear()
+        tensors = on_device(batch, torch.device(device))
+        assert calls == expected
+        assert {name: tensor.shape for name, tensor in tensors.items()} == {"data": (1, 2), "target": (3,)}

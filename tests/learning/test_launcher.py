@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from masam_auto.core.errors import MasamError
-from masam_auto.learning.launcher import check_processes, launch
+from masam_auto.learning.launcher import check_processes, exit_code, has_died, launch
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,3 +31,36 @@ def test_the_processes_know_one_another_and_their_exit_code_is_handed_on(
     assert launch("rank_of_test", ["0"], processes=2, restarts=0) == 0
     assert [(tmp_path / rank).read_text() for rank in ("0", "1")] == ["2", "2"]
     assert launch("rank_of_test", ["138"], processes=2, restarts=0) == 138
+
+
+@pytest.mark.parametrize(
+    ("ends", "starts", "code"),
+    [
+        ("sys.exit(2)", 1, 2),
+        ("sys.exit(138)", 1, 138),
+        ("os.kill(os.getpid(), 9) if rank else time.sleep(60)", 2, 137),
+        ("os.kill(os.getpid(), 9) if rank and not again else sys.exit(0)", 2, 0),
+        ("sys.exit(1)", 2, 1),
+    ],
+)
+def test_what_has_died_is_started_again_and_what_says_why_it_ends_is_not(
+    ends: str, starts: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rank_that_ends.py").write_text(
+        "import os, pathlib, sys, time\n"
+        "rank, again = int(os.environ['RANK']), int(os.environ['TORCHELASTIC_RESTART_COUNT'])\n"
+        f"pathlib.Path({str(tmp_path)!r}, f'{{again}}_{{rank}}').touch()\n" + ends
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert launch("rank_that_ends", [], processes=2, restarts=1) == code
+    assert len(list(tmp_path.glob("?_1"))) == starts
+
+
+@pytest.mark.parametrize(("codes", "died"), [([2], False), ([138, 2], False), ([2, -9], True), ([1, 2], True)])
+def test_who_has_died(codes: list[int], died: bool) -> None:
+    assert has_died(codes) == died
+
+
+@pytest.mark.parametrize(("codes", "code"), [([], 0), ([2, 138], 138), ([2, 1], 2), ([-10, 2], 138), ([2, -9], 137)])
+def test_a_signal_goes_before_what_it_did_to_the_others(codes: list[int], code: int) -> None:
+    assert exit_code(codes) == code

@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
+from masam_auto.learning.checkpoint import EpochSoFar, TrainingState
 from masam_auto.learning.progress import (
     EpochMetrics,
+    advance,
     describe,
     draw_progress,
     mean_dice,
@@ -58,3 +62,13 @@ def test_the_time_left_follows_from_the_share_that_is_done() -> None:
 def test_the_picture_is_drawn_even_without_dice(tmp_path: Path) -> None:
     draw_progress(tmp_path / "progress.png", [line(0, None), line(1)], title="Dataset001_Toy, fold 0")
     assert (tmp_path / "progress.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_epoch_moves_the_state_on_and_says_whether_it_is_the_best() -> None:
+    before = TrainingState(epoch=3, step=40, unfinished=EpochSoFar(losses=(1.0,)), smoothed_dice=0.5, best_dice=0.5)
+    better, best = advance(before, {"organ": 0.6, "lesion": None}, wall=7.0, cpu=9.0, finished=False)
+    assert best and (better.epoch, better.step, better.unfinished.steps) == (4, 40, 0)
+    assert (better.wall_seconds, better.cpu_seconds, better.best_epoch) == (7.0, 9.0, 4)
+    assert better.best_dice == better.smoothed_dice == pytest.approx(0.51)
+    worse, best = advance(better, {"organ": 0.1}, wall=8.0, cpu=10.0, finished=True)
+    assert not best and worse.finished and (worse.epoch, worse.best_epoch, worse.best_dice) == (5, 4, better.best_dice)

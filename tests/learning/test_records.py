@@ -62,6 +62,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     mlflow = SimpleNamespace(
         set_experiment=note("experiment"), start_run=start_run, end_run=note("end"),
+        log_params=lambda given: seen.append(("parameters", given["learning_rate"])),
         log_metrics=lambda values, step: seen.append(("values", values, step)),
     )  # fmt: skip
     for name, package in (
@@ -93,6 +94,7 @@ def test_a_continued_training_goes_on_in_its_run(run: Callable[..., Run], calls:
             pass
     assert [call[1] for call in calls if call[0] == "init"] == [None, None, "new", "new"]
     assert [call[2] for call in calls if call[0] == "writer"] == [0, 3]
+    assert [call for call in calls if call[0] == "parameters"] == [("parameters", 2e-3)], "once, for MLflow"
 
 
 def test_values_are_numbers_under_plain_names() -> None:

@@ -24,6 +24,7 @@ from masam_auto.learning.interruption import STOP_SIGNALS
 from masam_auto.network.build import build_network
 from masam_auto.stages import train as module
 from masam_auto.stages.train import train_fold
+from masam_auto.stages.training_job import Job
 
 Train = Callable[..., Path]
 
@@ -337,7 +338,7 @@ def seen_cases(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], list[st
     """Identifiers of training and validation cases of every training that follows."""
     seen: list[tuple[list[str], list[str]]] = []
 
-    def note(job: module.Job, *arguments: Any) -> None:
+    def note(job: Job, *arguments: Any) -> None:
         training, validation = ([case.image.name[0] for case in s.cases] for s in (job.training, job.validation))
         seen.append((training, validation))
         announce(job, *arguments)

@@ -18,6 +18,7 @@ from masam_auto.core.jsonio import write_json
 from masam_auto.core.plan import Plan
 from masam_auto.learning.checkpoint import BEST, LATEST, load_checkpoint, read_model
 from masam_auto.stages import train as module
+from masam_auto.stages import training_job
 from masam_auto.stages.train import train_fold
 
 CPU = torch.device("cpu")
@@ -40,7 +41,7 @@ def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         if plan.network.weights == "sam":
             tiny.write_sam_file(paths.weights / "vit_b.safetensors", seed=sam_seed)
         if labels:
-            monkeypatch.setattr(module, "check_preprocessed", lambda *arguments, **more: None)
+            monkeypatch.setattr(training_job, "check_preprocessed", lambda *arguments, **more: None)
             description = {"channel_names": {"0": "MR"}, "labels": labels, "file_ending": ".nii.gz"}
             write_json(paths.preprocessed / tiny.DATASET / "dataset.json", description)
         build = {} if plan.network.encoder == "vit_b" else {"build": tiny.build_tiny}

@@ -112,7 +112,7 @@ def test_several_processes_learn_what_one_does(
     """The network has instance norms: batch norms would be of the windows that a process has at hand."""
     settings = {
         "configuration": {"batch_size": batch_size, "accumulation": accumulation},
-        "plan": {"num_epochs": 2, "steps_per_epoch": 3, "learning_rate": 1e-2},
+        "plan": {"num_epochs": 2, "steps_per_epoch": 3, "learning_rate": 1e-3},
         "prompt": prompt,
     }
     for name, processes in (("alone", 1), ("together", size)):
@@ -160,11 +160,21 @@ def test_without_restarts_the_others_end_with_one_line(tiny: ModuleType, tmp_pat
     assert "another process of this training has ended" in one_line(errors)
 
 
-def test_an_error_in_one_process_ends_all_with_its_line(tiny: ModuleType, tmp_path: Path) -> None:
-    launcher = start_launcher(prepare(tiny, tmp_path, disturb={"step": 1, "rank": 1, "what": "error"}))
+@pytest.mark.parametrize(
+    ("what", "line", "code"),
+    [
+        ("error", "error: something to mend", 2),
+        ("ended", "error: terminated (SIGUSR1). Files that were finished are kept.", 138),
+    ],
+)
+def test_an_error_in_one_process_ends_all_with_its_line(
+    tiny: ModuleType, tmp_path: Path, what: str, line: str, code: int
+) -> None:
+    launcher = start_launcher(prepare(tiny, tmp_path, disturb={"step": 1, "rank": 1, "what": what}))
     errors = launcher.communicate(timeout=120)[1]
     assert launcher.returncode != 0
-    assert one_line(errors) == "error: something to mend"
+    assert one_line(errors) == line
+    assert f"exitcode  : {code}" in errors
 
 
 def test_a_loss_that_is_no_number_in_one_process_ends_all(tiny: ModuleType, tmp_path: Path) -> None:
@@ -192,6 +202,32 @@ def test_a_signal_to_any_process_saves_one_checkpoint_of_the_step(
     whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert [tensor for tensor in whole if not torch.equal(whole[tensor], parts[tensor])] == []
     np.testing.assert_array_equal(curve(tmp_path / "parts"), curve(tmp_path / "whole"))
+
+
+def test_want_of_patience_ends_all_and_one_records(tiny: ModuleType, tmp_path: Path) -> None:
+    """With nothing learned no epoch is better than the first."""
+    still = {"num_epochs": 6, "steps_per_epoch": 1, "learning_rate": 1e-30, "patience": 2}
+    run_ranks(prepare(tiny, tmp_path, plan=still, record=True), 2)
+    state = load_checkpoint(fold_of(tmp_path)).state
+    assert (state.epoch, state.finished) == (3, True)
+    assert "no better validation Dice for 2 epochs" in (state.ended or "")
+    recorded = [line.split() for line in (tmp_path / "recorded_0.txt").read_text().splitlines()]
+    assert [epoch for epoch, name in recorded if name == "loss"] == ["0", "1", "2"]
+    assert not (tmp_path / "recorded_1.txt").exists(), "the first process records for all"
+
+
+def test_a_stop_file_ends_all_and_the_next_training_starts_from_the_model(tiny: ModuleType, tmp_path: Path) -> None:
+    settings = {"plan": {"num_epochs": 4, "steps_per_epoch": 2}, "disturb": {"step": 2, "rank": 1, "what": "stop"}}
+    run_ranks(prepare(tiny, tmp_path / "first", **settings), 2)
+    first = fold_of(tmp_path / "first")
+    state = load_checkpoint(first).state
+    assert (state.epoch, state.ended) == (2, "the file stop asked for it")
+    assert not (first / "stop").exists()
+
+    still = {"num_epochs": 1, "steps_per_epoch": 1, "learning_rate": 1e-30, "weight_decay": 0.0, "weight_average": 0.0}
+    run_ranks(prepare(tiny, tmp_path / "second", plan=still, pretrained=str(first / LATEST)), 2)
+    given, taken = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert [name for name in given if not torch.allclose(given[name], taken[name], atol=1e-6)] == []
 
 
 def test_two_machines(tiny: ModuleType, tmp_path: Path) -> None:
