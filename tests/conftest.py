@@ -56,9 +56,27 @@ def tiny() -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def intensity() -> ModuleType:
+    """The module tests/intensity_model.py: make_predictor, ByIntensity."""
+    return sys.modules.get("intensity_model") or _load("intensity_model")
+
+
+@pytest.fixture(scope="session")
 def planning() -> ModuleType:
     """The module tests/fingerprints.py: make_fingerprint, make_class, HEAD and so on."""
     return sys.modules.get("fingerprints") or _load("fingerprints")
+
+
+@pytest.fixture(scope="session")
+def dicom_files() -> ModuleType:
+    """The module tests/dicom_files.py: write_series, write_enhanced. Tests are skipped where pydicom is absent."""
+    return sys.modules.get("dicom_files") or _load("dicom_files")
+
+
+@pytest.fixture(scope="session")
+def cross_validated() -> ModuleType:
+    """The module tests/cross_validated.py: MadeUp, write_models, make_paths."""
+    return sys.modules.get("cross_validated") or _load("cross_validated")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from masam_auto import __version__
+from masam_auto.core.cluster import Cluster
 from masam_auto.core.errors import Interrupted, MasamError, Terminated
 from masam_auto.core.jsonio import WRITE_FAILURES
 from masam_auto.core.log import LOGGER_NAME, setup_logging
@@ -128,12 +130,22 @@ def add_datasets(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def add_workers(parser: argparse.ArgumentParser) -> None:
+def add_workers(parser: argparse._ActionsContainer) -> None:
     """--workers; None lets the stage decide."""
     parser.add_argument(
         "--workers", type=whole_number, metavar="N",
         help="worker processes; 0 does everything in this process, where errors are easier to read "
         "(default: from the cores and the free memory)",
+    )  # fmt: skip
+
+
+def add_executor(parser: argparse.ArgumentParser) -> None:
+    """--workers or --scheduler; both say where cases are worked on."""
+    group = parser.add_mutually_exclusive_group()
+    add_workers(group)
+    group.add_argument(
+        "--scheduler", type=scheduler, dest="workers", metavar="ADDRESS",
+        help="work on the Dask cluster of the scheduler at this address, such as tcp://host:8786",
     )  # fmt: skip
 
 
@@ -185,6 +197,13 @@ def positive_number(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
     return value
+
+
+def scheduler(text: str) -> Cluster:
+    """argparse type: the address of a Dask scheduler."""
+    if not re.fullmatch(r"(tcp|tls)://\S+:\d+", text):
+        raise argparse.ArgumentTypeError(f"must be an address such as tcp://host:8786, got {text!r}")
+    return Cluster(scheduler=text)
 
 
 def fold(text: str) -> int | str:

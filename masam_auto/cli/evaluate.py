@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from masam_auto.cli.common import DONE, add_device, add_workers, make_parser, positive_number, run, start
+from masam_auto.cli.common import DONE, add_device, add_executor, make_parser, positive_number, run, start
 from masam_auto.cli.model_options import add_model_choice, load_model, report_outcome
 from masam_auto.cli.tables import print_summary
 from masam_auto.core.errors import MasamError
@@ -57,7 +57,7 @@ def _make_parser() -> argparse.ArgumentParser:
         "--tolerance", type=positive_number, default=2.0, metavar="MM",
         help="distance within which two surfaces agree, in mm, for the normalised surface Dice",
     )  # fmt: skip
-    add_workers(parser)
+    add_executor(parser)
     group = parser.add_argument_group(
         "prediction with boxes", "first segment IMAGES into PRED, each case within a box made from its reference"
     )

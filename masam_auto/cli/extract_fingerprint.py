@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from masam_auto.cli.common import DONE, add_datasets, add_workers, make_parser, run, start
+from masam_auto.cli.common import DONE, add_datasets, add_executor, make_parser, run, start
 from masam_auto.cli.planning import add_verify_options, fingerprint_step
 
 
@@ -12,7 +12,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser("masam_extract_fingerprint", "Check and measure raw data sets; writes fingerprint.json.")
     add_datasets(parser)
     add_verify_options(parser)
-    add_workers(parser)
+    add_executor(parser)
     parsed = parser.parse_args(arguments)
     paths = start(parsed)
 

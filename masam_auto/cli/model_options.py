@@ -1,19 +1,30 @@
 """Which trained model a command predicts with, how it predicts, and what it says of the outcome."""
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from masam_auto.cli.common import DONE, FAILED, PARTLY, add_sam_checkpoint, fold
-from masam_auto.core.paths import Paths
+from masam_auto.core.paths import Paths, find_dataset_name
+from masam_auto.core.selection import SELECTION_NAME, Selection, read_selection
 
 if TYPE_CHECKING:
-    from masam_auto.stages.predict import Outcome, Predictor
+    from masam_auto.stages.predict import Predictor
+    from masam_auto.stages.predict_folder import Outcome
+
+logger = logging.getLogger(__name__)
 
 
 def add_model_choice(parser: argparse._ActionsContainer) -> None:
-    """-c, -p, -m, -f, -chk, --sam_checkpoint; -d, which may mean more than the model, is the command's own."""
+    """As `add_which_model`, and --sam_checkpoint."""
+    add_which_model(parser)
+    add_sam_checkpoint(parser)
+
+
+def add_which_model(parser: argparse._ActionsContainer) -> None:
+    """-c, -p, -m, -f, -chk; -d, which may mean more than the model, is the command's own."""
     parser.add_argument("-c", "--configuration", metavar="NAME", help="the model of this configuration")
     parser.add_argument("-p", "--plan", metavar="NAME", help="the model of the plan of this name")
     parser.add_argument("-m", "--model", type=Path, metavar="FOLDER", help="the model's own folder")
@@ -21,17 +32,32 @@ def add_model_choice(parser: argparse._ActionsContainer) -> None:
         "-f", "--folds", nargs="+", type=fold, metavar="FOLD", help="folds to average (default: all that are trained)"
     )
     parser.add_argument(
-        "-chk", "--checkpoint", choices=("best", "latest", "final"), default="best", help="which one of a fold"
+        "-chk", "--checkpoint", choices=("best", "latest", "final"), help="which one of a fold (default: best)"
     )
-    add_sam_checkpoint(parser)
 
 
 def load_model(parsed: argparse.Namespace, paths: Paths) -> "Predictor":
-    """Load what the options of `add_model_choice`, -d and -device name. Raises ModelError as `choose_model`."""
+    """Load what the options of `add_model_choice`, -d and -device name.
+
+    Where none of -c, -p, -m, -f and -chk is given, that is what `masam_find_best_configuration` chose, if it was run.
+
+    Raises:
+        ModelError: as `choose_model` and `load_selection`.
+        PlanError: the selection is damaged or of a newer version.
+    """
     from masam_auto.learning.device import choose_device
     from masam_auto.learning.models import choose_model
-    from masam_auto.stages.predict import load_predictor
+    from masam_auto.stages.predict import load_predictor, load_selection
 
+    device = choose_device(parsed.device)
+    if selection := find_selection(parsed, paths):
+        logger.info(
+            "predicting with %s, postprocessing: %s, as chosen in %s", selection.name, selection.postprocessing,
+            paths.results / selection.dataset_name / SELECTION_NAME,
+        )  # fmt: skip
+        return load_selection(
+            selection, paths.results, device=device, sam_checkpoint=parsed.sam_checkpoint, weights=paths.weights
+        )
     model = choose_model(
         paths.results,
         dataset=parsed.dataset,
@@ -40,15 +66,33 @@ def load_model(parsed: argparse.Namespace, paths: Paths) -> "Predictor":
         folder=parsed.model,
     )
     return load_predictor(
-        model, folds=parsed.folds, checkpoint=parsed.checkpoint, device=choose_device(parsed.device),
+        model, folds=parsed.folds, checkpoint=parsed.checkpoint or "best", device=device,
         sam_checkpoint=parsed.sam_checkpoint, weights=paths.weights,
     )  # fmt: skip
 
 
-def report_outcome(outcome: "Outcome") -> int:
+def report_outcome(outcome: "Outcome", *, done: str = "predicted") -> int:
     """Print the cases that failed, if any; the exit code."""
     if not outcome.problems:
         return DONE
-    print(f"error: {len(outcome.problems)} not predicted:", file=sys.stderr)
+    print(f"error: {len(outcome.problems)} not {done}:", file=sys.stderr)
     print("\n".join(f"  - {problem}" for problem in outcome.problems), file=sys.stderr)
     return PARTLY if outcome.predicted or outcome.skipped else FAILED
+
+
+def find_selection(parsed: argparse.Namespace, paths: Paths) -> Selection | None:
+    """The selection of the data set that is meant, where no option names a model."""
+    explicit = (parsed.configuration, parsed.plan, parsed.model, parsed.folds, parsed.checkpoint)
+    if any(value is not None for value in explicit):
+        return None
+    if parsed.dataset is not None:
+        name = find_dataset_name(Path(parsed.dataset).name, [paths.results])
+    else:
+        from masam_auto.learning.models import find_models
+
+        names = {model.dataset_name for model in find_models(paths.results)}
+        if len(names) != 1:
+            return None
+        (name,) = names
+    file = paths.results / name / SELECTION_NAME
+    return read_selection(file) if file.is_file() else None

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from masam_auto.cli.common import DONE, add_datasets, add_workers, make_parser, run, start
+from masam_auto.cli.common import DONE, add_datasets, add_executor, make_parser, run, start
 from masam_auto.cli.planning import (
     add_plan_options,
     add_preprocess_options,
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_plan_options(parser)
     add_preprocess_options(parser)
     parser.add_argument("--no_pp", action="store_true", help="stop after the plan, without preprocessing")
-    add_workers(parser)
+    add_executor(parser)
     parsed = parser.parse_args(arguments)
     paths = start(parsed)
 

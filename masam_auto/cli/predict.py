@@ -1,22 +1,56 @@
 """masam_predict: images to segmentations."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from masam_auto.cli.common import add_device, make_parser, run, start
+from masam_auto.cli.common import DONE, add_device, make_parser, positive_number, run, start, whole_number
 from masam_auto.cli.model_options import add_model_choice, load_model, report_outcome
+from masam_auto.core.errors import MasamError
+from masam_auto.core.paths import Paths
+
+if TYPE_CHECKING:
+    from masam_auto.learning.shared_cases import SharedCases
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Predict a folder of images, or one image, with a trained model."""
-    parsed = _make_parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parsed = _make_parser().parse_args(given)
+    if not parsed.part_id < parsed.num_parts:
+        raise MasamError(
+            f"-part_id {parsed.part_id} of -num_parts {parsed.num_parts}: parts are numbered from 0 to {parsed.num_parts - 1}."
+        )
     paths = start(parsed)
 
-    from masam_auto.stages.predict import predict_folder, read_case_boxes
+    from masam_auto.learning.device import available_cores
+    from masam_auto.learning.distributed import device_of, read_world
+    from masam_auto.learning.shared_cases import shared_cases
 
+    world = read_world(os.environ)
+    device = device_of(world, parsed.device)
+    if parsed.num_gpus > 1 and "RANK" not in os.environ:
+        from masam_auto.learning.case_launcher import launch_for_cases
+        from masam_auto.learning.launcher import check_processes
+
+        check_processes(device, parsed.num_gpus)
+        threads = {"OMP_NUM_THREADS": str(max(1, available_cores() // parsed.num_gpus))}
+        return launch_for_cases("masam_auto.cli.predict", given, threads | os.environ, processes=parsed.num_gpus)
+    parsed.device = str(device)
+    with shared_cases(world) as shared:
+        return _predict(parsed, paths, shared)
+
+
+def _predict(parsed: argparse.Namespace, paths: Paths, shared: "SharedCases") -> int:
+    from masam_auto.stages.predict_folder import predict_folder, read_case_boxes
+
+    if (code := shared.ended()) is not None:
+        return code
     predictor = load_model(parsed, paths)
+    predictor = predictor.changed(step_size=parsed.step_size, mirror=False if parsed.disable_tta else None)
     boxes = read_case_boxes(predictor, parsed.input, parsed.boxes) if parsed.boxes else None
     outcome = predict_folder(
         predictor,
@@ -25,10 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overwrite=parsed.overwrite,
         continue_prediction=parsed.continue_prediction,
         boxes=boxes,
+        part=(parsed.part_id, parsed.num_parts),
+        output_format=parsed.output_format,
+        save_probabilities=parsed.save_probabilities,
+        shared=shared,
     )
+    if not shared.world.first:
+        return DONE
     kept = f", {len(outcome.skipped)} kept" if outcome.skipped else ""
     print(f"{len(outcome.predicted)} predicted{kept}: {parsed.output}")
-    return report_outcome(outcome)
+    return shared.ended(report_outcome(outcome)) or DONE
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -37,9 +77,14 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "-i", "--input", type=Path, required=True, metavar="IMAGES",
-        help="folder of images (ID_0000.ext, ID_0001.ext, ..., or ID.ext for one channel), or one image",
+        help="folder of images (ID_0000.ext, ID_0001.ext, ..., or ID.ext for one channel), of DICOM series or videos, or one file",
     )  # fmt: skip
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where segmentations go")
+    parser.add_argument(
+        "--output_format", metavar="ENDING",
+        help="write segmentations as .nii.gz, .nrrd, .mha, .png, ... (default: the training data's ending; for DICOM "
+        "images .dcm, which is DICOM SEG)",
+    )  # fmt: skip
     parser.add_argument("-d", "--dataset", metavar="DATASET", help="the model of this data set: number or name")
     add_model_choice(parser)
     parser.add_argument(
@@ -51,6 +96,28 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--continue_prediction", action="store_true", help="keep segmentations that are there, predict the others"
     )
+    parser.add_argument(
+        "--save_probabilities", "--npz", action="store_true",
+        help="also write the probabilities of each case: ID.npz, float16, on the image's grid",
+    )  # fmt: skip
+    parser.add_argument("--disable_tta", action="store_true", help="do not average over mirrored images")
+    parser.add_argument(
+        "-step_size", "--step_size", type=positive_number, metavar="SHARE",
+        help="step from window to window and from tile to tile, as a share of their length: 0.5, 1, ... (default: as "
+        "the plan says)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-num_parts", "--num_parts", type=whole_number, default=1, metavar="N",
+        help="predict one of N parts of the cases, for commands that are started independently of one another",
+    )  # fmt: skip
+    parser.add_argument(
+        "-part_id", "--part_id", type=whole_number, default=0, metavar="K", help="which part: 0, 1, ..., N - 1"
+    )  # fmt: skip
+    parser.add_argument(
+        "-num_gpus", "--num_gpus", type=whole_number, default=1, metavar="N",
+        help="processes that share the cases out among them on this machine, one a GPU (with -device cpu: processes on "
+        "the CPU)",
+    )  # fmt: skip
     add_device(parser)
     return parser
 
@@ -58,3 +125,7 @@ def _make_parser() -> argparse.ArgumentParser:
 def entry() -> None:
     """The installed command."""
     sys.exit(run(main))
+
+
+if __name__ == "__main__":
+    entry()

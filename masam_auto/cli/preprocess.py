@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from masam_auto.cli.common import DONE, add_datasets, add_workers, make_parser, run, start
+from masam_auto.cli.common import DONE, add_datasets, add_executor, make_parser, run, start
 from masam_auto.cli.planning import add_preprocess_options, preprocess_step, read_dataset_plan
 
 
@@ -12,7 +12,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser("masam_preprocess", "Preprocess raw data sets as plan.json says.")
     add_datasets(parser)
     add_preprocess_options(parser)
-    add_workers(parser)
+    add_executor(parser)
     parsed = parser.parse_args(arguments)
     paths = start(parsed)
 

@@ -44,13 +44,15 @@ class Case:
     """One image with its label file, or one video of several frames.
 
     `images[frame][channel file]` and `labels[frame]`; ordinary cases have one frame. `frames` names the frames by
-    their raw identifiers (for an ordinary case, its own identifier).
+    their raw identifiers (for an ordinary case, its own identifier). Where the channels are DICOM series, `series` has
+    all slices' files of each, and `images` only the first one's.
     """
 
     identifier: str
     frames: tuple[str, ...]
     images: tuple[tuple[Path, ...], ...]
     labels: tuple[Path, ...] | None = None
+    series: tuple[tuple[Path, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for name in (self.identifier, *self.frames):  # they become file names

@@ -1,5 +1,6 @@
-"""Cases in parallel: one small process pool whose failures name the case."""
+"""Cases in parallel, in a small process pool or on a cluster: failures name the case."""
 
+import functools
 import logging
 import multiprocessing
 import os
@@ -9,19 +10,46 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
+from masam_auto.core.cluster import Cluster, run_on_cluster
 from masam_auto.core.errors import CaseErrors, MasamError, OutputError
 from masam_auto.core.log import LOGGER_NAME, progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+Workers = int | Cluster
+"""Where cases are worked on: 0, this process; above, so many processes of this machine; or a cluster."""
+
 ALLOCATOR_FAILURES = ("DefaultCPUAllocator", "std::bad_alloc")
 
 
+class Executor(Protocol):
+    """Goes through items in one of the ways of `Workers`."""
+
+    def __call__(
+        self,
+        function: Callable[[Item], tuple[Any, str | None]],
+        items: Sequence[Item],
+        *,
+        names: Sequence[str],
+        what: str,
+        folders: Sequence[Path],
+    ) -> Iterator[tuple[int, Any, str | None]]:
+        """Yield the index of each item and what the function returned, result and problem, as they come."""
+        ...
+
+
 def map_cases(
-    function: Callable[[Item], Result], items: Sequence[Item], *, names: Sequence[str], what: str, workers: int
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    names: Sequence[str],
+    what: str,
+    workers: Workers,
+    folders: Sequence[Path] = (),
 ) -> list[Result]:
     """Apply a function to every item, in worker processes, and return the results in order.
 
@@ -33,10 +61,12 @@ def map_cases(
         items: what to go through.
         names: one name an item, for messages.
         what: what is being done ("preprocessing"), for messages and the progress bar.
-        workers: number of processes; 0 runs everything in this process.
+        workers: number of processes, 0 for this one, or a cluster.
+        folders: what the function reads and writes; workers on other machines must see them.
 
     Raises:
         CaseErrors: some items failed with a MasamError.
+        MasamError: the cluster cannot be used, see `core.cluster`.
         OutputError: a result could not be written.
         MemoryError: an item needed more memory than there is; the message names it, the cause holds the traceback.
         RuntimeError: an item failed with a bug (name and worker's traceback inside) or a worker died, most often
@@ -44,7 +74,8 @@ def map_cases(
     """
     results: dict[int, Result] = {}
     problems: dict[int, str] = {}
-    outcomes = _in_process(function, items) if workers == 0 else _in_pool(function, items, names, what, workers)
+    guarded = functools.partial(_guarded, function)
+    outcomes = _executor(workers)(guarded, items, names=names, what=what, folders=folders)
     for index, result, problem in progress(outcomes, what=what, total=len(items)):
         if isinstance(problem, _OutOfMemory):
             raise MemoryError(f"{what} of {names[index]}") from RuntimeError(problem)
@@ -119,9 +150,22 @@ def _guarded(function: Callable[[Item], Result], item: Item) -> tuple[Any, str |
         return None, (_OutOfMemory if is_out_of_memory(error) else _Bug)(traceback.format_exc())
 
 
-def _in_process(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[tuple[int, Any, str | None]]:
+def _executor(workers: Workers) -> Executor:
+    if isinstance(workers, Cluster):
+        return functools.partial(run_on_cluster, workers)
+    return functools.partial(_in_pool, workers) if workers else _in_process
+
+
+def _in_process(
+    function: Callable[[Item], tuple[Any, str | None]],
+    items: Sequence[Item],
+    *,
+    names: Sequence[str],
+    what: str,
+    folders: Sequence[Path],
+) -> Iterator[tuple[int, Any, str | None]]:
     for index, item in enumerate(items):
-        yield (index, *_guarded(function, item))
+        yield (index, *function(item))
 
 
 def _quiet_worker() -> None:
@@ -142,12 +186,18 @@ def _wait_for_parent() -> None:
 
 
 def _in_pool(
-    function: Callable[[Item], Result], items: Sequence[Item], names: Sequence[str], what: str, workers: int
+    workers: int,
+    function: Callable[[Item], tuple[Any, str | None]],
+    items: Sequence[Item],
+    *,
+    names: Sequence[str],
+    what: str,
+    folders: Sequence[Path],
 ) -> Iterator[tuple[int, Any, str | None]]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(max_workers=min(workers, len(items)) or 1, mp_context=context, initializer=_quiet_worker)
     try:
-        futures = {pool.submit(_guarded, function, item): index for index, item in enumerate(items)}
+        futures = {pool.submit(function, item): index for index, item in enumerate(items)}
         for future in as_completed(futures):
             index = futures[future]
             try:

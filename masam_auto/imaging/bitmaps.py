@@ -13,6 +13,7 @@ from masam_auto.imaging.volumes import RawImage, read_itk
 
 Image.MAX_IMAGE_PIXELS = None  # whole-slide sized pictures are data here, not an attack
 
+BITMAP_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg")
 FORMATS = {".png": "PNG", ".bmp": "BMP"}
 ALPHA_MODES = ("LA", "La", "RGBA", "RGBa", "PA")
 GREY_WITH_ALPHA = 4  # colour type in a PNG's header

@@ -1,6 +1,10 @@
 """Which cases a folder, or a file, given to prediction holds."""
 
+import hashlib
+import logging
 import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +17,15 @@ from masam_auto.core.dataset import (
 )
 from masam_auto.core.errors import DatasetError
 from masam_auto.core.jsonio import read_plain
+from masam_auto.imaging.bitmaps import BITMAP_ENDINGS
+from masam_auto.imaging.dicom import is_dicom
+from masam_auto.imaging.dicom_series import Series, find_dicom_files, find_series
 from masam_auto.imaging.io import IMAGE_ENDINGS
+from masam_auto.imaging.videos import VIDEO_ENDINGS, is_video
 
+logger = logging.getLogger(__name__)
+
+DICOM = ".dcm"
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 FRAME = re.compile(r"(.*?)[_-]?(\d+)")
 
@@ -27,17 +38,28 @@ def find_inputs(source: Path, description: DatasetDescription) -> tuple[Case, ..
     by `sequences.json` ({"sequence": ["frame", ...]}) in the folder, else by the training data's own sequences, else
     by the name before the last number.
 
+    Each video file is a case. Where there are no image files, DICOM files are looked for in the folder and below it:
+    each series is a case, called after its folder; a model of several channels takes the series of the folders
+    ID_0000, ID_0001, ... together. Series that are no volumes are left out with a warning.
+
     Args:
-        source: a folder or an image file. Endings other than the training data's are accepted.
+        source: a folder, an image or video file, or one file of a DICOM series. Endings other than the training data's
+            are accepted.
         description: of the data set that the model was trained on.
 
     Raises:
-        DatasetError: nothing there, no images, or names that make no sense together.
+        DatasetError: nothing there, no images, names that make no sense together, or an optional library is missing.
     """
     if not source.exists():
         raise DatasetError(f"input not found: {source}")
     folder = source if source.is_dir() else source.parent
+    if source.is_file() and is_dicom(source):
+        return _dicom_cases([path for path in sorted(folder.iterdir()) if is_dicom(path)], folder, description, source)
     ending = _choose_ending(source, description.file_ending)
+    if ending == DICOM:
+        return _dicom_cases(find_dicom_files(folder), folder, description)
+    if ending in VIDEO_ENDINGS:
+        return _video_cases([source] if source.is_file() else sorted(folder.iterdir()), description)
     images = _folder_images(folder, ending) if source.is_dir() else _file_images(source, ending)
     _check_channels(images, folder, ending, description)
     singles = {
@@ -51,17 +73,30 @@ def find_inputs(source: Path, description: DatasetDescription) -> tuple[Case, ..
 
 
 def _choose_ending(source: Path, preferred: str) -> str:
-    """The ending of the image files: the training data's, else the one that readable files there have."""
+    """The ending of the image files: the training data's, else the one that readable files there have.
+
+    `DICOM` where such files are all there is, by their content; one of `VIDEO_ENDINGS` for videos of any kind.
+    """
     endings = sorted({preferred, *IMAGE_ENDINGS}, key=lambda ending: (ending != preferred, -len(ending)))
+    if is_video(source):
+        return VIDEO_ENDINGS[0]
     if source.is_file():
         found = [ending for ending in endings if source.name.lower().endswith(ending.lower())]
         if not found:
-            raise DatasetError(f"{source}: cannot read this kind of file; known: {', '.join(sorted(endings))}")
+            raise DatasetError(
+                f"{source}: cannot read this kind of file; known: {', '.join(sorted(endings))}, videos and DICOM"
+            )
         return source.name[-len(found[0]) :]
-    names = [path.name for path in sorted(source.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    files = [path for path in sorted(source.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    names = [path.name for path in files]
     if any(name.endswith(preferred) for name in names):
+        if videos := [name for name in names if is_video(Path(name))]:
+            logger.warning("%s: left out beside the images: %s", source, ", ".join(videos))
         return preferred
     present = {next((ending for ending in endings if name.endswith(ending)), None) for name in names} - {None}
+    present |= {VIDEO_ENDINGS[0] for path in files if is_video(path)} | {DICOM for path in files if is_dicom(path)}
+    if not present and next(find_dicom_files(source), None):
+        return DICOM
     if not present:
         there = f"there: {', '.join(names[:5])}" if names else "the folder is empty"
         raise DatasetError(f"{source}: no images like ID_0000{preferred} or ID{preferred} ({there})")
@@ -69,6 +104,82 @@ def _choose_ending(source: Path, preferred: str) -> str:
         listed = ", ".join(sorted(str(ending) for ending in present))
         raise DatasetError(f"{source}: images of several kinds ({listed}) and none {preferred}. Keep one kind.")
     return str(present.pop())
+
+
+def _video_cases(files: Iterable[Path], description: DatasetDescription) -> tuple[Case, ...]:
+    """A case for each video file, called after it."""
+    videos = [path for path in files if is_video(path) and not path.name.startswith(".")]
+    if not description.is_video and description.file_ending.lower() not in BITMAP_ENDINGS:
+        raise DatasetError(
+            f"{videos[0]}: this model was trained on {description.file_ending} volumes, not on pictures or videos"
+        )
+    counted = Counter(path.stem for path in videos)
+    if repeated := [path.name for path in videos if counted[path.stem] > 1]:
+        raise DatasetError(f"{videos[0].parent}: {', '.join(repeated[:5])} share a name. Rename one of them.")
+    return tuple(Case(identifier=path.stem, frames=(path.stem,), images=((path,),)) for path in videos)
+
+
+def _dicom_cases(
+    files: Iterable[Path], folder: Path, description: DatasetDescription, member: Path | None = None
+) -> tuple[Case, ...]:
+    """A case for each series, or, where `member` is given, for the series of this file; channels are put together."""
+    series, left_out = find_series(files)
+    if member is not None:
+        series, left_out = tuple(one for one in series if member in one.files), ()
+    for sentence in left_out:
+        logger.warning("left out: %s", sentence)
+    if not series:
+        there = f" (left out: {'; '.join(left_out[:3])})" if left_out else ""
+        raise DatasetError(f"{member or folder}: no DICOM series of a volume{there}")
+    names = _series_names(series, folder)
+    if description.num_channels > 1:
+        named = _series_by_channel(names, description)
+    else:
+        numbered = all(name.endswith("_0000") for name in names)
+        named = {name.removesuffix("_0000") if numbered else name: (one,) for name, one in names.items()}
+    return tuple(
+        Case(
+            identifier=name,
+            frames=(name,),
+            images=(tuple(one.files[0] for one in channels),),
+            series=tuple(one.files for one in channels),
+        )
+        for name, channels in sorted(named.items())
+    )
+
+
+def _series_names(series: Sequence[Series], folder: Path) -> dict[str, Series]:
+    """Names for files: of the folders below `folder`, with the series number where a folder holds several."""
+    places = ["_".join(one.folder.relative_to(folder).parts) or folder.resolve().name for one in series]
+    places = [re.sub(r"[^\w.-]+", "_", place).strip("._") or "series" for place in places]
+    shared = Counter(places)
+    names = [
+        place if shared[place] == 1 else f"{place}_series{one.number or 0}"
+        for place, one in zip(places, series, strict=True)
+    ]
+    repeated = Counter(names)
+    return {
+        name if repeated[name] == 1 else f"{name}_{hashlib.sha256(one.uid.encode()).hexdigest()[:8]}": one
+        for name, one in zip(names, series, strict=True)
+    }
+
+
+def _series_by_channel(names: dict[str, Series], description: DatasetDescription) -> dict[str, tuple[Series, ...]]:
+    """Series of the folders ID_0000, ID_0001, ... by ID, in channel order."""
+    takes = f"the model takes {description.num_channels} channels ({', '.join(description.channel_names)})"
+    found: dict[str, dict[int, Series]] = {}
+    for name, one in names.items():
+        match = CHANNEL.fullmatch(name)
+        if match is None:
+            raise DatasetError(
+                f"{one}: {takes}. Put the series of each into a folder of its own, called ID_0000, ID_0001, ..."
+            )
+        found.setdefault(match[1], {})[int(match[2])] = one
+    for identifier, channels in found.items():
+        if sorted(channels) != list(range(description.num_channels)):
+            listed = ", ".join(f"{identifier}_{number:04d}" for number in sorted(channels))
+            raise DatasetError(f"case {identifier} has the DICOM folders {listed}; {takes}, numbered from 0000")
+    return {name: tuple(channels[i] for i in sorted(channels)) for name, channels in found.items()}
 
 
 def _folder_images(folder: Path, ending: str) -> dict[str, tuple[Path, ...]]:

@@ -12,6 +12,8 @@ from masam_auto.core.dataset import Case, DatasetDescription
 from masam_auto.core.errors import DatasetError, ImageError, MasamError
 from masam_auto.core.geometry import Geometry
 from masam_auto.imaging import bitmaps, tiff, volumes
+from masam_auto.imaging.dicom import read_series
+from masam_auto.imaging.videos import is_video, read_video
 from masam_auto.imaging.volumes import RawImage
 
 SAME_GRID = "Resample it onto that grid, or correct its header."
@@ -134,7 +136,7 @@ def read_case(case: Case, description: DatasetDescription) -> tuple[np.ndarray, 
     """Read all channels of a case, and all frames of a video.
 
     Args:
-        case: its files.
+        case: its files: images, a DICOM series for each channel, or one video file.
         description: says how many channels to expect.
 
     Returns:
@@ -144,6 +146,11 @@ def read_case(case: Case, description: DatasetDescription) -> tuple[np.ndarray, 
     Raises:
         ImageError: a file cannot be read, channels or frames do not lie on the same grid, or their number is wrong.
     """
+    if case.series:
+        return _read_series_channels(case, description)
+    if is_video(case.images[0][0]):
+        raw = _guarded(case.images[0][0], lambda path: read_video(path, description.num_channels))
+        return raw.array.astype(np.float32), raw.geometry
     frames = [read_frame(files, description, name) for files, name in zip(case.images, case.frames, strict=True)]
     if not case.is_sequence:
         return frames[0]
@@ -168,10 +175,31 @@ def read_case_labels(case: Case, description: DatasetDescription) -> tuple[np.nd
     return _stacked(case, [array for array, _ in frames], axis=0), _sequence_geometry(frames[0][1], len(frames))
 
 
+def _read_series_channels(case: Case, description: DatasetDescription) -> tuple[np.ndarray, Geometry]:
+    """Read a DICOM series for each channel; scanners write true positions, so that the origins must agree as well."""
+    channels = [(raw.array, raw.geometry) for raw in map(read_series, case.series)]
+    folders = tuple(file.parent for file in case.images[0])
+    for folder, (_, geometry) in zip(folders, channels, strict=True):
+        if problem := channels[0][1].difference(geometry):
+            raise ImageError(
+                f"{case.identifier}: the series in {folder} does not lie on the grid of that in {folders[0].name}: {problem}. "
+                "Resample it onto that grid."
+            )
+    return _channels_together(folders, channels, description, case.identifier)
+
+
 def read_frame(files: tuple[Path, ...], description: DatasetDescription, name: str) -> tuple[np.ndarray, Geometry]:
     """Read the channel files of one image. Returns and raises as `read_case`; `name` is for messages."""
     expected = description.num_channels
     read = [read_image(path, channels=expected if len(files) == 1 else 1) for path in files]
+    return _channels_together(files, read, description, name)
+
+
+def _channels_together(
+    files: tuple[Path, ...], read: list[tuple[np.ndarray, Geometry]], description: DatasetDescription, name: str
+) -> tuple[np.ndarray, Geometry]:
+    """Join channels that were read from `files`; raises as `read_case`."""
+    expected = description.num_channels
     for path, (_, geometry) in zip(files, read, strict=True):
         if problem := grid_difference(read[0][1], geometry):
             raise ImageError(f"{name}: {path.name} does not lie on the grid of {files[0].name}: {problem}. {SAME_GRID}")

@@ -2,20 +2,24 @@
 
 import contextlib
 import json
+import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from masam_auto.core.errors import ImageError
+from masam_auto.core.errors import ImageError, MasamError
 from masam_auto.core.geometry import Box, Geometry
 from masam_auto.core.jsonio import atomic_path, decode, to_plain
+from masam_auto.imaging.scratch import scratch_array
 
 ENDING = ".npz"
+VALUES = "probabilities.npy"
 BLOCK = 1 << 24  # bytes compressed at a time
 
 
@@ -57,14 +61,17 @@ def new_probabilities(
         "outputs": np.asarray(outputs),
         "has_regions": np.asarray(has_regions),
     }
-    with atomic_path(path) as temporary, tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as folder:
-        raw = Path(folder) / "probabilities.npy"
+    with (
+        atomic_path(path) as temporary,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".partial-{os.getpid()}-") as folder,
+    ):
+        raw = Path(folder) / VALUES
         values = np.lib.format.open_memmap(raw, mode="w+", dtype=np.float16, shape=shape)
         yield values
         values.flush()
         del values
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            with raw.open("rb") as source, archive.open("probabilities.npy", "w", force_zip64=True) as target:
+            with raw.open("rb") as source, archive.open(VALUES, "w", force_zip64=True) as target:
                 while block := source.read(BLOCK):
                     target.write(block)
             for name, value in facts.items():
@@ -73,22 +80,76 @@ def new_probabilities(
 
 
 def read_probabilities(path: Path) -> Probabilities:
-    """Read one file.
+    """Read one file into memory.
 
     Raises:
         ImageError: it is missing, damaged or something else.
     """
+    with _explained(path), np.load(path, allow_pickle=False) as found:
+        return _described(found["probabilities"], found, path)
+
+
+@contextlib.contextmanager
+def open_probabilities(path: Path) -> Iterator[Probabilities]:
+    """Give what a file holds; its values lie in memory, or in a temporary file where they are large (`imaging.scratch`).
+
+    Raises:
+        ImageError: it is missing, damaged or something else.
+        OutputError: the disk of the temporary files has no space for it.
+    """
+    with contextlib.ExitStack() as stack:
+        with _explained(path), np.load(path, allow_pickle=False) as found, found.zip.open(VALUES) as stream:
+            np.lib.format.read_magic(stream)
+            shape, by_columns, kind = np.lib.format.read_array_header_1_0(stream)
+            if by_columns or kind != np.float16:
+                raise ValueError(f"probabilities of type {kind}")
+            values = stack.enter_context(scratch_array(shape))
+            _fill(values, stream)
+            result = _described(values, found, path)
+        yield result
+
+
+def values_bytes(path: Path) -> int:
+    """Bytes that the probabilities of a file take in memory. Raises ImageError as `read_probabilities`."""
+    with _explained(path), zipfile.ZipFile(path) as archive:
+        return archive.getinfo(VALUES).file_size
+
+
+def _fill(values: np.ndarray, stream: IO[bytes]) -> None:
+    """Read the bytes of an array from a stream. Raises EOFError where there are fewer."""
+    rest = memoryview(values.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # an array is a buffer
+    while len(rest):
+        block = stream.read(min(BLOCK, len(rest)))
+        if not block:
+            raise EOFError("it ends too early")
+        rest[: len(block)] = block
+        rest = rest[len(block) :]
+
+
+def _described(values: np.ndarray, found: Any, path: Path) -> Probabilities:
+    """Values with the facts of an open file. Raises ValueError or KeyError where they do not fit each other."""
+    first, second, third = ((low, high) for low, high in found["crop"].tolist())
+    outputs = tuple(found["outputs"].tolist())
+    if values.shape != (len(outputs), *(high - low for low, high in (first, second, third))):
+        raise ValueError(f"probabilities of shape {values.shape}")
+    return Probabilities(
+        values=values,
+        crop=(first, second, third),
+        geometry=decode(json.loads(str(found["geometry"])), Geometry, where=str(path)),
+        outputs=outputs,
+        has_regions=bool(found["has_regions"]),
+    )
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Whatever a file that is no such file makes numpy raise becomes one ImageError."""
     try:
-        with np.load(path, allow_pickle=False) as found:
-            first, second, third = ((low, high) for low, high in found["crop"].tolist())
-            return Probabilities(
-                values=found["probabilities"],
-                crop=(first, second, third),
-                geometry=decode(json.loads(str(found["geometry"])), Geometry, where=str(path)),
-                outputs=tuple(found["outputs"].tolist()),
-                has_regions=bool(found["has_regions"]),
-            )
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        yield
+    except MasamError:
+        raise
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ImageError(
-            f"{path}: cannot be read as probabilities ({error}). Write it again: masam_train ... --val --save_probabilities"
+            f"{path}: cannot be read as probabilities ({error}). Write it again: masam_train ... --val --save_probabilities, "
+            "or masam_predict ... --save_probabilities"
         ) from error

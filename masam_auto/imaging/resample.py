@@ -10,7 +10,7 @@ and, where slices are kept apart, the same in-plane and scipy's `map_coordinates
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,7 @@ NEAREST_ADVANTAGE = 1e-5
 NEGLIGIBLE = 1e-9
 BLOCK_ROWS = 64
 BLOCK_BYTES = 2 << 20
+BLOCK_BYTES_ON_GPU = 64 << 20  # starting a kernel costs more there than the cache gains; not measured
 
 
 def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Triple) -> Shape:
@@ -236,29 +237,45 @@ def _input_coordinate(before: int, after: int) -> np.ndarray:
 
 
 def iterate_slabs(
-    logits: torch.Tensor, shape: Shape, *, nearest_slices: bool = False, only: range | None = None
+    slices: Iterable[tuple[int, torch.Tensor]],
+    before: Shape,
+    shape: Shape,
+    *,
+    nearest_slices: bool = False,
+    only: range | None = None,
 ) -> Iterator[tuple[int, slice, torch.Tensor]]:
-    """Resample logits linearly, a few rows of one slice at a time.
+    """Resample logits linearly, a few rows of one slice at a time, as their slices come.
+
+    At most two slices are held at a time: those that interpolation between slices needs.
 
     Args:
-        logits: (K, Z, Y, X), any floating type, on any device.
+        slices: numbers, rising, and (K, y, x) logits of any floating type on any device, of `before`; those that the wanted
+            slices lie between must be among them.
+        before: (Z, Y, X) of the logits.
         shape: wanted (Z, Y, X).
         nearest_slices: take the nearest slice instead of interpolating between two.
         only: the wanted slices; all of them by default.
 
     Yields:
-        Slice number, range of rows, and their (K, rows, X) float32 values; all K classes of about BLOCK_BYTES, never
-        of the whole volume. Together they cover `shape`, or the wanted slices of it.
+        Slice number, range of rows, and their (K, rows, X) float32 values; all K classes, of about BLOCK_BYTES. Together they cover `shape`, or the wanted slices of it.
     """
     depth, height, width = shape
-    first, second, weights = linear_index(logits.shape[1], depth)
+    first, second, weights = linear_index(before[0], depth)
     if nearest_slices:
-        first = second = nearest_index(logits.shape[1], depth)
-    step = max(1, BLOCK_BYTES // (4 * len(logits) * width))
+        first = second = nearest_index(before[0], depth)
+        weights = np.zeros(depth, dtype=np.float32)
+    coming, held = iter(slices), dict[int, torch.Tensor]()
     for z in range(depth) if only is None else only:
-        plane = logits[:, first[z]].float()
-        if first[z] != second[z] and weights[z] != 0:
-            plane = torch.lerp(plane, logits[:, second[z]].float(), float(weights[z]))
+        low, high = int(first[z]), int(second[z] if weights[z] != 0 else first[z])
+        for passed in [number for number in held if number < low]:
+            del held[passed]
+        while high not in held:
+            number, logits = next(coming)
+            if number >= low:
+                held[number] = logits.float()
+        plane = held[low] if low == high else torch.lerp(held[low], held[high], float(weights[z]))
+        block = BLOCK_BYTES if plane.device.type == "cpu" else BLOCK_BYTES_ON_GPU
+        step = max(1, block // (4 * len(plane) * width))
         for start in range(0, height, step):
             rows = slice(start, min(start + step, height))
             yield z, rows, _resample_rows(plane, rows, height, width)

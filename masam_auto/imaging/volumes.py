@@ -8,6 +8,7 @@ missing part of a truncated file with zeros without a word.
 import contextlib
 import gzip
 import io
+import re
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,7 +187,7 @@ def axes_error(path: Path, size: tuple[int, ...]) -> ImageError:
 
 def itk_cause(error: RuntimeError) -> str:
     """The telling part of an ITK message, in one line."""
-    text = str(error).rpartition("ERROR:")[2]
+    text = re.sub(r"\w+\(0x[0-9a-f]+\): ", "", str(error).rpartition("ERROR:")[2])  # an object's address
     line = " ".join(part.strip() for part in text.splitlines() if part.strip())
     return line if len(line) <= 200 else line[:197] + "..."
 

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 from masam_auto.core.errors import MasamError
-from masam_auto.core.parallel import choose_workers
+from masam_auto.core.parallel import Workers, choose_workers
 from masam_auto.imaging.io import read_geometry
 
 FILES_LOOKED_AT = 10
@@ -15,7 +16,10 @@ FEW_VOXELS = 5e7  # one process goes through so many in about the time in which 
 WORKER_BYTES = 300e6  # of a worker that has only started
 
 
-def workers_for(files: Sequence[Path], *, bytes_per_voxel: float, asked: int | None) -> int:
+Asked = TypeVar("Asked", bound=Workers)
+
+
+def workers_for(files: Sequence[Path], *, bytes_per_voxel: float, asked: Asked | None) -> Asked | int:
     """Worker processes for cases, one file each, by cores and free memory; none where starting them takes longer.
 
     Args:

@@ -191,8 +191,7 @@ def save_checkpoint(fold_folder: Path, checkpoint: Checkpoint, *, best: bool) ->
         OutputError: no space or no permission; what was there has been kept.
     """
     with _new_folder(fold_folder / (BEST if best else LATEST)) as new:
-        metadata = {"masam_auto": msgspec.json.encode(checkpoint.header).decode()}
-        save_file(_on_cpu(checkpoint.model), new / MODEL_FILE, metadata=metadata)
+        write_model(new / MODEL_FILE, checkpoint.header, checkpoint.model)
         training = {f"weights/{name}": tensor for name, tensor in checkpoint.weights.items()}
         for number, states in enumerate(checkpoint.optimizers):
             for index, entry in states.items():
@@ -262,6 +261,12 @@ def read_model(folder: Path) -> tuple[ModelHeader, dict[str, torch.Tensor]]:
     return decode(plain, ModelHeader, where=str(path)), tensors
 
 
+def write_model(path: Path, header: ModelHeader, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a model file, which `read_model` reads. Raises OSError or SafetensorError."""
+    metadata = {"masam_auto": msgspec.json.encode(header).decode()}
+    save_file(_on_cpu(tensors), path, metadata=metadata)
+
+
 def remove_leftovers(fold_folder: Path) -> None:
     """Remove half-written checkpoints that a killed run left, and the previous one where the latest is whole.
 
@@ -284,6 +289,11 @@ def _load(folder: Path) -> Checkpoint:
     for name, checksum in state.checksums.items():
         if not (folder / name).is_file() or _checksum(folder / name) != checksum:
             raise ModelError(f"{folder / name} is damaged: it is not what was written.")
+    if not (folder / TRAINING_FILE).is_file():
+        raise ModelError(
+            f"{folder} came from elsewhere, without the state of its training, which cannot be continued. Start a new one "
+            f"from it: -pretrained_weights {folder}"
+        )
     header, model = read_model(folder)
     weights: dict[str, torch.Tensor] = {}
     optimizers: dict[int, dict[int, dict[str, torch.Tensor]]] = {}

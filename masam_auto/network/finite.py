@@ -1,6 +1,7 @@
 """Where numbers stop being finite: the first layer of a network that gives NaN or infinite values."""
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -106,15 +107,21 @@ def keep_buffers(network: nn.Module) -> Callable[[], None]:
 
 
 class _Watch:
-    """Looks at what goes into each layer and what comes out; `entered` are the layers at work, outermost first."""
+    """Looks at what goes into each layer and what comes out; `entered` are the layers at work, outermost first.
+
+    Other threads may use the network meanwhile; what passes through it there is not looked at.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
+        self.thread = threading.get_ident()
         self.entered: list[tuple[str, nn.Module]] = []
         self.largest: list[float | None] = []
 
     def before(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Earlier layers gave finite values: what the layer around this one computed in between is to blame."""
+        if threading.get_ident() != self.thread:
+            return
         for number, value in enumerate(_tensors((args, kwargs))):
             if all_finite(value):
                 continue
@@ -133,6 +140,8 @@ class _Watch:
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object
     ) -> None:
         """The layer's input was finite; its output must be."""
+        if threading.get_ident() != self.thread:
+            return
         for value in _tensors(output):
             if not all_finite(value):
                 reached = self.largest[-1]

@@ -43,7 +43,7 @@ class WeightedWindow:
 
 
 @torch.inference_mode()
-def predict_volume(
+def predict_slices(
     networks: Sequence[nn.Module],
     image: Volume,
     configuration: Configuration,
@@ -52,10 +52,10 @@ def predict_volume(
     num_outputs: int,
     device: torch.device,
     prompt: BoxPrompt | None = None,
-) -> torch.Tensor:
-    """Logits of a preprocessed volume, averaged over windows, tiles, flips and networks.
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Logits of a preprocessed volume, averaged over windows, tiles, flips and networks, slice after slice.
 
-    Only the slices of the window at work are held in float32; finished slices go to the host in float16.
+    Only the window at work and the slices that later windows still add to are held, whatever the depth.
 
     Args:
         networks: one or more, in evaluation mode and on `device`; (B, N, C, H, W) -> (B, N, K, H, W).
@@ -64,11 +64,12 @@ def predict_volume(
         inference: how to cut the volume up.
         num_outputs: K.
         device: where the networks are. They compute in float32, or as the surrounding autocast context says.
-        prompt: a box that every slice of its range is predicted with; the slices around it serve as context. Slices
-            outside it, and tiles that it does not touch, get zeros, which stand for background.
+        prompt: a box that every slice of its range is predicted with; the slices around it serve as context. Tiles that
+            it does not touch get zeros, which stand for background.
 
-    Returns:
-        (K, Z, Y, X) float16 on the host.
+    Yields:
+        The slice's number and its (K, Y, X) float16 logits on `device`; each slice once, in order, with a box those of its
+        range.
 
     Raises:
         ModelError: a network gives logits that are not finite.
@@ -86,8 +87,6 @@ def predict_volume(
     planned = plan_windows(len(seen), configuration, inference, limit=limit)
     wanted = seen if prompt is None else prompt.slices
     passes = [(weighted.window, _used_slices(weighted, seen, wanted)) for weighted in planned]
-    # numpy's zeros take memory only where something is written to them: a box needs that of its slices
-    result = torch.from_numpy(np.zeros((num_outputs, depth, *plane), dtype=np.float16))
     last_use = {z: number for number, (_, slices) in enumerate(passes) for z, _, _ in slices}
     unfinished: dict[int, torch.Tensor] = {}
     for number, (window, slices) in enumerate(passes):
@@ -99,9 +98,25 @@ def predict_volume(
             part = logits if share == 1 else logits * share
             total = unfinished.pop(z) + part if z in unfinished else part
             if last_use[z] == number:
-                result[:, z] = total.clamp(-LARGEST_HALF, LARGEST_HALF).to("cpu", torch.float16)
+                yield z, total.half().clamp_(-LARGEST_HALF, LARGEST_HALF)
             else:
                 unfinished[z] = total
+
+
+def predict_volume(
+    networks: Sequence[nn.Module],
+    image: Volume,
+    configuration: Configuration,
+    inference: InferencePlan,
+    *,
+    num_outputs: int,
+    device: torch.device,
+) -> torch.Tensor:
+    """The slices of `predict_slices` together: (K, Z, Y, X) float16 on the host. For volumes that are small, or measured."""
+    result = torch.empty((num_outputs, *image.shape[1:]), dtype=torch.float16)
+    slices = predict_slices(networks, image, configuration, inference, num_outputs=num_outputs, device=device)
+    for z, logits in slices:
+        result[:, z] = logits.to("cpu")
     return result
 
 

@@ -11,8 +11,7 @@ from masam_auto.core.geometry import Box, CaseProperties, Geometry
 from masam_auto.core.labels import Labels
 from masam_auto.core.plan import Configuration
 from masam_auto.imaging.crop import crop_to
-from masam_auto.imaging.resample import iterate_slabs
-from masam_auto.stages.preprocess import decide_labels
+from masam_auto.stages.restore import MemberLogits, Slices, decide_labels, empty_labels, in_order, restored_slabs
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ def place_boxes(boxes: Sequence[GivenBox], geometry: Geometry, *, identifier: st
 
 
 def segment_boxes(
-    predict: Callable[[BoxPrompt], torch.Tensor],
+    predict: Callable[[BoxPrompt], Slices],
     boxes: Sequence[Box],
     properties: CaseProperties,
     labels: Labels,
@@ -44,7 +43,7 @@ def segment_boxes(
     the largest foreground logit over the background's, or, for regions, over 0.
 
     Args:
-        predict: gives the logits (K, Z, Y, X) of the preprocessed case for a box on its grid.
+        predict: gives the logits of the preprocessed case for a box on its grid: those of the box's slices.
         boxes: half-open voxel ranges in the original image.
         properties: of the case.
         labels: what the logits mean.
@@ -53,19 +52,16 @@ def segment_boxes(
     Returns:
         (Z, Y, X) uint8, or int16 where label values need it.
     """
-    result = np.zeros(properties.geometry.shape, dtype=np.uint8 if max(labels.declared) <= 255 else np.int16)
-    # a view: what is written to it in the preprocessed orientation lands in the original one
-    target = crop_to(result, properties.crop).transpose(properties.axis_order)
+    result = empty_labels(properties, labels)
+    target = in_order(crop_to(result, properties.crop), properties)
     margins = np.full(target.shape, -np.inf, dtype=np.float16) if len(boxes) > 1 else None
-    nearest_slices = configuration.separate_slices and configuration.order_slices == 0
     for box in boxes:
         prompt = box_prompt(box, properties)
         if prompt is None:
             logger.warning("%s: there are only zeros in the box %s: background", properties.identifier, box)
             continue
-        slabs = iterate_slabs(
-            predict(prompt), properties.permuted_shape, nearest_slices=nearest_slices, only=box_slices(box, properties)
-        )
+        logits = MemberLogits(slices=predict(prompt), properties=properties, configuration=configuration)
+        slabs = restored_slabs(logits, labels, only=box_slices(box, properties))
         with torch.inference_mode():
             for z, rows, slab in slabs:
                 decided = decide_labels(slab, labels).cpu().numpy()

@@ -14,7 +14,9 @@ from masam_auto.core.labels import Labels
 from masam_auto.imaging.crop import bounding_box
 from masam_auto.imaging.inputs import find_inputs
 from masam_auto.imaging.io import label_ending, read_geometry, read_labels
-from masam_auto.stages.predict import Outcome, Predictor, check_takes_boxes, predict_folder
+from masam_auto.stages.predict import Predictor
+from masam_auto.stages.predict_folder import Outcome, predict_folder
+from masam_auto.stages.segment import check_takes_boxes
 
 Kind = Literal["tight", "relaxed"]
 # MA-SAM's code and the texts at hand do not say how far its relaxed boxes reach; this is ours.
@@ -63,7 +65,7 @@ def predict_with_reference_boxes(
         ModelError: the model was trained without boxes.
         OutputError: as `predict_folder`, or the output is the references' folder.
     """
-    check_takes_boxes(predictor)
+    check_takes_boxes(predictor.members)
     if output.resolve() == references.resolve():
         raise OutputError(f"the output folder is the references' ({output}). Choose another one.")
     description = predictor.description

@@ -13,7 +13,7 @@ import numpy as np
 from masam_auto.core.errors import DatasetError
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.labels import Labels
-from masam_auto.core.parallel import map_cases
+from masam_auto.core.parallel import Workers, map_cases
 from masam_auto.imaging.io import read_labels
 from masam_auto.imaging.metrics import METRICS, compare_masks, measure
 
@@ -39,7 +39,7 @@ def evaluate_folder(
     file_ending: str,
     *,
     tolerance: float = 2.0,
-    workers: int = 0,
+    workers: Workers = 0,
     protocol: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Compare a folder of segmentations with references and write summary.json among them.
@@ -50,7 +50,7 @@ def evaluate_folder(
         labels: classes or regions to compare.
         file_ending: of both kinds of files.
         tolerance: mm, for the surface Dice (NSD).
-        workers: processes; 0 works in this one.
+        workers: processes, 0 for this one, or a cluster.
         protocol: how the segmentations were made, for the summary.
 
     Returns:
@@ -73,7 +73,7 @@ def evaluate_files(
     *,
     output: Path,
     tolerance: float = 2.0,
-    workers: int = 0,
+    workers: Workers = 0,
     protocol: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Compare segmentations with references and write a summary.
@@ -83,7 +83,7 @@ def evaluate_files(
         labels: classes or regions to compare.
         output: the file to write.
         tolerance: mm, for the surface Dice (NSD).
-        workers: processes; 0 works in this one.
+        workers: processes, 0 for this one, or a cluster.
         protocol: how the segmentations were made; stands as "protocol" in the summary.
 
     Returns:
@@ -97,12 +97,14 @@ def evaluate_files(
     Source: schema and conventions of nnU-Net v2's summary.json. Unlike there, a class that no case holds is left out of
     the foreground mean instead of making it not-a-number.
     """
-    items = [
-        _Pair(prediction=prediction, reference=reference, labels=labels, tolerance=tolerance)
+    items = [  # absolute, because workers elsewhere have another working folder
+        _Pair(prediction=prediction.absolute(), reference=reference.absolute(), labels=labels, tolerance=tolerance)
         for prediction, reference in pairs
     ]
     names = [prediction.name for prediction, _ in pairs]
-    summary = summarise_cases(map_cases(_evaluate_pair, items, names=names, what="evaluation", workers=workers))
+    folders = sorted({path.parent for item in items for path in (item.prediction, item.reference)})
+    done = map_cases(_evaluate_pair, items, names=names, what="evaluation", workers=workers, folders=folders)
+    summary = summarise_cases(done)
     if protocol is not None:
         summary["protocol"] = dict(protocol)
     write_json(output, summary)

@@ -20,7 +20,7 @@ from masam_auto.core.fingerprint import (
 )
 from masam_auto.core.geometry import Geometry, Triple
 from masam_auto.core.jsonio import read_json, write_json
-from masam_auto.core.parallel import map_cases
+from masam_auto.core.parallel import Workers, map_cases
 from masam_auto.imaging.crop import nonzero_box
 from masam_auto.imaging.io import read_case, read_case_labels
 
@@ -48,12 +48,12 @@ class _Measured:
     class_samples: dict[str, np.ndarray]
 
 
-def extract_fingerprint(dataset: Dataset, *, workers: int) -> Fingerprint:
+def extract_fingerprint(dataset: Dataset, *, workers: Workers) -> Fingerprint:
     """Measure all training cases.
 
     Args:
         dataset: the raw data set; every case has labels.
-        workers: processes; 0 works in this one.
+        workers: processes, 0 for this one, or a cluster.
 
     Raises:
         DatasetError: no case holds any foreground.
@@ -67,7 +67,9 @@ def extract_fingerprint(dataset: Dataset, *, workers: int) -> Fingerprint:
     count = max(MIN_SAMPLES_PER_CASE, SAMPLES // max(len(dataset.cases), 1))
     items = [(case, description, count) for case in dataset.cases]
     names = [case.identifier for case in dataset.cases]
-    measured = map_cases(_measure_file, items, names=names, what="fingerprint", workers=workers)
+    measured = map_cases(
+        _measure_file, items, names=names, what="fingerprint", workers=workers, folders=[dataset.folder]
+    )
     return summarise(dataset.description, measured)
 
 

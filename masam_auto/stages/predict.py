@@ -1,53 +1,221 @@
-"""Images to segmentations: read -> preprocess -> network -> restore -> write, case by case."""
+"""Trained models in memory, for any number of images: arrays, files, or whatever an iterator gives."""
 
-import logging
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
 
-from masam_auto.core.boxes import BoxPrompt, GivenBox
+from masam_auto.core.boxes import GivenBox
 from masam_auto.core.dataset import Case, DatasetDescription
-from masam_auto.core.errors import CaseErrors, ImageError, MasamError, ModelError, OutputError
-from masam_auto.core.geometry import Box, CaseProperties, Geometry
-from masam_auto.core.jsonio import write_json
-from masam_auto.core.log import progress
-from masam_auto.core.plan import Configuration, Plan
-from masam_auto.imaging.box_files import Boxes, read_boxes
+from masam_auto.core.errors import DatasetError, ImageError, ModelError, PlanError
+from masam_auto.core.geometry import Box, Geometry
+from masam_auto.core.postprocessing import Postprocessing
+from masam_auto.core.selection import Selection
+from masam_auto.imaging.components import apply_postprocessing
 from masam_auto.imaging.inputs import find_inputs
-from masam_auto.imaging.io import label_ending, read_case, read_geometry, write_labels
-from masam_auto.learning.device import autocast
-from masam_auto.learning.models import TrainedModel, choose_folds, load_networks, open_model
-from masam_auto.network.volume import Volume, predict_volume
-from masam_auto.stages.box_prompts import place_boxes, segment_boxes
-from masam_auto.stages.preprocess import preprocess_case, restore_case
+from masam_auto.imaging.io import read_case
+from masam_auto.imaging.probability_files import Probabilities
+from masam_auto.learning.device import choose_device
+from masam_auto.learning.models import TrainedModel, choose_folds, choose_model, load_networks, open_model
+from masam_auto.stages.box_prompts import place_boxes
+from masam_auto.stages.probabilities import empty_probabilities
+from masam_auto.stages.segment import (
+    Member,
+    PreparedCase,
+    change_inference,
+    check_takes_boxes,
+    prepare_image,
+    segment_prepared,
+)
 
-logger = logging.getLogger(__name__)
-
-RAW_FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Predictor:
-    """A trained model in memory; the networks of its folds are averaged."""
-
-    networks: tuple[nn.Module, ...]
-    plan: Plan
-    configuration: Configuration
-    description: DatasetDescription
-    device: torch.device
+Returned = Literal["labels", "probabilities", "both"]
+Files = Path | str | Sequence[Path | str]
+"""An image file, a folder that is one image, or the files of one image's channels in order."""
+Input = Files | tuple[np.ndarray, Geometry | Sequence[float]]
+"""What one image is read from, or the image itself with its geometry or spacing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """What became of a folder: identifiers of the cases predicted and skipped, and one sentence for each failure."""
+class Prediction:
+    """What was found in one image, on the image's own grid `geometry`; None for what was not asked for.
 
-    predicted: tuple[str, ...]
-    skipped: tuple[str, ...]
-    problems: tuple[str, ...]
+    `labels` (Z, Y, X) are label values, after postprocessing. `probabilities` are the networks' own, of the part of the
+    image that holds anything.
+    """
+
+    labels: np.ndarray | None
+    probabilities: Probabilities | None
+    geometry: Geometry
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictor:
+    """Trained models in memory, for any number of images. The probabilities of several members are averaged.
+
+    Nothing of it changes while it predicts: one predictor may be used by several threads at once, which share the
+    networks' weights and need memory for one image each. Processes load one each (`from_folder`) rather than receive it,
+    because a copy of the weights would travel with it, and because CUDA does not survive a fork.
+    """
+
+    members: tuple[Member, ...]
+    description: DatasetDescription
+    device: torch.device
+    postprocessing: Postprocessing | None = None
+
+    @classmethod
+    def from_folder(
+        cls,
+        model: Path | str | Sequence[Path | str],
+        device: torch.device | str | None = None,
+        *,
+        folds: Sequence[int | str] | None = None,
+        checkpoint: str = "best",
+        sam_checkpoint: Path | None = None,
+        weights: Path | None = None,
+    ) -> "Predictor":
+        """Load a trained model, or several as an ensemble.
+
+        Args:
+            model: its folder, such as results/DatasetXXX_Name/masam__axis0, or the folders of several.
+            device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
+            folds, checkpoint, sam_checkpoint, weights: as `load_predictor`, the same for every folder.
+
+        Raises:
+            ModelError, PlanError: as `load_predictor` and `combine`.
+            MasamError: there is no such device.
+        """
+        chosen = device if isinstance(device, torch.device) else choose_device(device)
+        folders = [model] if isinstance(model, (str, Path)) else model
+        loaded = [
+            load_predictor(
+                choose_model(Path(), folder=Path(folder)),
+                folds=folds,
+                checkpoint=checkpoint,
+                device=chosen,
+                sam_checkpoint=sam_checkpoint,
+                weights=weights,
+            )
+            for folder in folders
+        ]
+        return combine(loaded)
+
+    def changed(self, *, step_size: float | None = None, mirror: bool | None = None) -> "Predictor":
+        """Predict in another way than the plans say; None leaves a setting as it is.
+
+        Args:
+            step_size: windows of slices and tiles follow each other by this share of their length (at least a slice),
+                so that 1 - step_size is their overlap; the depth is then never taken as a whole. Within (0, 1].
+            mirror: whether to average over the flips that the plans allow.
+
+        Raises:
+            PlanError: a step size outside (0, 1].
+        """
+        if step_size is not None and not 0 < step_size <= 1:
+            raise PlanError(f"the step size must be above 0 and at most 1 (a share of the window), got {step_size:g}")
+        members = tuple(change_inference(member, step_size=step_size, mirror=mirror) for member in self.members)
+        return replace(self, members=members)
+
+    def prepare(self, image: np.ndarray, geometry: Geometry, *, identifier: str) -> PreparedCase:
+        """Check and preprocess an image (C, Z, Y, X): the first half of `predict_array`, on the CPU alone.
+
+        Raises:
+            ImageError: as `predict_array`.
+        """
+        return prepare_image(self.members, self.description, image, geometry, identifier=identifier)
+
+    def segment(
+        self, prepared: PreparedCase, boxes: Sequence[Box] = (), *, probabilities: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Label values (Z, Y, X) of a prepared image, postprocessed: the second half of `predict_array`.
+
+        Args:
+            prepared: from `prepare`, or preprocessed arrays of a training.
+            boxes: voxels of the original image.
+            probabilities: an array to fill in as well (`stages.probabilities`).
+
+        Raises:
+            ModelError, OutputError: as `predict_array`.
+        """
+        labels = segment_prepared(
+            self.members, self.description.labels, prepared, boxes, device=self.device, probabilities=probabilities
+        )
+        if self.postprocessing is None:
+            return labels
+        voxel_volume = prepared.properties[0].geometry.voxel_volume
+        return apply_postprocessing(labels, self.postprocessing, voxel_volume=voxel_volume)
+
+    def predict_array(
+        self,
+        image: np.ndarray,
+        geometry: Geometry | Sequence[float],
+        *,
+        boxes: Sequence[GivenBox] = (),
+        returned: Returned = "labels",
+        identifier: str = "in memory",
+    ) -> Prediction:
+        """Segment an image in memory.
+
+        Args:
+            image: (C, Z, Y, X), or (C, Y, X) for a picture, in the file's units. It is not changed.
+            geometry: its grid, or its spacing in mm along (Z, Y, X) or (Y, X).
+            boxes: prompts; without any the model segments automatically.
+            returned: what to give.
+            identifier: a name for messages.
+
+        Raises:
+            DatasetError: a box outside the image.
+            ImageError: wrong number of axes or channels, or the image looks like a segmentation.
+            ModelError: the network's output is not finite, or boxes for a model that cannot take them.
+            OutputError: an ensemble across slice axes has no space (`imaging.scratch`).
+        """
+        image, geometry = _as_volume(image, geometry, identifier)
+        if boxes:
+            check_takes_boxes(self.members)
+        placed = place_boxes(boxes, geometry, identifier=identifier)
+        prepared = self.prepare(image, geometry, identifier=identifier)
+        if returned == "labels":
+            return Prediction(labels=self.segment(prepared, placed), probabilities=None, geometry=geometry)
+        probabilities = empty_probabilities(prepared.properties[0], self.description.labels)
+        labels = self.segment(prepared, placed, probabilities=probabilities.values)
+        kept = labels if returned == "both" else None
+        return Prediction(labels=kept, probabilities=probabilities, geometry=geometry)
+
+    def predict_files(
+        self, files: Files, *, boxes: Sequence[GivenBox] = (), returned: Returned = "labels"
+    ) -> Prediction:
+        """Segment one image that is stored.
+
+        Args:
+            files: see `Files`.
+            boxes, returned: as in `predict_array`.
+
+        Raises:
+            DatasetError: no image there, or several.
+            MasamError: as `predict_array`, and ImageError where a file cannot be read.
+        """
+        case = _case_of(files, self.description)
+        image, geometry = read_case(case, self.description)
+        return self.predict_array(image, geometry, boxes=boxes, returned=returned, identifier=case.identifier)
+
+    def predict_all(self, inputs: Iterable[Input], *, returned: Returned = "labels") -> Iterator[Prediction]:
+        """Segment images one after the other, each when its prediction is asked for.
+
+        Args:
+            inputs: files, or (image, geometry or spacing).
+            returned: as in `predict_array`.
+
+        Raises:
+            MasamError: as `predict_array` and `predict_files`; the iteration ends there.
+        """
+        for number, given in enumerate(inputs, 1):
+            if isinstance(given, tuple) and isinstance(given[0], np.ndarray):
+                image, geometry = given
+                yield self.predict_array(image, geometry, returned=returned, identifier=f"number {number}")  # type: ignore[arg-type]
+            else:
+                yield self.predict_files(given, returned=returned)  # type: ignore[arg-type]
 
 
 def load_predictor(
@@ -79,214 +247,92 @@ def load_predictor(
         choose_folds(model, folds, checkpoint), plan, configuration, description,
         device=device, sam_checkpoint=sam_checkpoint, weights=weights,
     )  # fmt: skip
-    return Predictor(networks=networks, plan=plan, configuration=configuration, description=description, device=device)
+    member = Member(networks=networks, plan=plan, configuration=configuration)
+    return Predictor(members=(member,), description=description, device=device)
 
 
-def predict_logits(predictor: Predictor, image: Volume, prompt: BoxPrompt | None = None) -> torch.Tensor:
-    """Logits (K, Z, Y, X), float16 on the host, of a preprocessed image (C, Z, Y, X), without or with a box."""
-    with autocast(predictor.device, predictor.plan.training.precision):
-        return predict_volume(
-            predictor.networks,
-            image,
-            predictor.configuration,
-            predictor.plan.inference,
-            num_outputs=predictor.description.labels.num_outputs,
-            device=predictor.device,
-            prompt=prompt,
-        )
-
-
-def predict_image(
-    predictor: Predictor, image: np.ndarray, geometry: Geometry, *, identifier: str, boxes: Sequence[GivenBox] = ()
-) -> np.ndarray:
-    """Segment one image in memory.
-
-    Args:
-        predictor: the model.
-        image: (C, Z, Y, X) float32 in the file's units. It is not changed.
-        geometry: its grid.
-        identifier: a name for messages.
-        boxes: prompts; without any the model segments automatically.
-
-    Returns:
-        (Z, Y, X) label values on the image's own grid.
-
-    Raises:
-        DatasetError: a box outside the image.
-        ImageError: wrong number of channels, or the image looks like a segmentation.
-        ModelError: the network's output is not finite, or boxes for a model that was trained without.
-    """
-    if boxes:
-        check_takes_boxes(predictor)
-    check_image(predictor, image, identifier=identifier)
-    placed = place_boxes(boxes, geometry, identifier=identifier)
-    prepared = preprocess_case(image, geometry, None, predictor.configuration, identifier=identifier)
-    return segment_preprocessed(predictor, prepared.image, prepared.properties, placed)
-
-
-def segment_preprocessed(
-    predictor: Predictor, image: Volume, properties: CaseProperties, boxes: Sequence[Box] = ()
-) -> np.ndarray:
-    """Segment a preprocessed image (C, Z, Y, X), automatically or within boxes (voxels of the original image).
-
-    Returns:
-        (Z, Y, X) label values on the original grid.
-    """
-    labels, configuration = predictor.description.labels, predictor.configuration
-    if boxes:
-        return segment_boxes(
-            lambda prompt: predict_logits(predictor, image, prompt), boxes, properties, labels, configuration
-        )
-    return restore_case(predict_logits(predictor, image), properties, labels, configuration)
-
-
-def predict_case(predictor: Predictor, case: Case, folder: Path, boxes: Sequence[GivenBox] = ()) -> None:
-    """Read, segment and write one case, or one video of several frames.
-
-    Raises:
-        MasamError: of any kind that reading, predicting or writing may raise, naming the case.
-    """
-    image, geometry = read_case(case, predictor.description)
-    check_image(predictor, image, identifier=case.identifier)
-    placed = place_boxes(boxes, geometry, identifier=case.identifier)
-    prepared = preprocess_case(image, geometry, None, predictor.configuration, identifier=case.identifier)
-    del image  # a volume less in memory while the network works
-    segmentation = segment_preprocessed(predictor, prepared.image, prepared.properties, placed)
-    write_segmentation(case, segmentation, geometry, folder, label_ending(predictor.description.file_ending))
-
-
-def write_segmentation(case: Case, segmentation: np.ndarray, geometry: Geometry, folder: Path, ending: str) -> None:
-    """Write (Z, Y, X) labels as ID.ext, or, for a video, one file a frame on the frame's own grid."""
-    if not case.is_sequence:
-        write_labels(folder / f"{case.identifier}{ending}", segmentation, geometry)
-        return
-    for number, (frame, files) in enumerate(zip(case.frames, case.images, strict=True)):
-        write_labels(folder / f"{frame}{ending}", segmentation[number : number + 1], read_geometry(files[0]))
-
-
-def read_case_boxes(predictor: Predictor, source: Path, boxes_file: Path) -> Boxes:
-    """Read the boxes for the cases of a folder.
-
-    Raises:
-        DatasetError: no images, or the boxes are for other cases, damaged, or make no sense.
-        ModelError: the model was trained without boxes.
-    """
-    check_takes_boxes(predictor)
-    return read_boxes(boxes_file, [case.identifier for case in find_inputs(source, predictor.description)])
-
-
-def predict_folder(
-    predictor: Predictor,
-    source: Path,
-    folder: Path,
+def load_selection(
+    selection: Selection,
+    results: Path,
     *,
-    overwrite: bool = False,
-    continue_prediction: bool = False,
-    boxes: Mapping[str, Sequence[GivenBox]] | None = None,
-    only: Collection[str] | None = None,
-) -> Outcome:
-    """Predict all cases of a folder (or one file); what fails is reported at the end, the rest is done.
+    device: torch.device,
+    sam_checkpoint: Path | None = None,
+    weights: Path | None = None,
+) -> Predictor:
+    """Load the models that `masam_find_best_configuration` chose, with the postprocessing that it found.
 
     Args:
-        predictor: the model.
-        source: folder in nnU-Net's naming or of plain images, or one image file.
-        folder: where the segmentations go; also gets the model's dataset.json and plan.json.
-        overwrite: replace segmentations that are there.
-        continue_prediction: keep them, and predict the others.
-        boxes: of each case; cases without any are predicted automatically. None where no boxes are wanted.
-        only: identifiers of the cases to predict; None for all.
+        selection: what was chosen.
+        results: root of the results.
+        device, sam_checkpoint, weights: as `load_predictor`.
 
     Raises:
-        DatasetError: no images, or their names make no sense.
-        ModelError: boxes for a model that was trained without.
-        OutputError: segmentations are there and neither option is given, the folder is the input's, or nothing can
-            be written.
+        ModelError, PlanError: as `load_predictor` and `combine`.
     """
-    if boxes is not None:
-        check_takes_boxes(predictor)
-    cases = [case for case in find_inputs(source, predictor.description) if only is None or case.identifier in only]
-    ending = label_ending(predictor.description.file_ending)
-    check_output(source, folder)
-    done = {case.identifier for case in cases if all((folder / f"{f}{ending}").exists() for f in case.frames)}
-    if not (overwrite or continue_prediction):
-        _refuse_to_overwrite(cases, folder, ending)
-    skipped = done if continue_prediction and not overwrite else set()
-    predicted: list[str] = []
-    problems: list[str] = []
-    waiting = [case for case in cases if case.identifier not in skipped]
-    if without := [case.identifier for case in waiting if boxes is not None and not boxes.get(case.identifier)]:
-        logger.warning("no box for %s: predicted without a prompt", ", ".join(without))
-    for case in progress(waiting, what="predicting"):
-        try:
-            predict_case(predictor, case, folder, (boxes or {}).get(case.identifier, ()))
-            if not predicted:  # not before: a folder where nothing was predicted is left as it was
-                write_json(folder / "dataset.json", predictor.description.raw)
-                write_json(folder / "plan.json", predictor.plan)
-            predicted.append(case.identifier)
-        except OutputError:
-            raise  # the next case could not be written either
-        except CaseErrors as error:
-            problems += error.problems
-        except MasamError as error:
-            problems.append(_naming(case.identifier, str(error)))
-    return Outcome(predicted=tuple(predicted), skipped=tuple(sorted(skipped)), problems=tuple(problems))
-
-
-def _refuse_to_overwrite(cases: Sequence[Case], folder: Path, ending: str) -> None:
-    """Raise OutputError where segmentations of the cases are there."""
-    present = [f"{f}{ending}" for case in cases for f in case.frames if (folder / f"{f}{ending}").exists()]
-    if present:
-        more = f" and {len(present) - 5} more" if len(present) > 5 else ""
-        raise OutputError(
-            f"{folder} already holds {', '.join(present[:5])}{more}. Give --overwrite to replace them, another folder, or to "
-            "masam_predict --continue_prediction to predict only the others."
+    loaded = [
+        load_predictor(
+            choose_model(results, folder=results / selection.dataset_name / member.folder_name),
+            folds=member.folds,
+            checkpoint=member.checkpoint,
+            device=device,
+            sam_checkpoint=sam_checkpoint,
+            weights=weights,
         )
+        for member in selection.members
+    ]
+    return replace(combine(loaded), postprocessing=selection.postprocessing)
 
 
-def check_output(source: Path, folder: Path) -> None:
-    """Refuse to write among the images. Raises OutputError."""
-    images = source if source.is_dir() else source.parent
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; the output must be a folder")
-    if folder.resolve() == images.resolve():
-        raise OutputError(f"the output folder is the input folder ({folder}). Choose another one.")
-    whole = folder.resolve()
-    part = whole.name in RAW_FOLDERS and (whole.parent / "dataset.json").is_file()
-    if (folder / "imagesTr").is_dir() or part:
-        raise OutputError(
-            f"the output folder is {'part of ' if part else ''}a raw data set ({folder}). Choose another one."
-        )
+def combine(predictors: Sequence[Predictor]) -> Predictor:
+    """One predictor that averages the probabilities of several; the first one's description and device hold.
+
+    Raises:
+        ModelError: they were trained with other labels or channels.
+    """
+    first, *others = predictors
+    for other in others:
+        for what in ("labels", "channel_names"):
+            if getattr(other.description, what) != getattr(first.description, what):
+                names = [p.members[0].plan.name + "__" + p.members[0].configuration.name for p in (first, other)]
+                raise ModelError(
+                    f"{names[0]} and {names[1]} cannot be averaged: they were trained with other {what.replace('_', ' ')}. "
+                    "Choose models of one data set."
+                )
+    return replace(first, members=tuple(member for predictor in predictors for member in predictor.members))
 
 
-def check_takes_boxes(predictor: Predictor) -> None:
-    """Raise ModelError where a model was trained without boxes."""
-    if predictor.plan.network.prompt != "box":
-        raise ModelError(
-            "this model was trained without boxes. Leave the boxes out, or train one with --set network.prompt=box."
-        )
-
-
-def check_image(predictor: Predictor, image: np.ndarray, *, identifier: str) -> None:
-    """Raise ImageError where an image cannot be meant: wrong number of channels, or label values only."""
-    names = predictor.description.channel_names
-    if image.shape[0] != len(names):
+def _as_volume(image: np.ndarray, geometry: Geometry | Sequence[float], identifier: str) -> tuple[np.ndarray, Geometry]:
+    """(C, Z, Y, X) float32 and its geometry, from an image of a volume or of a picture. Raises ImageError."""
+    if image.ndim not in (3, 4):
         raise ImageError(
-            f"case {identifier} has {image.shape[0]} channels; the model takes {len(names)} ({', '.join(names)})"
+            f"case {identifier} has shape {image.shape}; expected are (C, Z, Y, X), or (C, Y, X) for a picture. Add the channel "
+            "axis: image[None]."
         )
-    highest = max(predictor.description.labels.declared)
-    if max(plan.upper for plan in predictor.configuration.normalization) <= highest:
-        return  # the training images themselves have such values
-    values = np.unique(image[:, :: max(1, image.shape[1] // 16)])
-    if (
-        1 < len(values) <= highest + 1
-        and np.isin(values, np.arange(highest + 1)).all()
-        and len(np.unique(image)) == len(values)
-    ):
-        listed = ", ".join(f"{value:g}" for value in values[:6])
-        raise ImageError(
-            f"case {identifier} holds nothing but the label values {listed}: it looks like a segmentation. Give the image."
-        )
+    axes = image.ndim - 1
+    if axes == 2:
+        image = image[:, None]
+    shape = (image.shape[1], image.shape[2], image.shape[3])
+    if not isinstance(geometry, Geometry):
+        if len(geometry) != axes:
+            raise ImageError(f"case {identifier} needs a spacing along {axes} axes (mm), got {tuple(geometry)}")
+        z, y, x = (1.0, *geometry) if axes == 2 else geometry
+        geometry = Geometry(shape=shape, spacing=(float(z), float(y), float(x)), dimensions=axes)
+    elif geometry.shape != shape:
+        raise ImageError(f"case {identifier} has shape {shape} (Z, Y, X), but its geometry {geometry.shape}")
+    return np.asarray(image, dtype=np.float32), geometry
 
 
-def _naming(identifier: str, message: str) -> str:
-    return message if identifier in message else f"case {identifier}: {message}"
+def _case_of(files: Files, description: DatasetDescription) -> Case:
+    """The one case that files hold. Raises DatasetError."""
+    if not isinstance(files, (str, Path)):
+        images = tuple(Path(file) for file in files)
+        identifier = images[0].name.partition(".")[0]
+        return Case(identifier=identifier, frames=(identifier,), images=(images,))
+    cases = find_inputs(Path(files), description)
+    if len(cases) > 1:
+        named = ", ".join(case.identifier for case in cases[:5])
+        raise DatasetError(
+            f"{files} holds {len(cases)} images ({named}{', ...' if len(cases) > 5 else ''}), not one. Give one image, or "
+            "predict the folder with masam_predict."
+        )
+    return cases[0]

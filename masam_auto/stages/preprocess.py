@@ -1,6 +1,6 @@
-"""Images to the arrays that the network sees, and its logits back onto the images' own grids.
+"""Images to the arrays that the network sees.
 
-`preprocess_case` serves training and prediction alike; `restore_case` undoes its geometry. `preprocess_dataset` writes
+`preprocess_case` serves training and prediction alike; `stages.restore` undoes its geometry. `preprocess_dataset` writes
 a whole data set; it may be stopped at any moment, and makes only what is missing when it is run again.
 """
 
@@ -12,21 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import torch
 
 from masam_auto.core.companions import write_companions
 from masam_auto.core.dataset import Case, Dataset, DatasetDescription
-from masam_auto.core.errors import DatasetError, MasamError, ModelError, OutputError, PlanError
+from masam_auto.core.errors import DatasetError, MasamError, OutputError, PlanError
 from masam_auto.core.geometry import CaseProperties, Geometry
 from masam_auto.core.jsonio import digest, read_json, write_json
 from masam_auto.core.labels import Labels
-from masam_auto.core.parallel import choose_workers, map_cases
+from masam_auto.core.parallel import Workers, choose_workers, map_cases
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, Plan
 from masam_auto.imaging.crop import crop_to, nonzero_box
 from masam_auto.imaging.io import read_case, read_case_labels, read_geometry
 from masam_auto.imaging.normalize import normalize
-from masam_auto.imaging.resample import iterate_slabs, resample_image, resample_labels, resampled_shape
+from masam_auto.imaging.resample import resample_image, resample_labels, resampled_shape
 from masam_auto.imaging.storage import find_locations, write_array, write_locations
 
 logger = logging.getLogger(__name__)
@@ -130,62 +129,13 @@ def preprocess_case(
     return PreprocessedCase(image=np.ascontiguousarray(resampled), labels=labels, properties=properties)
 
 
-def restore_case(
-    logits: np.ndarray | torch.Tensor, properties: CaseProperties, labels: Labels, configuration: Configuration
-) -> np.ndarray:
-    """Label map on the image's own grid from logits on the preprocessed one.
-
-    Logits are interpolated linearly (between slices to the nearest one where the configuration says so) and decided a
-    few rows at a time: the classes never exist together at full resolution.
-
-    Args:
-        logits: (K, Z, Y, X) float16 or float32, K = `labels.num_outputs`; on any device.
-        properties: of the case.
-        labels: softmax takes the largest of the K (the first of equal ones); regions with a logit above 0 (a
-            probability above 1/2) are painted in `regions_class_order`, later ones over earlier ones.
-        configuration: the one that the case was preprocessed with.
-
-    Returns:
-        (Z, Y, X) uint8, or int16 where label values need it; background outside the crop.
-
-    Raises:
-        ModelError: the logits do not have the shape that properties and labels ask for.
-    """
-    expected = (labels.num_outputs, *properties.resampled_shape)
-    if tuple(logits.shape) != expected:
-        raise ModelError(
-            f"{properties.identifier}: logits have shape {tuple(logits.shape)}, expected {expected} (classes, Z, Y, X). "
-            "The model was trained for other labels, or the case was preprocessed with another plan."
-        )
-    tensor = logits if isinstance(logits, torch.Tensor) else torch.from_numpy(logits)
-    result = np.zeros(properties.geometry.shape, dtype=np.uint8 if max(labels.declared) <= 255 else np.int16)
-    # a view: what is written to it in the preprocessed orientation lands in the original one
-    target = crop_to(result, properties.crop).transpose(properties.axis_order)
-    nearest_slices = configuration.separate_slices and configuration.order_slices == 0
-    with torch.inference_mode():
-        for z, rows, slab in iterate_slabs(tensor, properties.permuted_shape, nearest_slices=nearest_slices):
-            target[z, rows] = decide_labels(slab, labels).cpu().numpy()
-    return result
-
-
-def decide_labels(logits: torch.Tensor, labels: Labels) -> torch.Tensor:
-    """Label values from logits (K, ...): see `restore_case`. int64 or int16 (...)."""
-    if not labels.has_regions:
-        return logits.max(dim=0).indices  # several times faster on a CPU than argmax
-    assert labels.regions_class_order is not None
-    result = torch.zeros(logits.shape[1:], dtype=torch.int16, device=logits.device)
-    for region, value in zip(logits, labels.regions_class_order, strict=True):
-        result.masked_fill_(region > 0, value)
-    return result
-
-
 def preprocess_dataset(
     dataset: Dataset,
     plan: Plan,
     paths: Paths,
     *,
     configurations: Sequence[str] | None = None,
-    workers: int | None = None,
+    workers: Workers | None = None,
 ) -> None:
     """Preprocess all training cases of a data set, each read once for all configurations, and lay its folds beside them.
 
@@ -197,7 +147,7 @@ def preprocess_dataset(
         plan: with the configurations.
         paths: where to write.
         configurations: names; all of the plan by default.
-        workers: processes; 0 works in this one. By default as many as cores and free memory allow.
+        workers: processes, 0 for this one, or a cluster. By default as many as cores and free memory allow.
 
     Raises:
         CaseErrors: cases that cannot be preprocessed, all together.
@@ -221,9 +171,10 @@ def preprocess_dataset(
         return
     if workers is None:
         workers = _affordable_workers(tasks)
-    logger.info("preprocessing %d of %d cases with %d workers", len(tasks), len(dataset.cases), workers)
+    logger.info("preprocessing %d of %d cases, workers: %s", len(tasks), len(dataset.cases), workers)
     names = [task.case.identifier for task in tasks]
-    map_cases(_preprocess_files, tasks, names=names, what="preprocessing", workers=workers)
+    places = [dataset.folder, *(folder for _, folder in folders)]
+    map_cases(_preprocess_files, tasks, names=names, what="preprocessing", workers=workers, folders=places)
 
 
 def check_preprocessed(

@@ -16,6 +16,7 @@ from masam_auto.core.log import progress
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, InferencePlan, Plan
 from masam_auto.imaging.io import label_ending
+from masam_auto.imaging.outputs import write_segmentation
 from masam_auto.imaging.probability_files import ENDING as PROBABILITIES
 from masam_auto.imaging.storage import open_array
 from masam_auto.imaging.workers import workers_for
@@ -23,9 +24,10 @@ from masam_auto.learning.distributed import ALONE, World
 from masam_auto.learning.folder import fold_cases, splits_of
 from masam_auto.learning.models import checkpoint_path, choose_folds, describe_model
 from masam_auto.stages.evaluate import BYTES_PER_VOXEL, SUMMARY_NAME, evaluate_files
-from masam_auto.stages.predict import Predictor, load_predictor, predict_logits, write_segmentation
-from masam_auto.stages.preprocess import check_preprocessed, restore_case
-from masam_auto.stages.probabilities import write_case_probabilities
+from masam_auto.stages.predict import Predictor, load_predictor
+from masam_auto.stages.preprocess import check_preprocessed
+from masam_auto.stages.probabilities import new_case_probabilities
+from masam_auto.stages.segment import PreparedCase
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,8 @@ def validate_fold(
     predictor = load_predictor(
         model, folds=[fold], checkpoint=checkpoint, device=device, sam_checkpoint=sam_checkpoint, weights=paths.weights
     )
-    predictor = replace(predictor, plan=replace(predictor.plan, inference=plan.inference))
+    (member,) = predictor.members
+    predictor = replace(predictor, members=(replace(member, plan=replace(member.plan, inference=plan.inference)),))
     preprocessed = paths.configuration_folder(dataset_name, configuration.name)
     cases = validation_cases(dataset, fold, splits_of(model.folder, preprocessed.parent), preprocessed)
     check_preprocessed(preprocessed, configuration, [case.identifier for case in cases])
@@ -152,13 +155,16 @@ def predict_preprocessed(
 ) -> None:
     """Predict one case from its preprocessed arrays and write it on its original grid, with its probabilities first."""
     properties = read_json(preprocessed / f"{case.identifier}.json", CaseProperties, what="case properties")
-    logits = predict_logits(predictor, open_array(preprocessed / f"{case.identifier}.b2nd"))
-    labels, configuration = predictor.description.labels, predictor.configuration
+    image = open_array(preprocessed / f"{case.identifier}.b2nd")
+    prepared = PreparedCase(images=(image,), properties=(properties,))
+    file = output / f"{case.identifier}{PROBABILITIES}"
     if save_probabilities:
-        file = output / f"{case.identifier}{PROBABILITIES}"
-        write_case_probabilities(file, logits, properties, labels, configuration)
-    segmentation = restore_case(logits, properties, labels, configuration)
-    write_segmentation(case, segmentation, properties.geometry, output, ending)
+        with new_case_probabilities(file, properties, predictor.description.labels) as probabilities:
+            segmentation = predictor.segment(prepared, probabilities=probabilities)
+    else:
+        segmentation = predictor.segment(prepared)
+        file.unlink(missing_ok=True)  # of an earlier prediction; ensembles would average it
+    write_segmentation(case, segmentation, properties.geometry, output, ending, predictor.description.labels)
 
 
 def _record(output: Path, checkpoint: Path, inference: InferencePlan) -> int:

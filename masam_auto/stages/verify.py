@@ -11,7 +11,7 @@ import numpy as np
 from masam_auto.core.dataset import Case, Dataset, DatasetDescription
 from masam_auto.core.errors import CaseErrors, DatasetError, ImageError
 from masam_auto.core.geometry import Geometry
-from masam_auto.core.parallel import map_cases
+from masam_auto.core.parallel import Workers, map_cases
 from masam_auto.imaging.io import (
     IMAGE_ENDINGS,
     SAME_GRID,
@@ -39,14 +39,14 @@ class CaseReport:
     axes: str | None
 
 
-def verify_dataset(dataset: Dataset, *, workers: int) -> None:
+def verify_dataset(dataset: Dataset, *, workers: Workers) -> None:
     """Check a raw data set: that files belong together, can be read, share a grid and hold what is declared.
 
     What may be meant (few cases, a shifted origin, a wrong numTraining) is logged as a warning.
 
     Args:
         dataset: description and cases; each file is read once.
-        workers: processes; 0 reads everything in this one.
+        workers: processes, 0 for this one, or a cluster; a small data set is always read in this one.
 
     Raises:
         DatasetError: the file ending or reader is unknown.
@@ -66,6 +66,7 @@ def verify_dataset(dataset: Dataset, *, workers: int) -> None:
         names=[case.identifier for case in dataset.cases],
         what=f"verifying {dataset.name}",
         workers=0 if _size(dataset) < IN_PROCESS_BYTES else workers,
+        folders=[dataset.folder],
     )
     problems += [problem for report in reports for problem in report.problems]
     _warn([*_dataset_warnings(dataset, reports), *(warning for report in reports for warning in report.warnings)])

@@ -6,16 +6,27 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks import data_path, help_time, memory_model, network_speed, planning_time, predict_memory
+from tests.benchmarks import (
+    data_path,
+    help_time,
+    large_volume,
+    memory_model,
+    network_speed,
+    planning_time,
+    predict_memory,
+    prediction_throughput,
+)
 
 # Each takes the raw data set to measure on (None: a made-up one) and returns what was measured, with its unit.
 MEASUREMENTS: dict[str, Callable[[Path | None], dict[str, str]]] = {
     "data_path": data_path.measure,
     "help_time": help_time.measure,
+    "large_volume": large_volume.measure,
     "memory_model": memory_model.measure,
     "network_speed": network_speed.measure,
     "planning_time": planning_time.measure,
     "predict_memory": predict_memory.measure,
+    "prediction_throughput": prediction_throughput.measure,
 }
 
 

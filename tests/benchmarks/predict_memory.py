@@ -13,12 +13,12 @@ import torch
 
 from dataset_conversion.synthetic import write_synthetic_dataset
 from masam_auto.core.dataset import open_dataset, parse_description
-from masam_auto.core.geometry import Geometry
 from masam_auto.core.paths import Paths
 from masam_auto.network.build import build_network
 from masam_auto.stages.fingerprint import extract_fingerprint
 from masam_auto.stages.plan import make_plan
-from masam_auto.stages.predict import Predictor, predict_image
+from masam_auto.stages.predict import Predictor
+from masam_auto.stages.segment import Member
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (300, 512, 512)
@@ -43,7 +43,7 @@ def predict_here() -> None:
     generator = np.random.default_rng(0)
     image = generator.normal(40, 100, (1, *SHAPE)).astype(np.float32)
     started = time.perf_counter()
-    predict_image(predictor, image, Geometry(shape=SHAPE, spacing=SPACING), identifier="large")
+    predictor.predict_array(image, SPACING)
     print(json.dumps({"bytes": _peak() - before, "seconds": time.perf_counter() - started}))
 
 
@@ -58,10 +58,9 @@ def _untrained() -> Predictor:
     labels = {"background": 0} | {f"class{value}": value for value in range(1, CLASSES)}
     raw = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
     network = build_network(plan.network, canvas=configuration.canvas, in_channels=1, num_outputs=CLASSES).eval()
-    return Predictor(
-        networks=(network,), plan=plan, configuration=configuration,
-        description=parse_description(raw, name="Dataset999_Demo"), device=torch.device("cpu"),
-    )  # fmt: skip
+    member = Member(networks=(network,), plan=plan, configuration=configuration)
+    description = parse_description(raw, name="Dataset999_Demo")
+    return Predictor(members=(member,), description=description, device=torch.device("cpu"))
 
 
 def _peak() -> int:

@@ -37,6 +37,9 @@ COMMANDS = (
     "train",
     "predict",
     "evaluate",
+    "ensemble",
+    "apply_postprocessing",
+    "find_best_configuration",
     "demo",
 )
 

@@ -3,6 +3,9 @@
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -111,6 +114,20 @@ def test_some_cases_fail(root: Path, command: Command, tmp_path: Path, capsys: p
     assert not (tmp_path / "segs" / "test_001.nii.gz").exists()
     (images / "test_000_0000.nii.gz").unlink()
     assert command(predict.main, "-i", images, "-o", tmp_path / "none") == 2
+
+
+def test_two_processes_share_the_cases_and_report_once(root: Path, tmp_path: Path) -> None:
+    images = shutil.copytree(root / "raw" / "Dataset001_Toy" / "imagesTs", tmp_path / "images")
+    (images / "bad_0000.nii.gz").write_bytes((images / "test_000_0000.nii.gz").read_bytes()[:200])
+    options = ["-i", images, "-o", tmp_path / "out", "-m", model_folder(root), "-device", "cpu", "-num_gpus", "2"]
+    command = [sys.executable, "-m", "masam_auto.cli.predict", *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout == f"2 predicted: {tmp_path / 'out'}\n"
+    told = done.stderr[done.stderr.index("error: ") :].splitlines()
+    assert told[0] == "error: 1 not predicted:" and "bad_0000.nii.gz" in told[1] and len(told) == 2
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert made == {"test_000.nii.gz", "test_001.nii.gz", "dataset.json", "plan.json"}
 
 
 def test_plan_and_preprocess_in_steps(root: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 
 from masam_auto.core.dataset import DatasetDescription, parse_description
 from masam_auto.core.errors import DatasetError
+from masam_auto.core.geometry import Geometry
 from masam_auto.imaging.inputs import find_inputs
 
 
@@ -121,3 +124,92 @@ def test_sequences_file_goes_before_all(tmp_path: Path) -> None:
 def test_models_of_volumes_see_no_sequences(tmp_path: Path) -> None:
     folder = touch(tmp_path / "in", "case_001_0000.nii.gz", "case_002_0000.nii.gz")
     assert list(frames(folder, description())) == ["case_001", "case_002"]
+
+
+def test_frames_without_a_channel_number(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "in", "frame010.png", "frame000.png", "frame002.png")
+    assert frames(folder, video()) == {"frame": ("frame000", "frame002", "frame010")}
+
+
+def test_video_files_are_cases(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = touch(tmp_path / "in", "b.MP4", "a.1.avi", "notes.txt")
+    assert found(folder, video()) == {"a.1": [["a.1.avi"]], "b": [["b.MP4"]]}
+    assert found(folder / "b.MP4", video()) == {"b": [["b.MP4"]]}
+    assert found(folder, description(ending=".png")) == {"a.1": [["a.1.avi"]], "b": [["b.MP4"]]}
+    with pytest.raises(DatasetError, match=r"a\.1\.avi: this model was trained on \.nii\.gz volumes"):
+        find_inputs(folder, description())
+    touch(folder, "a.1.mov")
+    with pytest.raises(DatasetError, match=r"a\.1\.avi, a\.1\.mov share a name"):
+        find_inputs(folder, video())
+    (folder / "a.1.mov").unlink()
+    touch(folder, "x_0000.png")
+    assert list(found(folder, video())) == ["x"]
+    assert "left out beside the images: a.1.avi, b.MP4" in caplog.text
+    touch(folder, "x_0000.png").joinpath("x_0000.png").rename(folder / "x_0000.jpg")
+    with pytest.raises(DatasetError, match=r"several kinds \(\.jpg, \.mp4\)"):
+        find_inputs(folder, video())
+
+
+STORED = np.arange(4 * 5 * 6).reshape(4, 5, 6)
+GRID = Geometry(shape=(4, 5, 6), spacing=(2.0, 1.0, 1.0))
+
+
+def series(source: Path, made_for: DatasetDescription) -> dict[str, list[int]]:
+    """Identifier -> number of files of each channel."""
+    cases = find_inputs(source, made_for)
+    assert all(case.images[0] == tuple(files[0] for files in case.series) for case in cases)
+    return {case.identifier: [len(files) for files in case.series] for case in cases}
+
+
+def test_dicom_series_are_called_after_their_folders(
+    tmp_path: Path, dicom_files: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "study 1"
+    dicom_files.write_series(root / "P1" / "CT thin", STORED, GRID, name="a")
+    dicom_files.write_series(root / "P1" / "scout", STORED, GRID, name="b", order=[0])
+    dicom_files.write_series(root / "P2_0001", STORED, GRID, name="c")
+    assert series(root, description()) == {"P1_CT_thin": [4], "P2_0001": [4]}
+    assert "left out: " in caplog.text and "1 slice only" in caplog.text
+    assert series(root / "P2_0001", description()) == {"P2_0001": [4]}
+    assert series(root / "P2_0001" / "IM0002", description()) == {"P2_0001": [4]}
+
+
+def test_several_dicom_series_in_a_folder(tmp_path: Path, dicom_files: ModuleType) -> None:
+    for name, number in (("a", 3), ("b", 4), ("c", 4)):
+        for file in dicom_files.write_series(tmp_path / name, STORED, GRID, name=name, number=number):
+            (tmp_path / "in").mkdir(exist_ok=True)
+            file.rename(tmp_path / "in" / f"{name}{file.name}.dcm")
+    names = list(series(tmp_path / "in", description()))
+    assert names[0] == "in_series3" and all(name.startswith("in_series4_") for name in names[1:]) and len(names) == 3
+    one = series(tmp_path / "in" / "aIM0001.dcm", description())
+    assert one == {"in": [4]}
+
+
+def test_folders_with_a_channel_number(tmp_path: Path, dicom_files: ModuleType) -> None:
+    for channel in range(2):
+        dicom_files.write_series(tmp_path / f"p_{channel:04d}", STORED, GRID, name=f"p{channel}")
+    assert series(tmp_path, description(2)) == {"p": [4, 4]}
+    with pytest.raises(DatasetError, match=r"case p has the DICOM folders p_0000, p_0001; the model takes 3 channels"):
+        find_inputs(tmp_path, description(3))
+    dicom_files.write_series(tmp_path / "q", STORED, GRID, name="q")
+    with pytest.raises(DatasetError, match=r"/q, series 1 .*the model takes 2 channels .*called ID_0000, ID_0001"):
+        find_inputs(tmp_path, description(2))
+
+
+def test_one_channel_and_folders_with_its_number(tmp_path: Path, dicom_files: ModuleType) -> None:
+    dicom_files.write_series(tmp_path / "p_0000", STORED, GRID, name="p")
+    dicom_files.write_series(tmp_path / "q_0000", STORED, GRID, name="q")
+    assert series(tmp_path, description()) == {"p": [4], "q": [4]}
+    dicom_files.write_series(tmp_path / "p_0001", STORED, GRID, name="r")  # another examination, perhaps
+    assert series(tmp_path, description()) == {"p_0000": [4], "p_0001": [4], "q_0000": [4]}
+
+
+def test_dicom_without_a_volume_and_beside_images(tmp_path: Path, dicom_files: ModuleType) -> None:
+    dicom_files.write_series(tmp_path / "in", STORED, GRID, order=[0, 1])
+    with pytest.raises(DatasetError, match=r"no DICOM series of a volume \(left out: .*2 slices only"):
+        find_inputs(tmp_path / "in", description())
+    with pytest.raises(DatasetError, match=r"IM0000: no DICOM series of a volume"):
+        find_inputs(tmp_path / "in" / "IM0000", description())
+    touch(tmp_path / "in", "preview.png")
+    with pytest.raises(DatasetError, match=r"several kinds \(\.dcm, \.png\)"):
+        find_inputs(tmp_path / "in", description())

@@ -311,3 +311,41 @@ def test_real_video_frames(shared_data: Path) -> None:
         mask, where = read_labels(sorted((clip / "masks").iterdir())[0])
         assert frame.shape == (3, 1, 480, 854) and mask.shape == (1, 480, 854) and geometry == where
         assert set(np.unique(mask)) <= {0, 255}
+
+
+def dicom_case(dicom_files: ModuleType, folder: Path, *grids: Geometry) -> Case:
+    written = [
+        tuple(dicom_files.write_series(folder / f"a_{i:04d}", numbers(grid.shape) + 1000 * i, grid, name=str(i)))
+        for i, grid in enumerate(grids)
+    ]
+    return Case(identifier="a", frames=("a",), images=(tuple(files[0] for files in written),), series=tuple(written))
+
+
+def test_dicom_channels(tmp_path: Path, dicom_files: ModuleType) -> None:
+    grid = Geometry(shape=SHAPE, spacing=(3.0, 1.0, 0.8))
+    image, geometry = read_case(dicom_case(dicom_files, tmp_path, grid, grid), description(2))
+    np.testing.assert_array_equal(image, np.stack([numbers(), numbers() + 1000]))
+    assert image.dtype == np.float32 and geometry.difference(grid) is None
+
+
+@pytest.mark.parametrize("change", [{"origin": (0.0, 0.0, 5.0)}, {"spacing": (2.0, 1.0, 0.8)}, {"shape": (5, 6, 5)}])
+def test_dicom_channels_on_other_grids(tmp_path: Path, dicom_files: ModuleType, change: dict[str, Any]) -> None:
+    grid = Geometry(shape=SHAPE, spacing=(3.0, 1.0, 0.8))
+    case = dicom_case(dicom_files, tmp_path, grid, dataclasses.replace(grid, **change))
+    with pytest.raises(ImageError, match=rf"a: the series in .*a_0001 does not lie .* a_0000: {next(iter(change))}"):
+        read_case(case, description(2))
+
+
+def test_video_files(tmp_path: Path) -> None:
+    av = pytest.importorskip("av", reason="the optional library PyAV (extra `video`) is not installed")
+    with av.open(tmp_path / "a.avi", "w") as file:
+        stream = file.add_stream("ffv1", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 6, 5, "bgr0"
+        for value in range(4):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((6, 5, 3), value, np.uint8), format="rgb24")))
+        file.mux(stream.encode())
+    image, geometry = read_case(case_of(tmp_path / "a.avi"), description(3, ".png"))
+    np.testing.assert_array_equal(image[:, :, 0, 0], [[0, 1, 2, 3]] * 3)
+    assert image.dtype == np.float32 and geometry.shape == SHAPE
+    with pytest.raises(ImageError, match=r"b\.avi: file not found"):
+        read_case(case_of(tmp_path / "b.avi"), description(3, ".png"))

@@ -1,13 +1,15 @@
 """Files of probabilities: what comes back, without unpickling, and that they appear whole."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry
-from masam_auto.imaging.probability_files import new_probabilities, read_probabilities
+from masam_auto.imaging import scratch
+from masam_auto.imaging.probability_files import new_probabilities, open_probabilities, read_probabilities, values_bytes
 
 GEOMETRY = Geometry(
     shape=(6, 9, 8), spacing=(3.0, 1.0, 0.8), origin=(1.0, -2.0, 3.5), direction=(1.0, 0, 0, 0, 1, 0, 0, 0, 1)
@@ -28,9 +30,23 @@ def test_what_is_written_comes_back(tmp_path: Path) -> None:
     found = read_probabilities(tmp_path / "new" / "case.npz")
     assert found.values.dtype == np.float16
     assert np.array_equal(found.values, written)
+    assert written.nbytes <= values_bytes(tmp_path / "new" / "case.npz") < written.nbytes + 200
     assert (found.crop, found.geometry) == (CROP, GEOMETRY)
     assert (found.outputs, found.has_regions) == (("background", "Milz ü"), False)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["case.npz"]
+
+
+@pytest.mark.parametrize("available", [0, 1 << 30])
+def test_large_ones_are_read_through_a_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available: int
+) -> None:
+    written = write(tmp_path / "case.npz")
+    monkeypatch.setattr(scratch.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    with open_probabilities(tmp_path / "case.npz") as found:
+        assert isinstance(found.values, np.memmap) == (available == 0)
+        assert np.array_equal(found.values, written)
+        assert (found.crop, found.geometry) == (CROP, GEOMETRY)
+        assert (found.outputs, found.has_regions) == (("background", "Milz ü"), False)
 
 
 def test_plain_numpy_reads_it_without_unpickling(tmp_path: Path) -> None:
@@ -51,6 +67,18 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
 def test_what_is_no_such_file_is_one_clear_line(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     (tmp_path / "damaged.npz").write_bytes(b"PK\x03\x04 and no more")
-    for name in ("other.npz", "damaged.npz", "missing.npz"):
+    facts = {"crop": np.asarray(CROP), "geometry": "{}", "outputs": np.asarray(["a"]), "has_regions": False}
+    np.savez(tmp_path / "shape.npz", probabilities=np.zeros((2, 1, 1, 1), np.float16), **facts)
+    for name in ("other.npz", "damaged.npz", "missing.npz", "shape.npz"):
         with pytest.raises(ImageError, match=f"{name}: cannot be read as probabilities.*--save_probabilities"):
             read_probabilities(tmp_path / name)
+        with (
+            pytest.raises(ImageError, match=f"{name}: cannot be read as probabilities.*--save_probabilities"),
+            open_probabilities(tmp_path / name),
+        ):
+            pass
+    with pytest.raises(ImageError, match=r"other\.npz: cannot be read as probabilities"):
+        values_bytes(tmp_path / "other.npz")
+    np.savez(tmp_path / "double.npz", probabilities=np.zeros((1, 1, 1, 1)), **facts)
+    with pytest.raises(ImageError, match="type float64"), open_probabilities(tmp_path / "double.npz"):
+        pass

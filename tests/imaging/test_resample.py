@@ -123,7 +123,7 @@ def test_slabs_together_are_a_linear_resampling(
     monkeypatch.setattr("masam_auto.imaging.resample.BLOCK_BYTES", 700)  # several slabs a slice
     logits = torch.from_numpy(noise((3, 4, 20, 15))).to(dtype)
     found = np.full((3, *after), np.nan, np.float32)
-    for z, rows, slab in iterate_slabs(logits, after):
+    for z, rows, slab in iterate_slabs(enumerate(logits.unbind(1)), (4, 20, 15), after):
         assert slab.dtype == torch.float32
         assert 4 * slab.numel() <= max(700, 4 * 3 * after[2])  # the bound, or a single row
         found[:, z, rows] = slab.numpy()
@@ -133,15 +133,18 @@ def test_slabs_together_are_a_linear_resampling(
 
 def test_slabs_from_the_nearest_slice() -> None:
     logits = torch.from_numpy(noise((2, 4, 5, 6)))
-    found = torch.stack([slab for _, _, slab in iterate_slabs(logits, (7, 5, 6), nearest_slices=True)], dim=1)
+    slabs = iterate_slabs(enumerate(logits.unbind(1)), (4, 5, 6), (7, 5, 6), nearest_slices=True)
+    found = torch.stack([slab for _, _, slab in slabs], dim=1)
     np.testing.assert_array_equal(found.numpy(), logits[:, nearest_index(4, 7)].numpy())
 
 
 def test_only_the_wanted_slices_are_made() -> None:
     logits = torch.from_numpy(noise((2, 4, 5, 6)))
-    every = {z: slab for z, _, slab in iterate_slabs(logits, (7, 9, 6))}
-    some = {z: slab for z, _, slab in iterate_slabs(logits, (7, 9, 6), only=range(2, 5))}
-    assert list(some) == [2, 3, 4]
+    before, after = (4, 5, 6), (7, 9, 6)
+    every = {z: slab for z, _, slab in iterate_slabs(enumerate(logits.unbind(1)), before, after)}
+    coming = iter(list(enumerate(logits.unbind(1)))[1:])  # the first is not needed, and does not come
+    some = {z: slab for z, _, slab in iterate_slabs(coming, before, after, only=range(3, 5))}
+    assert list(some) == [3, 4]
     assert all(torch.equal(slab, every[z]) for z, slab in some.items())
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -99,6 +100,17 @@ def test_looking_leaves_nothing_behind(make_network):
     find_nonfinite(network, lambda: network(WINDOWS * float("nan")))
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in network.modules())
     assert torch.equal(network(WINDOWS), before)
+
+
+def test_what_other_threads_pass_through_the_network_is_not_looked_at():
+    network = nn.Sequential(Scale(2.0), Scale(3.0))
+    with ThreadPoolExecutor(1) as other:
+
+        def call() -> None:
+            assert not torch.isfinite(other.submit(network, torch.tensor([float("nan")])).result()).all()
+            network(torch.tensor([1.0]))
+
+        assert find_nonfinite(network, call) is None
 
 
 def test_buffers_come_back(make_network):

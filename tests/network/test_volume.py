@@ -1,6 +1,7 @@
 """The network over whole volumes, with small known functions in its place."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from masam_auto.core.boxes import BoxPrompt
 from masam_auto.core.errors import ModelError
 from masam_auto.core.plan import Configuration, InferencePlan, NormalizationPlan
 from masam_auto.network import volume
-from masam_auto.network.volume import plan_windows, predict_volume
+from masam_auto.network.volume import plan_windows, predict_slices, predict_volume
 
 CPU = torch.device("cpu")
 
@@ -192,6 +193,46 @@ def test_only_the_slices_of_a_window_are_read() -> None:
     assert stored.longest == 12
 
 
+@pytest.mark.parametrize("depth", ["whole", "windows"])
+@pytest.mark.parametrize("window", [1, 5])
+def test_slices_come_in_order_before_later_windows_are_computed(depth: str, window: int) -> None:
+    network, image = Stand(), random_image(1, 40, 16, 16)
+    plan = InferencePlan(depth=depth, max_slices=12, slice_stride=2)  # type: ignore[arg-type]
+    slices = predict_slices([network], image, configuration(window=window), plan, num_outputs=2, device=CPU)
+    number, logits = next(slices)
+    assert (number, logits.dtype, len(network.seen)) == (0, torch.float16, 1)
+    assert [0, *(z for z, _ in slices)] == list(range(40))
+    assert len(network.seen) > 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak can be reset on Linux only")
+@pytest.mark.parametrize("inference", [{"depth": "whole", "max_slices": 10}, {"depth": "windows", "slice_stride": 3}])
+def test_memory_does_not_grow_with_classes_times_depth(inference: dict) -> None:
+    class Many(Stand):
+        def forward(self, windows: torch.Tensor) -> torch.Tensor:
+            return windows.expand(-1, -1, 64, -1, -1) * 1.0
+
+    def peak(depth: int) -> int:
+        image = np.zeros((1, depth, 64, 64), dtype=np.float32)
+        slices = predict_slices(
+            [Many()], image, configuration(canvas=(64, 64)), InferencePlan(**inference), num_outputs=64, device=CPU
+        )
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        assert sum(1 for _ in slices) == depth
+        return resident("VmHWM") - before
+
+    peak(20)  # libraries and allocator
+    stored = 2 * 64 * 500 * 64 * 64
+    assert peak(500) < stored / 3
+
+
+def resident(field: str) -> int:
+    """Bytes of this process from /proc: its resident memory now ("VmRSS"), or its peak ("VmHWM")."""
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(lines[field].split()[0])
+
+
 def test_output_that_is_not_finite_is_an_error() -> None:
     with pytest.raises(ModelError, match="not finite"):
         predict([Stand(float("nan"))], random_image(1, 3, 16, 16), configuration())
@@ -218,12 +259,24 @@ class InBox(Stand):
         return torch.cat([value, -value], dim=2)
 
 
+def within_box(
+    networks: list, image: np.ndarray, config: Configuration, prompt: BoxPrompt, plan: InferencePlan | None = None
+) -> torch.Tensor:
+    """(K, Z, Y, X) logits, zeros outside the box's slices, which are all that may come."""
+    found = dict(
+        predict_slices(networks, image, config, plan or InferencePlan(), num_outputs=2, device=CPU, prompt=prompt)
+    )
+    assert list(found) == list(prompt.slices)
+    nothing = torch.zeros_like(found[prompt.slices.start])
+    return torch.stack([found.get(z, nothing) for z in range(image.shape[1])], dim=1)
+
+
 PROMPT = BoxPrompt(slices=range(4, 9), rows=(3.0, 9.0), columns=(5.0, 12.0))
 
 
 def boxed(image: np.ndarray, config: Configuration, prompt: BoxPrompt = PROMPT, **inference: object) -> torch.Tensor:
     plan = InferencePlan(**inference)  # type: ignore[arg-type]
-    return predict_volume([InBox()], image, config, plan, num_outputs=2, device=CPU, prompt=prompt)
+    return within_box([InBox()], image, config, prompt, plan)
 
 
 @pytest.mark.parametrize("depth", ["whole", "windows"])
@@ -271,10 +324,7 @@ def test_context_around_a_box_is_the_volumes_own() -> None:
 
     image = random_image(1, 14, 16, 16)
     whole = predict([Across()], image, configuration())
-    part = predict_volume(
-        [Across()], image, configuration(), InferencePlan(), num_outputs=2, device=CPU,
-        prompt=dataclasses.replace(PROMPT, slices=range(3)),
-    )  # fmt: skip
+    part = within_box([Across()], image, configuration(), dataclasses.replace(PROMPT, slices=range(3)))
     torch.testing.assert_close(part[:, :3], whole[:, :3])
 
 
@@ -282,5 +332,5 @@ def test_tiles_that_the_box_does_not_touch_are_not_predicted() -> None:
     network = InBox()
     image = random_image(1, 5, 12, 64)
     prompt = BoxPrompt(slices=range(5), rows=(3.0, 9.0), columns=(1.0, 4.0))
-    predict_volume([network], image, configuration(), InferencePlan(), num_outputs=2, device=CPU, prompt=prompt)
+    within_box([network], image, configuration(), prompt)
     assert len(network.seen) == 1

@@ -20,8 +20,11 @@ from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, Norm
 from masam_auto.imaging.canvas import canvas_box, lay_out, place
 from masam_auto.imaging.io import read_geometry, read_labels
 from masam_auto.stages.box_prompts import segment_boxes
-from masam_auto.stages.predict import Predictor, predict_folder, predict_image, read_case_boxes
+from masam_auto.stages.predict import Predictor
+from masam_auto.stages.predict_folder import predict_folder, read_case_boxes
 from masam_auto.stages.preprocess import preprocess_case
+from masam_auto.stages.restore import Slices
+from masam_auto.stages.segment import Member
 
 TWO = parse_labels({"background": 0, "a": 1, "b": 2}, None)
 REGIONS = parse_labels({"background": 0, "whole": [1, 2], "core": 2}, [1, 2])
@@ -106,15 +109,13 @@ def make_properties(axis_order: tuple[int, int, int], resampled: tuple[int, int,
     )
 
 
-def constant(
-    labels: Labels, properties: CaseProperties, value: float, output: int
-) -> Callable[[BoxPrompt], torch.Tensor]:
-    """Predicts one output everywhere in the prompt's slices, and zeros outside them, as `predict_volume` does."""
+def constant(labels: Labels, properties: CaseProperties, value: float, output: int) -> Callable[[BoxPrompt], Slices]:
+    """Predicts one output everywhere in the prompt's slices, and only those, as `predict_slices` does."""
 
-    def predict(prompt: BoxPrompt) -> torch.Tensor:
-        logits = torch.zeros((labels.num_outputs, *properties.resampled_shape), dtype=torch.float16)
-        logits[output, prompt.slices.start : prompt.slices.stop] = value
-        return logits
+    def predict(prompt: BoxPrompt) -> Slices:
+        logits = torch.zeros((labels.num_outputs, *properties.resampled_shape[1:]), dtype=torch.float16)
+        logits[output] = value
+        return ((z, logits) for z in prompt.slices)
 
     return predict
 
@@ -144,7 +145,7 @@ def test_of_several_boxes_the_one_with_the_larger_margin_wins() -> None:
     properties = make_properties((0, 1, 2), (7, 10, 10))
     by_first_row = {3.0: (2.0, 1), 5.0: (3.0, 2)}  # which box: its margin and class
 
-    def predict(prompt: BoxPrompt) -> torch.Tensor:
+    def predict(prompt: BoxPrompt) -> Slices:
         value, output = by_first_row[prompt.rows[0]]
         return constant(TWO, properties, value, output)(prompt)
 
@@ -204,13 +205,8 @@ def make_predictor(raw: Path, prompt: str = "box") -> Predictor:
         training=TrainingPlan(),
         inference=InferencePlan(),
     )
-    return Predictor(
-        networks=(Brightness(),),
-        plan=plan,
-        configuration=configuration,
-        description=description,
-        device=torch.device("cpu"),
-    )
+    member = Member(networks=(Brightness(),), plan=plan, configuration=configuration)
+    return Predictor(members=(member,), description=description, device=torch.device("cpu"))
 
 
 def test_a_folder_within_boxes(case: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -259,13 +255,7 @@ def test_models_without_boxes_refuse_them(case: Path, tmp_path: Path) -> None:
     for attempt in (
         lambda: predict_folder(predictor, case / "imagesTr", tmp_path / "out", boxes={}),
         lambda: read_case_boxes(predictor, case / "imagesTr", tmp_path / "boxes.json"),
-        lambda: predict_image(
-            predictor,
-            np.ones((1, 6, 16, 14)),
-            Geometry(shape=(6, 16, 14), spacing=(3, 1, 0.8)),
-            identifier="a",
-            boxes=[box],
-        ),
+        lambda: predictor.predict_array(np.ones((1, 6, 16, 14)), (3, 1, 0.8), boxes=[box]),
     ):
         with pytest.raises(ModelError, match="this model was trained without boxes"):
             attempt()
@@ -276,14 +266,16 @@ def test_arrays_in_memory_take_boxes(case: Path) -> None:
     predictor = make_predictor(case)
     image, geometry = np.full((1, 6, 16, 14), 100.0, np.float32), Geometry(shape=(6, 16, 14), spacing=(3.0, 1.0, 0.8))
     boxes = [VoxelBox(box=((1, 3), (2, 6), (3, 8))), VoxelBox(box=((2, 5), (10, 14), (3, 8)))]
-    found = predict_image(predictor, image, geometry, identifier="a", boxes=boxes)
+    found = predictor.predict_array(image, geometry, boxes=boxes).labels
     expected = np.zeros((6, 16, 14), bool)
     expected[1:3, 2:6, 3:8] = True
     expected[2:5, 10:14, 3:8] = True
     np.testing.assert_array_equal(found == 1, expected)
+    with pytest.raises(ModelError, match="boxes give labels only"):
+        predictor.predict_array(image, geometry, boxes=boxes, returned="both")
     (outside,) = [dataclasses.replace(boxes[0], box=((6, 7), (0, 1), (0, 1)))]
     with pytest.raises(DatasetError, match="outside the image"):
-        predict_image(predictor, image, geometry, identifier="a", boxes=[outside])
+        predictor.predict_array(image, geometry, boxes=[outside])
 
 
 def test_boxes_are_read_for_the_cases_of_a_folder(case: Path, tmp_path: Path) -> None:

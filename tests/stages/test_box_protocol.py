@@ -23,6 +23,7 @@ from masam_auto.imaging.io import read_image, read_labels
 from masam_auto.stages.box_protocol import BoxProtocol, predict_with_reference_boxes, reference_boxes
 from masam_auto.stages.evaluate import evaluate_folder
 from masam_auto.stages.predict import Predictor
+from masam_auto.stages.segment import Member
 
 TIGHT, RELAXED = BoxProtocol(kind="tight"), BoxProtocol(kind="relaxed", relaxation=0.5)
 
@@ -72,10 +73,8 @@ def make_predictor(raw: Path, **network: Any) -> Predictor:
         inference=InferencePlan(),
     )
     network_double = Filling(description.labels.num_outputs)
-    return Predictor(
-        networks=(network_double,), plan=plan, configuration=configuration, description=description,
-        device=torch.device("cpu"),
-    )  # fmt: skip
+    member = Member(networks=(network_double,), plan=plan, configuration=configuration)
+    return Predictor(members=(member,), description=description, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("protocol", [TIGHT, RELAXED])

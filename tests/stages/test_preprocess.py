@@ -23,7 +23,8 @@ from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, NormalizationPlan, Plan, TrainingPlan
 from masam_auto.imaging.storage import open_array, read_locations
 from masam_auto.stages import preprocess
-from masam_auto.stages.preprocess import check_preprocessed, preprocess_case, preprocess_dataset, restore_case
+from masam_auto.stages.preprocess import check_preprocessed, preprocess_case, preprocess_dataset
+from masam_auto.stages.restore import MemberLogits, restore_case
 
 LABELS = Labels(values={"background": (0,), "a": (1,), "b": (2,)})
 REGIONS = Labels(
@@ -72,6 +73,14 @@ def one_hot(labels: np.ndarray, count: int) -> np.ndarray:
     return np.stack([labels == value for value in range(count)]).astype(np.float32) * 2 - 1
 
 
+def restore(
+    logits: np.ndarray | torch.Tensor, properties: CaseProperties, labels: Labels, configuration: Configuration
+) -> np.ndarray:
+    """Restore (K, Z, Y, X) logits of one model."""
+    slices = enumerate(torch.as_tensor(logits).unbind(1))
+    return restore_case([MemberLogits(slices=slices, properties=properties, configuration=configuration)], labels)
+
+
 def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
 
@@ -89,7 +98,7 @@ def test_without_resampling_labels_come_back_exactly(order: tuple[int, int, int]
     assert done.image.shape[1:] == done.labels.shape == done.properties.permuted_shape
     logits = one_hot(done.labels, 3).astype(dtype)
     for given in (logits, torch.from_numpy(logits)):
-        restored = restore_case(given, done.properties, LABELS, configuration)
+        restored = restore(given, done.properties, LABELS, configuration)
         assert restored.dtype == np.uint8
         np.testing.assert_array_equal(restored, labels)
 
@@ -120,7 +129,7 @@ def test_a_smooth_object_survives_anisotropic_resampling(order: tuple[int, int, 
     configuration = configure(axis_order=order, spacing=target, separate_slices=separate)
     done = preprocess_case(image, geometry, labels, configuration, identifier="case")
     assert done.labels is not None
-    restored = restore_case(one_hot(done.labels, 3), done.properties, LABELS, configuration)
+    restored = restore(one_hot(done.labels, 3), done.properties, LABELS, configuration)
     assert restored.shape == shape
     assert done.properties.geometry == geometry
     for value in (1, 2):
@@ -133,8 +142,8 @@ def test_regions_are_painted_in_their_order() -> None:
     done = preprocess_case(image, geometry, labels, configure(), identifier="case")
     assert done.labels is not None
     logits = np.stack([done.labels >= 1, done.labels == 2]).astype(np.float32) - 0.5
-    np.testing.assert_array_equal(restore_case(logits, done.properties, REGIONS, configure()), labels)
-    nothing = restore_case(np.zeros_like(logits), done.properties, REGIONS, configure())
+    np.testing.assert_array_equal(restore(logits, done.properties, REGIONS, configure()), labels)
+    nothing = restore(np.zeros_like(logits), done.properties, REGIONS, configure())
     assert not nothing.any()  # a probability of exactly 1/2 is not more than 1/2
 
 
@@ -147,7 +156,7 @@ def test_outside_the_crop_is_background() -> None:
     assert done.labels is None
     logits = np.zeros((3, *done.image.shape[1:]), np.float16)
     logits[2] = 1
-    restored = restore_case(logits, done.properties, LABELS, configuration)
+    restored = restore(logits, done.properties, LABELS, configuration)
     np.testing.assert_array_equal(restored == 2, image[0] != 0)
 
 
@@ -160,7 +169,7 @@ def test_many_labels_need_a_wider_type() -> None:
     done = preprocess_case(image, geometry, volume, configure(), identifier="case")
     assert done.labels is not None
     assert done.labels.dtype == np.int16
-    restored = restore_case(one_hot(done.labels, 301), done.properties, labels, configure())
+    restored = restore(one_hot(done.labels, 301), done.properties, labels, configure())
     np.testing.assert_array_equal(restored, volume)
 
 
@@ -179,8 +188,10 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(DatasetError, match=r"case_7: image has shape \(3, 4, 5\), but labels \(3, 4, 4\)"):
         preprocess_case(image, geometry, np.zeros((3, 4, 4), np.int16), configure(channels=2), identifier="case_7")
     done = preprocess_case(image[:1], geometry, None, configure(), identifier="case_7")
-    with pytest.raises(ModelError, match=r"case_7: logits have shape \(5, 3, 4, 5\), expected \(3, 3, 4, 5\)"):
-        restore_case(np.zeros((5, 3, 4, 5), np.float32), done.properties, LABELS, configure())
+    with pytest.raises(
+        ModelError, match=r"case_7: slice 0 of the logits has shape \(5, 4, 5\); expected are 3 slices of \(3, 4, 5\)"
+    ):
+        restore(np.zeros((5, 3, 4, 5), np.float32), done.properties, LABELS, configure())
 
 
 @pytest.fixture

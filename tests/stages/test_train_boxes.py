@@ -19,7 +19,7 @@ from masam_auto.imaging.crop import bounding_box
 from masam_auto.imaging.storage import find_locations, write_array, write_locations
 from masam_auto.learning.checkpoint import LATEST, load_checkpoint
 from masam_auto.network.build import load_trainable_state
-from masam_auto.network.volume import predict_volume
+from masam_auto.network.volume import predict_slices
 from masam_auto.stages import train as module
 from masam_auto.stages.train import train_fold
 
@@ -95,9 +95,12 @@ def test_the_box_tells_which_of_two_equal_blobs_is_meant(train: Callable[..., Pa
             tight = bounding_box(labels > 0)
             assert tight is not None
             prompt = None if make_box is None else box_prompt(make_box(tight), properties)
-            logits = predict_volume(
+            slices = predict_slices(
                 [network], image, configuration, InferencePlan(), num_outputs=3, device=CPU, prompt=prompt
             )
+            logits = torch.zeros((3, *SHAPE))
+            for z, found in slices:
+                logits[:, z] = found
             scores.append(dice(logits, labels))
         return float(np.mean(scores))
 

@@ -19,9 +19,10 @@ from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, Norm
 from masam_auto.core.splits import make_splits, write_splits
 from masam_auto.imaging.io import read_geometry
 from masam_auto.imaging.probability_files import read_probabilities
-from masam_auto.stages import validate
+from masam_auto.stages import segment, validate
 from masam_auto.stages.predict import Predictor
 from masam_auto.stages.preprocess import preprocess_dataset
+from masam_auto.stages.segment import Member
 from masam_auto.stages.validate import validate_fold
 
 CPU = torch.device("cpu")
@@ -100,9 +101,8 @@ def build(raw: Path, spacing: tuple[float, float, float], monkeypatch: pytest.Mo
 
     def load(*arguments: object, **options: object) -> Predictor:
         network = ByIntensity(description.labels.num_outputs)
-        return Predictor(
-            networks=(network,), plan=plan, configuration=plan.configuration(None), description=description, device=CPU
-        )
+        member = Member(networks=(network,), plan=plan, configuration=plan.configuration(None))
+        return Predictor(members=(member,), description=description, device=CPU)
 
     monkeypatch.setattr(validate, "load_predictor", load)
     return house
@@ -184,13 +184,13 @@ def test_predictions_of_another_checkpoint_or_otherwise_made_are_not_kept(
 
 def test_how_to_predict_is_the_given_plans(raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
-    predict, mirrored = validate.predict_logits, []
+    predict, mirrored = segment.predict_logits, []
 
-    def noted(predictor: Predictor, *arguments: object) -> object:
-        mirrored.append(predictor.plan.inference.mirror)
-        return predict(predictor, *arguments)  # type: ignore[arg-type]
+    def noted(member: Member, *arguments: object) -> object:
+        mirrored.append(member.plan.inference.mirror)
+        return predict(member, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(validate, "predict_logits", noted)
+    monkeypatch.setattr(segment, "predict_logits", noted)
     house.plan = dataclasses.replace(house.plan, inference=InferencePlan(mirror=False))
     house.validate()
     assert mirrored == [False]
@@ -276,3 +276,5 @@ def test_probabilities_are_saved_where_asked_for_and_kept(
     made = file.stat().st_mtime_ns
     house.validate(save_probabilities=True)
     assert file.stat().st_mtime_ns == made
+    house.validate(redo=True)  # an ensemble must not average those of another prediction
+    assert not file.exists()

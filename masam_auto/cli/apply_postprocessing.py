@@ -1,0 +1,48 @@
+"""masam_apply_postprocessing: segmentations without the components that a postprocessing takes out."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from masam_auto.cli.common import add_workers, make_parser, run
+from masam_auto.cli.model_options import report_outcome
+from masam_auto.core.log import setup_logging
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Postprocess a folder of segmentations."""
+    parsed = _make_parser().parse_args(arguments)
+    setup_logging(verbose=parsed.verbose)
+
+    from masam_auto.core.postprocessing import read_postprocessing
+    from masam_auto.stages.postprocess import postprocess_folder
+
+    postprocessing = read_postprocessing(parsed.postprocessing)
+    outcome = postprocess_folder(
+        parsed.input, parsed.output, postprocessing, overwrite=parsed.overwrite, workers=parsed.workers
+    )
+    print(f"{len(outcome.predicted)} postprocessed ({postprocessing}): {parsed.output}")
+    return report_outcome(outcome, done="postprocessed")
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = make_parser(
+        "masam_apply_postprocessing",
+        "Take connected components out of segmentations, as masam_find_best_configuration found it to help.",
+        roots=False,
+    )
+    parser.add_argument("-i", "--input", type=Path, required=True, metavar="SEGS", help="folder of segmentations")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the results go")
+    parser.add_argument(
+        "-pp", "--postprocessing", type=Path, required=True, metavar="FILE",
+        help="postprocessing.json, below crossval_results in the data set's results",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    add_workers(parser)
+    return parser
+
+
+def entry() -> None:
+    """The installed command."""
+    sys.exit(run(main))

@@ -1,0 +1,50 @@
+"""masam_ensemble: segmentations from the mean of several models' saved probabilities."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from masam_auto.cli.common import add_workers, make_parser, run
+from masam_auto.cli.model_options import report_outcome
+from masam_auto.core.log import setup_logging
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Average folders of probabilities."""
+    parsed = _make_parser().parse_args(arguments)
+    setup_logging(verbose=parsed.verbose)
+
+    from masam_auto.stages.ensemble import ensemble_folders
+
+    outcome = ensemble_folders(
+        parsed.input,
+        parsed.output,
+        save_probabilities=parsed.save_probabilities,
+        overwrite=parsed.overwrite,
+        workers=parsed.workers,
+    )
+    print(f"{len(outcome.predicted)} averaged over {len(parsed.input)} folders: {parsed.output}")
+    return report_outcome(outcome, done="averaged")
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = make_parser(
+        "masam_ensemble", "Segment images by the mean of the probabilities that several models saved.", roots=False
+    )
+    parser.add_argument(
+        "-i", "--input", type=Path, nargs="+", required=True, metavar="FOLDER",
+        help="folders with ID.npz of the same cases (masam_predict --save_probabilities, or a fold's validation folder)",
+    )  # fmt: skip
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where segmentations go")
+    parser.add_argument(
+        "--save_probabilities", "--npz", action="store_true", help="also write the mean probabilities, ID.npz"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    add_workers(parser)
+    return parser
+
+
+def entry() -> None:
+    """The installed command."""
+    sys.exit(run(main))

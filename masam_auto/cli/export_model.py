@@ -1,0 +1,77 @@
+"""masam_export_model: a trained model, or a selection of several, as one file."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from masam_auto.cli.common import DONE, make_parser, run, start
+from masam_auto.cli.model_options import add_which_model, find_selection
+from masam_auto.core.paths import Paths
+from masam_auto.core.selection import Selection
+
+if TYPE_CHECKING:
+    from masam_auto.stages.export_model import Member
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export one model, or the data set's selection."""
+    parsed = _make_parser().parse_args(arguments)
+    paths = start(parsed)
+
+    from masam_auto.stages.export_model import export_model
+
+    members, selection = _find_members(parsed, paths)
+    manifest = export_model(
+        members, parsed.output, selection=selection, licence=parsed.licence, case_names=parsed.case_names,
+        overwrite=parsed.overwrite,
+    )  # fmt: skip
+    print(
+        f"{parsed.output}: {', '.join(manifest.models)} of {manifest.dataset_name}, {parsed.output.stat().st_size / 1e6:.1f} MB"
+    )
+    return DONE
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = make_parser(
+        "masam_export_model",
+        "Write a trained model into one file, with a model card; masam_install_model installs it elsewhere. Where no option "
+        "names a model: what masam_find_best_configuration chose, else the only one there is.",
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.zip", help="the archive to write")
+    parser.add_argument("-d", "--dataset", metavar="DATASET", help="the model of this data set: number or name")
+    add_which_model(parser)
+    parser.add_argument("--licence", metavar="TEXT", help="licence of the model, for its card, e.g. CC-BY-4.0")
+    parser.add_argument(
+        "--case_names", action="store_true",
+        help="also tell which cases each fold was trained on, and the results of every case; their names may say who they are",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace an archive that is there")
+    return parser
+
+
+def _find_members(parsed: argparse.Namespace, paths: Paths) -> tuple[list["Member"], Selection | None]:
+    from masam_auto.learning.models import choose_model, describe_model
+    from masam_auto.stages.export_model import Member
+
+    if selection := find_selection(parsed, paths):
+        folder = paths.results / selection.dataset_name
+        members = [
+            Member(model=describe_model(folder / member.folder_name), folds=member.folds, checkpoint=member.checkpoint)
+            for member in selection.members
+        ]
+        return members, selection
+    model = choose_model(
+        paths.results,
+        dataset=parsed.dataset,
+        configuration=parsed.configuration,
+        plan_name=parsed.plan,
+        folder=parsed.model,
+    )
+    return [Member(model=model, folds=parsed.folds, checkpoint=parsed.checkpoint or "best")], None
+
+
+def entry() -> None:
+    """The installed command."""
+    sys.exit(run(main))

@@ -1,0 +1,57 @@
+"""masam_find_best_configuration: the best model or pair of models of a data set, by cross-validation."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from masam_auto.cli.common import DONE, add_workers, fold, known_dataset, make_parser, run, start
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare the trained models of a data set, and print what is best and how to predict with it."""
+    parsed = _make_parser().parse_args(arguments)
+    paths = start(parsed)
+
+    from masam_auto.stages.find_best_configuration import TEXT_NAME, find_best_configuration
+
+    name = known_dataset(paths, parsed.dataset)
+    find_best_configuration(
+        paths,
+        name,
+        configurations=parsed.configurations,
+        plan_names=parsed.plans,
+        folds=parsed.folds,
+        workers=parsed.workers,
+    )
+    file = paths.results / name / TEXT_NAME
+    print(file.read_text(encoding="utf-8"))
+    print(f"written: {file}, and the same as .json for masam_predict")
+    return DONE
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = make_parser(
+        "masam_find_best_configuration",
+        "Compare the trained models of a data set, and pairs of them, on their held-out cases; find the best one's "
+        "postprocessing. masam_predict uses the result by itself.",
+    )
+    parser.add_argument("dataset", metavar="DATASET", help="number (1, 001), name (Dataset001_Name) or path")
+    parser.add_argument(
+        "-c", "--configurations", nargs="+", metavar="NAME", help="compare these only (default: all that are trained)"
+    )
+    parser.add_argument("-p", "--plans", nargs="+", metavar="NAME", help="compare models of these plans only")
+    parser.add_argument(
+        "-f",
+        "--folds",
+        nargs="+",
+        type=fold,
+        metavar="FOLD",
+        help="use these folds only (default: all that are validated)",
+    )
+    add_workers(parser)
+    return parser
+
+
+def entry() -> None:
+    """The installed command."""
+    sys.exit(run(main))

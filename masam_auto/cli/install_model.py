@@ -1,0 +1,40 @@
+"""masam_install_model: a model from the file that masam_export_model wrote."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from masam_auto.cli.common import DONE, make_parser, run, start
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Install the models of one archive."""
+    parsed = _make_parser().parse_args(arguments)
+    paths = start(parsed)
+
+    from masam_auto.stages.install_model import install_model
+
+    models = install_model(parsed.archive, paths.results, weights=paths.weights, overwrite=parsed.overwrite)
+    for model in models:
+        print(f"model: {model}")
+    which = f"-m {models[0].folder}" if len(models) == 1 else f"-d {models[0].dataset_name}"
+    print(f"next: masam_predict -i IMAGES -o SEGMENTATIONS {which}")
+    return DONE
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = make_parser(
+        "masam_install_model",
+        "Put the models of an archive among the trained ones, after checking all of it. Read README.md in the model's folder.",
+    )
+    parser.add_argument("archive", type=Path, metavar="FILE", help="the archive, as masam_export_model writes it")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace models of the same name, with all of their folds"
+    )
+    return parser
+
+
+def entry() -> None:
+    """The installed command."""
+    sys.exit(run(main))

@@ -1,0 +1,74 @@
+"""Which models a data set is predicted with: what `masam_find_best_configuration` chose, and why."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from masam_auto.core.checks import check, check_name
+from masam_auto.core.jsonio import read_json
+from masam_auto.core.postprocessing import Postprocessing
+
+SELECTION_NAME = "inference_instructions.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelectedModel:
+    """One trained configuration below results/<data set>, and which folds and checkpoint of it ("best", ...) are used."""
+
+    plan_name: str
+    configuration: str
+    folds: tuple[int, ...]
+    checkpoint: str = "best"
+
+    def __post_init__(self) -> None:
+        check_name("plan_name", self.plan_name)
+        check_name("configuration", self.configuration)
+        check(len(self.folds) > 0, f"{self.folder_name} must have a fold")
+
+    @property
+    def folder_name(self) -> str:
+        """Of its folder below results/<data set>."""
+        return f"{self.plan_name}__{self.configuration}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Candidate:
+    """One model or ensemble that was looked at.
+
+    `members` are folder names. `dice` is the foreground mean over the cases that all candidates have, without
+    postprocessing.
+    """
+
+    members: tuple[str, ...]
+    dice: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """inference_instructions.json: the chosen model, or the models whose probabilities are averaged.
+
+    `dice` is the cross-validated foreground mean of the choice with its postprocessing, `dice_by_class` the mean of every
+    class or region by its name, and `cases` the number of cases that they are over. `candidates` are in falling order.
+    """
+
+    version: int = 1
+    dataset_name: str
+    members: tuple[SelectedModel, ...]
+    postprocessing: Postprocessing
+    dice: float
+    dice_by_class: dict[str, float]
+    cases: int
+    candidates: tuple[Candidate, ...]
+    reasons: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check(len(self.members) > 0, "a selection must have a member")
+
+    @property
+    def name(self) -> str:
+        """The members' folders, for readers."""
+        return " + ".join(member.folder_name for member in self.members)
+
+
+def read_selection(path: Path) -> Selection:
+    """Read inference_instructions.json. Raises PlanError where it is missing, damaged or of a newer version."""
+    return read_json(path, Selection, what="selection")

@@ -1,0 +1,107 @@
+"""Connected components of label maps: those that a postprocessing takes out, and what taking them out would change."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import cc3d
+import numpy as np
+
+from masam_auto.core.postprocessing import Postprocessing, PostprocessingStep
+from masam_auto.imaging.crop import bounding_box, crop_to
+
+CONNECTIVITY: Final = 26  # voxels that touch at a corner are connected, as in nnU-Net
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Components:
+    """The connected components of a mask of a segmentation, and where they meet a reference.
+
+    `sizes` are (N,) voxels. `meetings` are (M, 4) rows of whole numbers: component (from 0), its label value, the
+    reference's value, and how many voxels have both.
+    """
+
+    sizes: np.ndarray
+    meetings: np.ndarray
+
+
+def apply_postprocessing(labels: np.ndarray, postprocessing: Postprocessing, *, voxel_volume: float) -> np.ndarray:
+    """Do the steps of a postprocessing in their order.
+
+    Args:
+        labels: (Z, Y, X) label values; they are not changed.
+        postprocessing: what to do.
+        voxel_volume: cubic mm (`Geometry.voxel_volume`).
+
+    Returns:
+        (Z, Y, X) of the same type; `labels` itself where there are no steps.
+    """
+    if not postprocessing.steps:
+        return labels
+    result = labels.copy()
+    parts = [result[z : z + 1] for z in range(len(result))] if postprocessing.each_slice else [result]
+    for part in parts:
+        for step in postprocessing.steps:
+            _take_out(part, step, voxel_volume)
+    return result
+
+
+def staying(sizes: np.ndarray, steps: Sequence[PostprocessingStep], voxel_volume: float) -> np.ndarray:
+    """Which components of a mask stay when steps on this mask are done one after the other.
+
+    Args:
+        sizes: (N,) voxels.
+        steps: all on the same mask.
+        voxel_volume: cubic mm.
+
+    Returns:
+        (N,) bool. Equally large ones all count as the largest: which is the first depends on the file's orientation.
+    """
+    stays = np.ones(len(sizes), dtype=bool)
+    for step in steps:
+        largest = sizes[stays].max(initial=0)
+        stays &= sizes == largest if step.rule == "keep_largest" else sizes * voxel_volume >= step.volume
+    return stays
+
+
+def find_components(labels: np.ndarray, reference: np.ndarray, values: Sequence[int]) -> Components:
+    """The components of the voxels of some label values.
+
+    Args:
+        labels: (Z, Y, X) label values from 0 on.
+        reference: (Z, Y, X) label values from 0 on.
+        values: that form the mask together.
+    """
+    numbers, box = _number(labels, values)
+    inside = numbers > 0
+    keys = np.stack(
+        [part[inside].astype(np.int64) for part in (numbers, crop_to(labels, box), crop_to(reference, box))]
+    )
+    # one number for each triple, so that counting them needs no sort of rows
+    spans = keys.max(axis=1, initial=0) + 1
+    distinct, counts = np.unique(np.ravel_multi_index(tuple(keys), tuple(spans)), return_counts=True)
+    number, value, met = np.unravel_index(distinct, tuple(spans))
+    sizes = np.bincount(keys[0], minlength=1)[1:]
+    return Components(sizes=sizes, meetings=np.stack([number - 1, value, met, counts], axis=1))
+
+
+def smallest_component(labels: np.ndarray, values: Sequence[int]) -> int | None:
+    """Voxels of the smallest component of the voxels of some label values (Z, Y, X); None where there are none."""
+    numbers, _ = _number(labels, values)
+    sizes = np.bincount(numbers.ravel())[1:]
+    return int(sizes.min()) if len(sizes) else None
+
+
+def _number(labels: np.ndarray, values: Sequence[int]) -> tuple[np.ndarray, tuple]:
+    """Components of a mask, numbered from 1 on and 0 elsewhere, within its bounding box; and the box."""
+    mask = np.isin(labels, values)
+    box = bounding_box(mask) or ((0, 1), (0, 1), (0, 1))
+    return cc3d.connected_components(crop_to(mask, box), connectivity=CONNECTIVITY), box
+
+
+def _take_out(labels: np.ndarray, step: PostprocessingStep, voxel_volume: float) -> None:
+    """Do one step on `labels` itself."""
+    numbers, box = _number(labels, step.values)
+    stays = staying(np.bincount(numbers.ravel())[1:], [step], voxel_volume)
+    if not stays.all():
+        crop_to(labels, box)[~np.concatenate([[True], stays])[numbers]] = 0

@@ -1,0 +1,117 @@
+"""An archive of models is checked wholly, then takes its place among the trained models."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from masam_auto.core.errors import MasamError, ModelError, OutputError
+from masam_auto.core.model_archive import Manifest, extract_archive, read_manifest, scratch_folder
+from masam_auto.core.selection import SELECTION_NAME, read_selection
+from masam_auto.learning.checkpoint import BEST, LATEST, ModelHeader, read_model
+from masam_auto.learning.models import TrainedModel, describe_model, open_model
+from masam_auto.learning.sam_weights import sam_of_model
+from masam_auto.stages.export_model import check_fits
+
+logger = logging.getLogger(__name__)
+
+
+def install_model(archive: Path, results: Path, *, weights: Path, overwrite: bool = False) -> tuple[TrainedModel, ...]:
+    """Install all models of an archive, and the selection that comes with them, or nothing.
+
+    Args:
+        archive: that `stages.export_model` wrote.
+        results: root of the results.
+        weights: the folder of SAM files; a warning says where one that a model needs is not there.
+        overwrite: models of the same names are replaced, with all of their folds.
+
+    Raises:
+        ModelError: the archive is damaged, holds what it should not, or a model in it cannot be used.
+        OutputError: a model of that name is there, or the folder is not writable.
+    """
+    manifest = read_manifest(archive)
+    dataset = results / manifest.dataset_name
+    bring_back(dataset)
+    names = [*manifest.models, *(file.name for file in manifest.files if file.name == SELECTION_NAME)]
+    there = [name for name in names if (dataset / name).exists()]
+    if there and not overwrite:
+        raise OutputError(
+            f"{dataset / there[0]} is there already. Give --overwrite to replace it with all of its folds, or another "
+            "folder with --results."
+        )
+    with scratch_folder(dataset) as scratch:
+        new, old = scratch / "new", scratch / "old"
+        new.mkdir()
+        old.mkdir()
+        extract_archive(archive, new)
+        headers = _check(new, manifest, archive)
+        exchange(names, dataset, new, old)
+    for folder, header in headers.items():
+        _look_for_sam(header, dataset / folder, weights)
+    return tuple(describe_model(dataset / name) for name in manifest.models)
+
+
+def exchange(names: Sequence[str], target: Path, new: Path, old: Path) -> None:
+    """Move entries of `new` into `target`, those that are there to `old`; all of them, or none when that fails.
+
+    Args:
+        names: files and folders in `new`.
+        target, new, old: folders of one file system.
+    """
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for name in names:
+            steps = [(target / name, old / name)] if (target / name).exists() else []
+            for source, place in (*steps, (new / name, target / name)):
+                source.rename(place)
+                moved.append((source, place))
+    except BaseException:
+        for source, place in reversed(moved):
+            place.rename(source)
+        raise
+
+
+def bring_back(dataset: Path) -> None:
+    """Put models back that a killed installation had moved aside before the new ones took their places."""
+    for left in sorted(dataset.glob(".partial-*/old/*")):
+        if not (dataset / left.name).exists():
+            logger.warning("%s: brought back, an installation was killed", dataset / left.name)
+            left.rename(dataset / left.name)
+
+
+def _check(folder: Path, manifest: Manifest, archive: Path) -> dict[str, ModelHeader]:
+    """Read all that was extracted; the header of each checkpoint by its folder. Raises ModelError."""
+    headers = {}
+    try:
+        for name in manifest.models:
+            headers.update(_check_model(folder / name, manifest.dataset_name))
+        if (folder / SELECTION_NAME).is_file():
+            selection = read_selection(folder / SELECTION_NAME)
+            missing = {member.folder_name for member in selection.members} - set(manifest.models)
+            if selection.dataset_name != manifest.dataset_name or missing:
+                raise ModelError(f"{SELECTION_NAME} is of other models")
+    except MasamError as error:
+        problem = str(error).replace(f"{folder}/", "")
+        raise ModelError(f"{archive} is not installed: its content does not belong together: {problem}") from error
+    return {str(path.relative_to(folder)): header for path, header in headers.items()}
+
+
+def _check_model(folder: Path, dataset_name: str) -> dict[Path, ModelHeader]:
+    model = describe_model(folder)
+    plan, description = open_model(model)
+    if (plan.dataset_name, plan.name) != (dataset_name, model.plan_name):
+        raise ModelError(f"{folder}/plan.json is plan {plan.name} of {plan.dataset_name}")
+    configuration = plan.configuration(model.configuration)
+    headers = {path: read_model(path)[0] for kind in (BEST, LATEST) for path in sorted(folder.glob(f"fold_*/{kind}"))}
+    if not headers:
+        raise ModelError(f"{folder} has no checkpoint")
+    for path, header in headers.items():
+        check_fits(header, path, plan, configuration, description)
+    return headers
+
+
+def _look_for_sam(header: ModelHeader, checkpoint: Path, weights: Path) -> None:
+    """Warn where the SAM file that a model stands on is not there yet."""
+    try:
+        sam_of_model(header, checkpoint, file=None, folder=weights)
+    except ModelError as error:
+        logger.warning("still needed: %s", error)
