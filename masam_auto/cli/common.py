@@ -188,6 +188,13 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+def counting_number(text: str) -> int:
+    """argparse type: 1, 2, ..."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
 def positive_number(text: str) -> float:
     """argparse type: a number above 0."""
     try:

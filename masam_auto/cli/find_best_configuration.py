@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from masam_auto.cli.common import DONE, add_workers, fold, known_dataset, make_parser, run, start
+from masam_auto.core.selection import TEXT_NAME
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -12,7 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _make_parser().parse_args(arguments)
     paths = start(parsed)
 
-    from masam_auto.stages.find_best_configuration import TEXT_NAME, find_best_configuration
+    from masam_auto.stages.find_best_configuration import find_best_configuration
 
     name = known_dataset(paths, parsed.dataset)
     find_best_configuration(

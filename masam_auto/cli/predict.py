@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from masam_auto.cli.common import DONE, add_device, make_parser, positive_number, run, start, whole_number
+from masam_auto.cli.common import (
+    DONE,
+    add_device,
+    counting_number,
+    make_parser,
+    positive_number,
+    run,
+    start,
+    whole_number,
+)
 from masam_auto.cli.model_options import add_model_choice, load_model, report_outcome
 from masam_auto.core.errors import MasamError
 from masam_auto.core.paths import Paths
@@ -107,14 +116,14 @@ def _make_parser() -> argparse.ArgumentParser:
         "the plan says)",
     )  # fmt: skip
     parser.add_argument(
-        "-num_parts", "--num_parts", type=whole_number, default=1, metavar="N",
+        "-num_parts", "--num_parts", type=counting_number, default=1, metavar="N",
         help="predict one of N parts of the cases, for commands that are started independently of one another",
     )  # fmt: skip
     parser.add_argument(
         "-part_id", "--part_id", type=whole_number, default=0, metavar="K", help="which part: 0, 1, ..., N - 1"
     )  # fmt: skip
     parser.add_argument(
-        "-num_gpus", "--num_gpus", type=whole_number, default=1, metavar="N",
+        "-num_gpus", "--num_gpus", type=counting_number, default=1, metavar="N",
         help="processes that share the cases out among them on this machine, one a GPU (with -device cpu: processes on "
         "the CPU)",
     )  # fmt: skip

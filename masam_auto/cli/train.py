@@ -15,6 +15,7 @@ from masam_auto.cli.common import (
     add_overrides,
     add_sam_choice,
     add_workers,
+    counting_number,
     fold,
     known_dataset,
     make_parser,
@@ -133,7 +134,7 @@ def _make_parser() -> argparse.ArgumentParser:
         help="record the epochs there, too; its package must be installed (default: nowhere, nothing is sent)",
     )  # fmt: skip
     parser.add_argument(
-        "-num_gpus", "--num_gpus", type=whole_number, default=1, metavar="N",
+        "-num_gpus", "--num_gpus", type=counting_number, default=1, metavar="N",
         help="processes that train together on this machine, one a GPU (with -device cpu: processes on the CPU)",
     )  # fmt: skip
     parser.add_argument(

@@ -2,6 +2,14 @@
 
 from collections.abc import Sequence
 
+NAMED = 5  # cases or files that a message lists
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
 
 class MasamError(ValueError):
     """Says what is wrong, in which file or case, what was expected and what to do.

@@ -17,6 +17,7 @@ import secrets
 import shutil
 import stat
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +69,9 @@ class Manifest:
     def __post_init__(self) -> None:
         if not DATASET.fullmatch(self.dataset_name):
             raise ModelError(f"{self.dataset_name!r} is no name of a data set such as Dataset001_Name")
-        names = [file.name.casefold() for file in self.files]  # one file on systems where case makes no difference
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
+        # one file on systems where case makes no difference
+        names = Counter(file.name.casefold() for file in self.files)
+        if repeated := sorted(name for name, count in names.items() if count > 1):
             raise ModelError(f"{repeated[0]!r} stands twice in the manifest")
         if not self.models:
             raise ModelError("the manifest lists no model")
@@ -218,6 +220,8 @@ def _problem(entry: zipfile.ZipInfo) -> str | None:
         return f"it holds {entry.orig_filename!r}, which is no file of a model, or lies outside of it"
     if kind not in (0, stat.S_IFREG):
         return f"{entry.filename!r} is a link or something else that is not a plain file"
+    if entry.header_offset < 0:
+        return f"{entry.filename!r} is said to lie before the archive's start"
     if entry.flag_bits & 0x1:
         return f"{entry.filename!r} is encrypted"
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:

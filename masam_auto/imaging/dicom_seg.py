@@ -1,6 +1,7 @@
 """Segmentations as DICOM SEG objects, which point to the slices that they were drawn on."""
 
 import importlib.util
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,6 +63,7 @@ def write_dicom_seg(
     check_can_write_seg()
     import highdicom  # optional: extra `dicom`; seconds to import
 
+    warnings.filterwarnings("ignore", module="highdicom")  # of the source's tags, such as names without a family name
     slices = read_slices(files)
     order = _file_order(slices)
     sources = [_completed(file, geometry) for file in dict.fromkeys(slices[index].file for index in order)]

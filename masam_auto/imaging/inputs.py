@@ -124,9 +124,9 @@ def _dicom_cases(
 ) -> tuple[Case, ...]:
     """A case for each series, or, where `member` is given, for the series of this file; channels are put together."""
     series, left_out = find_series(files)
-    if member is not None:
-        series, left_out = tuple(one for one in series if member in one.files), ()
-    for sentence in left_out:
+    if member is not None:  # what else is beside it does not matter
+        series = tuple(one for one in series if member in one.files)
+    for sentence in left_out if member is None else ():
         logger.warning("left out: %s", sentence)
     if not series:
         there = f" (left out: {'; '.join(left_out[:3])})" if left_out else ""

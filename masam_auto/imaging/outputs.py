@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,8 @@ from masam_auto.imaging.videos import is_video, write_overlay
 
 OUTPUT_FORMATS = (*(ending for ending, reader in READERS.items() if reader.write is not None), DICOM_SEG)
 """What a user may ask for; DICOM SEG only for DICOM images."""
+
+MASK = re.compile(r"frame\d{6,}\..+")
 
 
 def choose_endings(cases: Sequence[Case], description: DatasetDescription, chosen: str | None) -> dict[str, str]:
@@ -75,7 +78,7 @@ def write_segmentation(
 
     Raises:
         ImageError: a format that cannot hold these labels, or a DICOM source that lacks what a SEG needs.
-        OutputError: the folder is not writable or the disk is full.
+        OutputError: the folder is not writable, the disk is full, or files of the user are where a video's masks go.
     """
     if ending == DICOM_SEG:
         names = segment_names(labels)
@@ -112,8 +115,15 @@ def _replaced_folder(path: Path) -> Iterator[Path]:
     """Give a temporary folder that takes the place of `path` when the block ends without an error.
 
     Raises:
-        OutputError: `path` is a file, or cannot be replaced.
+        OutputError: `path` is a file or link, holds files that are no masks, or cannot be replaced.
     """
+    if path.is_symlink():
+        raise OutputError(f"{path} is a link, which is not replaced. Remove it, or choose another folder.")
+    others = [one.name for one in path.iterdir() if not MASK.fullmatch(one.name)] if path.is_dir() else []
+    if others:
+        raise OutputError(
+            f"{path} holds {others[0]}, which is no mask of a frame, and is not replaced. Move it, or choose another folder."
+        )
     temporary = path.with_name(f".partial-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
     try:
         yield temporary

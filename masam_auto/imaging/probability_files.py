@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 import zipfile
@@ -16,7 +17,7 @@ import numpy as np
 from masam_auto.core.errors import ImageError, MasamError
 from masam_auto.core.geometry import Box, Geometry
 from masam_auto.core.jsonio import atomic_path, decode, to_plain
-from masam_auto.imaging.scratch import scratch_array
+from masam_auto.imaging.scratch import reserve, scratch_array
 
 ENDING = ".npz"
 VALUES = "probabilities.npy"
@@ -66,7 +67,16 @@ def new_probabilities(
         tempfile.TemporaryDirectory(dir=path.parent, prefix=f".partial-{os.getpid()}-") as folder,
     ):
         raw = Path(folder) / VALUES
-        values = np.lib.format.open_memmap(raw, mode="w+", dtype=np.float16, shape=shape)
+        with raw.open("wb") as file:
+            header = {
+                "descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)),
+                "fortran_order": False,
+                "shape": shape,
+            }
+            np.lib.format.write_array_header_1_0(file, header)
+            file.flush()
+            reserve(file, file.tell() + 2 * math.prod(shape), path.parent)
+        values = np.lib.format.open_memmap(raw, mode="r+")
         yield values
         values.flush()
         del values
@@ -148,7 +158,7 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except MasamError:
         raise
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ImageError(
             f"{path}: cannot be read as probabilities ({error}). Write it again: masam_train ... --val --save_probabilities, "
             "or masam_predict ... --save_probabilities"

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from masam_auto.core.dataset import Case, Dataset
-from masam_auto.core.errors import ModelError, PlanError
-from masam_auto.core.jsonio import read_plain
+from masam_auto.core.errors import ModelError, PlanError, first_few
+from masam_auto.core.jsonio import decode, read_plain
 from masam_auto.core.paths import Paths
 from masam_auto.core.selection import SelectedModel
 from masam_auto.imaging.io import label_ending
 from masam_auto.imaging.probability_files import ENDING as PROBABILITIES
+from masam_auto.learning.checkpoint import STATE_FILE
 from masam_auto.learning.models import CHECKPOINTS, TrainedModel, find_models, open_model
 from masam_auto.stages.evaluate import SUMMARY_NAME
 from masam_auto.stages.validate import RECORD_NAME
 
-NAMED_CASES_LIMIT = 5
 WHY_NOT_ALL = (
     "Fold all cannot be cross-validated: the cases that it is validated on are those that it was trained on, so its "
     "figures say nothing about new images."
@@ -105,13 +105,13 @@ def common_cases(models: Sequence[CrossValidation], dataset: Dataset) -> tuple[l
     identifiers = [case.identifier for case in dataset.cases]
     if uncovered := [name for name in identifiers if name not in known]:
         notes.append(
-            f"{len(uncovered)} of {len(identifiers)} cases are not covered by any fold that is validated: {named(uncovered)}."
+            f"{len(uncovered)} of {len(identifiers)} cases are not covered by any fold that is validated: {first_few(uncovered)}."
         )
     if partly := [name for name in identifiers if name in known - shared]:
         lacking = [m for m in models if any(name not in m.fold_of for name in partly)]
         notes.append(
             f"{len(partly)} cases are left out of the comparison because "
-            f"{' and '.join(f'{m.name} ({folds_text(m.model.folds)})' for m in lacking)} did not predict all of them: {named(partly)}."
+            f"{' and '.join(f'{m.name} ({folds_text(m.model.folds)})' for m in lacking)} did not predict all of them: {first_few(partly)}."
         )
     return common, notes
 
@@ -132,12 +132,6 @@ def folds_text(folds: Sequence[int]) -> str:
     return f"fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))}"
 
 
-def named(names: Sequence[str]) -> str:
-    """The first few names."""
-    more = f" and {len(names) - NAMED_CASES_LIMIT} more" if len(names) > NAMED_CASES_LIMIT else ""
-    return ", ".join(names[:NAMED_CASES_LIMIT]) + more
-
-
 def validation_folder(model_folder: Path, fold: int) -> Path:
     """Where a fold's held-out predictions are."""
     return model_folder / f"fold_{fold}" / "validation"
@@ -154,12 +148,10 @@ def _gather_model(
         notes.append(f"{name}: fold all is left out. {WHY_NOT_ALL}")
     used: list[int] = []
     for fold in sorted(int(fold) for fold in model.folds if fold != "all" and (folds is None or fold in folds)):
-        if (validation_folder(model.folder, fold) / SUMMARY_NAME).is_file():
-            used.append(fold)
+        if problem := _why_not(validation_folder(model.folder, fold)):
+            notes.append(f"{name}: fold {fold} is left out because {problem}; do it with {command.format(fold)}.")
         else:
-            notes.append(
-                f"{name}: fold {fold} is left out because it is not validated; do it with {command.format(fold)}."
-            )
+            used.append(fold)
     fold_of: dict[str, int] = {}
     for fold in used:
         for identifier in _held_out(validation_folder(model.folder, fold), dataset):
@@ -208,8 +200,32 @@ def _summarised(folder: Path, ending: str) -> set[str]:
         ) from error
 
 
+def _why_not(folder: Path) -> str | None:
+    """Why a fold's validation says nothing of its checkpoint; None where it does."""
+    if not (folder / SUMMARY_NAME).is_file():
+        return "it is not validated"
+    record = _record(folder)
+    state = folder.parent / str(record.get("checkpoint")) / STATE_FILE
+    if (
+        "epoch" in record
+        and state.is_file()
+        and read_plain(state, what="checkpoint").get("epoch") != record.get("epoch")
+    ):
+        return "it was trained on since it was validated"
+    return None
+
+
 def _checkpoint(folder: Path) -> str:
     """Which checkpoint a validation was done with ("best", ...)."""
-    record = folder / RECORD_NAME
-    stored = read_plain(record, what="record of the validation").get("checkpoint") if record.is_file() else None
+    stored = _record(folder).get("checkpoint")
     return next((kind for kind, name in CHECKPOINTS.items() if name == stored), "best")
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What a validation was done with; nothing where that was not noted. Raises PlanError."""
+    file = folder / RECORD_NAME
+    return (
+        decode(read_plain(file, what="record of the validation"), dict[str, Any], where=str(file))
+        if file.is_file()
+        else {}
+    )

@@ -1,6 +1,7 @@
 """Several models' saved probabilities to one segmentation, a few rows at a time."""
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +11,9 @@ import psutil
 import torch
 
 from masam_auto.core.dataset import DatasetDescription, read_description
-from masam_auto.core.errors import DatasetError, ImageError, MasamError, ModelError, OutputError
+from masam_auto.core.errors import DatasetError, ImageError, MasamError, ModelError, OutputError, first_few
 from masam_auto.core.geometry import Box, Geometry
-from masam_auto.core.jsonio import write_json
+from masam_auto.core.jsonio import read_plain, write_json
 from masam_auto.core.labels import Labels
 from masam_auto.core.parallel import choose_workers, map_cases
 from masam_auto.imaging.crop import crop_to
@@ -30,7 +31,6 @@ from masam_auto.stages.predict_folder import Outcome, check_output, refuse_to_ov
 from masam_auto.stages.probabilities import output_names
 from masam_auto.stages.restore import decide_labels
 
-NAMED_CASES_LIMIT = 5
 CASES_LOOKED_AT = 10
 FEW_BYTES = 5e8  # one process averages so many in about the time in which workers start
 
@@ -110,11 +110,15 @@ def ensemble_folders(
     for source in sources:
         check_output(source, folder)
     if not overwrite:
-        endings = [label_ending(description.file_ending), *([ENDING] if save_probabilities else [])]
-        refuse_to_overwrite(folder, [f"{identifier}{ending}" for identifier in identifiers for ending in endings])
+        more = [f"{name}{ENDING}" for name in identifiers if save_probabilities]
+        present = folder / "dataset.json"
+        more += [present.name] if present.is_file() and read_plain(present, what="data set") != description.raw else []
+        refuse_to_overwrite(folder, [*_label_files(folder, identifiers, description), *more])
     files = {name: tuple(source / f"{name}{ENDING}" for source in sources) for name in identifiers}
     problems = average_cases(files, folder, description, save_probabilities=save_probabilities, workers=workers)
     done = tuple(name for name in identifiers if name not in problems)
+    for name in done if overwrite and not save_probabilities else ():
+        (folder / f"{name}{ENDING}").unlink(missing_ok=True)  # of the segmentation that was replaced
     if done:
         write_json(folder / "dataset.json", description.raw)
     return Outcome(predicted=done, skipped=(), problems=tuple(problems.values()))
@@ -172,6 +176,16 @@ def write_case_labels(
     frame_geometry = replace(geometry, shape=(1, *geometry.shape[1:]), dimensions=2)
     for number, frame in enumerate(description.sequences.get(identifier, numbered)):
         write_labels(folder / f"{frame}{ending}", labels[number : number + 1], frame_geometry)
+
+
+def _label_files(folder: Path, identifiers: Sequence[str], description: DatasetDescription) -> list[str]:
+    """Names of files that `write_case_labels` may write; of frames that are numbered, those that the folder has."""
+    ending = label_ending(description.file_ending)
+    frames = [frame for name in identifiers for frame in description.sequences.get(name, (name,))]
+    there = sorted(folder.iterdir()) if description.is_video and folder.is_dir() else []
+    numbered, known = re.compile(rf"(.+)_\d{{4,}}{re.escape(ending)}"), set(identifiers)
+    matches = [match for path in there if (match := numbered.fullmatch(path.name))]
+    return [*(f"{frame}{ending}" for frame in frames), *(match[0] for match in matches if match[1] in known)]
 
 
 def _ensemble_case(task: _Task) -> str | None:
@@ -275,7 +289,7 @@ def _common_cases(sources: Sequence[Path]) -> list[str]:
             )
     everywhere = set.union(*found)
     lacking = [(source, sorted(everywhere - there)) for source, there in zip(sources, found, strict=True)]
-    if problems := [f"{source} lacks {_named(missing)}" for source, missing in lacking if missing]:
+    if problems := [f"{source} lacks {first_few(missing)}" for source, missing in lacking if missing]:
         raise DatasetError(
             f"the folders do not hold the same cases: {'; '.join(problems)}. Predict them with --save_probabilities, or "
             f"take their {ENDING} files out of the other folders."
@@ -296,8 +310,3 @@ def _common_description(sources: Sequence[Path]) -> DatasetDescription:
         if descriptions[-1].labels != descriptions[0].labels:
             raise ModelError(f"{sources[0]} and {source} are of models with different labels, and cannot be averaged.")
     return descriptions[0]
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED_CASES_LIMIT} more" if len(names) > NAMED_CASES_LIMIT else ""
-    return ", ".join(names[:NAMED_CASES_LIMIT]) + more

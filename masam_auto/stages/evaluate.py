@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from masam_auto.core.errors import DatasetError
+from masam_auto.core.errors import DatasetError, first_few
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.labels import Labels
 from masam_auto.core.parallel import Workers, map_cases
@@ -21,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 SUMMARY_NAME = "summary.json"
 BYTES_PER_VOXEL = 40  # while two label files are compared: both, masks, and surfaces within a class's box
-NAMED_FILES_LIMIT = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,11 +174,11 @@ def _find_names(prediction_folder: Path, reference_folder: Path, file_ending: st
         )
     if missing := sorted(references - predictions):
         raise DatasetError(
-            f"{prediction_folder}: {len(missing)} of {len(references)} segmentations are missing: {_named(missing)}. "
+            f"{prediction_folder}: {len(missing)} of {len(references)} segmentations are missing: {first_few(missing)}. "
             "Predict them, or take their references out of the folder."
         )
     if extra := sorted(predictions - references):
-        logger.warning("%s: no reference for %s; not evaluated", prediction_folder, _named(extra))
+        logger.warning("%s: no reference for %s; not evaluated", prediction_folder, first_few(extra))
     return sorted(references)
 
 
@@ -187,11 +186,6 @@ def _list_files(folder: Path, file_ending: str, *, what: str) -> set[str]:
     if not folder.is_dir():
         raise DatasetError(f"folder of {what} not found: {folder}")
     return {path.name for path in folder.iterdir() if path.name.endswith(file_ending) and not path.name.startswith(".")}
-
-
-def _named(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED_FILES_LIMIT} more" if len(names) > NAMED_FILES_LIMIT else ""
-    return ", ".join(names[:NAMED_FILES_LIMIT]) + more
 
 
 def _evaluate_pair(pair: _Pair) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Trained models become one file to pass on: what prediction needs and a model card, without names of cases or places."""
 
-import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,8 +7,8 @@ from typing import Any
 
 from masam_auto import __version__
 from masam_auto.core.dataset import DatasetDescription
-from masam_auto.core.errors import ModelError, OutputError
-from masam_auto.core.jsonio import read_json, read_plain, write_bytes, write_json
+from masam_auto.core.errors import ModelError, OutputError, PlanError
+from masam_auto.core.jsonio import decode, read_json, read_plain, write_bytes, write_json
 from masam_auto.core.model_archive import CARD_NAME, Manifest, scratch_folder, write_archive
 from masam_auto.core.paths import DATASET_NAME
 from masam_auto.core.plan import Configuration, Plan
@@ -34,6 +33,7 @@ SHARED_KEYS = (
 )  # fmt: skip
 # Stands for the videos of the training data: that there are some says that the model takes videos.
 SOME_VIDEO = {"a training video": ["its frames are not told"]}
+Means = dict[str, float | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +75,7 @@ def export_model(
 
     Raises:
         ModelError: a checkpoint is missing, damaged or of another plan.
+        PlanError: a plan or the summary of a validation is damaged.
         OutputError: the archive is there, or cannot be written.
     """
     if output.exists() and not overwrite:
@@ -84,7 +85,7 @@ def export_model(
         names = {_stage(member, staged, wishes) for member in members}
         assert len(names) == 1, "models of several data sets"
         if selection is not None:
-            write_json(staged / SELECTION_NAME, selection)
+            write_json(staged / SELECTION_NAME, replace(selection, reasons=()))  # they name cases and folders
         return write_archive(output.absolute(), staged, dataset_name=names.pop(), masam_auto=__version__)
 
 
@@ -131,7 +132,6 @@ def _stage_fold(
     copy = target / fold.name / checkpoint.name
     write_json(copy / STATE_FILE, state)
     write_model(copy / MODEL_FILE, header, tensors)
-    changed = (checkpoint / MODEL_FILE).stat().st_mtime
     summary = _read_summary(fold / "validation" / SUMMARY_NAME, case_names=case_names)
     if summary is not None:
         write_json(target / fold.name / "validation" / SUMMARY_NAME, summary)
@@ -140,7 +140,6 @@ def _stage_fold(
         fold=int(number) if number.isdigit() else number,
         header=header,
         state=state,
-        trained_on=f"{datetime.datetime.fromtimestamp(changed, datetime.UTC):%Y-%m-%d}",
         summary=summary,
     )
 
@@ -170,16 +169,22 @@ def _read_summary(path: Path, *, case_names: bool) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     summary = read_plain(path, what="summary of the validation")
-    entries = summary["metric_per_case"]
-    named = [
-        {**entry, **{key: Path(entry[key]).name for key in ("prediction_file", "reference_file")}} for entry in entries
-    ]
-    return {
-        "foreground_mean": summary["foreground_mean"],
-        "mean": summary["mean"],
-        "cases": summary.get("cases", len(entries)),
-        "metric_per_case": named if case_names else [],
-    }
+    try:
+        entries = summary["metric_per_case"]
+        named = [
+            {**entry, **{key: Path(entry[key]).name for key in ("prediction_file", "reference_file")}}
+            for entry in entries
+        ]
+        return {
+            "foreground_mean": decode(summary["foreground_mean"], Means, where=str(path)),
+            "mean": decode(summary["mean"], dict[str, Means], where=str(path)),
+            "cases": decode(summary.get("cases", len(entries)), int, where=str(path)),
+            "metric_per_case": named if case_names else [],
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PlanError(
+            f"{path} is no summary of a validation ({type(error).__name__}: {error}). Validate again: masam_train ... --val"
+        ) from error
 
 
 def _without_place(checkpoint: str | None) -> str | None:

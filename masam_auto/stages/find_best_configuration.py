@@ -16,7 +16,7 @@ from masam_auto.core.labels import Labels
 from masam_auto.core.parallel import map_cases
 from masam_auto.core.paths import Paths
 from masam_auto.core.postprocessing import POSTPROCESSING_NAME
-from masam_auto.core.selection import SELECTION_NAME, Candidate, Selection
+from masam_auto.core.selection import SELECTION_NAME, TEXT_NAME, Candidate, Selection
 from masam_auto.imaging.confusion import class_dice, count_confusion, mean_dice
 from masam_auto.imaging.io import label_ending, read_labels
 from masam_auto.imaging.workers import workers_for
@@ -34,7 +34,6 @@ from masam_auto.stages.postprocess import Findings, determine_postprocessing, po
 from masam_auto.stages.validate import open_raw_data
 
 RESULTS_NAME = "crossval_results"
-TEXT_NAME = "inference_instructions.txt"
 
 Members = tuple[CrossValidation, ...]
 
@@ -187,8 +186,8 @@ def _compare(
         )
         for case in cases
     ]
-    # the labels of reference and candidate, and what two members' probabilities take
-    bytes_per_voxel = 24 + 4 * labels.num_outputs
+    # the labels of reference and candidate, and what two members' probabilities take, of all frames of a video
+    bytes_per_voxel = (24 + 4 * labels.num_outputs) * max(len(case.frames) for case in cases)
     truths = [truth for task in tasks for truth in task.references]
     count = workers_for(truths, bytes_per_voxel=bytes_per_voxel, asked=workers)
     names = [task.identifier for task in tasks]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from masam_auto.core.errors import MasamError, ModelError, OutputError
 from masam_auto.core.model_archive import Manifest, extract_archive, read_manifest, scratch_folder
-from masam_auto.core.selection import SELECTION_NAME, read_selection
+from masam_auto.core.selection import SELECTION_NAME, TEXT_NAME, read_selection
 from masam_auto.learning.checkpoint import BEST, LATEST, ModelHeader, read_model
-from masam_auto.learning.models import TrainedModel, describe_model, open_model
+from masam_auto.learning.models import TrainedModel, choose_folds, describe_model, open_model
 from masam_auto.learning.sam_weights import sam_of_model
 from masam_auto.stages.export_model import check_fits
 
@@ -45,6 +45,8 @@ def install_model(archive: Path, results: Path, *, weights: Path, overwrite: boo
         extract_archive(archive, new)
         headers = _check(new, manifest, archive)
         exchange(names, dataset, new, old)
+    if SELECTION_NAME in names:
+        (dataset / TEXT_NAME).unlink(missing_ok=True)  # of the selection that was replaced
     for folder, header in headers.items():
         _look_for_sam(header, dataset / folder, weights)
     return tuple(describe_model(dataset / name) for name in manifest.models)
@@ -89,6 +91,8 @@ def _check(folder: Path, manifest: Manifest, archive: Path) -> dict[str, ModelHe
             missing = {member.folder_name for member in selection.members} - set(manifest.models)
             if selection.dataset_name != manifest.dataset_name or missing:
                 raise ModelError(f"{SELECTION_NAME} is of other models")
+            for member in selection.members:
+                choose_folds(describe_model(folder / member.folder_name), member.folds, member.checkpoint)
     except MasamError as error:
         problem = str(error).replace(f"{folder}/", "")
         raise ModelError(f"{archive} is not installed: its content does not belong together: {problem}") from error

@@ -22,13 +22,12 @@ class FoldFacts:
     """What is known of one trained fold.
 
     `summary` is that of its validation: "mean" by class, "foreground_mean", and "cases", their number; None where it was
-    not validated. `trained_on` is the day of its checkpoint (UTC, YYYY-MM-DD).
+    not validated.
     """
 
     fold: int | str
     header: ModelHeader
     state: TrainingState
-    trained_on: str
     summary: Mapping[str, Any] | None
 
 
@@ -129,12 +128,12 @@ def _training(folds: Sequence[FoldFacts]) -> Iterable[str]:
     yield "## Training"
     rows = [
         (
-            str(facts.fold), facts.trained_on, str(facts.state.epoch), str(facts.state.step), facts.state.budget or "as planned",
+            str(facts.fold), str(facts.state.epoch), str(facts.state.step), facts.state.budget or "as planned",
             f"{facts.state.wall_seconds / 3600:.2f}", _number(facts.state.best_dice),
         )
         for facts in folds
     ]  # fmt: skip
-    heading = ("fold", "checkpoint of", "epochs", "steps", "budget", "hours", "smoothed validation Dice")
+    heading = ("fold", "epochs", "steps", "budget", "hours", "smoothed validation Dice")
     yield _table(heading, rows)
     yield "The validation Dice is on a fixed set of windows, which chose the checkpoint; the table above is on whole cases."
     starts = sorted({facts.header.pretrained_weights for facts in folds if facts.header.pretrained_weights})

@@ -129,16 +129,19 @@ def postprocess_folder(
             f"{source}: no segmentations. Give a folder of label files, e.g. one that masam_predict wrote."
         )
     check_output(source, folder)
+    companions = {name: (source / name).read_bytes() for name in COMPANIONS if (source / name).is_file()}
     if not overwrite:
-        refuse_to_overwrite(folder, [file.name for file in files])
+        other = [
+            n for n, content in companions.items() if (folder / n).is_file() and (folder / n).read_bytes() != content
+        ]
+        refuse_to_overwrite(folder, [*(file.name for file in files), *other])
     items = [(file, folder / file.name, postprocessing) for file in files]
     names = [file.name for file in files]
     count = workers_for(files, bytes_per_voxel=BYTES_PER_VOXEL, asked=workers)
     results = map_cases(_postprocess_file, items, names=names, what="postprocessing", workers=count)
     done = tuple(name for name, problem in zip(names, results, strict=True) if problem is None)
-    for companion in COMPANIONS if done else ():
-        if (source / companion).is_file():
-            write_bytes(folder / companion, (source / companion).read_bytes())
+    for name, content in companions.items() if done else ():
+        write_bytes(folder / name, content)
     return Outcome(predicted=done, skipped=(), problems=tuple(problem for problem in results if problem is not None))
 
 

@@ -167,7 +167,8 @@ class Predictor:
 
         Raises:
             DatasetError: a box outside the image.
-            ImageError: wrong number of axes or channels, or the image looks like a segmentation.
+            ImageError: wrong number of axes or channels, values that are no finite real numbers, or the image looks like a
+                segmentation.
             ModelError: the network's output is not finite, or boxes for a model that cannot take them.
             OutputError: an ensemble across slice axes has no space (`imaging.scratch`).
         """
@@ -287,8 +288,10 @@ def combine(predictors: Sequence[Predictor]) -> Predictor:
     """One predictor that averages the probabilities of several; the first one's description and device hold.
 
     Raises:
-        ModelError: they were trained with other labels or channels.
+        ModelError: there are none, or they were trained with other labels or channels.
     """
+    if not predictors:
+        raise ModelError("no model is given. Name at least one folder of a trained model.")
     first, *others = predictors
     for other in others:
         for what in ("labels", "channel_names"):
@@ -308,6 +311,8 @@ def _as_volume(image: np.ndarray, geometry: Geometry | Sequence[float], identifi
             f"case {identifier} has shape {image.shape}; expected are (C, Z, Y, X), or (C, Y, X) for a picture. Add the channel "
             "axis: image[None]."
         )
+    if image.dtype.kind not in "biuf":
+        raise ImageError(f"case {identifier} has values of type {image.dtype}; expected are real numbers")
     axes = image.ndim - 1
     if axes == 2:
         image = image[:, None]
@@ -326,6 +331,8 @@ def _case_of(files: Files, description: DatasetDescription) -> Case:
     """The one case that files hold. Raises DatasetError."""
     if not isinstance(files, (str, Path)):
         images = tuple(Path(file) for file in files)
+        if not images:
+            raise DatasetError("no file of the image is given. Name one for each channel, in order.")
         identifier = images[0].name.partition(".")[0]
         return Case(identifier=identifier, frames=(identifier,), images=(images,))
     cases = find_inputs(Path(files), description)

@@ -21,7 +21,7 @@ import torch
 
 from masam_auto.core.boxes import GivenBox
 from masam_auto.core.dataset import Case
-from masam_auto.core.errors import CaseErrors, MasamError, ModelError, OutputError
+from masam_auto.core.errors import CaseErrors, MasamError, ModelError, OutputError, first_few
 from masam_auto.core.geometry import Box, Geometry
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.log import progress
@@ -43,6 +43,8 @@ from masam_auto.stages.segment import PreparedCase, check_takes_boxes
 logger = logging.getLogger(__name__)
 
 RAW_FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
+# What lies beside a dataset.json and plan.json that must stay: of a preprocessed data set, or a trained model.
+OWN_COMPANIONS = ("fingerprint.json", "splits.json", "fold_*")
 MEMORY_SHARE = 0.5  # of the free memory, for the cases that are read ahead; the rest is for the one that is predicted
 READERS = 4  # threads at most; more did not help
 
@@ -295,10 +297,14 @@ def _memory_estimate(predictor: Predictor) -> Callable[[Case], float]:
         except MasamError:  # of an image that cannot be read, which is told when it is loaded, or DICOM
             return 16.0 * sum(file.stat().st_size for files in case.series for file in files)
         voxels = math.prod(geometry.shape) * len(case.frames)
-        resampled = max(
-            math.prod(geometry.spacing) / math.prod(member.configuration.spacing) for member in predictor.members
-        )
-        return 4.0 * channels * voxels * (2 + 2 * resampled)  # read, normalised, resampled, and on the way to that
+        # members that preprocess alike share an image
+        resampled = {
+            member.configuration.preprocessing_digest: math.prod(geometry.spacing)
+            / math.prod(member.configuration.spacing)
+            for member in predictor.members
+        }.values()
+        # read, normalised, resampled for each, and on the way to that
+        return 4.0 * channels * voxels * (2 + sum(resampled) + max(resampled))
 
     return estimate
 
@@ -312,15 +318,14 @@ def refuse_to_overwrite(folder: Path, names: Sequence[str]) -> None:
     """Raise OutputError where a folder has files of these names."""
     present = [name for name in names if (folder / name).exists()]
     if present:
-        more = f" and {len(present) - 5} more" if len(present) > 5 else ""
         raise OutputError(
-            f"{folder} already holds {', '.join(present[:5])}{more}. Give --overwrite to replace them, another folder, or to "
+            f"{folder} already holds {first_few(present)}. Give --overwrite to replace them, another folder, or to "
             "masam_predict --continue_prediction to predict only the others."
         )
 
 
 def check_output(source: Path, folder: Path) -> None:
-    """Refuse to write among the images. Raises OutputError."""
+    """Refuse to write among the images, or where a dataset.json and plan.json are not for the output. Raises OutputError."""
     images = source if source.is_dir() else source.parent
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; the output must be a folder")
@@ -333,6 +338,11 @@ def check_output(source: Path, folder: Path) -> None:
     if (folder / "imagesTr").is_dir() or part:
         raise OutputError(
             f"the output folder is {'part of ' if part else ''}a raw data set ({folder}). Choose another one."
+        )
+    if any(next(folder.glob(name), None) for name in OWN_COMPANIONS):
+        raise OutputError(
+            f"the output folder is that of a preprocessed data set or a trained model ({folder}), whose plan.json would be "
+            "replaced. Choose another one."
         )
 
 

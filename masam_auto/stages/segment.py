@@ -55,7 +55,7 @@ def prepare_image(
         identifier: a name for messages.
 
     Raises:
-        ImageError: wrong number of channels, or the image looks like a segmentation.
+        ImageError: wrong number of channels, values that are not finite, or the image looks like a segmentation.
     """
     check_image(members, description, image, identifier=identifier)
     known: dict[str, PreprocessedCase] = {}
@@ -162,11 +162,19 @@ def check_takes_boxes(members: Sequence[Member]) -> None:
 def check_image(
     members: Sequence[Member], description: DatasetDescription, image: np.ndarray, *, identifier: str
 ) -> None:
-    """Raise ImageError where an image cannot be meant: wrong number of channels, or label values only."""
+    """Raise ImageError where an image cannot be meant: wrong number of channels, not finite, or label values only."""
     names = description.channel_names
     if image.shape[0] != len(names):
         raise ImageError(
             f"case {identifier} has {image.shape[0]} channels; the model takes {len(names)} ({', '.join(names)})"
+        )
+    with np.errstate(invalid="ignore"):
+        total = image.sum(dtype=np.float64)  # makes no copy, unlike a test of each voxel
+    if not np.isfinite(total):
+        count = image.size - np.count_nonzero(np.isfinite(image))
+        raise ImageError(
+            f"case {identifier} has {count} voxels that are not finite (NaN or infinite). Replace them, e.g. by the "
+            "background's value."
         )
     highest = max(description.labels.declared)
     if max(plan.upper for member in members for plan in member.configuration.normalization) <= highest:

@@ -177,6 +177,7 @@ def _record(output: Path, checkpoint: Path, inference: InferencePlan) -> int:
         "digest": digest([state, to_plain(inference)]),
     }
     if not record.is_file() or read_plain(record, what="record of the validation").get("digest") != present["digest"]:
+        (output / SUMMARY_NAME).unlink(missing_ok=True)  # of other predictions than those that follow
         write_json(record, present)
     return max(record.stat().st_mtime_ns, checkpoint.stat().st_mtime_ns)
 

@@ -14,6 +14,7 @@ import pytest
 from masam_auto.cli.common import (
     ENDING_SIGNALS,
     SPINS,
+    counting_number,
     fold,
     known_dataset,
     limit_spinning,
@@ -201,7 +202,7 @@ def test_folds(text: str, expected: int | str) -> None:
     assert fold(text) == expected
 
 
-@pytest.mark.parametrize(("kind", "text"), [(fold, "x"), (fold, "-1"), (whole_number, "-2"), (positive_number, "0"), (positive_number, "nan"), (positive_number, "x")])  # fmt: skip
+@pytest.mark.parametrize(("kind", "text"), [(fold, "x"), (fold, "-1"), (whole_number, "-2"), (counting_number, "0"), (counting_number, "x"), (positive_number, "0"), (positive_number, "nan"), (positive_number, "x")])  # fmt: skip
 def test_arguments_that_are_refused(kind: object, text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="must be"):
         kind(text)  # type: ignore[operator]

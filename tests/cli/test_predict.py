@@ -71,6 +71,10 @@ def test_parts_and_probabilities(command: Command, tmp_path: Path, capsys: pytes
     capsys.readouterr()
     assert command("-num_parts", "2", "-part_id", "2") == 2
     assert capsys.readouterr().err == "error: -part_id 2 of -num_parts 2: parts are numbered from 0 to 1.\n"
+    for option in ("-num_parts", "-num_gpus"):
+        with pytest.raises(SystemExit):
+            command(option, "0")
+        assert "must be a whole number from 1 on, got '0'" in capsys.readouterr().err
 
 
 def test_how_is_predicted(command: Command, used: list[Predictor], capsys: pytest.CaptureFixture[str]) -> None:

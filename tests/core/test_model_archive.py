@@ -225,7 +225,13 @@ def rename_inside(content: bytearray) -> None:
     content[at : at + 5] = b"other"
 
 
-@pytest.mark.parametrize("damage", [flip, cut, bytearray.clear, rename_inside])
+def point_before_the_start(content: bytearray) -> None:
+    """The directory is said to start later than it does, so that all entries move forward, the first before byte 0."""
+    at = content.rindex(b"PK\x05\x06") + 16
+    struct.pack_into("<I", content, at, struct.unpack_from("<I", content, at)[0] + 1)
+
+
+@pytest.mark.parametrize("damage", [flip, cut, bytearray.clear, rename_inside, point_before_the_start])
 def test_a_damaged_archive_is_refused(damage: Callable[[bytearray], None], archive: Path, tmp_path: Path) -> None:
     content = bytearray(archive.read_bytes())
     damage(content)

@@ -40,6 +40,7 @@ def test_a_selection_comes_back(tmp_path: Path) -> None:
         ({"members": [{"plan_name": "../x", "configuration": "axis0", "folds": [0]}]}, "plan_name must be made of"),
         ({"members": [{"plan_name": "x", "configuration": "/a", "folds": [0]}]}, "configuration must be made of"),
         ({"members": [{"plan_name": "x", "configuration": "a", "folds": ["all"]}]}, "folds"),
+        ({"members": [{"plan_name": "x", "configuration": "a", "folds": [0], "checkpoint": "../x"}]}, "must be one of"),
         ({"dice": None}, "dice"),
     ],
 )

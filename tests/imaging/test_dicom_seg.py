@@ -1,6 +1,7 @@
 """DICOM SEG: read back, labels lie where they were drawn and point to their slices."""
 
 import importlib.util
+import warnings
 from pathlib import Path
 from types import ModuleType
 
@@ -39,6 +40,14 @@ def read_back(path: Path, source: list[Path]) -> np.ndarray:
     )
 
 
+def test_a_patient_called_by_a_number_is_no_reason_to_warn(tmp_path: Path, dicom_files: ModuleType) -> None:
+    grid = Geometry(shape=(7, 5, 6), spacing=(2.5, 0.7, 0.9))
+    files = dicom_files.write_series(tmp_path / "in", STORED, grid, PatientName="P-001")
+    with warnings.catch_warnings(record=True) as said:
+        write_dicom_seg(tmp_path / "seg.dcm", make_labels(), grid, files, NAMES)
+    assert not said
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4, 5, 6), (3, 0, 6, 1, 5, 2, 4)])
 @pytest.mark.parametrize("tilt", [0.0, 15.0])
 def test_round_trip(tmp_path: Path, dicom_files: ModuleType, order: tuple[int, ...], tilt: float) -> None:
@@ -63,7 +72,9 @@ def test_round_trip(tmp_path: Path, dicom_files: ModuleType, order: tuple[int, .
         for f in segmentation.PerFrameFunctionalGroupsSequence
     }
     assert positions == {tuple(np.round(dicom_files.position(grid, index), 4)) for index in (2, 3)}
-    assert sitk.GetArrayFromImage(sitk.ReadImage(str(path))).astype(bool).sum() == (make_labels() > 0).sum()
+    found = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).astype(bool).ravel()
+    whole = len(found) // 8 * 8  # GDCM leaves the bits of the last, broken byte to chance; here two, both of a segment
+    assert (len(found) - whole, found[:whole].sum()) == (2, (make_labels() > 0).sum() - 2)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4, 5, 6), (3, 0, 6, 1, 5, 2, 4)])

@@ -91,7 +91,7 @@ def test_video_files_get_a_folder_of_masks_and_an_overlay(tmp_path: Path) -> Non
     assert sorted(path.name for path in (out / "film").iterdir()) == [f"frame{i:06d}.png" for i in range(4)]
     read = [read_labels(out / "film" / f"frame{i:06d}.png")[0][0] for i in range(4)]
     np.testing.assert_array_equal(read, SEGMENTATION)
-    (out / "film" / "old.png").touch()
+    (out / "film" / "frame000007.png").touch()  # of a longer film
     write_segmentation(film, 0 * SEGMENTATION, grid, out, ".png", LABELS)
     assert len(list((out / "film").iterdir())) == 4 and not read_labels(out / "film" / "frame000000.png")[0].any()
 
@@ -103,6 +103,22 @@ def test_a_folder_that_cannot_be_replaced(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"cannot write .*film"):
         write_segmentation(film, SEGMENTATION, Geometry(shape=(4, 5, 6), spacing=(1.0, 1.0, 1.0)), out, ".png", LABELS)
     assert not [path for path in out.iterdir() if path.name.startswith(".partial")]
+
+
+def test_a_folder_of_the_users_is_kept(tmp_path: Path) -> None:
+    film, out = write_film(tmp_path / "film.avi"), tmp_path / "out"
+    grid = Geometry(shape=(4, 5, 6), spacing=(1.0, 1.0, 1.0))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    out.mkdir()
+    (out / "film").symlink_to(tmp_path / "mine")
+    with pytest.raises(OutputError, match="film is a link"):
+        write_segmentation(film, SEGMENTATION, grid, out, ".png", LABELS)
+    (out / "film").unlink()
+    (tmp_path / "mine").rename(out / "film")
+    with pytest.raises(OutputError, match=r"film holds notes\.txt, which is no mask"):
+        write_segmentation(film, SEGMENTATION, grid, out, ".png", LABELS)
+    assert (out / "film" / "notes.txt").read_text() == "mine"
 
 
 def test_names_of_segments() -> None:

@@ -1,12 +1,13 @@
 """Files of probabilities: what comes back, without unpickling, and that they appear whole."""
 
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from masam_auto.core.errors import ImageError
+from masam_auto.core.errors import ImageError, OutputError
 from masam_auto.core.geometry import Geometry
 from masam_auto.imaging import scratch
 from masam_auto.imaging.probability_files import new_probabilities, open_probabilities, read_probabilities, values_bytes
@@ -64,12 +65,39 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["case.npz"]
 
 
+@pytest.mark.parametrize("told_by", ["disk_usage", "posix_fallocate"])
+def test_a_full_disk_is_told_before_anything_is_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told_by: str
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if told_by == "disk_usage":
+        monkeypatch.setattr(scratch.shutil, "disk_usage", lambda folder: SimpleNamespace(free=10))
+    else:
+        monkeypatch.setattr(scratch.os, "posix_fallocate", full, raising=False)
+    written = (tmp_path / "case.npz").write_text("mine")
+    with (
+        pytest.raises(OutputError, match=r"cannot write .*case\.npz: No space left on device\. Free some space"),
+        new_probabilities(tmp_path / "case.npz", **FACTS),  # type: ignore[arg-type]
+    ):
+        raise AssertionError("no array must come")
+    assert [path.stat().st_size for path in tmp_path.iterdir()] == [written]
+
+
 def test_what_is_no_such_file_is_one_clear_line(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     (tmp_path / "damaged.npz").write_bytes(b"PK\x03\x04 and no more")
     facts = {"crop": np.asarray(CROP), "geometry": "{}", "outputs": np.asarray(["a"]), "has_regions": False}
     np.savez(tmp_path / "shape.npz", probabilities=np.zeros((2, 1, 1, 1), np.float16), **facts)
-    for name in ("other.npz", "damaged.npz", "missing.npz", "shape.npz"):
+    np.savez(tmp_path / "crop.npz", probabilities=np.zeros((1, 1, 1, 1), np.float16), **{**facts, "crop": 3})
+    with (tmp_path / "array.npz").open("wb") as file:
+        np.save(file, np.zeros(3))
+    write(tmp_path / "method.npz")
+    content = bytearray((tmp_path / "method.npz").read_bytes())
+    content[content.index(b"PK\x01\x02") + 10] = 99  # of compression, in the first entry of the directory
+    (tmp_path / "method.npz").write_bytes(content)
+    for name in ("other.npz", "damaged.npz", "missing.npz", "shape.npz", "crop.npz", "array.npz", "method.npz"):
         with pytest.raises(ImageError, match=f"{name}: cannot be read as probabilities.*--save_probabilities"):
             read_probabilities(tmp_path / name)
         with (

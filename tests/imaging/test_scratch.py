@@ -1,5 +1,6 @@
 """Arrays in memory or in a file without a name."""
 
+import errno
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,15 @@ def test_zeros_that_can_be_written_and_leave_nothing(
         assert array.sum() == 10
         raise KeyError
     assert not list(tmp_path.iterdir())
+
+
+def test_file_systems_that_cannot_reserve_are_used_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(scratch.os, "posix_fallocate", unknown, raising=False)
+    with scratch_array((2, 3), memory_share=0) as array:
+        assert not array.any()
 
 
 def test_a_full_disk_is_told_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -187,6 +187,37 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     assert read_geometry(tmp_path / "out" / "p.nii.gz").shape == (6, 9, 8)
 
 
+def test_the_description_of_another_model_is_kept(tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "a", "p")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "dataset.json").write_text('{"labels": {}}')
+    with pytest.raises(OutputError, match=r"already holds dataset\.json\. Give --overwrite"):
+        ensemble_folders([source], tmp_path / "out", workers=0)
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ['{"labels": {}}']
+
+
+def test_probabilities_go_with_the_segmentation_that_is_replaced(tmp_path: Path) -> None:
+    source, out = write_folder(tmp_path / "a", "p", "q"), tmp_path / "out"
+    ensemble_folders([source], out, save_probabilities=True, workers=0)
+    (source / "q.npz").write_text("damaged")
+    outcome = ensemble_folders([source], out, overwrite=True, workers=0)
+    assert outcome.predicted == ("p",)
+    assert sorted(path.name for path in out.glob("*.n*")) == ["p.nii.gz", "q.nii.gz", "q.npz"]
+
+
+@pytest.mark.parametrize("frame", ["frame3.png", "new_0003.png", "new_12345.png"])
+def test_no_frame_of_a_video_is_overwritten_unasked(tmp_path: Path, frame: str) -> None:
+    source = write_folder(tmp_path / "a", "clip", "new")
+    description = json.loads((source / "dataset.json").read_text())
+    frames = [f"frame{number}" for number in range(6)]
+    write_json(source / "dataset.json", {**description, "file_ending": ".png", "sequences": {"clip": frames}})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / frame).write_text("mine")
+    with pytest.raises(OutputError, match=rf"already holds {frame}\. Give --overwrite"):
+        ensemble_folders([source], tmp_path / "out", workers=0)
+    assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
 def test_cases_that_do_not_fit_are_reported_and_the_others_done(tmp_path: Path) -> None:
     names = ("classes", "damaged", "good", "grid")
     sources = [write_folder(tmp_path / "a", *names), write_folder(tmp_path / "b", *names)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,14 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from masam_auto.core.errors import MasamError, ModelError, OutputError
+from masam_auto.core.errors import MasamError, ModelError, OutputError, PlanError
 from masam_auto.core.jsonio import read_plain, write_json
 from masam_auto.core.labels import parse_labels
 from masam_auto.core.model_archive import extract_archive, write_archive
 from masam_auto.core.plan import Plan
 from masam_auto.core.postprocessing import Postprocessing
 from masam_auto.core.sam_files import file_sha256
-from masam_auto.core.selection import SELECTION_NAME, SelectedModel, Selection, read_selection
+from masam_auto.core.selection import SELECTION_NAME, TEXT_NAME, SelectedModel, Selection, read_selection
 from masam_auto.learning.checkpoint import (
     Checkpoint,
     ModelHeader,
@@ -142,7 +143,19 @@ def test_names_of_cases_go_along_when_asked_but_places_never(model: Path, tmp_pa
 def test_the_same_model_makes_the_same_bytes_also_when_it_was_installed(model: Path, tmp_path: Path) -> None:
     first = export(model, tmp_path / "1.zip", licence="CC0").read_bytes()
     assert export(model, tmp_path / "2.zip", licence="CC0").read_bytes() == first
-    assert export(install(tmp_path / "1.zip", tmp_path), tmp_path / "3.zip", licence="CC0").read_bytes() == first
+    installed = install(tmp_path / "1.zip", tmp_path)
+    for file in installed.rglob("*"):
+        os.utime(file, (0, 0))  # on another day
+    assert export(installed, tmp_path / "3.zip", licence="CC0").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    "summary", [{}, [], {"metric_per_case": 3}, {"metric_per_case": [], "foreground_mean": 1, "mean": {}}]
+)
+def test_a_damaged_summary_is_named(model: Path, tmp_path: Path, summary: Any) -> None:
+    write_json(model / "fold_1" / "validation" / "summary.json", summary)
+    with pytest.raises(PlanError, match=r"fold_1/validation/summary\.json"):
+        export(model, tmp_path / "model.zip")
 
 
 def test_the_card_says_what_it_is_and_how_good(model: Path, tmp_path: Path) -> None:
@@ -207,14 +220,20 @@ def test_a_selection_goes_with_all_of_its_models(model: Path, tmp_path: Path, ti
     chosen = Selection(
         dataset_name="Dataset001_Toy",
         members=tuple(SelectedModel(plan_name="masam", configuration=name, folds=(0,)) for name in ("axis0", "2d")),
-        postprocessing=Postprocessing(), dice=0.8765, dice_by_class={}, cases=9, candidates=(), reasons=(),
+        postprocessing=Postprocessing(), dice=0.8765, dice_by_class={}, cases=9, candidates=(),
+        reasons=("1 of 9 cases is not covered: john_doe.",),
     )  # fmt: skip
     members = [Member(model=describe_model(folder), folds=(0,)) for folder in folders]
     export_model(members, tmp_path / "both.zip", selection=chosen)
     installed = install_model(tmp_path / "both.zip", tmp_path / "here", weights=tmp_path)
     assert [(found.configuration, found.folds) for found in installed] == [("2d", (0,)), ("axis0", (0,))]
-    assert read_selection(tmp_path / "here" / "Dataset001_Toy" / SELECTION_NAME) == chosen
+    assert read_selection(tmp_path / "here" / "Dataset001_Toy" / SELECTION_NAME) == dataclasses.replace(
+        chosen, reasons=()
+    )
     card = (installed[0].folder / "README.md").read_text()
+    (installed[0].folder.parent / TEXT_NAME).write_text("of an earlier selection")
+    install_model(tmp_path / "both.zip", tmp_path / "here", weights=tmp_path, overwrite=True)
+    assert not (installed[0].folder.parent / TEXT_NAME).exists()
     assert (
         "uses masam__axis0 and masam__2d, whose probabilities are averaged" in card and "0.8765, over 9 cases" in card
     )
@@ -279,8 +298,15 @@ def no_tensors(inside: Path) -> None:
     (inside / "masam__axis0" / "fold_1" / "checkpoint_best" / "model.safetensors").write_bytes(b"\x80\x04pickle")
 
 
+def selection_of_a_fold_that_is_not_there(inside: Path) -> None:
+    write_selection(inside, SelectedModel(plan_name="masam", configuration="axis0", folds=(0, 7)))
+
+
 def foreign_selection(inside: Path) -> None:
-    member = SelectedModel(plan_name="masam", configuration="axis9", folds=(0,))
+    write_selection(inside, SelectedModel(plan_name="masam", configuration="axis9", folds=(0,)))
+
+
+def write_selection(inside: Path, member: SelectedModel) -> None:
     chosen = Selection(
         dataset_name="Dataset001_Toy", members=(member,), postprocessing=Postprocessing(), dice=0.0, dice_by_class={},
         cases=1, candidates=(), reasons=(),
@@ -297,6 +323,7 @@ def foreign_selection(inside: Path) -> None:
         (no_weights, "has no checkpoint"),
         (no_tensors, "model.safetensors is damaged"),
         (foreign_selection, "is of other models"),
+        (selection_of_a_fold_that_is_not_there, "fold 7 of .* has no checkpoint"),
     ],
 )
 def test_content_that_does_not_belong_together_is_refused_and_leaves_nothing(

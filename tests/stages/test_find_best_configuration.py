@@ -14,11 +14,11 @@ from masam_auto.core.errors import CaseErrors, ModelError, PlanError
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.paths import Paths
 from masam_auto.core.postprocessing import Postprocessing, read_postprocessing
-from masam_auto.core.selection import SELECTION_NAME, SelectedModel, Selection, read_selection
+from masam_auto.core.selection import SELECTION_NAME, TEXT_NAME, SelectedModel, Selection, read_selection
 from masam_auto.imaging.io import read_labels, write_labels
 from masam_auto.stages.ensemble import average_files
 from masam_auto.stages.evaluate import evaluate_folder
-from masam_auto.stages.find_best_configuration import TEXT_NAME, find_best_configuration
+from masam_auto.stages.find_best_configuration import find_best_configuration
 
 A, B, C = "masam__axis0", "masam__axis1", "other__2d"
 
@@ -160,6 +160,17 @@ def test_a_fold_that_is_not_validated_is_said_how_to(house: House) -> None:
         f"fold 1 is left out because it is not validated; do it with masam_train {house.raw.name} 1 -c axis0 -p masam --val"
         in text_of(selection)
     )
+
+
+@pytest.mark.parametrize("epoch", [5, 7])
+def test_a_fold_that_was_trained_on_since_is_left_out(house: House, epoch: int) -> None:
+    """Its held-out predictions are not by the checkpoint that would be used."""
+    house.models({"name": A})
+    write_json(house.validation(A, 1) / "predicted_with.json", {"checkpoint": "checkpoint_best", "epoch": 5})
+    write_json(house.validation(A, 1).parent / "checkpoint_best" / "checkpoint.json", {"epoch": epoch})
+    selection = house.find()
+    assert selection.members[0].folds == ((0, 1) if epoch == 5 else (0,))
+    assert ("fold 1 is left out because it was trained on since it was validated" in text_of(selection)) == (epoch == 7)
 
 
 def test_fold_all_is_explained(house: House) -> None:

@@ -177,6 +177,20 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
         postprocess_folder(source, source, LARGEST, overwrite=True, workers=0)
 
 
+def test_the_plan_of_another_model_is_kept(tmp_path: Path) -> None:
+    write_cases(tmp_path, false_specks)
+    source, folder = tmp_path / "predicted", tmp_path / "out"
+    write_json(source / "dataset.json", {"a": 1})
+    write_json(source / "plan.json", {"a": 1})
+    write_json(folder / "dataset.json", {"a": 1})
+    write_json(folder / "plan.json", {"a": 2})
+    with pytest.raises(OutputError, match=r"already holds plan\.json\. Give --overwrite"):
+        postprocess_folder(source, folder, LARGEST, workers=0)
+    assert sorted(path.name for path in folder.iterdir()) == ["dataset.json", "plan.json"]
+    assert postprocess_folder(source, folder, LARGEST, overwrite=True, workers=0).problems == ()
+    assert (folder / "plan.json").read_bytes() == (source / "plan.json").read_bytes()
+
+
 def test_a_folder_without_label_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="folder not found"):
         postprocess_folder(tmp_path / "missing", tmp_path / "out", LARGEST)

@@ -96,6 +96,19 @@ def test_arrays_in_memory(raw_dataset: Callable[..., Path]) -> None:
         predictor.predict_array(image, (1.0, 1.0))
     with pytest.raises(ImageError, match=r"has shape \(5, 16, 14\) \(Z, Y, X\), but its geometry \(6, 16, 14\)"):
         predictor.predict_array(image[:, 1:], geometry)
+    with pytest.raises(ImageError, match="case in memory has values of type complex64; expected are real numbers"):
+        predictor.predict_array(image.astype(np.complex64), geometry)
+    for value in (np.nan, np.inf, -np.inf):
+        image[0, 2, 3, :2] = value
+        with pytest.raises(ImageError, match="case in memory has 2 voxels that are not finite"):
+            predictor.predict_array(image, geometry)
+
+
+def test_nothing_given(raw_dataset: Callable[..., Path]) -> None:
+    with pytest.raises(ModelError, match="no model is given"):
+        Predictor.from_folder([], "cpu")
+    with pytest.raises(DatasetError, match="no file of the image is given"):
+        make_predictor(raw_dataset(cases=1)).predict_files([])
 
 
 def test_labels_probabilities_or_both(raw_dataset: Callable[..., Path]) -> None:

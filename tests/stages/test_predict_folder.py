@@ -16,9 +16,10 @@ import torch
 from masam_auto.core.boxes import VoxelBox
 from masam_auto.core.errors import DatasetError, ModelError, OutputError
 from masam_auto.imaging.inputs import find_inputs
-from masam_auto.imaging.io import read_geometry, read_labels
+from masam_auto.imaging.io import read_geometry, read_image, read_labels
 from masam_auto.imaging.probability_files import read_probabilities
 from masam_auto.stages import predict_folder as stage
+from masam_auto.stages.predict import combine
 from masam_auto.stages.predict_folder import predict_folder
 
 Make = Callable[..., Path]
@@ -135,6 +136,10 @@ def test_outputs_never_go_among_the_inputs(
     for part in ("labelsTr", "imagesTr/predicted", "imagesTs/a/b"):
         with pytest.raises(OutputError, match="the output folder is part of a raw data set"):
             predict_folder(predictor, raw / "imagesTr", raw / part, overwrite=True)
+    for own in ("fingerprint.json", "splits.json", "fold_0"):
+        (tmp_path / own / own).mkdir(parents=True)
+        with pytest.raises(OutputError, match=r"whose plan\.json would be replaced"):
+            predict_folder(predictor, raw / "imagesTr", tmp_path / own, overwrite=True)
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(DatasetError, match="the folder is empty"):
@@ -312,6 +317,20 @@ def test_how_much_is_read_ahead_depends_on_the_free_memory(
     monkeypatch.setattr(stage.psutil, "virtual_memory", lambda: type("", (), {"available": 1000})())
     predict_folder(predictor, raw / "imagesTr", tmp_path / "out")
     assert ahead == [1] * 6, "one at a time, where there is no memory for two"
+
+
+def test_the_estimate_counts_each_way_to_preprocess_once(intensity: ModuleType, raw_dataset: Make) -> None:
+    raw = raw_dataset(cases=1)
+    (case,) = find_inputs(raw / "imagesTr", intensity.make_predictor(raw).description)
+    one, other = (intensity.make_predictor(raw, axis_order=order) for order in ((0, 1, 2), (1, 2, 0)))
+    alone, alike, apart = (
+        stage._memory_estimate(combine(predictors))(case) for predictors in ([one], [one, one], [one, other])
+    )
+    voxels = np.prod(read_geometry(case.images[0][0]).shape)
+    assert alone == alike
+    assert apart > alone
+    prepared = combine([one, other]).prepare(*read_image(case.images[0][0]), identifier="a")
+    assert apart >= 4 * 2 * voxels + sum(image.nbytes for image in prepared.images)  # type: ignore[attr-defined]
 
 
 def test_images_are_not_replaced_through_links(intensity: ModuleType, raw_dataset: Make, tmp_path: Path) -> None:

@@ -160,6 +160,28 @@ def test_predictions_newer_than_the_checkpoint_are_kept(
     assert file.stat().st_mtime_ns > made
 
 
+def test_a_summary_never_stands_beside_predictions_of_another_checkpoint(
+    raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted validation leaves new segmentations, and no summary of old ones."""
+    house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
+    house.validate()
+    summary = house.fold / "validation" / "summary.json"
+    assert summary.is_file()
+    write_json(house.fold / "checkpoint_best" / "checkpoint.json", {"epoch": 9})
+
+    def interrupted(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("masam_auto.stages.validate.predict_preprocessed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            house.validate()
+    assert not summary.exists()
+    house.validate()
+    assert summary.is_file()
+
+
 def test_predictions_of_another_checkpoint_or_otherwise_made_are_not_kept(
     raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
