@@ -2,6 +2,7 @@
 # make test    style, types and tests
 # make lint    style and types only
 # make bench   the measurements of documentation/benchmarks.md that need no GPU
+# make nnunet-env   nnU-Net in an environment of its own, .nnunet_env, for masam_compare
 #
 # The first call creates .venv and installs the tested set; later calls start at once.
 
@@ -16,7 +17,7 @@ LOCK := $(if $(shell command -v flock),flock Makefile)
 JOBS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test lint bench install
+.PHONY: demo test lint bench install nnunet-env
 
 demo: install
 	$(BIN)/masam_demo $(ARGS)
@@ -31,6 +32,12 @@ lint: install
 
 bench: install
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+# torch comes from where pip is told to look: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu for a machine without a GPU
+nnunet-env:
+	$(PYTHON) -m venv .nnunet_env
+	.nnunet_env/bin/python -m pip install -qq --disable-pip-version-check -c constraints-nnunet.txt nnunetv2
+	@.nnunet_env/bin/python -c 'import nnunetv2.training.nnUNetTrainer.nnUNetTrainer' && echo "nnU-Net is ready: masam_compare finds it"
 
 install:
 	@$(LOCK) $(MAKE) --no-print-directory $(STAMP)

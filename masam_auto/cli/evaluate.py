@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ from masam_auto.core.paths import Paths
 
 if TYPE_CHECKING:
     from masam_auto.core.dataset import DatasetDescription
+    from masam_auto.core.label_map import LabelMap
+    from masam_auto.core.labels import Labels
+    from masam_auto.stages.evaluate import Scoring
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,20 +29,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from masam_auto.imaging.io import label_ending
     from masam_auto.imaging.workers import workers_for
-    from masam_auto.stages.evaluate import BYTES_PER_VOXEL, evaluate_folder
+    from masam_auto.stages.evaluate import BYTES_PER_VOXEL, evaluate_folder, subsets_of
 
+    label_map = _read_map(parsed.label_map) if parsed.label_map else None
     code, protocol = _predict(parsed, paths) if parsed.boxes_from_labels else (DONE, None)
     if code != DONE:
         return code
     description = _find_labels(parsed, paths)
+    labels = label_map.labels if label_map else description.labels
     ending = label_ending(description.file_ending)
     references = sorted(parsed.references.glob(f"*{ending}"))
     workers = workers_for(references, bytes_per_voxel=BYTES_PER_VOXEL, asked=parsed.workers)
     summary = evaluate_folder(
-        parsed.predictions, parsed.references, description.labels, ending,
-        tolerance=parsed.tolerance, workers=workers, protocol=protocol,
+        parsed.predictions, parsed.references, labels, ending, scoring=_scoring(parsed, labels, label_map),
+        subsets=subsets_of(description, ending), workers=workers, protocol=protocol,
     )  # fmt: skip
-    print_summary(summary, description.labels)
+    print_summary(summary, labels)
     print(f"summary: {parsed.predictions / 'summary.json'}")
     return DONE
 
@@ -54,8 +60,18 @@ def _make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     which.add_argument("-d", "--dataset", metavar="DATASET", help="take the labels (and the model) of this data set")
     parser.add_argument(
-        "--tolerance", type=positive_number, default=2.0, metavar="MM",
-        help="distance within which two surfaces agree, in mm, for the normalised surface Dice",
+        "--label_map", metavar="MAP",
+        help="score a model of one data set on another: a JSON file, or the name of one that comes with masam_auto "
+        "(btcv_to_amos22)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tolerance", type=_tolerance, nargs="+", default=[], metavar="MM",
+        help="distance within which two surfaces agree, in mm, for the normalised surface Dice (default: 2), of single "
+        "classes where named: liver=3 spleen=1",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lesions", nargs="+", default=[], metavar="CLASS",
+        help="count the connected components of these classes that are found, made up and missed; all for all classes",
     )  # fmt: skip
     add_executor(parser)
     group = parser.add_argument_group(
@@ -106,6 +122,41 @@ def _predict(parsed: argparse.Namespace, paths: Paths) -> tuple[int, dict[str, A
     return report_outcome(outcome), record
 
 
+def _tolerance(text: str) -> tuple[str, float]:
+    """argparse type: `3` for all classes (name ""), or `liver=3`."""
+    name, _, number = text.rpartition("=")
+    return name, positive_number(number)
+
+
+def _scoring(parsed: argparse.Namespace, labels: "Labels", label_map: "LabelMap | None") -> "Scoring":
+    from masam_auto.stages.evaluate import Scoring
+
+    tolerances = dict(parsed.tolerance)
+    scoring = Scoring(
+        tolerance=tolerances.pop("", Scoring().tolerance),
+        tolerances=tolerances,
+        lesions=tuple(labels.foreground) if parsed.lesions == ["all"] else tuple(parsed.lesions),
+    )
+    if label_map is None:
+        return scoring
+    return replace(scoring, prediction_values=label_map.prediction, reference_values=label_map.reference)
+
+
+def _read_map(name: str) -> "LabelMap":
+    """A label map by its file, or by its name in dataset_conversion/label_maps. Raises MasamError."""
+    import dataset_conversion
+    from masam_auto.core.label_map import read_label_map
+
+    shipped = Path(dataset_conversion.__file__).parent / "label_maps"
+    file = shipped / f"{name}.json"
+    if not file.is_file():
+        file = Path(name)
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in shipped.glob("*.json")))
+        raise MasamError(f"--label_map {name}: no such file. Give a JSON file, or one of: {known}")
+    return read_label_map(file)
+
+
 def _find_labels(parsed: argparse.Namespace, paths: Paths) -> "DatasetDescription":
     from masam_auto.core.dataset import find_raw_folder, read_description
 
@@ -115,6 +166,8 @@ def _find_labels(parsed: argparse.Namespace, paths: Paths) -> "DatasetDescriptio
         file = parsed.labels
     else:
         places = [parsed.predictions, parsed.references, parsed.references.absolute().parent]
+        if parsed.label_map:  # the classes are the map's; sites and videos are those of the references
+            places = [*places[1:], places[0]]
         found = [place / "dataset.json" for place in places if (place / "dataset.json").is_file()]
         if not found:
             raise MasamError(

@@ -41,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train a fold, predict and evaluate its validation cases, and print the result."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     parsed = _make_parser().parse_args(given)
+    if parsed.shots is not None and (parsed.c or parsed.val):
+        raise ModelError("--shots is for the beginning of a training; the model knows its cases. Leave it out here.")
+    if parsed.shots is not None and parsed.fold == "all":
+        raise MasamError("--shots chooses among the training cases of a fold: give its number instead of all")
     if parsed.pretrained_weights and (parsed.c or parsed.val):
         raise ModelError("-pretrained_weights is for the beginning of a training. Leave it out with --c and --val.")
     paths = start(parsed)
@@ -80,7 +84,8 @@ def _train_and_validate(parsed: argparse.Namespace, paths: Paths, device: "torch
         train_fold(
             paths, name, plan, configuration, parsed.fold, device=device, workers=parsed.workers,
             budget=parsed.budget, resume=resume, overwrite=parsed.overwrite, sam_checkpoint=parsed.sam_checkpoint,
-            pretrained_weights=None if resume else parsed.pretrained_weights, log_to=parsed.log_to, world=world,
+            pretrained_weights=None if resume else parsed.pretrained_weights, shots=None if resume else parsed.shots,
+            log_to=parsed.log_to, world=world,
         )  # fmt: skip
     summary = validate_fold(
         paths, name, plan, configuration, parsed.fold,
@@ -130,6 +135,10 @@ def _make_parser() -> argparse.ArgumentParser:
         help="start from a trained model: a model.safetensors, or the folder of a checkpoint or a fold",
     )  # fmt: skip
     parser.add_argument(
+        "--shots", type=_at_least_one, metavar="K",
+        help="few-shot: train on so few of the fold's cases that every class has K cases that hold it, chosen by the seed",
+    )  # fmt: skip
+    parser.add_argument(
         "--log_to", nargs="+", default=[], choices=("tensorboard", "wandb", "mlflow"),
         help="record the epochs there, too; its package must be installed (default: nowhere, nothing is sent)",
     )  # fmt: skip
@@ -146,6 +155,14 @@ def _make_parser() -> argparse.ArgumentParser:
     add_device(parser)
     add_workers(parser)
     return parser
+
+
+def _at_least_one(text: str) -> int:
+    """argparse type: 1, 2, ..."""
+    number = whole_number(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, got {text!r}")
+    return number
 
 
 def _read_plan(paths: Paths, name: str, parsed: argparse.Namespace) -> "Plan":

@@ -16,8 +16,9 @@ from masam_auto.core.paths import DATASET_NAME, Paths, find_dataset_name
 class DatasetDescription:
     """dataset.json, validated.
 
-    `channel_names` are in channel order. `sequences` (our extra key) orders 2D cases into videos. `reader` is
-    nnU-Net's "overwrite_image_reader_writer", or None. `raw` is the whole JSON, kept for copying.
+    `channel_names` are in channel order. `sequences` (our extra key) orders 2D cases into videos, `groups` (ours, too)
+    tells the cases of each site or modality, for evaluation. `reader` is nnU-Net's "overwrite_image_reader_writer", or
+    None. `raw` is the whole JSON, kept for copying.
     """
 
     name: str
@@ -26,6 +27,7 @@ class DatasetDescription:
     file_ending: str
     reader: str | None = None
     sequences: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     raw: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -172,6 +174,7 @@ def parse_description(raw: Any, *, name: str) -> DatasetDescription:
         file_ending=ending,
         reader=reader,
         sequences=parse_sequences(raw.get("sequences", {})),
+        groups=_parse_groups(raw.get("groups", {})),
         raw=raw,
     )
 
@@ -299,6 +302,17 @@ def _parse_channels(raw: Any) -> tuple[str, ...]:
     if not all(isinstance(name, str) for _, name in ordered):
         raise DatasetError('dataset.json: "channel_names" must map numbers to names')
     return tuple(name for _, name in ordered)
+
+
+def _parse_groups(raw: Any) -> dict[str, tuple[str, ...]]:
+    valid = isinstance(raw, dict) and all(
+        isinstance(names, list) and all(isinstance(name, str) for name in names) for names in raw.values()
+    )
+    if not valid:
+        raise DatasetError(
+            'dataset.json: "groups" must map each group to the list of its cases, e.g. {"A": ["case_1"]}'
+        )
+    return {group: tuple(names) for group, names in raw.items()}
 
 
 def parse_sequences(raw: Any) -> dict[str, tuple[str, ...]]:

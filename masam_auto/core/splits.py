@@ -1,6 +1,7 @@
 """Folds: nnU-Net's splits, which never divide a video."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,29 +43,42 @@ def make_splits(identifiers: Sequence[str], *, folds: int = 5, seed: int = 12345
     return tuple(splits)
 
 
-def write_splits(path: Path, splits: Sequence[Split], cases: Sequence[Case]) -> None:
-    """Write splits in the form of nnU-Net's splits_final.json; videos are written as their frames."""
+def write_splits(path: Path, splits: Sequence[Split], cases: Sequence[Case], *, test: Sequence[str] = ()) -> None:
+    """Write splits in the form of nnU-Net's splits_final.json; videos are written as their frames.
+
+    Args:
+        path: the file.
+        splits: by case.
+        cases: that the splits name.
+        test: held-out cases or frames in imagesTs. Each fold names them as its "test", for the record: training, here
+            and in nnU-Net, reads "train" and "val" only.
+    """
     frames = {case.identifier: case.frames for case in cases}
 
     def expanded(names: Sequence[str]) -> list[str]:
         return [frame for name in names for frame in frames[name]]
 
-    write_json(path, [{"train": expanded(split.train), "val": expanded(split.val)} for split in splits])
+    held_out = {"test": list(test)} if test else {}
+    write_json(path, [{"train": expanded(split.train), "val": expanded(split.val)} | held_out for split in splits])
 
 
 def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
     """Read splits.json, or a splits_final.json of nnU-Net's.
 
     Raises:
-        PlanError: not in that form, an unknown case, a case on both sides, or a video that is divided.
+        PlanError: not in that form, an unknown case, a case twice or on both sides, or a video that is divided.
     """
-    plain = read_plain(path, what="splits file")
+    return parse_splits(read_plain(path, what="splits file"), cases, where=path)
+
+
+def parse_splits(plain: Any, cases: Sequence[Case], *, where: Path) -> tuple[Split, ...]:
+    """What a splits file holds; `where` is the file, for messages. Raises PlanError as `read_splits`."""
     if not isinstance(plain, list) or not plain or not all(_is_split(fold) for fold in plain):
-        raise PlanError(f'{path}: expected a list of {{"train": [...], "val": [...]}}')
+        raise PlanError(f'{where}: expected a list of {{"train": [...], "val": [...]}}')
     owner = {frame: case for case in cases for frame in case.frames}
     owner |= {case.identifier: case for case in cases}
     return tuple(
-        _collapsed(fold, owner, len(cases), where=f"{path}, fold {number}") for number, fold in enumerate(plain)
+        _collapsed(fold, owner, len(cases), where=f"{where}, fold {number}") for number, fold in enumerate(plain)
     )
 
 
@@ -81,6 +95,30 @@ def find_split(splits: Sequence[Split], fold: int | str, *, where: Path) -> Spli
     return splits[number]
 
 
+def choose_shots(classes: Mapping[str, Collection[str]], shots: int, *, seed: int) -> tuple[str, ...]:
+    """Cases for few-shot training: for each class `shots` that hold it, or all where there are fewer.
+
+    Classes are gone through from the rarest to the commonest, cases in an order drawn from the seed; a case that was chosen
+    for one class counts for the others that it holds, so that common classes may get more than `shots`.
+
+    Args:
+        classes: case -> the classes that it holds.
+        shots: cases a class, at least 1.
+        seed: of the draw.
+
+    Returns:
+        The chosen cases, sorted. The order of the arguments does not matter.
+    """
+    names = sorted(classes)
+    order = [names[number] for number in np.random.default_rng(seed).permutation(len(names))]
+    holders = {held: [name for name in order if held in classes[name]] for held in set().union(*classes.values())}
+    chosen: set[str] = set()
+    for _, members in sorted(holders.items(), key=lambda item: (len(item[1]), item[0])):
+        wanted = shots - len(chosen.intersection(members))
+        chosen.update([name for name in members if name not in chosen][: max(wanted, 0)])
+    return tuple(sorted(chosen))
+
+
 def _collapsed(fold: dict[str, list[str]], owner: dict[str, Case], count: int, *, where: str) -> Split:
     sides: dict[str, tuple[str, ...]] = {}
     for side in ("train", "val"):
@@ -88,6 +126,8 @@ def _collapsed(fold: dict[str, list[str]], owner: dict[str, Case], count: int, *
             raise PlanError(
                 f"{where}: unknown cases in {side}: {', '.join(unknown[:5])}. Take them out, add their cases, or remove the file to make new folds for new trainings."
             )
+        if repeated := [name for name, count in Counter(fold[side]).items() if count > 1]:
+            raise PlanError(f"{where}: twice in {side}: {', '.join(repeated[:5])}. Name every case once.")
         sides[side] = tuple(dict.fromkeys(owner[name].identifier for name in fold[side]))
         if not sides[side]:
             raise PlanError(f"{where}: no cases in {side}")

@@ -45,13 +45,27 @@ def draw_overlay(
     columns: int = 5,
     title: str = "",
 ) -> None:
-    """Write a PNG: reference above, prediction below, classes in colour over a few slices.
+    """`draw_overlays` of a reference above and one prediction below."""
+    rows = {"reference": reference, "prediction": prediction}
+    draw_overlays(path, image, rows, names=names, pixel_aspect=pixel_aspect, columns=columns, title=title)
+
+
+def draw_overlays(
+    path: Path,
+    image: np.ndarray,
+    rows: Mapping[str, np.ndarray],
+    *,
+    names: Mapping[int, str],
+    pixel_aspect: float = 1.0,
+    columns: int = 5,
+    title: str = "",
+) -> None:
+    """Write a PNG: segmentations of one image, one below the other, classes in colour over a few slices.
 
     Args:
         path: the PNG file.
         image: (Z, Y, X) grey values; shown between the 1st and 99th percentile of the surroundings of the classes.
-        reference: (Z, Y, X) label values.
-        prediction: (Z, Y, X) label values.
+        rows: words -> (Z, Y, X) label values; the first, the reference, decides on the slices.
         names: label value -> name, for the legend.
         pixel_aspect: height of a pixel over its width (spacing Y / spacing X).
         columns: number of slices at most.
@@ -65,24 +79,30 @@ def draw_overlay(
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
+    reference = next(iter(rows.values()))
     slices = choose_slices(reference, columns)
     low, high = _grey_range(image, reference)
     colours = _colours(names)
-    figure = Figure(figsize=(2.1 * max(len(slices), 3), 4.9), dpi=80, facecolor="black")
+    height = 2.05 * len(rows) + 0.8
+    figure = Figure(figsize=(2.1 * max(len(slices), 3), height), dpi=80, facecolor="black")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, len(slices), squeeze=False)
-    for row, (word, labels) in enumerate((("reference", reference), ("prediction", prediction))):
-        for axis, number in zip(axes[row], slices, strict=True):
+    axes = figure.subplots(len(rows), len(slices), squeeze=False)
+    for row, (word, labels) in enumerate(rows.items()):
+        for column, number in enumerate(slices):
+            axis = axes[row, column]
             axis.imshow(image[number], cmap="gray", vmin=low, vmax=high, aspect=pixel_aspect)
             axis.imshow(_painted(labels[number], colours), aspect=pixel_aspect, interpolation="nearest")
-            axis.set_title(f"{word}, slice {number}", color="white", fontsize=8)
+            if column > 0:
+                axis.set_title(f"slice {number}", color="white", fontsize=8)
+            else:  # long words run on over the next title's margin, and not out of the picture
+                axis.set_title(f"{word}, slice {number}", color="white", fontsize=8, loc="left")
             axis.axis("off")
     figure.legend(
         handles=[Patch(color=colours[value][:3], label=name) for value, name in names.items()],
         loc="lower center", ncol=6, fontsize=8, frameon=False, labelcolor="white",
     )  # fmt: skip
     figure.suptitle(title, color="white", fontsize=10)
-    figure.subplots_adjust(left=0.01, right=0.99, top=0.88, bottom=0.09, wspace=0.04, hspace=0.12)
+    figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.59 / height, bottom=0.44 / height, wspace=0.04, hspace=0.12)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", facecolor="black")
 

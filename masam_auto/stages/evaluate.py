@@ -1,21 +1,25 @@
-"""Segmentations against references: a summary in nnU-Net's schema, with distances and volumes beside the overlap."""
+"""Segmentations against references: a summary in nnU-Net's schema, with distances, volumes and lesions beside the overlap."""
 
 import functools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
+from masam_auto.core.dataset import DatasetDescription
 from masam_auto.core.errors import DatasetError, first_few
-from masam_auto.core.jsonio import write_json
+from masam_auto.core.jsonio import to_plain, write_json
+from masam_auto.core.label_map import map_labels
 from masam_auto.core.labels import Labels
 from masam_auto.core.parallel import Workers, map_cases
+from masam_auto.core.summary import mean_iou, summarise_cases, summarise_subsets, summary_key
 from masam_auto.imaging.io import read_labels
-from masam_auto.imaging.metrics import METRICS, compare_masks, measure
+from masam_auto.imaging.metrics import compare_masks, measure
 
 logger = logging.getLogger(__name__)
 
@@ -24,11 +28,30 @@ BYTES_PER_VOXEL = 40  # while two label files are compared: both, masks, and sur
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Scoring:
+    """How segmentations are scored; stands as "scoring" in the summary.
+
+    `tolerance` of surfaces in mm, `tolerances` that of single classes by name; `lesions` names the classes whose connected
+    components are counted. `prediction_values` and `reference_values` give label values of the files new ones
+    (`core.label_map`).
+    """
+
+    tolerance: float = 2.0
+    tolerances: dict[str, float] = field(default_factory=dict)
+    lesions: tuple[str, ...] = ()
+    prediction_values: dict[int, int] = field(default_factory=dict)
+    reference_values: dict[int, int] = field(default_factory=dict)
+
+
+Subsets = Mapping[str, Mapping[str, Sequence[str]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Pair:
     prediction: Path
     reference: Path
     labels: Labels
-    tolerance: float
+    scoring: Scoring
 
 
 def evaluate_folder(
@@ -37,7 +60,8 @@ def evaluate_folder(
     labels: Labels,
     file_ending: str,
     *,
-    tolerance: float = 2.0,
+    scoring: Scoring | None = None,
+    subsets: Subsets | None = None,
     workers: Workers = 0,
     protocol: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -48,7 +72,8 @@ def evaluate_folder(
         reference_folder: the truth.
         labels: classes or regions to compare.
         file_ending: of both kinds of files.
-        tolerance: mm, for the surface Dice (NSD).
+        scoring: how; as `Scoring` has it by default.
+        subsets: as for `evaluate_files`.
         workers: processes, 0 for this one, or a cluster.
         protocol: how the segmentations were made, for the summary.
 
@@ -56,14 +81,16 @@ def evaluate_folder(
         As `evaluate_files`.
 
     Raises:
-        DatasetError: a folder is missing, there are no references, or some have no segmentation.
+        DatasetError: a folder is missing, there are no references, or some have no segmentation; or as `evaluate_files`.
         CaseErrors: files that cannot be read, or whose shapes differ.
         OutputError: the summary cannot be written.
     """
     names = _find_names(prediction_folder, reference_folder, file_ending)
     pairs = [(prediction_folder / name, reference_folder / name) for name in names]
     output = prediction_folder / SUMMARY_NAME
-    return evaluate_files(pairs, labels, output=output, tolerance=tolerance, workers=workers, protocol=protocol)
+    return evaluate_files(
+        pairs, labels, output=output, scoring=scoring, subsets=subsets, workers=workers, protocol=protocol
+    )
 
 
 def evaluate_files(
@@ -71,7 +98,8 @@ def evaluate_files(
     labels: Labels,
     *,
     output: Path,
-    tolerance: float = 2.0,
+    scoring: Scoring | None = None,
+    subsets: Subsets | None = None,
     workers: Workers = 0,
     protocol: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -81,33 +109,54 @@ def evaluate_files(
         pairs: (segmentation, reference), at least one.
         labels: classes or regions to compare.
         output: the file to write.
-        tolerance: mm, for the surface Dice (NSD).
+        scoring: how; as `Scoring` has it by default.
+        subsets: kind ("groups") -> name of a subset -> names of its reference files. Each kind becomes an entry of the
+            summary, where a subset has cases.
         workers: processes, 0 for this one, or a cluster.
         protocol: how the segmentations were made; stands as "protocol" in the summary.
 
     Returns:
-        The summary: "foreground_mean", "mean" per label, and "metric_per_case". Values that are not-a-number (class in
-        neither segmentation nor reference) do not count in the means.
+        The summary: "foreground_mean", "mean" per label, "mIoU", "metric_per_case", "scoring" and the subsets. Values that
+        are not-a-number (class in neither segmentation nor reference) do not count in the means.
 
     Raises:
+        DatasetError: the scoring names a class that is not among the labels.
         CaseErrors: files that cannot be read, or whose shapes differ.
         OutputError: the summary cannot be written.
 
     Source: schema and conventions of nnU-Net v2's summary.json. Unlike there, a class that no case holds is left out of
     the foreground mean instead of making it not-a-number.
     """
+    scoring = scoring or Scoring()
+    _check_classes(scoring, labels)
     items = [  # absolute, because workers elsewhere have another working folder
-        _Pair(prediction=prediction.absolute(), reference=reference.absolute(), labels=labels, tolerance=tolerance)
+        _Pair(prediction=prediction.absolute(), reference=reference.absolute(), labels=labels, scoring=scoring)
         for prediction, reference in pairs
     ]
     names = [prediction.name for prediction, _ in pairs]
     folders = sorted({path.parent for item in items for path in (item.prediction, item.reference)})
-    done = map_cases(_evaluate_pair, items, names=names, what="evaluation", workers=workers, folders=folders)
-    summary = summarise_cases(done)
+    per_case = map_cases(_evaluate_pair, items, names=names, what="evaluation", workers=workers, folders=folders)
+    summary = summarise_cases(per_case) | {"scoring": to_plain(scoring)}
+    for kind, members in (subsets or {}).items():
+        if found := summarise_subsets(per_case, members):
+            summary[kind] = found
     if protocol is not None:
         summary["protocol"] = dict(protocol)
     write_json(output, summary)
     return summary
+
+
+def subsets_of(description: DatasetDescription, file_ending: str) -> Subsets:
+    """The sites or modalities ("groups") and the videos ("sequences") of a data set, by their label files."""
+    videos = description.sequences
+    groups = {
+        group: [frame for name in names for frame in videos.get(name, (name,))]
+        for group, names in description.groups.items()
+    }
+    return {
+        kind: {name: [f"{frame}{file_ending}" for frame in frames] for name, frames in members.items()}
+        for kind, members in (("groups", groups), ("sequences", videos))
+    }
 
 
 def evaluate_arrays(
@@ -116,52 +165,42 @@ def evaluate_arrays(
     labels: Labels,
     *,
     spacing: tuple[float, float, float],
-    tolerance: float = 2.0,
+    scoring: Scoring | None = None,
     voxel_volume: float | None = None,
 ) -> dict[str, dict[str, float]]:
     """Metrics of each class or region of one case.
 
     Args:
-        prediction: (Z, Y, X) label values.
+        prediction: (Z, Y, X) label values, whole numbers.
         reference: (Z, Y, X) label values; its voxels with the ignore label are left out.
         labels: what the values mean.
         spacing: mm.
-        tolerance: mm, for NSD.
+        scoring: tolerances and lesions; its label values are not looked at.
         voxel_volume: cubic mm; by default that of a box.
 
     Returns:
         Summary key -> metric -> value.
     """
+    scoring = scoring or Scoring()
     valid = None if labels.ignore is None else reference != labels.ignore
-    return {
-        summary_key(values): measure(
-            compare_masks(
-                _mask(prediction, values),
-                _mask(reference, values),
-                spacing=spacing,
-                tolerance=tolerance,
-                voxel_volume=voxel_volume,
-                valid=valid,
-            )
+    total = reference.size if valid is None else int(np.count_nonzero(valid))
+    found = [ndimage.find_objects(array) for array in (prediction, reference)]
+    metrics = {}
+    for name, values in labels.foreground.items():
+        box = _box_around(values, found, reference.shape)
+        counted = None if valid is None else valid[box]
+        comparison = compare_masks(
+            _mask(prediction[box], values),
+            _mask(reference[box], values),
+            spacing=spacing,
+            tolerance=scoring.tolerances.get(name, scoring.tolerance),
+            voxel_volume=voxel_volume,
+            valid=counted,
+            outside=total - (reference[box].size if counted is None else int(np.count_nonzero(counted))),
+            lesions=name in scoring.lesions,
         )
-        for values in labels.foreground.values()
-    }
-
-
-def summary_key(values: tuple[int, ...]) -> str:
-    """nnU-Net's name of a class ("1") or region ("(1, 2)") in a summary."""
-    return str(values[0]) if len(values) == 1 else str(values)
-
-
-def summarise_cases(per_case: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """nnU-Net's summary of entries {"metrics": {label: {metric: value}}, ...}: means over cases and labels."""
-    keys = list(per_case[0]["metrics"])
-    mean = {
-        key: {metric: _mean([entry["metrics"][key][metric] for entry in per_case]) for metric in METRICS}
-        for key in keys
-    }
-    foreground = {metric: _mean([mean[key][metric] for key in keys]) for metric in METRICS}
-    return {"foreground_mean": foreground, "mean": mean, "metric_per_case": list(per_case)}
+        metrics[summary_key(values)] = measure(comparison)
+    return metrics
 
 
 def _find_names(prediction_folder: Path, reference_folder: Path, file_ending: str) -> list[str]:
@@ -198,28 +237,66 @@ def _evaluate_pair(pair: _Pair) -> dict[str, Any]:
         )
     if difference := geometry.difference(own):
         logger.warning("%s: grid differs from the reference's: %s; the reference's counts", pair.prediction, difference)
+    prediction = map_labels(prediction, pair.scoring.prediction_values)
+    reference = map_labels(reference, pair.scoring.reference_values)
     metrics = evaluate_arrays(
         prediction,
         reference,
         pair.labels,
         spacing=geometry.spacing,
-        tolerance=pair.tolerance,
+        scoring=pair.scoring,
         voxel_volume=geometry.voxel_volume,
     )
     return {
         "metrics": metrics,
+        "mIoU": mean_iou(metrics),
+        "mIoU_with_background": mean_iou(metrics, _background_iou(prediction, reference, pair.labels.ignore)),
         "prediction_file": str(pair.prediction),
         "reference_file": str(pair.reference),
     }
+
+
+def _check_classes(scoring: Scoring, labels: Labels) -> None:
+    if unknown := sorted({*scoring.tolerances, *scoring.lesions} - set(labels.foreground)):
+        raise DatasetError(
+            f"tolerance or lesions of {', '.join(unknown)}: there is no such class. The classes are "
+            f"{', '.join(labels.foreground)}."
+        )
+
+
+def _box_around(
+    values: tuple[int, ...], found: Sequence[Sequence[Any]], shape: tuple[int, ...]
+) -> tuple[slice, slice, slice]:
+    """Where label values lie in either array, with a margin of one voxel: an object that is one voxel thick must not
+    seem to lie in a picture, which has no such axis. The first voxel where they are nowhere.
+
+    Args:
+        values: of a class or region.
+        found: of each array, the slices of the values 1, 2, ..., None where there are none (scipy's `find_objects`).
+        shape: of both arrays.
+    """
+    if 0 in values:
+        return (slice(None),) * 3
+    boxes = [one for boxes in found for value in values if value <= len(boxes) and (one := boxes[value - 1])]
+    if not boxes:
+        return (slice(1),) * 3
+    z, y, x = (
+        slice(max(min(box[axis].start for box in boxes) - 1, 0), min(max(box[axis].stop for box in boxes) + 1, size))
+        for axis, size in enumerate(shape)
+    )
+    return z, y, x
+
+
+def _background_iou(prediction: np.ndarray, reference: np.ndarray, ignore: int | None) -> float:
+    """IoU of the voxels with label 0; not-a-number where there are none."""
+    a, b = prediction == 0, reference == 0
+    if ignore is not None:
+        a &= reference != ignore
+    union = int(np.count_nonzero(a | b))
+    return int(np.count_nonzero(a & b)) / union if union else math.nan
 
 
 def _mask(array: np.ndarray, values: tuple[int, ...]) -> np.ndarray:
     masks: list[np.ndarray] = [array == value for value in values]
     combine: Callable[[np.ndarray, np.ndarray], np.ndarray] = np.logical_or
     return functools.reduce(combine, masks)
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Mean of what is a number; not-a-number where nothing is."""
-    known = [float(value) for value in values if not math.isnan(value)]
-    return math.fsum(known) / len(known) if known else math.nan

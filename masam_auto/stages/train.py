@@ -74,6 +74,7 @@ def train_fold(
     threads: int | None = None,
     sam_checkpoint: Path | None = None,
     pretrained_weights: Path | None = None,
+    shots: int | None = None,
     log_to: Sequence[str] = (),
     build: Callable[..., MaSam] = build_network,
     world: World = ALONE,
@@ -100,6 +101,8 @@ def train_fold(
         threads: of torch, in this process; torch's own choice where None.
         sam_checkpoint: the SAM file to start from; the encoder's in the weights folder where None.
         pretrained_weights: a trained model to start from, as `learning.pretrained.find_model` reads it; not when resuming.
+        shots: train on so many cases a class (`learning.folder.few_shot_folds`), chosen by the plan's seed; on all of the
+            fold's where None. Not when resuming, which goes on with the cases that were chosen, nor with fold "all".
         log_to: names of `learning.records.SINKS` to record to.
         build: makes the network; replaced in tests.
         world: the processes that train together, joined already; only the first writes files.
@@ -115,12 +118,13 @@ def train_fold(
             went astray.
         Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the present step is saved.
     """
-    assert pretrained_weights is None or not resume
+    assert (pretrained_weights is None and shots is None) or not resume
+    assert shots is None or fold != "all"
     parse_budget(budget, plan.training)
     check_sinks(log_to)
     job = prepare_job(
         paths, dataset_name, plan, configuration, fold, device=device, workers=workers, resume=resume,
-        world=world, log_to=tuple(log_to),
+        world=world, log_to=tuple(log_to), shots=shots,
     )  # fmt: skip
     source = paths.preprocessed / dataset_name
     with torch_settings(threads, device):
@@ -138,7 +142,9 @@ def train_fold(
             header = replace(header, pretrained_weights=origin)
         learner = replace(learner, together=learn_together(learner.network, world, configuration))
         if world.first:
-            claim_folder(job.folder, plan, configuration, source, resume=resume, overwrite=overwrite)
+            claim_folder(
+                job.folder, plan, configuration, source, resume=resume, overwrite=overwrite, few_shot=job.few_shot
+            )
             world.begin()
         world.meet()
         explained = explain_out_of_memory(

@@ -21,7 +21,7 @@ from masam_auto.learning.checkpoint import (
 )
 from masam_auto.learning.device import available_cores, default_workers
 from masam_auto.learning.distributed import World, share_of
-from masam_auto.learning.folder import fold_cases, splits_of
+from masam_auto.learning.folder import Folds, few_shot_folds, fold_cases, splits_of
 from masam_auto.learning.loss import choose_loss
 from masam_auto.learning.prompts import box_draws
 from masam_auto.learning.sampling import CaseStore, Sampling, find_case_files, find_holders
@@ -48,6 +48,7 @@ class Job:
     workers: int
     world: World
     log_to: tuple[str, ...]
+    few_shot: Folds | None
 
 
 def prepare_job(
@@ -62,6 +63,7 @@ def prepare_job(
     resume: bool,
     world: World,
     log_to: tuple[str, ...],
+    shots: int | None,
 ) -> Job:
     """Check and gather what the training needs, without writing anything."""
     folder = paths.configuration_folder(dataset_name, configuration.name)
@@ -69,7 +71,10 @@ def prepare_job(
     description = read_description(folder.parent / "dataset.json", name=dataset_name)
     model_folder = paths.model_folder(dataset_name, plan.name, configuration.name)
     splits_file = splits_of(model_folder, folder.parent) if resume else folder.parent / "splits.json"
-    split = fold_cases(splits_file, fold, description, folder)
+    seed, few_shot = plan.training.seed, None
+    if shots is not None:
+        few_shot = few_shot_folds(splits_file, description, folder, shots=shots, seed=seed)
+    split = fold_cases(splits_file, fold, description, folder, few_shot=few_shot)
     check_preprocessed(folder, configuration, {*split.train, *split.val}, labels=description.labels)
     training, validation = (find_case_files(folder, names) for names in (split.train, split.val))
     return Job(
@@ -99,6 +104,7 @@ def prepare_job(
         workers=default_workers(device, available_cores() // world.local_size) if workers is None else workers,
         world=world,
         log_to=log_to,
+        few_shot=few_shot,
     )
 
 

@@ -23,7 +23,7 @@ from masam_auto.imaging.workers import workers_for
 from masam_auto.learning.distributed import ALONE, World
 from masam_auto.learning.folder import fold_cases, splits_of
 from masam_auto.learning.models import checkpoint_path, choose_folds, describe_model
-from masam_auto.stages.evaluate import BYTES_PER_VOXEL, SUMMARY_NAME, evaluate_files
+from masam_auto.stages.evaluate import BYTES_PER_VOXEL, SUMMARY_NAME, evaluate_files, subsets_of
 from masam_auto.stages.predict import Predictor, load_predictor
 from masam_auto.stages.preprocess import check_preprocessed
 from masam_auto.stages.probabilities import new_case_probabilities
@@ -111,7 +111,10 @@ def validate_fold(
         for frame, reference in zip(case.frames, case.labels or (), strict=True)
     ]
     workers = workers_for([truth for _, truth in pairs], bytes_per_voxel=BYTES_PER_VOXEL, asked=workers)
-    return evaluate_files(pairs, dataset.description.labels, output=output / SUMMARY_NAME, workers=workers)
+    return evaluate_files(
+        pairs, dataset.description.labels, output=output / SUMMARY_NAME, workers=workers,
+        subsets=subsets_of(dataset.description, ending),
+    )  # fmt: skip
 
 
 def open_raw_data(paths: Paths, dataset_name: str) -> Dataset:

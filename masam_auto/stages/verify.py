@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from masam_auto.core.dataset import Case, Dataset, DatasetDescription
-from masam_auto.core.errors import CaseErrors, DatasetError, ImageError
+from masam_auto.core.errors import CaseErrors, DatasetError, ImageError, PlanError
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.parallel import Workers, map_cases
+from masam_auto.core.splits import read_splits
 from masam_auto.imaging.io import (
     IMAGE_ENDINGS,
     SAME_GRID,
@@ -59,7 +60,7 @@ def verify_dataset(dataset: Dataset, *, workers: Workers) -> None:
             f"{dataset.folder}: labels cannot be JPEG, which alters their values. Convert images and labels to .png, or "
             'list the files in a "dataset" entry of dataset.json.'
         )
-    problems = [*_folder_problems(dataset), *_identifier_problems(dataset)]
+    problems = [*_folder_problems(dataset), *_identifier_problems(dataset), *_split_problems(dataset)]
     reports = map_cases(
         verify_case,
         [(case, description) for case in dataset.cases],
@@ -234,6 +235,17 @@ def _identifier_problems(dataset: Dataset) -> list[str]:
                 f"{path}: belongs to {' and '.join(names)}. Every file may be used once; correct dataset.json."
             )
     return problems
+
+
+def _split_problems(dataset: Dataset) -> list[str]:
+    """What is wrong with folds that the raw folder brings along."""
+    path = dataset.folder / "splits.json"
+    if path.is_file():
+        try:
+            read_splits(path, dataset.cases)
+        except PlanError as error:
+            return [str(error)]
+    return []
 
 
 def _alike(names: list[str]) -> list[tuple[str, ...]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.benchmarks import (
     data_path,
+    evaluation_time,
     help_time,
     large_volume,
     memory_model,
@@ -20,6 +21,7 @@ from tests.benchmarks import (
 # Each takes the raw data set to measure on (None: a made-up one) and returns what was measured, with its unit.
 MEASUREMENTS: dict[str, Callable[[Path | None], dict[str, str]]] = {
     "data_path": data_path.measure,
+    "evaluation_time": evaluation_time.measure,
     "help_time": help_time.measure,
     "large_volume": large_volume.measure,
     "memory_model": memory_model.measure,

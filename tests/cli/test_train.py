@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 
 from masam_auto.cli import train
-from masam_auto.core.errors import ModelError, PlanError
+from masam_auto.core.errors import MasamError, ModelError, PlanError
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Plan
@@ -56,3 +56,14 @@ def test_the_sinks_to_choose_from_are_those_that_there_are(capsys: pytest.Captur
     with pytest.raises(SystemExit):
         train._make_parser().parse_args(["1", "0", "--log_to", "paper"])
     assert "mlflow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["--c", "--val"])
+def test_shots_are_for_the_beginning_and_for_a_fold(how: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ModelError, match="the model knows its cases"):
+        train.main(["1", "0", "--shots", "5", how])
+    with pytest.raises(MasamError, match="give its number instead of all"):
+        train.main(["1", "all", "--shots", "5"])
+    with pytest.raises(SystemExit):
+        train.main(["1", "0", "--shots", "0"])
+    assert "must be a whole number from 1 on" in capsys.readouterr().err

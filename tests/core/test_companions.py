@@ -43,3 +43,38 @@ def test_folds_that_are_there_stay_and_late_cases_are_announced(
     path.write_text(json.dumps([{"train": ["case_000"], "val": ["stranger"]}]))
     with pytest.raises(PlanError, match="unknown cases in val: stranger"):
         write_companions(opened(raw), tmp_path / "pre")
+
+
+def test_folds_of_the_raw_folder_are_taken(
+    raw_dataset: Callable[..., Path], raw_data: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(logging.getLogger(LOGGER_NAME), "propagate", True)
+    raw = raw_dataset(cases=3)
+    given = raw / "splits.json"
+    given.write_text(json.dumps([{"train": ["case_000"], "val": ["case_001", "case_002"], "test": ["elsewhere"]}]))
+    write_companions(opened(raw), tmp_path / "pre")
+    taken = tmp_path / "pre" / "splits.json"
+    assert taken.read_bytes() == given.read_bytes()
+    assert not caplog.records
+    given.write_text(json.dumps([{"train": ["case_001"], "val": ["case_000"]}]))
+    before = taken.read_bytes()
+    write_companions(opened(raw), tmp_path / "pre")
+    assert taken.read_bytes() == before
+    assert f"{taken} has other folds than {given}, and stays" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fold", "words"),
+    [({"train": ["case_000"], "val": ["stranger"]}, "unknown cases in val: stranger"),
+     ({"train": ["case_000", "case_000"], "val": ["case_001"]}, "twice in train: case_000"),
+     ({"train": ["case_000"], "val": ["case_000"]}, "in train and in val: case_000")],
+)  # fmt: skip
+def test_folds_of_the_raw_folder_that_do_not_fit_are_not_taken(
+    raw_dataset: Callable[..., Path], tmp_path: Path, fold: dict[str, list[str]], words: str
+) -> None:
+    raw = raw_dataset(cases=3)
+    (raw / "splits.json").write_text(json.dumps([fold]))
+    with pytest.raises(PlanError, match=words):
+        write_companions(opened(raw), tmp_path / "pre")
+    assert not (tmp_path / "pre" / "splits.json").exists()

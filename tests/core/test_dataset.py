@@ -195,3 +195,11 @@ def test_data_sets_are_found_by_number_name_and_path(
     (tmp_path / "misnamed").mkdir()
     with pytest.raises(DatasetError, match="must be called DatasetXXX_Name"):
         find_raw_folder(paths(tmp_path), str(tmp_path / "misnamed"))
+
+
+def test_groups_name_the_cases_of_sites() -> None:
+    assert parsed(groups={"A": ["x", "y"], "B": []}).groups == {"A": ("x", "y"), "B": ()}
+    assert parsed().groups == {}
+    for wrong in (["x"], {"A": "x"}, {"A": [1]}):
+        with pytest.raises(DatasetError, match='"groups" must map each group to the list of its cases'):
+            parsed(groups=wrong)

@@ -7,7 +7,7 @@ import pytest
 
 from masam_auto.core.dataset import Case
 from masam_auto.core.errors import PlanError
-from masam_auto.core.splits import Split, find_split, make_splits, read_splits, write_splits
+from masam_auto.core.splits import Split, choose_shots, find_split, make_splits, read_splits, write_splits
 
 
 def make_cases(*names: str) -> list[Case]:
@@ -55,6 +55,14 @@ def test_videos_are_written_as_frames_and_never_divided(tmp_path):
     assert read_splits(path, cases) == splits
 
 
+def test_held_out_cases_stand_in_the_file_and_disturb_nobody(tmp_path):
+    path = tmp_path / "splits.json"
+    split = Split(train=("x", "y"), val=("z",))
+    write_splits(path, [split], make_cases("x", "y", "z"), test=["held_out"])
+    assert json.loads(path.read_text()) == [{"train": ["x", "y"], "val": ["z"], "test": ["held_out"]}]
+    assert read_splits(path, make_cases("x", "y", "z")) == (split,)
+
+
 def test_files_of_nnunet_are_read(tmp_path):
     path = tmp_path / "splits_final.json"
     path.write_text(json.dumps([{"train": ["x", "y"], "val": ["z"]}]))
@@ -69,6 +77,7 @@ def test_files_of_nnunet_are_read(tmp_path):
         ([{"train": ["x"]}], "expected a list"),
         ([{"train": ["x", "q"], "val": ["y"]}], "fold 0: unknown cases in train: q"),
         ([{"train": ["x"], "val": []}], "fold 0: no cases in val"),
+        ([{"train": ["x", "x"], "val": ["y"]}], "fold 0: twice in train: x"),
         ([{"train": ["x", "y"], "val": ["y"]}], "in train and in val: y"),
         ([{"train": ["x", "v_0"], "val": ["v_1"]}], "in train and in val: v"),
     ],
@@ -95,3 +104,26 @@ def test_find_split_by_number_or_all():
     for unknown in (5, -1):
         with pytest.raises(PlanError, match="has folds 0 to 4"):
             find_split(splits, unknown, where=where)
+
+
+CASES = {f"case{n}": [name for name, every in (("a", 1), ("b", 2), ("c", 7)) if n % every == 0] for n in range(30)}
+
+
+@pytest.mark.parametrize("shots", [1, 3, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_class_has_as_many_shots_as_there_can_be(shots, seed):
+    chosen = choose_shots(CASES, shots, seed=seed)
+    assert list(chosen) == sorted(set(chosen) & set(CASES))
+    for name, there in (("a", 30), ("b", 15), ("c", 5)):
+        assert sum(name in CASES[case] for case in chosen) >= min(shots, there)
+    for left_out in chosen:  # none is there for nothing
+        others = [case for case in chosen if case != left_out]
+        assert any(sum(name in CASES[case] for case in others) < shots for name in CASES[left_out])
+    backwards = {case: CASES[case][::-1] for case in reversed(CASES)}
+    assert choose_shots(backwards, shots, seed=seed) == chosen
+
+
+def test_shots_are_drawn_by_the_seed_and_cases_without_classes_never():
+    assert len({choose_shots(CASES, 2, seed=seed) for seed in range(10)}) > 1
+    assert choose_shots({"x": ["a"], "empty": []}, 5, seed=0) == ("x",)
+    assert choose_shots({"empty": []}, 5, seed=0) == ()

@@ -1,14 +1,18 @@
 """Metrics against brute force and against figures known by hand."""
 
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
-from masam_auto.imaging.metrics import METRICS, compare_masks, measure, surface
+from masam_auto.imaging.metrics import LESION_METRICS, METRICS, compare_masks, measure, surface
 
+GOLDEN = json.loads(Path(__file__).with_name("golden_metrics.json").read_text())
 SPACING = (3.0, 1.0, 0.5)
 
 
@@ -107,3 +111,36 @@ def test_single_voxels() -> None:
     one = np.ones((1, 1, 1), bool)
     assert metrics(one, one)["HD95_mm"] == 0
     assert metrics(one, one, voxel_volume=500.0)["volume_pred_ml"] == 0.5
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["name"])
+def test_surfaces_are_as_monai_measures_them(case: dict[str, Any]) -> None:
+    a, b = (
+        np.unpackbits(np.frombuffer(bytes.fromhex(mask), np.uint8), count=math.prod(case["shape"])).astype(bool)
+        for mask in case["masks"]
+    )
+    found = metrics(
+        a.reshape(case["shape"]), b.reshape(case["shape"]), spacing=case["spacing"], tolerance=GOLDEN["tolerance"]
+    )
+    for name, value in case["expected"].items():
+        expected = value if math.isfinite(value) else math.nan  # MONAI gives infinity where one mask is empty
+        assert found[name] == pytest.approx(expected, rel=1e-5, nan_ok=True), name
+
+
+def test_volume_errors_have_a_sign() -> None:
+    a, b = np.zeros((2, 4, 4), bool), np.zeros((2, 4, 4), bool)
+    a[0, :3], b[0, :2] = True, True
+    assert metrics(a, b)["volume_error"] == 0.5
+    assert metrics(b, a)["volume_error"] == pytest.approx(-1 / 3)
+    assert metrics(a, b)["volume_error_ml"] == pytest.approx(4 * 1.5 / 1000)
+    assert metrics(np.zeros_like(a), b)["volume_error"] == -1
+    assert math.isnan(metrics(a, np.zeros_like(b))["volume_error"])
+
+
+def test_a_part_of_an_image_is_measured_as_the_whole() -> None:
+    a, b = np.pad(blob(0), 3), np.pad(blob(1), 3)
+    part = (slice(2, -2),) * 3
+    found = metrics(a[part], b[part], outside=a.size - a[part].size, lesions=True)
+    expected = metrics(a, b, lesions=True)
+    assert found == pytest.approx(expected)
+    assert set(found) == {*METRICS, *LESION_METRICS}

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from masam_auto.core.errors import OutputError
-from masam_auto.imaging.picture import WindowPanel, choose_slices, draw_overlay, draw_windows
+from masam_auto.imaging.picture import WindowPanel, choose_slices, draw_overlay, draw_overlays, draw_windows
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -52,6 +53,17 @@ def test_prediction_changes_the_picture(tmp_path: Path) -> None:
     for name, prediction in (("same", volume()), ("other", np.zeros_like(volume()))):
         draw_overlay(tmp_path / f"{name}.png", image, volume(), prediction, names={1: "liver", 2: "lesion"})
     assert (tmp_path / "same.png").read_bytes() != (tmp_path / "other.png").read_bytes()
+
+
+def test_each_segmentation_has_a_row(tmp_path: Path) -> None:
+    image = np.zeros(volume().shape, dtype=np.float32)
+    heights = []
+    for count in (2, 4):
+        rows = {f"method {number} of a long name": volume() for number in range(count)}
+        draw_overlays(tmp_path / "rows.png", image, rows, names={1: "liver", 2: "lesion"}, columns=2)
+        with Image.open(tmp_path / "rows.png") as picture:
+            heights.append(picture.height)
+    assert heights[1] - heights[0] == pytest.approx(2 * (heights[0] - 0.8 * 80) / 2, abs=2)
 
 
 def test_unwritable_place_is_said(tmp_path: Path) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from masam_auto.core.dataset import parse_description
 from masam_auto.core.errors import CaseErrors, DatasetError, OutputError
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.labels import Labels
+from masam_auto.core.summary import summary_key
 from masam_auto.imaging.io import write_labels
-from masam_auto.stages.evaluate import evaluate_arrays, evaluate_files, evaluate_folder, summary_key
+from masam_auto.imaging.metrics import compare_masks, measure
+from masam_auto.stages.evaluate import Scoring, evaluate_arrays, evaluate_files, evaluate_folder, subsets_of
 
 LABELS = Labels(values={"background": (0,), "a": (1,), "b": (2,), "c": (3,)})
 NNUNET = ["Dice", "IoU", "FN", "FP", "TN", "TP", "n_pred", "n_ref"]
@@ -42,7 +45,9 @@ def folders(tmp_path: Path) -> Folders:
 
 def test_summary_has_nnunets_schema_and_more(folders: Folders) -> None:
     summary = evaluate_folder(*folders, LABELS, ".nii.gz")
-    assert set(summary) == {"foreground_mean", "mean", "metric_per_case"}
+    assert set(summary) == {
+        "foreground_mean", "mean", "metric_per_case", "mIoU", "mIoU_with_background", "scoring",
+    }  # fmt: skip
     assert list(summary["mean"]) == ["1", "2", "3"]
     assert [Path(e["prediction_file"]).name for e in summary["metric_per_case"]] == ["x.nii.gz", "y.nii.gz"]
     assert all(e["reference_file"].startswith(str(folders[1])) for e in summary["metric_per_case"])
@@ -95,8 +100,10 @@ def test_voxels_to_be_ignored_do_not_count() -> None:
 
 
 def test_tolerance_is_in_mm(folders: Folders) -> None:
-    strict = evaluate_folder(*folders, LABELS, ".nii.gz", tolerance=1.0)["mean"]["1"]["NSD"]
-    assert strict < evaluate_folder(*folders, LABELS, ".nii.gz", tolerance=2.0)["mean"]["1"]["NSD"] == 1
+    strict = evaluate_folder(*folders, LABELS, ".nii.gz", scoring=Scoring(tolerance=1.0))["mean"]["1"]["NSD"]
+    assert (
+        strict < evaluate_folder(*folders, LABELS, ".nii.gz", scoring=Scoring(tolerance=2.0))["mean"]["1"]["NSD"] == 1
+    )
 
 
 def test_pairs_of_any_name_can_be_compared(folders: Folders, tmp_path: Path) -> None:
@@ -159,3 +166,77 @@ def test_raw_data_evaluated_against_itself_is_perfect(raw_dataset: Callable[...,
     folder = raw_dataset(cases=2) / "labelsTr"
     summary = evaluate_folder(folder, folder, Labels(values={"background": (0,), "a": (1,), "b": (2,)}), ".nii.gz")
     assert summary["foreground_mean"]["Dice"] == summary["foreground_mean"]["NSD"] == 1
+
+
+def test_classes_have_tolerances_and_lesions_of_their_own(folders: Folders) -> None:
+    scoring = Scoring(tolerance=1.0, tolerances={"a": 2.0}, lesions=("b",))
+    summary = evaluate_folder(*folders, LABELS, ".nii.gz", scoring=scoring)
+    assert summary["mean"]["1"]["NSD"] == 1
+    assert evaluate_folder(*folders, LABELS, ".nii.gz", scoring=Scoring(tolerance=1.0))["mean"]["1"]["NSD"] < 1
+    x, y = (entry["metrics"] for entry in summary["metric_per_case"])
+    assert [x["2"][f"lesion_{name}"] for name in ("TP", "FP", "FN", "F1")] == [1, 0, 0, 1]
+    assert math.isnan(y["2"]["lesion_F1"])
+    assert summary["mean"]["2"]["lesion_F1"] == summary["foreground_mean"]["lesion_F1"] == 1
+    assert "lesion_F1" not in summary["mean"]["1"]
+    assert summary["scoring"]["tolerances"] == {"a": 2.0}
+    with pytest.raises(DatasetError, match=r"of liver: there is no such class.*are a, b, c"):
+        evaluate_folder(*folders, LABELS, ".nii.gz", scoring=Scoring(lesions=("liver",)))
+
+
+def test_label_values_of_two_data_sets_are_brought_together(folders: Folders) -> None:
+    one = Labels(values={"background": (0,), "all": (1,)})
+    scoring = Scoring(prediction_values={2: 1}, reference_values={2: 0})
+    summary = evaluate_folder(*folders, one, ".nii.gz", scoring=scoring)
+    x, y = (entry["metrics"]["1"] for entry in summary["metric_per_case"])
+    assert (x["TP"], x["FP"], x["FN"], x["n_ref"]) == (6, 6, 6, 12)
+    assert (y["TP"], y["FP"], y["FN"]) == (12, 0, 0)
+
+
+def test_sites_and_videos_have_means_of_their_own(folders: Folders) -> None:
+    description = parse_description(
+        {
+            "channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz",
+            "sequences": {"clip": ["y"], "other": ["not_here"]}, "groups": {"A": ["x"], "B": ["clip", "elsewhere"]},
+        },
+        name="Dataset001_Toy",
+    )  # fmt: skip
+    subsets = subsets_of(description, ".nii.gz")
+    assert subsets["groups"]["B"] == ["y.nii.gz", "elsewhere.nii.gz"]
+    summary = evaluate_folder(*folders, LABELS, ".nii.gz", subsets=subsets)
+    assert {kind: list(summary[kind]) for kind in subsets} == {"groups": ["A", "B"], "sequences": ["clip"]}
+    site = summary["groups"]["A"]
+    assert (site["cases"], site["mean"]["1"]["Dice"]) == (1, pytest.approx(2 / 3))
+    assert summary["groups"]["B"]["foreground_mean"] == summary["sequences"]["clip"]["foreground_mean"]
+    plain = evaluate_folder(*folders, LABELS, ".nii.gz", subsets={"groups": {"C": ["elsewhere.nii.gz"]}})
+    assert "groups" not in plain
+
+
+def test_miou_counts_the_classes_of_each_reference(folders: Folders) -> None:
+    write(folders[0], "x", picture(3, 0, 1, 2))  # class c is made up where there is background
+    summary = evaluate_folder(*folders, LABELS, ".nii.gz")
+    x, y = summary["metric_per_case"]
+    assert x["mIoU"] == pytest.approx((1 / 2 + 1) / 2)
+    assert x["mIoU_with_background"] == pytest.approx((1 / 2 + 1 + 0) / 3)
+    assert y["mIoU"] == y["mIoU_with_background"] == 1
+    assert summary["mIoU"] == pytest.approx((0.75 + 1) / 2)
+    write(folders[1], "y", picture(0, 0, 0, 0))
+    empty = evaluate_folder(*folders, LABELS, ".nii.gz")
+    assert math.isnan(empty["metric_per_case"][1]["mIoU"])
+    assert empty["metric_per_case"][1]["mIoU_with_background"] == 0.5
+    assert empty["mIoU"] == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("depth", [1, 4])
+def test_classes_are_measured_within_their_boxes_as_in_the_whole_image(depth: int) -> None:
+    rng = np.random.default_rng(depth)
+    prediction, reference = (rng.integers(0, 6, (depth, 7, 8)).astype(np.int16) for _ in range(2))
+    for array in (prediction, reference):
+        array[array == 4] = 0
+        array[:, :2] = 0
+    labels = Labels(values={"background": (0,), "a": (1,), "b": (2,), "c": (3,), "d": (4,), "ignore": (5,)}, ignore=5)
+    found = evaluate_arrays(prediction, reference, labels, spacing=(3.0, 1.0, 2.0), scoring=Scoring(lesions=("a",)))
+    for name, (value,) in labels.foreground.items():
+        whole = compare_masks(
+            prediction == value, reference == value, spacing=(3.0, 1.0, 2.0), valid=reference != 5, lesions=name == "a"
+        )
+        assert found[str(value)] == pytest.approx(measure(whole), nan_ok=True)

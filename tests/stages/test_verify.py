@@ -139,6 +139,14 @@ def test_misnamed_images_and_labels_without_image(raw_dataset: Callable[..., Pat
     assert len(problems) == 2
 
 
+def test_folds_that_do_not_fit_are_found_before_anything_is_measured(raw_dataset: Callable[..., Path]) -> None:
+    folder = raw_dataset()
+    (folder / "splits.json").write_text(json.dumps([{"train": ["case_000", "stranger"], "val": ["case_001"]}]))
+    assert "splits.json, fold 0: unknown cases in train: stranger" in problems_of(folder)[0]
+    (folder / "splits.json").write_text(json.dumps([{"train": ["case_000"], "val": ["case_001"]}]))
+    verify_dataset(opened(folder), workers=0)
+
+
 def test_identifiers_that_differ_by_case_only(raw_dataset: Callable[..., Path], raw_data: ModuleType) -> None:
     folder = raw_dataset()
     raw_data.write_volume(folder / "imagesTr/CASE_000_0000.nii.gz", array_of(folder / FIRST))

@@ -1,0 +1,76 @@
+"""What the conversion of a data set is: which cases a download holds, what it lacks, and how one image is written.
+
+Each data set's file makes one from a download; `convert` writes the raw data set of it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from masam_auto.core.splits import Split
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceImage:
+    """One image of the download. `label_member`: the label file's name inside the archive `label`, where it is in one."""
+
+    identifier: str
+    image: Path
+    label: Path | None
+    label_member: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceCase:
+    """One case: an image of its own identifier, or the frames of a video in order. `group`: its site, for scores by site."""
+
+    identifier: str
+    images: tuple[SourceImage, ...]
+    test: bool = False
+    group: str = ""
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether the case is a video."""
+        return [image.identifier for image in self.images] != [self.identifier]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """The files of one image in the raw data set: one a channel, and its label file."""
+
+    images: tuple[Path, ...]
+    label: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conversion:
+    """How a download becomes a raw data set.
+
+    `number` and `name` make DatasetXXX_Name. `settings` is all that decides what is written: data set and options.
+    `about` goes into dataset.json: description, licence, source, citation. `channel_files` is the number of image files
+    a case has. `write` makes the files of one image and says what it had to decide; it is called in worker processes.
+    `missing` lists what the download should hold and does not, `notes` what else is worth knowing. `splits` are by case;
+    None makes five folds of the training cases.
+    """
+
+    number: int
+    name: str
+    download: Path
+    settings: dict[str, Any]
+    about: dict[str, str]
+    channel_names: tuple[str, ...]
+    channel_files: int
+    labels: dict[str, int]
+    file_ending: str
+    cases: tuple[SourceCase, ...]
+    write: Callable[[SourceImage, Target], tuple[str, ...]]
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    splits: tuple[Split, ...] | None = None
+
+    @property
+    def folder_name(self) -> str:
+        """DatasetXXX_Name."""
+        return f"Dataset{self.number:03d}_{self.name}"

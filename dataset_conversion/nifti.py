@@ -1,0 +1,151 @@
+"""One NIfTI volume and its labels into the raw format: channels split, labels on the image's grid, values renamed."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from nibabel import orientations
+from nibabel.arrayproxy import ArrayProxy
+
+from dataset_conversion.conversion import SourceImage, Target
+from masam_auto.core.errors import ImageError
+from masam_auto.core.geometry import Geometry
+from masam_auto.core.jsonio import atomic_path
+from masam_auto.imaging.io import read_geometry, read_image, read_labels, write_labels
+from masam_auto.imaging.volumes import LPS_FROM_RAS
+
+ROUNDING = 1e-2
+"""Spacings (relatively) and directions that differ by less were rounded when a header was written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VolumeOptions:
+    """What a user may ask for.
+
+    `ignore_label_geometry`: labels are taken voxel by voxel, whatever grid their header tells. `reorient`: voxel axes are
+    turned, so that x, y and z point to the left, the back and the head; no value changes.
+    """
+
+    ignore_label_geometry: bool = False
+    reorient: bool = False
+
+
+AS_DOWNLOADED = VolumeOptions()
+
+LPS = orientations.axcodes2ornt("LPS")
+AS_IS = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
+"""The turn, in nibabel's form (axis, direction), that changes nothing."""
+
+
+def write_volume(
+    source: SourceImage,
+    target: Target,
+    *,
+    values: Mapping[int, int],
+    known: frozenset[int],
+    options: VolumeOptions,
+) -> tuple[str, ...]:
+    """Write the files of one volume.
+
+    Args:
+        source: the image, 3D or with its channels as a fourth axis, and its labels.
+        target: where they go.
+        values: new values of labels; those that are not mentioned stay.
+        known: the values that there may be afterwards.
+        options: what the user asked for.
+
+    Returns:
+        What had to be decided.
+
+    Raises:
+        ImageError: a file cannot be read, the channels are not as many as expected, image and labels differ in shape or
+            (unless ignored) in more than rounding, or there are unknown labels.
+        OutputError: the folder is not writable or the disk is full.
+    """
+    image, grid = read_image(source.image, channels=len(target.images))  # reads it all: a truncated file shows here
+    if image.shape[0] != len(target.images):
+        raise ImageError(f"{source.image}: has {image.shape[0]} channels, but {len(target.images)} are expected")
+    del image
+    turn = (
+        orientations.ornt_transform(orientations.io_orientation(LPS_FROM_RAS @ grid.affine), LPS)
+        if options.reorient
+        else AS_IS
+    )
+    turned = not np.array_equal(turn, AS_IS)
+    notes = [f"turned to LPS from {_axes(grid)}"] if turned else []
+    if len(target.images) == 1 and not turned:
+        with atomic_path(target.images[0]) as temporary:
+            shutil.copyfile(source.image, temporary)
+    else:
+        _write_channels(source.image, target.images, grid, turn)
+    if source.label is None:
+        return tuple(notes)
+    labels, found = read_labels(source.label)
+    notes += _grid_notes(source.label, grid, found, ignore=options.ignore_label_geometry)
+    labels, changes = _renamed(labels, values)
+    if unknown := sorted(set(np.unique(labels).tolist()) - known):
+        raise ImageError(
+            f"{source.label}: has labels {', '.join(map(str, unknown[:10]))}, which this data set does not have. Is it "
+            "the release that documentation/datasets.md names?"
+        )
+    if turned:
+        labels, grid = orientations.apply_orientation(labels.T, turn).T, read_geometry(target.images[0])
+    write_labels(target.label, labels, grid)
+    return (*notes, *changes)
+
+
+def _grid_notes(path: Path, image: Geometry, labels: Geometry, *, ignore: bool) -> tuple[str, ...]:
+    """What to say of labels whose header differs from the image's. Raises ImageError where it cannot be accepted."""
+    if image.shape != labels.shape:
+        raise ImageError(
+            f"{path}: {image.difference(labels)} of its labels. They must have as many voxels; replace one of the files."
+        )
+    difference = image.difference(labels, tolerance=1e-6)
+    if difference is None:
+        return ()
+    real = image.difference(labels, tolerance=ROUNDING)
+    if real and not ignore:
+        raise ImageError(
+            f"{path}: does not lie on its image's grid: {real}. Correct the header, or take the labels voxel by voxel "
+            "with --ignore_label_geometry if a viewer shows that they fit."
+        )
+    why = "taken voxel by voxel as asked" if real else "a rounded header"
+    return (f"{path.name} put on its image's grid, {why}: {difference}",)
+
+
+def _renamed(labels: np.ndarray, values: Mapping[int, int]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels with new values, and what was changed."""
+    renamed = labels.copy()
+    notes = []
+    for old in np.unique(labels).tolist():
+        if old in values and values[old] != old:
+            mask = labels == old
+            renamed[mask] = values[old]
+            notes.append(f"label {old} became {values[old]} in {np.count_nonzero(mask)} voxels")
+    return renamed, tuple(notes)
+
+
+def _write_channels(path: Path, targets: tuple[Path, ...], grid: Geometry, turn: np.ndarray) -> None:
+    """Write each volume of a file to a file of its own, in the stored type and scale, with its axes turned."""
+    image = nibabel.load(path)
+    assert isinstance(image, nibabel.Nifti1Image) and isinstance(image.dataobj, ArrayProxy)
+    stored = np.asanyarray(image.dataobj.get_unscaled())
+    affine = LPS_FROM_RAS @ grid.affine @ orientations.inv_ornt_aff(turn, stored.shape[:3])
+    for channel, target in enumerate(targets):
+        volume = stored if stored.ndim == 3 else stored[..., channel]
+        header = image.header.copy()
+        header.set_data_shape(volume.shape)
+        single = nibabel.Nifti1Image(orientations.apply_orientation(volume, turn), affine, header)
+        single.set_sform(affine, code="scanner")
+        single.set_qform(affine, code="scanner", strip_shears=True)
+        single.header.set_slope_inter(float(image.dataobj.slope), float(image.dataobj.inter))
+        with atomic_path(target) as temporary:
+            nibabel.save(single, temporary)
+
+
+def _axes(grid: Geometry) -> str:
+    """Where the voxel axes x, y and z point, e.g. "RAS"."""
+    return "".join(nibabel.aff2axcodes(LPS_FROM_RAS @ grid.affine))

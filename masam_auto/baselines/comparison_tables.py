@@ -1,0 +1,119 @@
+"""A comparison as Markdown."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from masam_auto.baselines.paired import LEVEL, RESAMPLES, PairedDifference
+from masam_auto.baselines.results import MEAN, SHOWN, Result
+from masam_auto.core.summary import mean_of_known
+
+DIGITS = {"Dice": 4, "HD95_mm": 2, "NSD": 4}
+UNITS = {"Dice": "Dice", "HD95_mm": "HD95, mm", "NSD": "NSD at 2 mm"}
+
+
+def describe_comparison(
+    results: Sequence[Result],
+    found: Mapping[str, Mapping[str, PairedDifference]],
+    heading: Sequence[str],
+    pictures: Sequence[str],
+) -> str:
+    """All of a comparison.
+
+    Args:
+        results: ours first.
+        found: method -> class or "mean" -> our Dice minus its Dice.
+        heading: a title, and lines that say what was compared.
+        pictures: files beside the text.
+    """
+    title, *lines = heading
+    parts = [
+        f"# {title}",
+        "\n".join(lines),
+        "## Accuracy",
+        score_table(results, found),
+        f"Ours minus theirs: mean over the cases, in brackets its {LEVEL:.0%} interval from {RESAMPLES:,} bootstrap resamples of "
+        "the cases; p of Wilcoxon's signed-rank test, two-sided, not corrected for several tests. "
+        "They tell of the cases, not of what another training of the same method would reach. "
+        "(n) is the number of cases with a value, where it is not all: a distance needs both masks.",
+        "## Cost",
+        cost_table(results),
+        agreement(results),
+        "## Cases, mean Dice over the classes",
+        case_table(results),
+        *(f"![{picture}]({picture})" for picture in pictures),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def score_table(results: Sequence[Result], found: Mapping[str, Mapping[str, PairedDifference]]) -> str:
+    """Rows of class and method; Dice, HD95, NSD, and the difference of ours to it."""
+    labels = list(next(iter(results[0].scores.values())))
+    header = ["class", "method", *(UNITS[metric] for metric in SHOWN), "Dice, ours minus it", "p"]
+    rows = []
+    for label in labels:
+        for result in results:
+            paired = found.get(result.name, {}).get(label)
+            row = [label, result.name, *(_mean(result.values(label, metric), DIGITS[metric]) for metric in SHOWN)]
+            rows.append([*row, *_paired(paired)])
+    return _table(header, rows)
+
+
+def cost_table(results: Sequence[Result]) -> str:
+    """Rows of methods: what training and prediction took."""
+    header = [
+        "method", "training, s", "CPU-s", "iterations", "batch", "parameters that learn, millions", "peak memory, GiB",
+        "a case, s", "CPU-s", "remarks",
+    ]  # fmt: skip
+    rows = []
+    for result in results:
+        training, prediction = result.training, result.prediction
+        rows.append([
+            result.name, f"{training.seconds:.0f}", f"{training.cpu_seconds:.0f}", f"{training.iterations:,}",
+            f"{training.batch}", f"{training.parameters / 1e6:.2f}", f"{training.memory_gib:.2f}",
+            f"{statistics.median(prediction.seconds.values()):.2f}",
+            f"{statistics.median(prediction.cpu_seconds.values()):.2f}", "; ".join(training.remarks),
+        ])  # fmt: skip
+    note = "A case: median, from the raw image to the written segmentation."
+    return f"{_table(header, rows)}\n\n{note}"
+
+
+def agreement(results: Sequence[Result]) -> str:
+    """What the two evaluations say of the same predictions."""
+    known = [result.disagreement for result in results if result.disagreement is not None]
+    if not known:
+        return "Scored by masam_evaluate alone; nnU-Net's evaluation was not at hand."
+    return (
+        "All predictions were scored by masam_evaluate and by the function behind nnUNetv2_evaluate_folder; their Dice of a "
+        f"case and class differ by {max(known):.1g} at most."
+    )
+
+
+def case_table(results: Sequence[Result]) -> str:
+    """Rows of cases; the mean Dice of each method."""
+    rows = [
+        [case, *(_number(result.scores[case][MEAN]["Dice"], DIGITS["Dice"]) for result in results)]
+        for case in sorted(results[0].scores)
+    ]
+    return _table(["case", *(result.name for result in results)], rows)
+
+
+def _paired(paired: PairedDifference | None) -> list[str]:
+    if paired is None or paired.mean is None or paired.low is None or paired.high is None or paired.p_value is None:
+        return ["", ""]
+    p_value = f"{paired.p_value:.2g}" if paired.p_value >= 1e-4 else f"{paired.p_value:.0e}"
+    return [f"{paired.mean:+.4f} [{paired.low:+.4f}, {paired.high:+.4f}]", p_value]
+
+
+def _mean(values: Sequence[float], digits: int) -> str:
+    known = sum(not math.isnan(value) for value in values)
+    return _number(mean_of_known(values), digits) + (f" ({known})" if known < len(values) else "")
+
+
+def _number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,0 +1,48 @@
+"""What all methods that are compared have in common: they train, they predict, and they say what that took."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from masam_auto.core.dataset import Case
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Training:
+    """What a training was and used.
+
+    `seconds` of wall clock; `cpu_seconds` of all threads; `memory_gib` is the peak, of the GPU where there is one, else of
+    the training process. `parameters` are those that learn. `planned_batch` is what the method's own planning wants.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    memory_gib: float
+    parameters: int
+    iterations: int
+    batch: int
+    planned_batch: int
+    remarks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """Wall-clock and CPU-seconds of each case, by identifier: from raw images to written segmentations."""
+
+    seconds: dict[str, float]
+    cpu_seconds: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """One method on one fold.
+
+    `request` is what was asked of it, as plain JSON (budget, batch, ...): results of another request are not reused. `train`
+    leaves a model where `predict` finds it; `predict` writes ID.ext for each case, or frame of it, into a folder.
+    """
+
+    name: str
+    train: Callable[[], Training]
+    predict: Callable[[Sequence[Case], Path], Prediction]
+    request: dict[str, Any] = field(default_factory=dict)

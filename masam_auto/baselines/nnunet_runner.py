@@ -1,0 +1,240 @@
+"""One job of nnU-Net v2, run by nnU-Net's own Python: `python -I nnunet_runner.py JOB.json`.
+
+A script for `baselines.nnunet`, never imported by the package: it imports nnU-Net and nothing of ours. The job names its
+action (`ACTIONS`), nnU-Net's three folders, and the file for its result: what the action returns, or {"refused": why} where
+nnU-Net cannot do it. Trainer classes are imported here by name, because nnU-Net's search imports every trainer that there is,
+and fails where one of their libraries is broken.
+"""
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PLANS = "nnUNetPlans"
+WEIGHTS = "weights.pth"
+TRAINERS = {
+    "nnUNetTrainer": "nnunetv2.training.nnUNetTrainer.nnUNetTrainer",
+    "nnUNetTrainerNoMirroring": "nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring",
+}
+Job = dict[str, Any]
+
+
+class Refused(Exception):
+    """nnU-Net cannot do what is asked; the text goes to the user."""
+
+
+def versions(job: Job) -> dict[str, str]:
+    """What there is."""
+    from importlib.metadata import version
+
+    import nnunetv2.training.nnUNetTrainer.nnUNetTrainer  # noqa: F401  a broken installation is found at once
+
+    return {name: version(name) for name in ("nnunetv2", "torch")}
+
+
+def prepare(job: Job) -> dict[str, Any]:
+    """Fingerprint, plan and preprocess, as `nnUNetv2_plan_and_preprocess` does with its defaults."""
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+        extract_fingerprint_dataset,
+        plan_experiment_dataset,
+        preprocess_dataset,
+    )
+
+    started = time.perf_counter()
+    number, processes = _number(job["dataset"]), job["processes"]
+    extract_fingerprint_dataset(
+        number, DatasetFingerprintExtractor, processes, clean=False, verbose=False, show_progress_bar=False
+    )
+    plan_experiment_dataset(number, ExperimentPlanner)
+    for configuration in job["configurations"]:
+        _known(configuration, _read(_preprocessed(job) / f"{PLANS}.json"))
+    preprocess_dataset(number, PLANS, job["configurations"], [processes], show_progress_bar=False)
+    return {"seconds": time.perf_counter() - started}
+
+
+def train(job: Job) -> dict[str, Any]:
+    """Train one fold, with nnU-Net's own loop, or for a budget."""
+    import torch
+
+    trainer, planned_batch = _make_trainer(job)
+    started_wall, started_cpu = time.perf_counter(), time.process_time()
+    if job["budget"] is None:
+        trainer.run_training()
+        iterations = trainer.num_epochs * trainer.num_iterations_per_epoch
+    else:
+        trainer.on_train_start()
+        started_wall, started_cpu = time.perf_counter(), time.process_time()
+        iterations = _train_within(trainer, **job["budget"])
+    used = {"seconds": time.perf_counter() - started_wall, "cpu_seconds": time.process_time() - started_cpu}
+    torch.save(trainer.network.state_dict(), Path(trainer.output_folder) / WEIGHTS)
+    return {
+        **used,
+        "iterations": iterations,
+        "batch": trainer.batch_size,
+        "planned_batch": planned_batch,
+        "patch": [int(side) for side in trainer.configuration_manager.patch_size],
+        "parameters": sum(value.numel() for value in trainer.network.parameters() if value.requires_grad),
+        "memory_gib": _peak_memory_gib(trainer.device),
+    }
+
+
+def predict(job: Job) -> dict[str, Any]:
+    """Segment raw images with the trained fold as `nnUNetv2_predict` does, one after the other; how long each took."""
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    trainer, _ = _make_trainer(job)
+    trainer.initialize()
+    trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()  # sets the axes to mirror along
+    trainer.set_deep_supervision_enabled(False)
+    network = getattr(trainer.network, "_orig_mod", trainer.network)  # a compiled network's own
+    network.eval()
+    weights = torch.load(Path(trainer.output_folder) / WEIGHTS, map_location=trainer.device, weights_only=True)
+    predictor = nnUNetPredictor(device=trainer.device, allow_tqdm=False)
+    predictor.manual_initialization(
+        network, trainer.plans_manager, trainer.configuration_manager,
+        [{name.removeprefix("_orig_mod."): value for name, value in weights.items()}],
+        trainer.dataset_json, job["trainer"], trainer.inference_allowed_mirroring_axes,
+    )  # fmt: skip
+    seconds, cpu_seconds = {}, {}
+    for name, files in job["images"].items():
+        started, started_cpu = time.perf_counter(), time.process_time()
+        predictor.predict_from_files_sequential([files], [str(Path(job["output"]) / name)])
+        seconds[name], cpu_seconds[name] = time.perf_counter() - started, time.process_time() - started_cpu
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds}
+
+
+def evaluate(job: Job) -> dict[str, Any]:
+    """Score a folder of segmentations with the function behind `nnUNetv2_evaluate_folder`."""
+    from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+    description = _read(Path(job["dataset_json"]))
+    references = Path(job["references"])
+    example = next(iter(sorted(references.iterdir())))
+    reader = determine_reader_writer_from_dataset_json(description, str(example))()
+    labels = [tuple(label) if isinstance(label, list) else label for label in job["labels"]]
+    compute_metrics_on_folder(
+        str(references), job["predictions"], job["summary"], reader, job["file_ending"], labels,
+        ignore_label=job["ignore"], num_processes=job["processes"], chill=False,
+    )  # fmt: skip
+    return {}
+
+
+ACTIONS: dict[str, Callable[[Job], dict[str, Any]]] = {
+    "versions": versions,
+    "prepare": prepare,
+    "train": train,
+    "predict": predict,
+    "evaluate": evaluate,
+}
+
+
+def _train_within(trainer: Any, *, kind: str, amount: float) -> int:
+    """Train until the budget is used; the learning rate goes down by nnU-Net's schedule over the budget instead of its epochs.
+
+    nnU-Net's look at validation patches after each epoch chooses nothing that it predicts with, and is left out, so that all
+    of the budget goes into learning.
+
+    Returns:
+        The number of iterations.
+    """
+    iterations, used = 0, 0.0
+    losses: list[Any] = []
+    clocks: dict[str, Callable[[], float]] = {
+        "wall": time.perf_counter, "cpu": time.process_time, "steps": lambda: iterations
+    }  # fmt: skip
+    clock = clocks[kind]
+    started = clock()
+    while used < 1:
+        if not losses:
+            trainer.on_train_epoch_start()
+        trainer.lr_scheduler.step(used * trainer.num_epochs)
+        losses.append(trainer.train_step(next(trainer.dataloader_train)))
+        iterations += 1
+        used = min((clock() - started) / amount, 1.0)
+        if used >= 1 or len(losses) == trainer.num_iterations_per_epoch:
+            trainer.on_train_epoch_end(losses)
+            trainer.print_to_log_file(
+                f"train_loss {losses[-1]['loss']:.4f}, iteration {iterations}, {used:.0%} of the budget"
+            )
+            trainer.current_epoch += 1
+            losses = []
+    trainer.on_train_end()
+    return iterations
+
+
+def _make_trainer(job: Job) -> tuple[Any, int]:
+    """nnU-Net's trainer with the batch cut to the job's limit, and the batch that was planned."""
+    import torch
+
+    plans = _read(_preprocessed(job) / f"{PLANS}.json")
+    configuration = _known(job["configuration"], plans)
+    planned = configuration["batch_size"]
+    configuration["batch_size"] = min(planned, job["batch"] or planned)
+    kind = getattr(importlib.import_module(TRAINERS[job["trainer"]]), job["trainer"])
+    description = _read(_preprocessed(job) / "dataset.json")
+    trainer = kind(
+        plans={**plans, "continue_training": False}, configuration=job["configuration"], fold=job["fold"],
+        dataset_json=description, device=torch.device(job["device"]),
+    )  # fmt: skip
+    return trainer, planned
+
+
+def _known(configuration: str, plans: dict[str, Any]) -> dict[str, Any]:
+    if configuration not in plans["configurations"]:
+        raise Refused(
+            f"nnU-Net planned no {configuration} for this data; it planned {', '.join(plans['configurations'])}"
+        )
+    return plans["configurations"][configuration]
+
+
+def _number(dataset: str) -> int:
+    return int(dataset.removeprefix("Dataset").partition("_")[0])
+
+
+def _preprocessed(job: Job) -> Path:
+    return Path(job["folders"]["preprocessed"]) / job["dataset"]
+
+
+def _peak_memory_gib(device: Any) -> float:
+    import resource
+
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def main(job_file: str) -> None:
+    """Set nnU-Net's folders, do the job, and write its result."""
+    job = _read(Path(job_file))
+    for name, folder in job["folders"].items():
+        os.environ[f"nnUNet_{name}"] = folder
+    if job.get("device") == "cpu":  # else its workers would take CPU-seconds that are not counted
+        os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112  nnU-Net's spelling
+    try:
+        result = ACTIONS[job["action"]](job)
+    except Refused as refusal:
+        result = {"refused": str(refusal)}
+    target = Path(job["result"])
+    temporary = target.with_name(f".partial-{target.name}")
+    temporary.write_text(json.dumps(result), encoding="utf-8")
+    temporary.replace(target)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,179 @@
+"""Our own pipeline as one of the methods compared: masam_train on the fold, and predictions from the raw images."""
+
+import functools
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from masam_auto.baselines.method import Method, Prediction, Training
+from masam_auto.baselines.plans import BASELINES, Baseline
+from masam_auto.core.dataset import Case
+from masam_auto.core.errors import ModelError
+from masam_auto.core.jsonio import read_json, read_plain
+from masam_auto.core.log import progress
+from masam_auto.core.paths import Paths
+from masam_auto.core.plan import Plan
+from masam_auto.imaging.io import label_ending, read_case
+from masam_auto.imaging.outputs import write_segmentation
+from masam_auto.learning.checkpoint import LATEST, STATE_FILE, TrainingState
+from masam_auto.learning.folder import splits_of
+from masam_auto.learning.models import TrainedModel, describe_model, open_model
+from masam_auto.learning.progress import read_metrics
+from masam_auto.network.build import build_network, count_parameters
+from masam_auto.stages.predict import load_predictor
+
+logger = logging.getLogger(__name__)
+
+OURS = "ours"
+
+
+def our_method(
+    name: str,
+    paths: Paths,
+    plan: Plan,
+    configuration: str | None,
+    fold: int,
+    *,
+    budget: str | None,
+    device: torch.device,
+) -> Method:
+    """Our own training of a fold, or one of `BASELINES` in the same pipeline.
+
+    A training that is there and finished is used as it is; one that was interrupted is continued.
+
+    Args:
+        name: "ours", or of `BASELINES`.
+        paths: root folders.
+        plan: of the data set.
+        configuration: of the plan; its default where None.
+        fold: its number.
+        budget: as `--budget` of masam_train; None for the plan's epochs.
+        device: where to compute.
+
+    Raises:
+        PlanError: the plan has no such configuration.
+    """
+    baseline = BASELINES.get(name, Baseline())
+    chosen = plan.configuration(baseline.configuration or configuration).name
+    folder = paths.model_folder(plan.dataset_name, baseline.plan_name or plan.name, chosen)
+    model = describe_model(folder)
+    return Method(
+        name=name,
+        train=functools.partial(_train, model, fold, paths, baseline.overrides, budget, device),
+        predict=functools.partial(_predict, model, fold, paths, device),
+        request={"budget": budget, "model": folder.name, "device": device.type},
+    )
+
+
+def _train(
+    model: TrainedModel, fold: int, paths: Paths, overrides: Sequence[str], budget: str | None, device: torch.device
+) -> Training:
+    """Train, continue or take over the training of a fold, and tell what it used."""
+    folder, source = model.folder / f"fold_{fold}", paths.preprocessed / model.dataset_name
+    state = _read_state(folder)
+    if state is not None and state.budget != budget:
+        raise ModelError(
+            f"{folder} was trained with {_said(state.budget)}, but the comparison asks for {_said(budget)}. Compare with that "
+            "budget, or train under another name: -p NAME."
+        )
+    own = splits_of(model.folder, source)
+    if state is not None and read_plain(own, what="splits file") != read_plain(
+        source / "splits.json", what="splits file"
+    ):
+        raise ModelError(
+            f"{folder} was trained on other folds ({own}) than the comparison is on ({source / 'splits.json'}). Bring those "
+            "back, or train under another name: -p NAME."
+        )
+    if state is None or not state.finished:
+        _run_training(model, fold, paths, overrides, budget, device, resume=state is not None)
+        state = _read_state(folder)
+        assert state is not None
+    else:
+        logger.info("%s: trained already with %s", folder, _said(budget))
+    plan, description = open_model(model)
+    configuration = plan.configuration(model.configuration)
+    network = build_network(
+        plan.network,
+        canvas=configuration.canvas,
+        in_channels=description.num_channels,
+        num_outputs=description.labels.num_outputs,
+        device="meta",
+    )
+    return Training(
+        seconds=state.wall_seconds,
+        cpu_seconds=state.cpu_seconds,
+        memory_gib=max(metrics.memory_gib for metrics in read_metrics(folder / "metrics.jsonl", epochs=state.epoch)),
+        parameters=count_parameters(network)["total"][1],
+        iterations=state.step,
+        batch=configuration.batch_size * configuration.accumulation,
+        planned_batch=configuration.batch_size * configuration.accumulation,
+        remarks=_remarks(plan, configuration.window),
+    )
+
+
+def _run_training(
+    model: TrainedModel,
+    fold: int,
+    paths: Paths,
+    overrides: Sequence[str],
+    budget: str | None,
+    device: torch.device,
+    *,
+    resume: bool,
+) -> None:
+    """masam_train in a process of its own, so that its peak memory is its own. Raises ModelError."""
+    roots = {name: str(getattr(paths, name)) for name in ("raw", "preprocessed", "results", "weights")}
+    command = [
+        sys.executable, "-m", "masam_auto.cli.train", model.dataset_name, str(fold), "-c", model.configuration,
+        "-p", model.plan_name, "-device", str(device),
+        *(word for name, folder in roots.items() for word in (f"--{name}", folder)),
+        *(["--budget", budget] if budget else []),
+        *(["--c"] if resume else []),
+        *(["--set", *overrides] if overrides and not resume else []),
+    ]  # fmt: skip
+    code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
+    if code != 0:
+        raise ModelError(
+            f"masam_train ended with exit code {code}; what it said stands above. It was: {' '.join(command)}"
+        )
+
+
+def _predict(
+    model: TrainedModel, fold: int, paths: Paths, device: torch.device, cases: Sequence[Case], output: Path
+) -> Prediction:
+    """Segment the raw images as masam_predict does, and tell how long each took."""
+    predictor = load_predictor(model, folds=[fold], device=device, weights=paths.weights)
+    seconds, cpu_seconds = {}, {}
+    ending = label_ending(predictor.description.file_ending)
+    for case in progress(cases, what=f"predicting with {model.folder.name}"):
+        started, started_cpu = time.perf_counter(), time.process_time()
+        image, geometry = read_case(case, predictor.description)
+        segmentation = predictor.predict_array(image, geometry, identifier=case.identifier).labels
+        assert segmentation is not None
+        write_segmentation(case, segmentation, geometry, output, ending, predictor.description.labels)
+        seconds[case.identifier] = time.perf_counter() - started
+        cpu_seconds[case.identifier] = time.process_time() - started_cpu
+    return Prediction(seconds=seconds, cpu_seconds=cpu_seconds)
+
+
+def _read_state(folder: Path) -> TrainingState | None:
+    file = folder / LATEST / STATE_FILE
+    return read_json(file, TrainingState, what="checkpoint") if file.is_file() else None
+
+
+def _said(budget: str | None) -> str:
+    return f"a budget of {budget}" if budget else "the plan's epochs"
+
+
+def _remarks(plan: Plan, window: int) -> tuple[str, ...]:
+    network = plan.network
+    remarks = [f"{network.encoder}, windows of {window} slice{'s' if window > 1 else ''}"]
+    if network.weights == "none":
+        start = "learns from scratch" if network.trained == "all" else "is random and frozen"
+        remarks.append(f"no SAM weights: its encoder {start}")
+    return tuple(remarks)

@@ -1,0 +1,59 @@
+"""Statistics of two methods on the same cases."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+RESAMPLES = 10_000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PairedDifference:
+    """Mean of ours minus theirs over `cases` that both have a value for, its bootstrap interval [low, high], and the
+    two-sided p-value of Wilcoxon's signed-rank test. None where there is nothing to compare.
+    """
+
+    cases: int
+    mean: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+
+
+def compare_pairs(ours: Sequence[float], theirs: Sequence[float], *, seed: int = 0) -> PairedDifference:
+    """Compare values of the same cases, in the same order; cases where either is not-a-number are left out."""
+    differences = np.asarray(ours, float) - np.asarray(theirs, float)
+    differences = differences[~np.isnan(differences)]
+    if len(differences) == 0:
+        return PairedDifference(cases=0, mean=None, low=None, high=None, p_value=None)
+    low, high = bootstrap_interval(differences, seed=seed)
+    return PairedDifference(
+        cases=len(differences), mean=float(differences.mean()), low=low, high=high, p_value=wilcoxon_p(differences)
+    )
+
+
+def bootstrap_interval(
+    values: np.ndarray, *, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean: cases are drawn again with replacement.
+
+    Args:
+        values: (cases,), at least one, all finite.
+        seed: of the draws.
+        resamples: how often.
+        level: share of the means that lie within.
+    """
+    draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    low, high = np.quantile(values[draws].mean(axis=1), ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
+
+
+def wilcoxon_p(differences: np.ndarray) -> float:
+    """Two-sided p-value of Wilcoxon's signed-rank test; 1 where nothing differs. Differences of zero are left out."""
+    # slow to import, and only a comparison needs it
+    from scipy.stats import wilcoxon
+
+    nonzero = differences[differences != 0]
+    return float(wilcoxon(nonzero).pvalue) if len(nonzero) else 1.0

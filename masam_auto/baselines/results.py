@@ -1,0 +1,78 @@
+"""What a method reached on each case, and what two methods' summaries say of the same files."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from masam_auto.baselines.method import Prediction, Training
+from masam_auto.baselines.paired import PairedDifference, compare_pairs
+from masam_auto.core.labels import Labels
+from masam_auto.core.summary import mean_of_known, summary_key
+
+SHOWN = ("Dice", "HD95_mm", "NSD")
+MEAN = "mean"  # the name under which the mean over the classes stands
+
+Scores = dict[str, dict[str, dict[str, float]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """One method: `scores` is case (file name without ending) -> class, and "mean" over the classes -> metric -> value.
+
+    `disagreement` is the largest difference of a Dice between our evaluation and nnU-Net's; None where nnU-Net is not there.
+    """
+
+    name: str
+    training: Training
+    prediction: Prediction
+    scores: Scores
+    disagreement: float | None = None
+
+    def values(self, label: str, metric: str) -> list[float]:
+        """Of all cases, in the order of their names."""
+        return [self.scores[case][label][metric] for case in sorted(self.scores)]
+
+
+def read_scores(summary: Mapping[str, Any], labels: Labels, ending: str) -> Scores:
+    """The metrics of `SHOWN` of a summary, by case and by the classes' names."""
+    names = {summary_key(values): name for name, values in labels.foreground.items()}
+    scores: Scores = {}
+    for entry in summary["metric_per_case"]:
+        by_class = {
+            names[key]: {metric: values[metric] for metric in SHOWN} for key, values in entry["metrics"].items()
+        }
+        mean = {metric: mean_of_known(values[metric] for values in by_class.values()) for metric in SHOWN}
+        scores[Path(entry["prediction_file"]).name.removesuffix(ending)] = {**by_class, MEAN: mean}
+    return scores
+
+
+def largest_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, metric: str = "Dice") -> float:
+    """Largest difference of a metric over cases and classes of two summaries of the same files.
+
+    Infinite where only one of them has a number, or the files are not the same.
+    """
+    left, right = (
+        {
+            (Path(entry["prediction_file"]).name, key): float(values[metric])
+            for entry in summary["metric_per_case"]
+            for key, values in entry["metrics"].items()
+        }
+        for summary in (ours, theirs)
+    )
+    if left.keys() != right.keys():
+        return math.inf
+    return max((_difference(left[key], right[key]) for key in left), default=0.0)
+
+
+def differences(ours: Result, other: Result, *, metric: str = "Dice") -> dict[str, PairedDifference]:
+    """Ours minus the other, by class and for their mean."""
+    labels = next(iter(ours.scores.values()))
+    return {label: compare_pairs(ours.values(label, metric), other.values(label, metric)) for label in labels}
+
+
+def _difference(left: float, right: float) -> float:
+    if math.isnan(left) or math.isnan(right):
+        return 0.0 if math.isnan(left) and math.isnan(right) else math.inf
+    return abs(left - right)

@@ -1,0 +1,118 @@
+"""masam_convert_dataset: a public data set, as downloaded, becomes a raw data set."""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from masam_auto.cli.common import DONE, add_workers, make_parser, run, whole_number
+from masam_auto.core.log import setup_logging
+from masam_auto.core.paths import resolve_paths
+
+VOLUME_OPTIONS = ("ignore_label_geometry", "reorient")
+OPTIONS: dict[str, tuple[str, ...]] = {
+    "amos22": ("modality", *VOLUME_OPTIONS),
+    "btcv": ("merge_adrenals", *VOLUME_OPTIONS),
+    "endovis18": (),
+    "msd": ("tumor_only", "splits", *VOLUME_OPTIONS),
+    "prostate": ("joint", *VOLUME_OPTIONS),
+}
+"""The data sets, and which of the options each takes."""
+
+NOTES_SHOWN = 10
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Convert one data set."""
+    parser = _make_parser()
+    parsed = parser.parse_args(arguments)
+    options = _options(parser, parsed)
+    setup_logging(verbose=parsed.verbose)
+    raw = parsed.output or resolve_paths({}, os.environ, Path.cwd()).raw
+
+    from dataset_conversion.convert import REPORT_NAME, convert
+    from dataset_conversion.nifti import VolumeOptions
+    from dataset_conversion.registry import CONVERTERS
+
+    if volumes := {option: options.pop(option) for option in VOLUME_OPTIONS if option in options}:
+        options["volumes"] = VolumeOptions(**volumes)
+    conversions = CONVERTERS[parsed.name](parsed.input.expanduser(), **options)
+    if parsed.dataset is not None:
+        conversions = tuple(
+            dataclasses.replace(conversion, number=parsed.dataset + index)
+            for index, conversion in enumerate(conversions)
+        )
+    done = convert(conversions, raw.expanduser().absolute(), workers=parsed.workers, allow_missing=parsed.allow_missing)
+    for folder, record in done.items():
+        test = sum(case.test for case in record.cases.values())
+        print(f"{folder}: {len(record.cases) - test} training cases, {test} test cases")
+        notes = [*(f"missing: {text}" for text in record.missing), *record.notes, *record.case_notes]
+        for note in notes[:NOTES_SHOWN]:
+            print(f"  - {note}")
+        if len(notes) > NOTES_SHOWN:
+            print(f"  and {len(notes) - NOTES_SHOWN} more notes")
+        print(f"  report: {folder / REPORT_NAME}")
+    print(f"next: masam_plan_and_preprocess -d {' '.join(str(folder) for folder in done)}")
+    return DONE
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = make_parser(
+        "masam_convert_dataset",
+        "Make a raw data set of a public one, as it was downloaded and extracted. The download is only read. Run again, it "
+        "goes on where it stopped.",
+        roots=False,
+    )
+    parser.add_argument("name", metavar="NAME", choices=OPTIONS, help=f"the data set: {', '.join(OPTIONS)}")
+    parser.add_argument(
+        "-i", "--input", type=Path, required=True, metavar="DOWNLOAD", help="folder of the extracted download"
+    )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="RAW",
+        help="root of raw data sets (default: MASAM_RAW, nnUNet_raw, else ./masam_data/raw)",
+    )  # fmt: skip
+    parser.add_argument(
+        "-d", "--dataset", type=whole_number, metavar="NUMBER",
+        help="number of the data set, or of the first of several (default: one for each, see documentation/datasets.md)",
+    )  # fmt: skip
+    parser.add_argument("--allow_missing", action="store_true", help="go on where the download lacks cases")
+    add_workers(parser)
+    group = parser.add_argument_group("options of single data sets")
+    group.add_argument(
+        "--ignore_label_geometry", action="store_true",
+        help="all but endovis18: take labels voxel by voxel, even where their header tells another place than the image's",
+    )  # fmt: skip
+    group.add_argument(
+        "--reorient", action="store_true",
+        help="all but endovis18: turn the voxel axes of all volumes to the left, the back and the head",
+    )  # fmt: skip
+    group.add_argument("--merge_adrenals", action="store_true", help="btcv: one class for both adrenal glands")
+    group.add_argument("--joint", action="store_true", help="prostate: one data set of all sites")
+    group.add_argument(
+        "--tumor_only", action="store_true", help="msd: the tumour is the only class; for Task07 with the paper's split"
+    )
+    group.add_argument(
+        "--splits", type=Path, metavar="FILE",
+        help='msd: folds in the form of nnU-Net\'s splits_final.json; cases in "test" lists are held out',
+    )  # fmt: skip
+    group.add_argument("--modality", choices=("CT", "MRI", "both"), help="amos22: which cases (default: CT)")
+    return parser
+
+
+def _options(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> dict[str, Any]:
+    """The options that were given, by name; those of another data set end the program."""
+    given = {option: getattr(parsed, option) for options in OPTIONS.values() for option in options}
+    given = {option: value for option, value in given.items() if value not in (None, False)}
+    for option in given:
+        if option not in OPTIONS[parsed.name]:
+            takers = ", ".join(name for name, options in OPTIONS.items() if option in options)
+            parser.error(f"argument --{option}: is for {takers}, not for {parsed.name}")
+    return given
+
+
+def entry() -> None:
+    """The installed command."""
+    sys.exit(run(main))

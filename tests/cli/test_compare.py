@@ -1,0 +1,87 @@
+"""masam_compare on a tiny data set: our training is taken over, baselines are trained by masam_train, folds and budgets match."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from masam_auto.baselines import ours
+from masam_auto.cli import compare, plan_and_preprocess, train
+from masam_auto.cli.common import run
+
+Command = Callable[..., int]
+MODEL = Path("results/Dataset001_Toy/masam__axis0")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, raw_data: ModuleType) -> Path:
+    """Roots with a preprocessed data set and a fold trained for two steps."""
+    folder = tmp_path_factory.mktemp("house")
+    raw_data.make_raw_dataset(folder / "raw", cases=4, shape=(4, 16, 14))
+    arguments = ["-d", "1", "-c", "axis0", "--workers", "0", "-gpu_memory_target", "0"]
+    assert run(plan_and_preprocess.main, [*arguments, *roots(folder)]) == 0
+    assert run(train.main, ["1", "0", "--budget", "2steps", "-device", "cpu", "--workers", "0", *roots(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def command(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """masam_compare there, fold 0 on the CPU, without nnU-Net; masam_train runs in this process."""
+
+    def run_here(words: list[str], **_: Any) -> SimpleNamespace:
+        assert words[1:3] == ["-m", "masam_auto.cli.train"]
+        return SimpleNamespace(returncode=run(train.main, [*words[3:], "--workers", "0"]))
+
+    monkeypatch.delenv("MASAM_NNUNET_PYTHON", raising=False)
+    monkeypatch.chdir(trained)
+    monkeypatch.setattr(ours.subprocess, "run", run_here)
+    options = ["-device", "cpu", "--workers", "0", *roots(trained)]
+    return lambda *words: run(compare.main, ["1", "fold0", *words, *options])
+
+
+def roots(folder: Path) -> list[str]:
+    return [
+        word for name in ("raw", "preprocessed", "results", "weights") for word in (f"--{name}", str(folder / name))
+    ]
+
+
+def test_a_baseline_beside_ours(command: Command, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (trained / MODEL / "fold_0/checkpoint_latest/checkpoint.json").read_bytes()
+    assert command("--with", "samed", "--budget", "2steps") == 0
+    assert "comparison.md" in capsys.readouterr().out
+    assert (trained / MODEL / "fold_0/checkpoint_latest/checkpoint.json").read_bytes() == before, "trained again"
+    plan = json.loads((trained / MODEL.with_name("samed__axis0") / "plan.json").read_text())
+    assert (plan["network"]["increment"], plan["network"]["decoder"]) == ("lora", "sam")
+    methods = json.loads((trained / "results/Dataset001_Toy/comparison/fold_0/comparison.json").read_text())["methods"]
+    assert [method["name"] for method in methods] == ["ours", "samed"]
+    own = json.loads((trained / MODEL / "fold_0/validation/summary.json").read_text())["metric_per_case"]
+    dice = {Path(entry["prediction_file"]).name: entry["metrics"]["1"]["Dice"] for entry in own}
+    assert {f"{name}.nii.gz": by_class["organ1"]["Dice"] for name, by_class in methods[0]["scores"].items()} == dice
+    for method in methods:
+        training = method["training"]
+        assert training["iterations"] == 2
+        assert training["memory_gib"] > 0 < training["parameters"]
+        assert "no SAM weights: its encoder learns from scratch" in training["remarks"]
+        assert set(method["prediction"]["seconds"]) == set(method["scores"])
+
+
+def test_another_budget_is_not_compared(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--with", "decoder_only", "--budget", "3steps") == 2
+    assert "budget" in capsys.readouterr().err
+
+
+def test_what_cannot_be_compared_is_said_at_once(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(compare.main, ["1", "all", "--with", "samed"]) == 2
+    assert "give the number of a fold, not all" in capsys.readouterr().err
+    assert command("--with", "nnunet_2d") == 2
+    assert "nnU-Net's Python is not at .nnunet_env/bin/python. Make its environment" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["3d_lowres=2", "2d=0", "2d=many", "2d"])
+def test_a_batch_that_makes_no_sense(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        compare.main(["1", "0", "--with", "nnunet_2d", "--nnunet_batch", text])
+    assert "must be 3d_fullres=N or 2d=N with N from 1 on" in capsys.readouterr().err
