@@ -46,10 +46,12 @@ def find_amos22(
         volumes: how volumes are written.
 
     Raises:
-        DatasetError: nothing of the kind is there, or its dataset.json is not as it should be.
+        DatasetError: nothing of the kind is there, its dataset.json is not as it should be, or an unknown modality.
     """
     folder = find_folder(download, _is_amos, what="folder with dataset.json, imagesTr and imagesVa")
     listed = _read_lists(folder / "dataset.json")
+    if modality not in MODALITIES:
+        raise DatasetError(f"--modality {modality}: AMOS22 has {', '.join(MODALITIES)}")
     number, name, channel = MODALITIES[modality]
     cases, missing = [], []
     parts: dict[str, list[str]] = {part: [] for part in PARTS}

@@ -20,6 +20,11 @@ class SourceImage:
     label: Path | None
     label_member: str = ""
 
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """All files that it is made from."""
+        return (self.image,) if self.label is None else (self.image, self.label)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceCase:

@@ -127,6 +127,7 @@ def _convert_one(conversion: Conversion, folder: Path, workers: int | None) -> C
     ]  # fmt: skip
     pending = [task for task in tasks if not _is_whole(task, known.get(task.case.identifier))]
     if pending:
+        _remove_moved(pending, known)
         write_json(folder / RECORD_NAME, _with_cases(begun, known))
         if workers is None:
             workers = _affordable_workers(pending)
@@ -232,14 +233,22 @@ def _is_whole(task: _Task, record: CaseRecord | None) -> bool:
     """Whether all files of a case are there, of the recorded size, and newer than what they were made from."""
     if record is None:
         return False
-    sources = [path for image in task.case.images for path in (image.image, image.label) if path is not None]
     try:
-        newest = max(path.stat().st_mtime_ns for path in sources)
+        newest = max(path.stat().st_mtime_ns for image in task.case.images for path in image.sources)
         found = {path.relative_to(task.folder).as_posix(): path.stat() for path in _files(task)}
     except FileNotFoundError:
         return False
     sizes = {name: status.st_size for name, status in found.items()}
     return sizes == record.files and min(status.st_mtime_ns for status in found.values()) >= newest
+
+
+def _remove_moved(tasks: Sequence[_Task], known: dict[str, CaseRecord]) -> None:
+    """Remove what was written for a case that has become a training or a test case since: it must not be both."""
+    for task in tasks:
+        record = known.get(task.case.identifier)
+        if record is not None and record.test != task.case.test:
+            for name in record.files:
+                (task.folder / name).unlink(missing_ok=True)
 
 
 def _convert_case(task: _Task) -> CaseRecord:
@@ -289,7 +298,10 @@ def _remove_unfinished(folder: Path) -> None:
 
 
 def _affordable_workers(tasks: Sequence[_Task]) -> int:
-    if sum(image.image.stat().st_size for task in tasks for image in task.case.images) < IN_PROCESS_BYTES:
+    if (
+        sum(path.stat().st_size for task in tasks for image in task.case.images for path in image.sources)
+        < IN_PROCESS_BYTES
+    ):
         return 0
     available = psutil.virtual_memory().available
     return min(len(tasks), choose_workers(memory_per_case=WORKER_BYTES, available=available))

@@ -92,6 +92,53 @@ def write_enhanced(
     return _save(instance, path, {})
 
 
+def write_structures(
+    path: Path,
+    rois: dict[str, Sequence[np.ndarray]],
+    *,
+    series: str | None = "series",
+    kind: str = "CLOSED_PLANAR",
+    made: str = "20240101",
+    **tags: Any,
+) -> Path:
+    """Write an RTSTRUCT: for each ROI's name its contours, (n, 3) points in mm, drawn on the series of a name."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+
+    instance = Dataset()
+    instance.file_meta = FileMetaDataset()
+    instance.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    instance.SOPClassUID, instance.Modality = STRUCTURES, "RTSTRUCT"
+    instance.file_meta.MediaStorageSOPInstanceUID = instance.SOPInstanceUID = uid(f"structures {path}")
+    instance.SeriesInstanceUID, instance.StudyInstanceUID = uid(f"series of {path}"), uid("study")
+    instance.PatientID, instance.StructureSetDate, instance.StructureSetTime = "p1", made, "120000"
+    space, study, drawn_on = Dataset(), Dataset(), Dataset()
+    space.FrameOfReferenceUID = uid("frame of reference")
+    if series is not None:
+        drawn_on.SeriesInstanceUID = uid(series)
+        study.RTReferencedSeriesSequence = [drawn_on]
+        space.RTReferencedStudySequence = [study]
+    instance.ReferencedFrameOfReferenceSequence = [space]
+    instance.StructureSetROISequence, instance.ROIContourSequence = [], []
+    for number, (name, contours) in enumerate(rois.items(), start=1):
+        roi, drawn = Dataset(), Dataset()
+        roi.ROINumber, roi.ROIName = number, name
+        drawn.ReferencedROINumber = number
+        drawn.ContourSequence = [_contour(points, kind) for points in contours]
+        instance.StructureSetROISequence.append(roi)
+        instance.ROIContourSequence.append(drawn)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return _save(instance, path, tags)
+
+
+def _contour(points: np.ndarray, kind: str) -> Any:
+    from pydicom.dataset import Dataset
+
+    contour = Dataset()
+    contour.ContourGeometricType, contour.NumberOfContourPoints = kind, len(points)
+    contour.ContourData = [f"{value:.8g}" for value in np.ravel(points)]
+    return contour
+
+
 def position(geometry: Geometry, index: int) -> np.ndarray:
     """World (x, y, z) of a slice's first pixel."""
     return (geometry.affine @ np.array([0.0, 0.0, index, 1.0]))[:3]

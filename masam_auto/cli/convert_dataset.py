@@ -1,4 +1,4 @@
-"""masam_convert_dataset: a public data set, as downloaded, becomes a raw data set."""
+"""masam_convert_dataset: a public data set, as downloaded, or a folder of DICOM studies becomes a raw data set."""
 
 import argparse
 import dataclasses
@@ -16,6 +16,7 @@ VOLUME_OPTIONS = ("ignore_label_geometry", "reorient")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "amos22": ("modality", *VOLUME_OPTIONS),
     "btcv": ("merge_adrenals", *VOLUME_OPTIONS),
+    "dicom": ("name", "list_rois", "rois", "roi_map", "modality", "series_description"),
     "endovis18": (),
     "msd": ("tumor_only", "splits", *VOLUME_OPTIONS),
     "prostate": ("joint", *VOLUME_OPTIONS),
@@ -34,12 +35,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     raw = parsed.output or resolve_paths({}, os.environ, Path.cwd()).raw
 
     from dataset_conversion.convert import REPORT_NAME, convert
+    from dataset_conversion.dicom import list_rois
     from dataset_conversion.nifti import VolumeOptions
     from dataset_conversion.registry import CONVERTERS
 
+    if options.pop("list_rois", False):
+        chosen = {option: options.get(option) for option in ("roi_map", "modality", "series_description")}
+        print("\n".join(list_rois(parsed.input.expanduser(), **chosen)))
+        return DONE
     if volumes := {option: options.pop(option) for option in VOLUME_OPTIONS if option in options}:
         options["volumes"] = VolumeOptions(**volumes)
-    conversions = CONVERTERS[parsed.name](parsed.input.expanduser(), **options)
+    conversions = CONVERTERS[parsed.data_set](parsed.input.expanduser(), **options)
     if parsed.dataset is not None:
         conversions = tuple(
             dataclasses.replace(conversion, number=parsed.dataset + index)
@@ -62,11 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "masam_convert_dataset",
-        "Make a raw data set of a public one, as it was downloaded and extracted. The download is only read. Run again, it "
-        "goes on where it stopped.",
+        "Make a raw data set of a public one, as it was downloaded and extracted, or of DICOM studies with RTSTRUCT or SEG. "
+        "The download is only read. Run again, it goes on where it stopped.",
         roots=False,
     )
-    parser.add_argument("name", metavar="NAME", choices=OPTIONS, help=f"the data set: {', '.join(OPTIONS)}")
+    parser.add_argument("data_set", metavar="NAME", choices=OPTIONS, help=f"the data set: {', '.join(OPTIONS)}")
     parser.add_argument(
         "-i", "--input", type=Path, required=True, metavar="DOWNLOAD", help="folder of the extracted download"
     )
@@ -83,11 +89,11 @@ def _make_parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("options of single data sets")
     group.add_argument(
         "--ignore_label_geometry", action="store_true",
-        help="all but endovis18: take labels voxel by voxel, even where their header tells another place than the image's",
+        help="NIfTI downloads: take labels voxel by voxel, even where their header tells another place than the image's",
     )  # fmt: skip
     group.add_argument(
         "--reorient", action="store_true",
-        help="all but endovis18: turn the voxel axes of all volumes to the left, the back and the head",
+        help="NIfTI downloads: turn the voxel axes of all volumes to the left, the back and the head",
     )  # fmt: skip
     group.add_argument("--merge_adrenals", action="store_true", help="btcv: one class for both adrenal glands")
     group.add_argument("--joint", action="store_true", help="prostate: one data set of all sites")
@@ -98,7 +104,23 @@ def _make_parser() -> argparse.ArgumentParser:
         "--splits", type=Path, metavar="FILE",
         help='msd: folds in the form of nnU-Net\'s splits_final.json; cases in "test" lists are held out',
     )  # fmt: skip
-    group.add_argument("--modality", choices=("CT", "MRI", "both"), help="amos22: which cases (default: CT)")
+    group.add_argument(
+        "--modality", help="amos22: CT (default), MRI or both; dicom: series of this modality only, such as CT or MR"
+    )
+    group.add_argument("--name", help="dicom: what the data set is called (default: DICOM)")
+    group.add_argument(
+        "--list_rois", action="store_true", help="dicom: only print which ROIs there are, in how many series"
+    )
+    group.add_argument(
+        "--rois", nargs="+", metavar="ROI",
+        help="dicom: the ROIs to take, in the order of their labels; later ones lie on top (default: all, by name)",
+    )  # fmt: skip
+    group.add_argument(
+        "--roi_map", type=Path, metavar="FILE", help='dicom: JSON {"name as written": "name in the data set", ...}'
+    )
+    group.add_argument(
+        "--series_description", metavar="TEXT", help="dicom: only series whose description holds this text"
+    )
     return parser
 
 
@@ -107,9 +129,9 @@ def _options(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> dic
     given = {option: getattr(parsed, option) for options in OPTIONS.values() for option in options}
     given = {option: value for option, value in given.items() if value not in (None, False)}
     for option in given:
-        if option not in OPTIONS[parsed.name]:
+        if option not in OPTIONS[parsed.data_set]:
             takers = ", ".join(name for name, options in OPTIONS.items() if option in options)
-            parser.error(f"argument --{option}: is for {takers}, not for {parsed.name}")
+            parser.error(f"argument --{option}: is for {takers}, not for {parsed.data_set}")
     return given
 
 

@@ -114,10 +114,10 @@ def read_slices(files: Sequence[Path]) -> list[Slice]:
             shifted against each other, or a tag is missing.
         DatasetError: pydicom is not installed.
     """
-    slices = [one for file in files for one in _slices_of(file)]
+    slices = [one for file in files for one in slices_of(file)]
     first = slices[0]
     for one in slices[1:]:
-        _check_alike(first, one)
+        check_alike(first, one)
     normal = np.cross(first.rows_along, first.columns_along)
     slices.sort(key=lambda one: float(one.position @ normal))
     _check_steps(slices, normal)
@@ -177,7 +177,8 @@ def from_groups(groups: "Sequence[Dataset]", sequence: str, name: str) -> Any:
     return None
 
 
-def _slices_of(file: Path) -> list[Slice]:
+def slices_of(file: Path) -> list[Slice]:
+    """The slices of one file, in the order of its frames. Raises as `read_tags`, and ImageError where a tag is missing."""
     tags = read_tags(file, SLICE_TAGS)
     with telling_damage(file):
         return list(_slices_in(file, tags))
@@ -234,7 +235,8 @@ def _orthonormal(file: Path, direction: np.ndarray) -> tuple[np.ndarray, np.ndar
     return along, down / np.linalg.norm(down)
 
 
-def _check_alike(first: Slice, other: Slice) -> None:
+def check_alike(first: Slice, other: Slice) -> None:
+    """Raise ImageError where two slices differ in size, direction or spacing."""
     pairs = f"{first.file} and {other.file.name}"
     if first.shape != other.shape:
         raise ImageError(f"{pairs} differ in size: {first.shape} and {other.shape} pixels. Keep one kind in a series.")

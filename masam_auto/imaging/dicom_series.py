@@ -1,6 +1,8 @@
 """Which DICOM series of volumes a folder holds, and what is left out of it."""
 
+import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -120,6 +122,25 @@ def find_series(files: Iterable[Path]) -> tuple[tuple[Series, ...], tuple[str, .
     failing = {file for one in found for file in one.files}
     left_out += [message for file, message in damaged.items() if file not in failing]
     return tuple(sorted(found, key=lambda one: (one.folder, one.number or 0, one.uid))), tuple(sorted(left_out))
+
+
+def name_series(series: Sequence[Series], folder: Path) -> dict[str, Series]:
+    """Names for files: of the folders below `folder`, with the series number where a folder holds several.
+
+    Nothing in them comes from the patient's tags.
+    """
+    places = ["_".join(one.folder.relative_to(folder).parts) or folder.resolve().name for one in series]
+    places = [re.sub(r"[^\w.-]+", "_", place).strip("._") or "series" for place in places]
+    shared = Counter(places)
+    names = [
+        place if shared[place] == 1 else f"{place}_series{one.number or 0}"
+        for place, one in zip(places, series, strict=True)
+    ]
+    repeated = Counter(names)
+    return {
+        name if repeated[name] == 1 else f"{name}_{hashlib.sha256(one.uid.encode()).hexdigest()[:8]}": one
+        for name, one in zip(names, series, strict=True)
+    }
 
 
 def _read_instance(file: Path) -> _Instance | None:

@@ -1,10 +1,9 @@
 """Which cases a folder, or a file, given to prediction holds."""
 
-import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from masam_auto.core.errors import DatasetError
 from masam_auto.core.jsonio import read_plain
 from masam_auto.imaging.bitmaps import BITMAP_ENDINGS
 from masam_auto.imaging.dicom import is_dicom
-from masam_auto.imaging.dicom_series import Series, find_dicom_files, find_series
+from masam_auto.imaging.dicom_series import Series, find_dicom_files, find_series, name_series
 from masam_auto.imaging.io import IMAGE_ENDINGS
 from masam_auto.imaging.videos import VIDEO_ENDINGS, is_video
 
@@ -131,7 +130,7 @@ def _dicom_cases(
     if not series:
         there = f" (left out: {'; '.join(left_out[:3])})" if left_out else ""
         raise DatasetError(f"{member or folder}: no DICOM series of a volume{there}")
-    names = _series_names(series, folder)
+    names = name_series(series, folder)
     if description.num_channels > 1:
         named = _series_by_channel(names, description)
     else:
@@ -146,22 +145,6 @@ def _dicom_cases(
         )
         for name, channels in sorted(named.items())
     )
-
-
-def _series_names(series: Sequence[Series], folder: Path) -> dict[str, Series]:
-    """Names for files: of the folders below `folder`, with the series number where a folder holds several."""
-    places = ["_".join(one.folder.relative_to(folder).parts) or folder.resolve().name for one in series]
-    places = [re.sub(r"[^\w.-]+", "_", place).strip("._") or "series" for place in places]
-    shared = Counter(places)
-    names = [
-        place if shared[place] == 1 else f"{place}_series{one.number or 0}"
-        for place, one in zip(places, series, strict=True)
-    ]
-    repeated = Counter(names)
-    return {
-        name if repeated[name] == 1 else f"{name}_{hashlib.sha256(one.uid.encode()).hexdigest()[:8]}": one
-        for name, one in zip(names, series, strict=True)
-    }
 
 
 def _series_by_channel(names: dict[str, Series], description: DatasetDescription) -> dict[str, tuple[Series, ...]]:

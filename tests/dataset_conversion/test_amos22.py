@@ -90,3 +90,8 @@ def test_label_map_from_btcv_joins_the_same_organs() -> None:
             joined = names[mapping[side].get(str(value), value)]
             expected = "nothing" if organ in dropped else "adrenal_glands" if "adrenal" in organ else organ
             assert joined == expected, (side, organ)
+
+
+def test_unknown_modality(download: Path) -> None:
+    with pytest.raises(DatasetError, match="--modality MR: AMOS22 has CT, MRI, both"):
+        find_amos22(download, modality="MR")

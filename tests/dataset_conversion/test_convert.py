@@ -123,6 +123,15 @@ def test_interrupted_conversion_goes_on(conversion: Conversion, tmp_path: Path) 
     assert not remains.exists()
 
 
+def test_a_case_that_becomes_a_training_case_is_no_test_case_any_more(conversion: Conversion, tmp_path: Path) -> None:
+    ((folder, _),) = convert([conversion], tmp_path / "raw", workers=0).items()
+    cases = tuple(dataclasses.replace(case, test=case.identifier == "a") for case in conversion.cases)
+    convert([dataclasses.replace(conversion, cases=cases)], tmp_path / "raw", workers=0)
+    assert [path.name for path in (folder / "imagesTs").iterdir()] == ["a_0000.nii.gz"]
+    assert [path.name for path in (folder / "labelsTs").iterdir()] == ["a.nii.gz"]
+    assert not (folder / "imagesTr" / "a_0000.nii.gz").exists()
+
+
 def test_other_things_are_never_mixed_in(conversion: Conversion, tmp_path: Path) -> None:
     raw = tmp_path / "raw"
     stranger = raw / "Dataset007_Toy" / "dataset.json"

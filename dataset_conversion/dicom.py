@@ -1,0 +1,260 @@
+"""DICOM studies with RTSTRUCT or SEG objects: each series that something was drawn on becomes a training case.
+
+Which series: the ones that annotations refer to. Of a study without any, the series of the most files becomes a test
+case. Which annotation: for each ROI the newest one that has it. Names of cases come from folders; nothing of the
+patient's tags is written.
+"""
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dataset_conversion.conversion import Conversion, SourceCase, SourceImage, Target
+from dataset_conversion.dicom_annotations import Annotation, draw_rois, normal_name
+from dataset_conversion.dicom_studies import Studies, count_rois, look_through, name_in_data_set, read_map, tell_rois
+from masam_auto.core.errors import DatasetError
+from masam_auto.core.geometry import Geometry
+from masam_auto.core.splits import Split, make_splits
+from masam_auto.imaging.dicom import read_series
+from masam_auto.imaging.io import write_labels
+from masam_auto.imaging.volumes import write_nifti
+
+NUMBER = 50
+ENDING = ".nii.gz"
+RESERVED = ("", "background", "ignore")
+"""Names that mean something else in dataset.json."""
+
+Drawn = tuple[tuple[Annotation, dict[str, tuple[int, ...]]], ...]
+"""Annotations, each with the ROIs to take from it: the numbers of each."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawnSeries(SourceImage):
+    """A series with what is drawn on it. `image` is its folder."""
+
+    files: tuple[Path, ...]
+    drawn: Drawn
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """All files that it is made from."""
+        return (*self.files, *(annotation.file for annotation, _ in self.drawn))
+
+
+def find_dicom(
+    download: Path,
+    *,
+    name: str = "DICOM",
+    rois: Sequence[str] = (),
+    roi_map: Path | None = None,
+    modality: str | None = None,
+    series_description: str | None = None,
+) -> tuple[Conversion, ...]:
+    """Look through a folder of studies.
+
+    Args:
+        download: the folder; files are known by their content, whatever their names and folders.
+        name: of the data set.
+        rois: the ROIs to take, in the order of their label values; all by default. Upper and lower case are one.
+        roi_map: a JSON file {"name as written": "name in the data set"}.
+        modality: take only series of this one.
+        series_description: take only series whose description holds this text.
+
+    Raises:
+        DatasetError: nothing is drawn, unknown ROIs, several modalities, or pydicom is not installed.
+    """
+    if not re.fullmatch(r"[\w-]+", name):
+        raise DatasetError(f'--name: "{name}" cannot be part of a folder\'s name. Use letters, digits, "_" and "-".')
+    studies = look_through(download, modality, series_description)
+    renamed = read_map(roi_map)
+    counted = count_rois(studies, renamed)
+    chosen = list(dict.fromkeys(map(normal_name, rois))) or sorted(roi for roi in counted if roi not in RESERVED)
+    if unknown := [roi for roi in chosen if roi not in counted or roi in RESERVED]:
+        raise DatasetError(
+            f"{download}: no ROI is called {', '.join(unknown)}. There are: {', '.join(sorted(counted)) or 'none'}."
+        )
+    labels = {"background": 0} | {roi: value for value, roi in enumerate(chosen, start=1)}
+    cases, left = _make_cases(studies, chosen, renamed)
+    kinds = sorted({one.modality for one in studies.series if studies.drawn.get(one.uid)})
+    splits, about_patients = _folds_by_patient(cases, studies)
+    return (
+        Conversion(
+            number=NUMBER,
+            name=name,
+            download=download,
+            settings={
+                "data_set": "dicom",
+                "labels": labels,
+                "roi_map": renamed,
+                "modality": modality,
+                "series_description": series_description,
+            },
+            about={"description": "DICOM series with RTSTRUCT or SEG objects, converted by masam_convert_dataset"},
+            channel_names=(kinds[0],),
+            channel_files=1,
+            labels=labels,
+            file_ending=ENDING,
+            cases=cases,
+            write=functools.partial(write_series, labels=labels),
+            missing=studies.missing,
+            notes=(
+                *(
+                    f"ROI {text}{'' if roi in labels else ': left out'}"
+                    for roi, text in tell_rois(studies, counted).items()
+                ),
+                *about_patients,
+                *left,
+                *studies.notes,
+            ),
+            splits=splits,
+        ),
+    )
+
+
+def list_rois(
+    download: Path,
+    *,
+    roi_map: Path | None = None,
+    modality: str | None = None,
+    series_description: str | None = None,
+) -> tuple[str, ...]:
+    """Which ROIs there are in how many series, a line each, the most frequent first. Arguments as of `find_dicom`."""
+    studies = look_through(download, modality, series_description)
+    return tuple(tell_rois(studies, count_rois(studies, read_map(roi_map))).values())
+
+
+def write_series(source: SourceImage, target: Target, *, labels: Mapping[str, int]) -> tuple[str, ...]:
+    """Write a series and what is drawn on it, on the series' own grid. ROIs of higher values lie on top.
+
+    Args:
+        source: a `DrawnSeries`.
+        target: where it goes.
+        labels: values of the ROIs by name.
+
+    Returns:
+        What had to be decided.
+
+    Raises:
+        ImageError: the series is not whole, or an annotation does not fit it.
+        OutputError: the folder is not writable or the disk is full.
+    """
+    assert isinstance(source, DrawnSeries)
+    grid = _write_image(source.files, target.images[0])
+    if not source.drawn:
+        return ()
+    values, notes = _draw_all(source, labels, grid)
+    write_labels(target.label, values, grid)
+    return notes
+
+
+def _draw_all(source: DrawnSeries, labels: Mapping[str, int], grid: Geometry) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Label values (Z, Y, X), and what had to be decided."""
+    masks: dict[str, np.ndarray] = {}
+    notes = []
+    for annotation, rois in source.drawn:
+        for roi, mask, said in draw_rois(annotation, rois, grid):
+            masks[roi] = np.packbits(mask)  # all ROIs of a large CT have to be in memory at once
+            notes += [f"{roi}: {text}" for text in said]
+    result = np.zeros(grid.shape, np.int16)
+    for roi, value in labels.items():
+        if value == 0:
+            continue
+        if roi not in masks:
+            notes.append(f"{roi}: is not drawn")
+            continue
+        mask = np.unpackbits(masks[roi], count=result.size).reshape(result.shape).astype(bool)
+        if not mask.any():
+            notes.append(f"{roi}: is drawn, but holds no voxel")
+        if overlap := np.count_nonzero(result[mask]):
+            notes.append(f"{roi}: taken for {overlap} voxels that lie in an earlier ROI too")
+        result[mask] = value
+    return result, tuple(notes)
+
+
+def _write_image(files: Sequence[Path], path: Path) -> Geometry:
+    """Write a series as int16 where that holds every value, as for most scanners, else as float32."""
+    raw = read_series(files)
+    array = raw.array[0]
+    with np.errstate(invalid="ignore"):  # of values that int16 cannot hold
+        whole = array.astype(np.int16)
+    write_nifti(path, whole if np.array_equal(whole, array) else array, raw.geometry)
+    return raw.geometry
+
+
+def _make_cases(
+    studies: Studies, chosen: Sequence[str], renamed: Mapping[str, str]
+) -> tuple[tuple[SourceCase, ...], tuple[str, ...]]:
+    """Training cases, then one test case for each study in which nothing wanted is drawn; and what was left out."""
+    taken: dict[str, Drawn] = {}
+    notes = []
+    for one in studies.series:
+        taken[one.uid], said = _newest(studies.drawn.get(one.uid, []), chosen, renamed)
+        notes += said
+    training = [one for one in studies.series if taken[one.uid]]
+    done = {one.study or one.uid for one in training}
+    test = []
+    for one in sorted(studies.series, key=lambda one: (-len(one.files), one.number or 0, studies.names[one.uid])):
+        if (one.study or one.uid) not in done:
+            done.add(one.study or one.uid)
+            test.append(one)
+            if one.uid in studies.drawn:
+                notes.append(f"{studies.names[one.uid]}: a test case, as none of the ROIs is drawn on it")
+        elif not taken[one.uid]:
+            notes.append(f"left out beside another series of its study: {one}")
+    cases = []
+    for one in (*training, *test):
+        drawn, name = taken[one.uid], studies.names[one.uid]
+        image = DrawnSeries(
+            identifier=name,
+            image=one.folder,
+            label=drawn[0][0].file if drawn else None,
+            files=one.files,
+            drawn=drawn,
+        )
+        cases.append(SourceCase(identifier=name, images=(image,), test=not drawn))
+    return tuple(cases), tuple(notes)
+
+
+def _newest(
+    annotations: Sequence[Annotation], chosen: Sequence[str], renamed: Mapping[str, str]
+) -> tuple[Drawn, list[str]]:
+    """Which ROIs to take from which annotation, newest first, and what older ones have as well."""
+    taken, notes = [], []
+    waiting = set(chosen)
+    for annotation in annotations:
+        there: dict[str, tuple[int, ...]] = {}
+        for number, written in annotation.rois:
+            if (roi := name_in_data_set(written, renamed)) in chosen:
+                there[roi] = (*there.get(roi, ()), number)
+        if fresh := {roi: numbers for roi, numbers in there.items() if roi in waiting}:
+            taken.append((annotation, fresh))
+            waiting -= set(fresh)
+        if older := sorted(set(there) - set(fresh)):
+            notes.append(f"{annotation.file}: {', '.join(older)} left out for a newer annotation of the same series")
+    return tuple(taken), notes
+
+
+def _folds_by_patient(
+    cases: Sequence[SourceCase], studies: Studies
+) -> tuple[tuple[Split, ...] | None, tuple[str, ...]]:
+    """Folds that keep a patient's cases on one side; None where every patient has one case, or nobody can be told apart."""
+    uids = {name: uid for uid, name in studies.names.items()}
+    training = [case.identifier for case in cases if not case.test]
+    by_patient: dict[str, list[str]] = {}
+    for name in training:
+        by_patient.setdefault(studies.patients[uids[name]], []).append(name)
+    if len(by_patient) == len(training):
+        return None, ()
+    if len(by_patient) == 1:
+        return None, ("all cases have the same PatientID: folds may divide patients",)
+    members = {group[0]: group for group in by_patient.values()}
+
+    def of_patients(names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(sorted(one for name in names for one in members[name]))
+
+    splits = tuple(Split(train=of_patients(s.train), val=of_patients(s.val)) for s in make_splits(list(members)))
+    return splits, (f"{len(training)} cases of {len(by_patient)} patients: folds keep a patient's cases together",)

@@ -1,0 +1,136 @@
+"""What RTSTRUCT and SEG objects hold: their ROIs by name, and the series that they were drawn on."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from masam_auto.core.geometry import Geometry
+from masam_auto.imaging.dicom import read_tags, telling_damage
+from masam_auto.imaging.dicom_segments import read_segments, segment_mask
+from masam_auto.imaging.dicom_structures import fill_contours, read_contours
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+STRUCTURES, SEGMENTS = "RTSTRUCT", "SEG"
+TAGS = (
+    "Modality", "FrameOfReferenceUID", "ReferencedFrameOfReferenceSequence", "StructureSetROISequence",
+    "ROIContourSequence", "ReferencedSeriesSequence", "SegmentSequence", "StructureSetDate", "StructureSetTime",
+    "ContentDate", "ContentTime",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Annotation:
+    """One RTSTRUCT or SEG object.
+
+    `series` are the UIDs of the series that it refers to; where it names none, those of its `frames` of reference. `rois`
+    are the numbers and names, as written, of all that are drawn. `made` is its date and time, which sorts as text.
+    """
+
+    file: Path
+    modality: str
+    series: frozenset[str]
+    frames: frozenset[str]
+    rois: tuple[tuple[int, str], ...]
+    made: str
+
+
+def is_annotation(file: Path) -> bool:
+    """Whether a DICOM file is an RTSTRUCT or SEG object. Raises as `read_tags`."""
+    return str(read_tags(file, ("Modality",)).get("Modality")) in (STRUCTURES, SEGMENTS)
+
+
+def read_annotation(file: Path) -> Annotation:
+    """Read what an object holds, without drawing it.
+
+    Raises:
+        DatasetError: pydicom is not installed.
+        ImageError: the file is damaged.
+    """
+    tags = read_tags(file, TAGS)
+    with telling_damage(file):
+        structures = str(tags.Modality) == STRUCTURES
+        series, frames = _structure_references(tags) if structures else _segment_references(tags)
+        moment = ("StructureSetDate", "StructureSetTime") if structures else ("ContentDate", "ContentTime")
+        return Annotation(
+            file=file,
+            modality=str(tags.Modality),
+            series=frozenset(series),
+            frames=frozenset(frames),
+            rois=tuple(_drawn_structures(tags) if structures else _segments(tags)),
+            made="".join(str(tags.get(name) or "") for name in moment),
+        )
+
+
+def normal_name(name: str) -> str:
+    """A ROI's name without the differences of case and spaces."""
+    return " ".join(name.split()).casefold()
+
+
+def draw_rois(
+    annotation: Annotation, rois: Mapping[str, Collection[int]], grid: Geometry
+) -> Iterator[tuple[str, np.ndarray, tuple[str, ...]]]:
+    """Draw ROIs of one object on the grid of its image.
+
+    Args:
+        annotation: the object.
+        rois: the numbers of each ROI; several are one together.
+        grid: the image's.
+
+    Yields:
+        Name, bool (Z, Y, X) and what had to be decided.
+
+    Raises:
+        ImageError: as `fill_contours`, `read_segments` and `segment_mask`.
+    """
+    if annotation.modality == SEGMENTS:
+        segments = read_segments(annotation.file, grid)
+        for name, numbers in rois.items():
+            yield name, *segment_mask(segments, numbers, grid, where=f'{annotation.file}: segment "{name}"')
+        return
+    contours = read_contours(annotation.file)
+    for name, numbers in rois.items():
+        where = f'{annotation.file}: ROI "{name}"'
+        parts = [fill_contours(contours[number], grid, where=where) for number in numbers]
+        yield (
+            name,
+            np.logical_or.reduce([mask for mask, _ in parts]),
+            tuple(note for _, notes in parts for note in notes),
+        )
+
+
+def _items(tags: "Dataset", name: str) -> list[Any]:
+    return list(tags.get(name) or ())
+
+
+def _structure_references(tags: "Dataset") -> tuple[list[str], list[str]]:
+    spaces = _items(tags, "ReferencedFrameOfReferenceSequence")
+    series = [
+        str(one.SeriesInstanceUID)
+        for space in spaces
+        for study in _items(space, "RTReferencedStudySequence")
+        for one in _items(study, "RTReferencedSeriesSequence")
+    ]
+    return series, [str(space.FrameOfReferenceUID) for space in spaces if "FrameOfReferenceUID" in space]
+
+
+def _segment_references(tags: "Dataset") -> tuple[list[str], list[str]]:
+    series = [str(one.SeriesInstanceUID) for one in _items(tags, "ReferencedSeriesSequence")]
+    return series, [str(tags.FrameOfReferenceUID)] if "FrameOfReferenceUID" in tags else []
+
+
+def _drawn_structures(tags: "Dataset") -> Iterator[tuple[int, str]]:
+    names = {int(roi.ROINumber): str(roi.get("ROIName") or "") for roi in _items(tags, "StructureSetROISequence")}
+    for roi in _items(tags, "ROIContourSequence"):
+        if _items(roi, "ContourSequence"):
+            number = int(roi.ReferencedROINumber)
+            yield number, names.get(number, "")
+
+
+def _segments(tags: "Dataset") -> Iterator[tuple[int, str]]:
+    for segment in _items(tags, "SegmentSequence"):
+        yield int(segment.SegmentNumber), str(segment.get("SegmentLabel") or "")
