@@ -1,13 +1,16 @@
 """Fixtures shared by all tests."""
 
 import importlib.util
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from jaxtyping import install_import_hook
+
+from masam_auto.core.log import LOGGER_NAME
 
 # Shapes in the network's annotations are checked while the tests run; installed before anything imports the modules.
 ANNOTATED = (
@@ -41,6 +44,21 @@ def _load(name: str, folder: Path = HERE) -> ModuleType:
 
 
 RAW_DATA = _load("raw_data")
+
+
+@pytest.fixture(autouse=True)
+def fresh_logger() -> Iterator[None]:
+    """Commands set up logging, which then no longer reaches `caplog`: each test finds and leaves it as on import."""
+    _reset_logger()
+    yield
+    _reset_logger()
+
+
+def _reset_logger() -> None:
+    logger = logging.getLogger(LOGGER_NAME)
+    logger.handlers.clear()
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Iterable, Sequence
@@ -100,6 +101,9 @@ def launch(module: str, arguments: Sequence[str], *, processes: int, restarts: i
 
 
 def exit_code(codes: Sequence[int]) -> int:
-    """Of processes that failed in this order, as `launch` returns it: a signal goes before what it did to the others."""
+    """Of processes that failed in this order, as `launch` returns it: a signal goes before what it did to the others.
+
+    SIGTERM is no such signal: the launcher itself sends it to the others when one process has failed.
+    """
     shown = [code if code >= 0 else 128 - code for code in codes]
-    return next((code for code in shown if code >= 128), next(iter(shown), 0))
+    return next((code for code in shown if code >= 128 and code != 128 + signal.SIGTERM), next(iter(shown), 0))

@@ -1,5 +1,4 @@
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +8,6 @@ import pytest
 from masam_auto.core.companions import RAW_DATA_NAME, write_companions
 from masam_auto.core.dataset import Dataset, open_dataset
 from masam_auto.core.errors import PlanError
-from masam_auto.core.log import LOGGER_NAME
 from masam_auto.core.paths import Paths
 
 
@@ -28,10 +26,8 @@ def test_description_origin_and_folds_are_laid_down(raw_dataset: Callable[..., P
 
 
 def test_folds_that_are_there_stay_and_late_cases_are_announced(
-    raw_dataset: Callable[..., Path], raw_data: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    raw_dataset: Callable[..., Path], raw_data: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(logging.getLogger(LOGGER_NAME), "propagate", True)
     raw = raw_dataset(cases=3)
     path = tmp_path / "pre" / "splits.json"
     path.parent.mkdir()
@@ -46,10 +42,8 @@ def test_folds_that_are_there_stay_and_late_cases_are_announced(
 
 
 def test_folds_of_the_raw_folder_are_taken(
-    raw_dataset: Callable[..., Path], raw_data: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
+    raw_dataset: Callable[..., Path], raw_data: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(logging.getLogger(LOGGER_NAME), "propagate", True)
     raw = raw_dataset(cases=3)
     given = raw / "splits.json"
     given.write_text(json.dumps([{"train": ["case_000"], "val": ["case_001", "case_002"], "test": ["elsewhere"]}]))

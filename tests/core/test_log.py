@@ -6,15 +6,6 @@ import pytest
 from masam_auto.core.log import LOGGER_NAME, log_to_file, progress, setup_logging, stop_logging_to
 
 
-@pytest.fixture(autouse=True)
-def restored_logger():
-    logger = logging.getLogger(LOGGER_NAME)
-    before = (list(logger.handlers), logger.level, logger.propagate)
-    yield
-    logger.handlers[:], logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
-
-
 def test_progress_passes_every_item_on_and_says_when_done(capsys: pytest.CaptureFixture[str]) -> None:
     setup_logging()
     assert list(progress(iter("abc"), what="reading", total=3)) == ["a", "b", "c"]

@@ -61,6 +61,9 @@ def test_who_has_died(codes: list[int], died: bool) -> None:
     assert has_died(codes) == died
 
 
-@pytest.mark.parametrize(("codes", "code"), [([], 0), ([2, 138], 138), ([2, 1], 2), ([-10, 2], 138), ([2, -9], 137)])
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [([], 0), ([2, 138], 138), ([2, 143], 2), ([143, 143], 143), ([2, 1], 2), ([-10, 2], 138), ([2, -9], 137)],
+)
 def test_a_signal_goes_before_what_it_did_to_the_others(codes: list[int], code: int) -> None:
     assert exit_code(codes) == code

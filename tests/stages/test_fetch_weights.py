@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import hashlib
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -288,8 +287,6 @@ def test_the_command(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(SAM_FILES, "vit_b", FILE)
-    for name, value in (("handlers", []), ("propagate", True), ("level", logging.NOTSET)):  # given back at the end
-        monkeypatch.setattr(logging.getLogger("masam_auto"), name, value)
     options = ["vit_b", "vit_b", "--url", server.address, "--weights", str(tmp_path / "weights")]
     assert run(command.main, options) == 0
     assert capsys.readouterr().out == f"vit_b: {tmp_path}/weights/{FILE.name} (downloaded, its SHA-256 is right)\n"
