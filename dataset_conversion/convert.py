@@ -17,8 +17,8 @@ from dataset_conversion.conversion import Conversion, SourceCase, SourceImage, T
 from dataset_conversion.download import archives_hint
 from masam_auto import __version__
 from masam_auto.core.dataset import find_training_cases, parse_description
-from masam_auto.core.errors import DatasetError, OutputError
-from masam_auto.core.jsonio import read_plain, write_bytes, write_json
+from masam_auto.core.errors import DatasetError, OutputError, first_few
+from masam_auto.core.jsonio import digest, read_plain, write_bytes, write_json
 from masam_auto.core.parallel import choose_workers, map_cases
 from masam_auto.core.paths import DATASET_NAME
 from masam_auto.core.splits import make_splits, write_splits
@@ -37,10 +37,14 @@ IN_PROCESS_BYTES = 32e6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaseRecord:
-    """A case that is written: its files, by their path inside the data set, with their sizes in bytes, and the notes."""
+    """A case that is written: its files, by their path inside the data set, with their sizes in bytes, and the notes.
+
+    `sources` is the digest of names, sizes and times of the files that it was made from.
+    """
 
     test: bool
     files: dict[str, int]
+    sources: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -127,7 +131,8 @@ def _convert_one(conversion: Conversion, folder: Path, workers: int | None) -> C
     ]  # fmt: skip
     pending = [task for task in tasks if not _is_whole(task, known.get(task.case.identifier))]
     if pending:
-        _remove_moved(pending, known)
+        (folder / "dataset.json").unlink(missing_ok=True)  # no data set while new and old files are mixed
+        _remove_outdated(pending, known)
         write_json(folder / RECORD_NAME, _with_cases(begun, known))
         if workers is None:
             workers = _affordable_workers(pending)
@@ -182,6 +187,11 @@ def _check_room(conversion: Conversion, raw_folder: Path) -> None:
         raise OutputError(
             f"{folder} was converted with other settings ({listed}). Remove it, or choose another number with -d."
         )
+    if gone := sorted(_known_cases(folder).keys() - {case.identifier for case in conversion.cases}):
+        raise OutputError(
+            f"{folder} holds cases that the download no longer has: {first_few(gone)}. Complete the download, remove the "
+            "folder, or choose another number with -d."
+        )
 
 
 def _known_cases(folder: Path) -> dict[str, CaseRecord]:
@@ -230,35 +240,48 @@ def _files(task: _Task) -> list[Path]:
 
 
 def _is_whole(task: _Task, record: CaseRecord | None) -> bool:
-    """Whether all files of a case are there, of the recorded size, and newer than what they were made from."""
+    """Whether all files of a case are there, of the recorded size, and made from what the download holds now."""
     if record is None:
         return False
     try:
-        newest = max(path.stat().st_mtime_ns for image in task.case.images for path in image.sources)
-        found = {path.relative_to(task.folder).as_posix(): path.stat() for path in _files(task)}
+        return _sizes(task) == record.files and _sources(task.case) == record.sources
     except FileNotFoundError:
         return False
-    sizes = {name: status.st_size for name, status in found.items()}
-    return sizes == record.files and min(status.st_mtime_ns for status in found.values()) >= newest
 
 
-def _remove_moved(tasks: Sequence[_Task], known: dict[str, CaseRecord]) -> None:
-    """Remove what was written for a case that has become a training or a test case since: it must not be both."""
+def _sizes(task: _Task) -> dict[str, int]:
+    return {path.relative_to(task.folder).as_posix(): path.stat().st_size for path in _files(task)}
+
+
+def _sources(case: SourceCase) -> str:
+    """Digest of what a case is made from. Times alone would not do: archives give back files as old as they were."""
+    return digest(
+        [
+            [image.label_member, [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in image.sources]]
+            for image in case.images
+        ]
+    )
+
+
+def _remove_outdated(tasks: Sequence[_Task], known: dict[str, CaseRecord]) -> None:
+    """Remove files that a case no longer has: of lost frames, or of a training case that has become a test case."""
     for task in tasks:
-        record = known.get(task.case.identifier)
-        if record is not None and record.test != task.case.test:
-            for name in record.files:
+        if record := known.get(task.case.identifier):
+            wanted = {path.relative_to(task.folder).as_posix() for path in _files(task)}
+            for name in record.files.keys() - wanted:
                 (task.folder / name).unlink(missing_ok=True)
 
 
 def _convert_case(task: _Task) -> CaseRecord:
     """Write all files of a case, then its record."""
     notes: list[str] = []
+    sources = _sources(task.case)  # before they are read: what changes meanwhile is converted again
     for image, target in zip(task.case.images, _targets(task), strict=True):
         notes += task.write(image, target)
     record = CaseRecord(
         test=task.case.test,
-        files={path.relative_to(task.folder).as_posix(): path.stat().st_size for path in _files(task)},
+        files=_sizes(task),
+        sources=sources,
         notes=tuple(notes),
     )
     write_json(task.folder / UNFINISHED / f"{task.case.identifier}.json", record)

@@ -103,7 +103,7 @@ def find_dicom(
             missing=studies.missing,
             notes=(
                 *(
-                    f"ROI {text}{'' if roi in labels else ': left out'}"
+                    f"ROI {text}{'' if labels.get(roi) else ': left out'}"
                     for roi, text in tell_rois(studies, counted).items()
                 ),
                 *about_patients,

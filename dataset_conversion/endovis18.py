@@ -4,6 +4,7 @@ import functools
 import re
 import shutil
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -242,7 +243,7 @@ def _read_mask(path: Path, member: str) -> np.ndarray:
                 raise ImageError(f"{path}: {member} is too large for a mask")
             with archive.open(member) as file, Image.open(file) as picture:
                 return _colours(picture, path)
-    except (OSError, SyntaxError, zipfile.BadZipFile) as error:
+    except (OSError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
         raise ImageError(f"{path}: {member} cannot be read ({error}). Download it again.") from error
 
 

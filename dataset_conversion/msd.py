@@ -65,7 +65,8 @@ def find_msd(
         PlanError: the splits are not in nnU-Net's form, or name unknown cases.
     """
     folder = find_folder(download, _is_task, what="task folder with dataset.json and imagesTr")
-    task, name = re.fullmatch(r"(?:Task(\d+)_)?(.+)", folder.name).groups()  # type: ignore[union-attr]
+    full_name = (folder if folder.name.strip(".") else folder.resolve()).name  # "." and ".." are no names
+    task, name = re.fullmatch(r"(?:Task(\d+)_)?(.+)", full_name).groups()  # type: ignore[union-attr]
     description = _read_description(folder / "dataset.json")
     labels, values = _labels(description.labels, folder, tumor_only=tumor_only)
     if splits is None and tumor_only and name == "Pancreas":
@@ -88,7 +89,7 @@ def find_msd(
                 "splits": None if folds is None else digest([folds, sorted(held_out)]),
                 **to_plain(volumes),
             },
-            about={"description": f"Medical Segmentation Decathlon, {folder.name}"} | ABOUT,
+            about={"description": f"Medical Segmentation Decathlon, {full_name}"} | ABOUT,
             channel_names=tuple(name for _, name in sorted(description.modality.items())),
             channel_files=len(description.modality),
             labels=labels,
@@ -158,7 +159,10 @@ def _read_given_splits(path: Path, labelled: list[str]) -> tuple[tuple[Split, ..
     """Folds, and the cases that they all hold out as "test"."""
     cases = [Case(identifier=name, frames=(name,), images=()) for name in labelled]
     folds = read_splits(path, cases)
-    tests = [frozenset(fold.get("test", ())) for fold in read_plain(path, what="splits file")]
+    listed = [fold.get("test", []) for fold in read_plain(path, what="splits file")]
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in listed):
+        raise DatasetError(f'{path}: "test" must be a list of cases, as "train" and "val" are')
+    tests = [frozenset(names) for names in listed]
     if len(set(tests)) > 1:
         raise DatasetError(f'{path}: its folds have different "test" cases. Give all of them the same.')
     if unknown := sorted(tests[0] - set(labelled)):

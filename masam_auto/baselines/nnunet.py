@@ -4,6 +4,7 @@ import functools
 import logging
 import os
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -187,18 +188,20 @@ def _run(nnunet: NnUNet, action: str, job: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ModelError: it failed, or nnU-Net cannot do it.
     """
-    result, request, log = (nnunet.folder / name for name in ("result.json", "job.json", "nnunet.log"))
+    log = nnunet.folder / "nnunet.log"
+    nnunet.folder.mkdir(parents=True, exist_ok=True)
     folders = {name: str(nnunet.folder / name) for name in ("raw", "preprocessed", "results")}
-    write_json(request, {**job, "action": action, "folders": folders, "result": str(result)})
-    result.unlink(missing_ok=True)
-    with open(log, "ab") as handle:
+    with tempfile.TemporaryDirectory(prefix=f"{action}-", dir=nnunet.folder) as own, open(log, "ab") as handle:
+        request, result = Path(own, "job.json"), Path(own, "result.json")
+        write_json(request, {**job, "action": action, "folders": folders, "result": str(result)})
         # -I: neither our package's folder nor PYTHONPATH may hide modules of nnU-Net's environment
         command = [os.fspath(nnunet.python), "-I", os.fspath(RUNNER), os.fspath(request)]
         code = subprocess.run(command, stdout=handle, stderr=handle, stdin=subprocess.DEVNULL, check=False).returncode
-    if code != 0 or not result.is_file():
+        answer = read_plain(result, what="answer of nnU-Net") if result.is_file() else None
+    if code != 0 or answer is None:
         last = " / ".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
         raise ModelError(f"nnU-Net failed to {action} (exit code {code}): {last}. All it said is in {log}.")
-    answer: dict[str, Any] = read_plain(result, what="answer of nnU-Net")
     if "refused" in answer:
         raise ModelError(f"{answer['refused']}. Leave it out of --with.")
-    return answer
+    found: dict[str, Any] = answer
+    return found

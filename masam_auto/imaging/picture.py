@@ -92,10 +92,10 @@ def draw_overlays(
             axis = axes[row, column]
             axis.imshow(image[number], cmap="gray", vmin=low, vmax=high, aspect=pixel_aspect)
             axis.imshow(_painted(labels[number], colours), aspect=pixel_aspect, interpolation="nearest")
-            if column > 0:
-                axis.set_title(f"slice {number}", color="white", fontsize=8)
-            else:  # long words run on over the next title's margin, and not out of the picture
-                axis.set_title(f"{word}, slice {number}", color="white", fontsize=8, loc="left")
+            words = [word] if column == 0 else []
+            words += [f"slice {number}"] if row == 0 else []
+            # a long word runs on over the next columns, and not out of the picture
+            axis.set_title(", ".join(words), color="white", fontsize=8, loc="left" if column == 0 else "center")
             axis.axis("off")
     figure.legend(
         handles=[Patch(color=colours[value][:3], label=name) for value, name in names.items()],

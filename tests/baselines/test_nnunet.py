@@ -21,7 +21,7 @@ STAND_IN = """#!{python}
 import json, pathlib, shutil, sys
 flag, runner, file = sys.argv[1:]
 job = json.loads(pathlib.Path(file).read_text())
-folder = pathlib.Path(file).parent
+folder = pathlib.Path(file).parents[1]
 with open(folder / "jobs.jsonl", "a") as handle:
     handle.write(json.dumps({{**job, "flag": flag, "runner": runner}}) + "\\n")
 answer = {{}}
@@ -100,6 +100,7 @@ def test_a_fold_goes_through_nnunet(tmp_path: Path, stand_in: Path, dataset: Dat
     method.train()
     assert [job["action"] for job in jobs(nnunet)][4:] == ["train"], "prepared twice"
     assert files_of(dataset.folder) == before
+    assert not list(nnunet.folder.glob("*/job.json"))
 
 
 @pytest.mark.parametrize(

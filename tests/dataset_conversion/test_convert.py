@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,6 +103,41 @@ def test_damaged_removed_and_outdated_files_are_made_again(conversion: Conversio
     }
     assert (folder / "labelsTr" / "c.nii.gz").read_text() == "corrected"
     assert (folder / "labelsTr" / "a.nii.gz").read_text() == "label of a"
+
+
+def test_sources_that_change_but_are_old_are_converted_again(conversion: Conversion, tmp_path: Path) -> None:
+    """Archives give back files as old as they were packed: an older source may be a new one."""
+    ((folder, _),) = convert([conversion], tmp_path / "raw", workers=0).items()
+    other = conversion.download / "corrected.label"
+    other.write_text("LABEL OF A")  # as long as the one before
+    os.utime(other, (1e9, 1e9))
+    (image,) = conversion.cases[0].images
+    corrected = dataclasses.replace(conversion.cases[0], images=(dataclasses.replace(image, label=other),))
+    convert([dataclasses.replace(conversion, cases=(corrected, *conversion.cases[1:]))], tmp_path / "raw", workers=0)
+    assert (folder / "labelsTr" / "a.nii.gz").read_text() == "LABEL OF A"
+
+
+def test_a_failed_second_conversion_leaves_no_data_set(conversion: Conversion, tmp_path: Path) -> None:
+    ((folder, _),) = convert([conversion], tmp_path / "raw", workers=0).items()
+    (conversion.download / "a.image").write_text("corrected")
+    (conversion.download / "b.label").write_text("bad")
+    with pytest.raises(CaseErrors, match=r"b\.label: is bad"):
+        convert([conversion], tmp_path / "raw", workers=0)
+    assert not (folder / "dataset.json").exists()
+    (conversion.download / "b.label").write_text("good")
+    convert([conversion], tmp_path / "raw", workers=0)
+    assert (folder / "dataset.json").is_file()
+
+
+def test_lost_frames_leave_no_files_and_lost_cases_are_refused(conversion: Conversion, tmp_path: Path) -> None:
+    ((folder, _),) = convert([conversion], tmp_path / "raw", workers=0).items()
+    shorter = dataclasses.replace(conversion.cases[-1], images=conversion.cases[-1].images[:1])
+    convert([dataclasses.replace(conversion, cases=(*conversion.cases[:-1], shorter))], tmp_path / "raw", workers=0)
+    assert sorted(path.name for path in (folder / "labelsTs").iterdir()) == ["clip_0.nii.gz", "t.nii.gz"]
+    before = times(folder)
+    with pytest.raises(OutputError, match=r"Dataset007_Toy holds cases that the download no longer has: a, b\. "):
+        convert([dataclasses.replace(conversion, cases=conversion.cases[2:])], tmp_path / "raw", workers=0)
+    assert times(folder) == before
 
 
 def test_interrupted_conversion_goes_on(conversion: Conversion, tmp_path: Path) -> None:

@@ -120,6 +120,7 @@ def test_all_rois_by_name(download: Path, structures: Callable) -> None:
     structures("p1/ct", {"": box(*LIVER, AXIAL), "Background": box(*LIVER, AXIAL), "spleen": []}, file="rs2")
     (conversion,) = find_dicom(download)
     assert list(conversion.labels) == ["background", "couch", "kidney l", "liver", "liver_1"]
+    assert "ROI background: in 1 of 2 series, written Background: left out" in conversion.notes
     assert list_rois(download)[:3] == (
         "couch: in 2 of 2 series, written Couch",
         "kidney l: in 2 of 2 series, written Kidney L, kidney  l",

@@ -173,6 +173,12 @@ def test_repairs_are_read_safely(download: Path, converted: Callable, monkeypatc
     monkeypatch.setattr(endovis18, "LARGEST_PNG", 10)
     with pytest.raises(CaseErrors, match=r"repairs/seq_1_frame001\.png is too large for a mask"):
         converted(find_endovis18(download))
+    monkeypatch.setattr(endovis18, "LARGEST_PNG", 64e6)
+    content = (download / "repairs.zip").read_bytes()
+    start = content.index(b".png") + 4
+    (download / "repairs.zip").write_bytes(content[:start] + b"\xff" * 8 + content[start + 8 :])
+    with pytest.raises(CaseErrors, match=r"repairs/seq_1_frame001\.png cannot be read"):
+        converted(find_endovis18(download))
     (download / "repairs.zip").write_bytes(b"PK no archive")
     with pytest.raises(DatasetError, match=r"repairs\.zip: cannot be read"):
         find_endovis18(download)

@@ -151,6 +151,8 @@ def test_tumour_alone_with_given_splits(pancreas: Path, converted: Callable, tmp
         ([{"train": ["hippocampus_001"], "val": ["hippocampus_003"], "test": ["hippocampus_003"]}], "in test and in train or val"),
         ([{"train": ["hippocampus_001"], "val": ["hippocampus_003"], "test": ["hippocampus_004"]},
           {"train": ["hippocampus_001"], "val": ["hippocampus_003"]}], 'different "test" cases'),
+        ([{"train": ["hippocampus_001"], "val": ["hippocampus_003"], "test": 5}], '"test" must be a list of cases'),
+        ([{"train": ["hippocampus_001"], "val": ["hippocampus_003"], "test": [["x"]]}], '"test" must be a list of cases'),
         ({"train": []}, "expected a list"),
     ],
 )  # fmt: skip
@@ -159,6 +161,16 @@ def test_splits_that_do_not_fit(hippocampus: Path, tmp_path: Path, folds: Any, w
     path.write_text(json.dumps(folds))
     with pytest.raises((DatasetError, PlanError), match=words):
         find_msd(hippocampus, splits=path)
+
+
+@pytest.mark.parametrize(("place", "download"), [(".", Path()), ("imagesTr", Path(".."))])
+def test_the_folder_that_one_is_in_has_its_own_name(
+    hippocampus: Path, monkeypatch: pytest.MonkeyPatch, place: str, download: Path
+) -> None:
+    monkeypatch.chdir(hippocampus / place)
+    (conversion,) = find_msd(download)
+    assert conversion.folder_name == "Dataset004_Hippocampus"
+    assert conversion.about["description"].endswith(", Task04_Hippocampus")
 
 
 def test_missing_cases(hippocampus: Path, converted: Callable, tmp_path: Path) -> None:

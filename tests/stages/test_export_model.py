@@ -21,6 +21,7 @@ from masam_auto.core.plan import Plan
 from masam_auto.core.postprocessing import Postprocessing
 from masam_auto.core.sam_files import file_sha256
 from masam_auto.core.selection import SELECTION_NAME, TEXT_NAME, SelectedModel, Selection, read_selection
+from masam_auto.core.summary import summarise_cases
 from masam_auto.learning.checkpoint import (
     Checkpoint,
     ModelHeader,
@@ -31,7 +32,7 @@ from masam_auto.learning.checkpoint import (
     save_checkpoint,
 )
 from masam_auto.learning.models import describe_model, load_networks, open_model
-from masam_auto.stages.evaluate import evaluate_arrays, summarise_cases
+from masam_auto.stages.evaluate import evaluate_arrays
 from masam_auto.stages.export_model import Member, export_model
 from masam_auto.stages.install_model import bring_back, exchange, install_model
 
@@ -72,9 +73,8 @@ def write_model(
         )  # fmt: skip
         save_checkpoint(folder / f"fold_{fold}", checkpoint, best=True)
         metrics = evaluate_arrays(truth, truth, labels, spacing=(1.0, 1.0, 1.0))
-        cases = [
-            {"metrics": metrics, "prediction_file": f"{PLACE}/{SECRET}.nii.gz", "reference_file": f"{PLACE}/x.nii.gz"}
-        ]
+        files = {"prediction_file": f"{PLACE}/{SECRET}.nii.gz", "reference_file": f"{PLACE}/x.nii.gz"}
+        cases = [{"metrics": metrics, "mIoU": 1.0, "mIoU_with_background": 1.0, **files}]
         write_json(folder / f"fold_{fold}" / "validation" / "summary.json", summarise_cases(cases))
         (folder / f"fold_{fold}" / "training.log").write_text(PLACE)
     return folder
