@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import tiny_training
 
-from masam_auto.cli.common import run
+from masam_auto.cli.common import run_rank
 from masam_auto.core.errors import ModelError, Terminated
 from masam_auto.core.log import setup_logging
 from masam_auto.core.paths import Paths
@@ -29,6 +30,16 @@ from masam_auto.learning import batches, epoch
 from masam_auto.learning.checkpoint import has_checkpoint
 from masam_auto.learning.distributed import World, joined, read_world
 from masam_auto.stages import train as stage
+
+
+class Aborts:
+    """What aborts the process when the interpreter is taken down, as threads of gloo do now and then."""
+
+    def __del__(self, abort: Callable[[], object] = os.abort) -> None:  # `os` may be gone
+        abort()
+
+
+TAKEN_DOWN: list[Aborts] = []
 
 
 def disturb(folder: Path, world: World, *, step: int, rank: int, what: str) -> None:
@@ -41,6 +52,7 @@ def disturb(folder: Path, world: World, *, step: int, rank: int, what: str) -> N
     def disturbed(*arguments: Any) -> None:
         made.append(None)
         if len(made) == step + 1:
+            TAKEN_DOWN.append(Aborts())
             if what == "error":
                 raise ModelError("something to mend")
             if what == "ended":
@@ -126,4 +138,4 @@ def main(arguments: Any = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(main))
+    run_rank(main)

@@ -1,6 +1,7 @@
 """What all commands share: root folders, data set and plan options, and how a failure is reported."""
 
 import argparse
+import atexit
 import contextlib
 import errno
 import logging
@@ -13,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from masam_auto import __version__
 from masam_auto.core.cluster import Cluster
@@ -72,6 +74,24 @@ def run(main: Main, arguments: Sequence[str] | None = None) -> int:
         except Terminated as error:
             name = signal.Signals(error.signal_number).name
             return _report(f"terminated ({name}). Files that were finished are kept.", 128 + error.signal_number)
+
+
+def run_rank(main: Main) -> NoReturn:
+    """`run`, and end this process, which may be one of several that torchrun has started to train together.
+
+    Such a process ends without taking the interpreter down: threads of gloo may still hold tensors that are Python's, and
+    then it aborts, with an exit code that says nothing (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    try:
+        code = run(main)
+    except SystemExit as ended:
+        code = int(ended.code or DONE)
+    if "RANK" not in os.environ:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def limit_spinning(environment: MutableMapping[str, str]) -> None:

@@ -19,7 +19,7 @@ from masam_auto.cli.common import (
     fold,
     known_dataset,
     make_parser,
-    run,
+    run_rank,
     start,
     whole_number,
 )
@@ -196,7 +196,7 @@ def _is_finished(fold_folder: Path, budget: str | None) -> bool:
 
 def entry() -> None:
     """The installed command."""
-    sys.exit(run(main))
+    run_rank(main)
 
 
 if __name__ == "__main__":

@@ -190,6 +190,7 @@ def test_a_loss_that_is_no_number_in_one_process_ends_all(tiny: ModuleType, tmp_
 def test_a_signal_to_any_process_saves_one_checkpoint_of_the_step(
     tiny: ModuleType, tmp_path: Path, rank: int, name: str
 ) -> None:
+    """And its exit code is of the signal, although taking down the interpreter aborts in `training_rank.py`."""
     settings = {"plan": {"num_epochs": 1, "steps_per_epoch": 4}, "configuration": {"batch_size": 1, "accumulation": 2}}
     run_ranks(prepare(tiny, tmp_path / "whole", **settings), 2)
     stopped = {**settings, "disturb": {"step": 1, "rank": rank, "what": name}}
