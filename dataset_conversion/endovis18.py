@@ -23,7 +23,10 @@ TRAINING = (*range(1, 8), *range(9, 17))
 
 TEST = (1, 2, 3, 4)
 FRAMES = 149
-"""Of each training sequence. Source: arXiv 2001.11190."""
+"""Of each training sequence. Source: arXiv 2001.11190.
+
+How many the test sequences have, no source at hand says for certain: people who use them count 997, 999 or 1000 in all.
+"""
 
 CLASSES = {
     "instrument_shaft": (0, 255, 0),
@@ -47,6 +50,7 @@ ABOUT = {
     "citation": "Allan et al., 2018 Robotic Scene Segmentation Challenge, arXiv 2001.11190, 2020",
 }
 LARGEST_PNG = 64e6
+ENCRYPTED = 1  # in the flags of a member of a zip archive
 Repairs = dict[tuple[int, str], tuple[Path, str]]
 
 
@@ -57,7 +61,7 @@ def find_endovis18(download: Path) -> tuple[Conversion, ...]:
     from `repairs.zip`, or from a folder `repairs`, and take the place of those in the training sequences.
 
     Raises:
-        DatasetError: no sequences are there, or one is there twice.
+        DatasetError: no sequences are there, or one is there twice; or repairs.zip cannot be read.
     """
     sequences = _find_sequences(download)
     repairs = _find_repairs(download)
@@ -174,13 +178,14 @@ def _find_sequences(download: Path) -> dict[tuple[bool, int], Path]:
 def _read_sequence(folder: Path, number: int, repairs: Repairs, *, test: bool) -> tuple[SourceCase, list[str]]:
     """The frames of a sequence that can be used, and what it lacks.
 
-    Training frames need a mask; test frames are taken without one as well.
+    Training frames need a mask; test frames are taken without one as well. Frames are numbered without gaps.
     """
     frames = named_files(folder / "left_frames", r"(frame\d{3})\.png")
     masks = named_files(folder / "labels", r"(frame\d{3})\.png")
     labels = {frame: (path, "") for frame, path in masks.items()}
     labels |= {frame: mask for (sequence, frame), mask in repairs.items() if sequence == number and frame in frames}
-    expected = sorted({*frames, *labels, *(() if test else (f"frame{n:03d}" for n in range(FRAMES)))})
+    numbers = [*(int(frame[-3:]) for frame in (*frames, *labels)), *(() if test else (0, FRAMES - 1))] or [0]
+    expected = [f"frame{n:03d}" for n in range(min(numbers), max(numbers) + 1)]
     name = f"{'test' if test else 'seq'}_{number:02d}"
     images = []
     for frame in expected:
@@ -214,9 +219,12 @@ def _find_repairs(download: Path) -> Repairs:
         if archive.name.lower() == "repairs.zip":
             try:
                 with zipfile.ZipFile(archive) as opened:
-                    names = opened.namelist()
+                    members = opened.infolist()
             except (zipfile.BadZipFile, OSError) as error:
                 raise DatasetError(f"{archive}: cannot be read ({error}). Download it again.") from error
+            if any(member.flag_bits & ENCRYPTED for member in members):
+                raise DatasetError(f"{archive}: is locked by a password. Extract it into a folder `repairs` beside it.")
+            names = (member.filename for member in members)
             found |= {key: (archive, name) for name in names if (key := _repaired_frame(name))}
     for folder in folders_in(download):
         if any(part.lower() == "repairs" for part in folder.relative_to(download).parts):
@@ -243,7 +251,7 @@ def _read_mask(path: Path, member: str) -> np.ndarray:
                 raise ImageError(f"{path}: {member} is too large for a mask")
             with archive.open(member) as file, Image.open(file) as picture:
                 return _colours(picture, path)
-    except (OSError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, SyntaxError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise ImageError(f"{path}: {member} cannot be read ({error}). Download it again.") from error
 
 

@@ -11,7 +11,7 @@ from masam_auto.core.jsonio import to_plain
 
 SITES = {"A": "RUNMC", "B": "BMC", "C": "I2CVB", "D": "UCL", "E": "BIDMC", "F": "HK"}
 COUNTS = {"A": 30, "B": 30, "C": 19, "D": 13, "E": 12, "F": 12}
-"""Source: https://liuquande.github.io/SAML/ (table of the sites)."""
+"""Source: the table figure/protocol.png in https://github.com/liuquande/SAML (it calls site C HCRUDB)."""
 
 TEST = {
     "A": ("03", "08", "12", "15", "18", "26"),

@@ -8,13 +8,21 @@ import numpy as np
 import SimpleITK as sitk
 from PIL import Image
 
+from masam_auto.core.geometry import Geometry
+
 OBLIQUE = (0.9, -0.3, 0.1, 0.35, 0.88, -0.2, -0.05, 0.25, 0.95)
+ORIGIN = (-31.5, 12.25, 40.75)
 
 
 def oblique_direction() -> tuple[float, ...]:
     """Nine direction cosines (rows of an orthonormal 3 x 3 matrix) along no axis of the world."""
     left, _, right = np.linalg.svd(np.reshape(OBLIQUE, (3, 3)))
     return tuple(float(v) for v in (left @ right).ravel())
+
+
+def oblique_geometry(shape: tuple[int, int, int]) -> Geometry:
+    """The grid of `write_volume`, along no axis of the world."""
+    return Geometry(shape=shape, spacing=(3.0, 1.0, 0.8), origin=ORIGIN, direction=oblique_direction())
 
 
 def make_case(
@@ -165,7 +173,7 @@ def write_volume(
     image.SetSpacing(spacing[::-1])
     if oblique:
         image.SetDirection(oblique_direction())
-        image.SetOrigin((-31.5, 12.25, 40.75))
+        image.SetOrigin(ORIGIN)
     if origin is not None:
         image.SetOrigin(origin)
     sitk.WriteImage(image, str(path), useCompression=True)

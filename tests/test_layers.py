@@ -28,6 +28,7 @@ STAGES = (
     "box_prompts",
     "segment",
     "predict",
+    "output_folder",
     "predict_folder",
     "ensemble",
     "postprocess",

@@ -148,3 +148,7 @@ def _count(text: str) -> int:
 def entry() -> None:
     """The installed command."""
     sys.exit(run(main))
+
+
+if __name__ == "__main__":
+    entry()

@@ -138,3 +138,7 @@ def _options(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> dic
 def entry() -> None:
     """The installed command."""
     sys.exit(run(main))
+
+
+if __name__ == "__main__":
+    entry()

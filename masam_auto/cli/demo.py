@@ -169,3 +169,7 @@ def shown(path: Path) -> str:
 def entry() -> None:
     """The installed command."""
     sys.exit(run(main))
+
+
+if __name__ == "__main__":
+    entry()

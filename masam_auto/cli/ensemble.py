@@ -48,3 +48,7 @@ def _make_parser() -> argparse.ArgumentParser:
 def entry() -> None:
     """The installed command."""
     sys.exit(run(main))
+
+
+if __name__ == "__main__":
+    entry()

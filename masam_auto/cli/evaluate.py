@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from masam_auto.core.label_map import LabelMap
     from masam_auto.core.labels import Labels
     from masam_auto.stages.evaluate import Scoring
+    from masam_auto.stages.predict import Predictor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,20 +30,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from masam_auto.imaging.io import label_ending
     from masam_auto.imaging.workers import workers_for
-    from masam_auto.stages.evaluate import BYTES_PER_VOXEL, evaluate_folder, subsets_of
+    from masam_auto.stages.evaluate import BYTES_PER_VOXEL, check_classes, evaluate_folder, subsets_of
 
     label_map = _read_map(parsed.label_map) if parsed.label_map else None
-    code, protocol = _predict(parsed, paths) if parsed.boxes_from_labels else (DONE, None)
+    predictor = load_model(parsed, paths) if parsed.boxes_from_labels else None
+    description = _find_labels(parsed, paths, predictor)
+    labels = label_map.labels if label_map else description.labels
+    scoring = _scoring(parsed, labels, label_map)
+    check_classes(scoring, labels)  # now, and not after hours of prediction
+    code, protocol = _predict(parsed, predictor) if predictor else (DONE, None)
     if code != DONE:
         return code
-    description = _find_labels(parsed, paths)
-    labels = label_map.labels if label_map else description.labels
-    ending = label_ending(description.file_ending)
+    ending = label_ending((predictor.description if predictor else description).file_ending)
     references = sorted(parsed.references.glob(f"*{ending}"))
     workers = workers_for(references, bytes_per_voxel=BYTES_PER_VOXEL, asked=parsed.workers)
     summary = evaluate_folder(
-        parsed.predictions, parsed.references, labels, ending, scoring=_scoring(parsed, labels, label_map),
-        subsets=subsets_of(description, ending), workers=workers, protocol=protocol,
+        parsed.predictions, parsed.references, labels, ending, scoring=scoring, subsets=subsets_of(description, ending),
+        workers=workers, protocol=protocol,
     )  # fmt: skip
     print_summary(summary, labels)
     print(f"summary: {parsed.predictions / 'summary.json'}")
@@ -106,13 +110,13 @@ def _check_combination(parsed: argparse.Namespace, parser: argparse.ArgumentPars
         )
 
 
-def _predict(parsed: argparse.Namespace, paths: Paths) -> tuple[int, dict[str, Any]]:
+def _predict(parsed: argparse.Namespace, predictor: "Predictor") -> tuple[int, dict[str, Any]]:
     """Predict within the references' boxes; the exit code, and what the summary says of the boxes."""
     from masam_auto.stages.box_protocol import RELAXATION, BoxProtocol, predict_with_reference_boxes
 
     relaxation = RELAXATION if parsed.relaxation is None else parsed.relaxation
     outcome, record = predict_with_reference_boxes(
-        load_model(parsed, paths),
+        predictor,
         parsed.input,
         parsed.references,
         parsed.predictions,
@@ -157,7 +161,8 @@ def _read_map(name: str) -> "LabelMap":
     return read_label_map(file)
 
 
-def _find_labels(parsed: argparse.Namespace, paths: Paths) -> "DatasetDescription":
+def _find_labels(parsed: argparse.Namespace, paths: Paths, predictor: "Predictor | None") -> "DatasetDescription":
+    """What says which labels these are; a predictor is about to write its own dataset.json. Raises MasamError."""
     from masam_auto.core.dataset import find_raw_folder, read_description
 
     if parsed.dataset:
@@ -169,6 +174,8 @@ def _find_labels(parsed: argparse.Namespace, paths: Paths) -> "DatasetDescriptio
         if parsed.label_map:  # the classes are the map's; sites and videos are those of the references
             places = [*places[1:], places[0]]
         found = [place / "dataset.json" for place in places if (place / "dataset.json").is_file()]
+        if predictor and not (parsed.label_map and found):
+            return predictor.description
         if not found:
             raise MasamError(
                 f"no dataset.json in {', '.join(map(str, places))}: say with --labels FILE or -d DATASET which labels these are"
@@ -180,3 +187,7 @@ def _find_labels(parsed: argparse.Namespace, paths: Paths) -> "DatasetDescriptio
 def entry() -> None:
     """The installed command."""
     sys.exit(run(main))
+
+
+if __name__ == "__main__":
+    entry()

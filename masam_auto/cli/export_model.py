@@ -75,3 +75,7 @@ def _find_members(parsed: argparse.Namespace, paths: Paths) -> tuple[list["Membe
 def entry() -> None:
     """The installed command."""
     sys.exit(run(main))
+
+
+if __name__ == "__main__":
+    entry()

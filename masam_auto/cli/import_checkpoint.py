@@ -146,3 +146,7 @@ def _planned(paths: Paths, parsed: argparse.Namespace, name: str) -> "Configurat
 def entry() -> None:
     """The installed command."""
     sys.exit(run(main))
+
+
+if __name__ == "__main__":
+    entry()

@@ -41,3 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def entry() -> None:
     """The installed command."""
     sys.exit(run(main))
+
+
+if __name__ == "__main__":
+    entry()

@@ -5,6 +5,8 @@ import errno
 import hashlib
 import json
 import os
+import platform
+import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,26 @@ from masam_auto.core.errors import MasamError, OutputError, PlanError
 T = TypeVar("T")
 
 
+def partial_prefix(process: int | None = None) -> str:
+    """How the names of unfinished files begin: those of this machine, or of one of its processes.
+
+    Machines that share a folder may have processes of the same number.
+    """
+    machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+    return f".partial-{machine}-" if process is None else f".partial-{machine}-{process}-"
+
+
+def partial_path(path: Path) -> Path:
+    """A new name beside `path` for what is not finished. It keeps the whole ending."""
+    return path.with_name(f"{partial_prefix(os.getpid())}{secrets.token_hex(4)}-{path.name}")
+
+
+def process_of(path: Path) -> int | None:
+    """The process of this machine that made an unfinished file; None for finished files and those of other machines."""
+    found = re.match(rf"{re.escape(partial_prefix())}(\d+)-", path.name)
+    return int(found[1]) if found else None
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`, renamed to `path` when the block ends without an error.
@@ -27,7 +49,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         OutputError: the folder is not writable or the disk is full; `path` keeps its old content.
     """
     path = Path(path)
-    temporary = path.with_name(f".partial-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+    temporary = partial_path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

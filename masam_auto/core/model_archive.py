@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import os
 import re
-import secrets
 import shutil
 import stat
 import zipfile
@@ -26,7 +25,7 @@ import msgspec
 
 from masam_auto.core.checks import NAME
 from masam_auto.core.errors import MasamError, ModelError, OutputError
-from masam_auto.core.jsonio import WRITE_FAILURES, atomic_path, decode, to_plain
+from masam_auto.core.jsonio import WRITE_FAILURES, atomic_path, decode, partial_path, to_plain
 from masam_auto.core.sam_files import file_sha256
 from masam_auto.core.selection import SELECTION_NAME
 
@@ -143,7 +142,7 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     Raises:
         OutputError: something within the block could not be written.
     """
-    folder, was_there = parent / f".partial-{os.getpid()}-{secrets.token_hex(4)}", parent.exists()
+    folder, was_there = partial_path(parent / "scratch"), parent.exists()
     try:
         folder.mkdir(parents=True)
         yield folder

@@ -1,9 +1,7 @@
 """Where a segmentation goes: file endings, names, and the writing of one case."""
 
 import contextlib
-import os
 import re
-import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 from masam_auto.core.dataset import Case, DatasetDescription
 from masam_auto.core.errors import OutputError
 from masam_auto.core.geometry import Geometry
+from masam_auto.core.jsonio import partial_path
 from masam_auto.core.labels import Labels
 from masam_auto.imaging.bitmaps import bitmap_geometry
 from masam_auto.imaging.dicom_seg import DICOM_SEG, check_can_write_seg, write_dicom_seg
@@ -124,7 +123,7 @@ def _replaced_folder(path: Path) -> Iterator[Path]:
         raise OutputError(
             f"{path} holds {others[0]}, which is no mask of a frame, and is not replaced. Move it, or choose another folder."
         )
-    temporary = path.with_name(f".partial-{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+    temporary = partial_path(path)
     try:
         yield temporary
         if path.is_dir():

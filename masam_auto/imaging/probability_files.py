@@ -16,7 +16,7 @@ import numpy as np
 
 from masam_auto.core.errors import ImageError, MasamError
 from masam_auto.core.geometry import Box, Geometry
-from masam_auto.core.jsonio import atomic_path, decode, to_plain
+from masam_auto.core.jsonio import atomic_path, decode, partial_prefix, to_plain
 from masam_auto.imaging.scratch import reserve, scratch_array
 
 ENDING = ".npz"
@@ -64,7 +64,7 @@ def new_probabilities(
     }
     with (
         atomic_path(path) as temporary,
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".partial-{os.getpid()}-") as folder,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=partial_prefix(os.getpid())) as folder,
     ):
         raw = Path(folder) / VALUES
         with raw.open("wb") as file:

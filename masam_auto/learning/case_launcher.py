@@ -5,6 +5,7 @@ itself, so the others go on.
 """
 
 import contextlib
+import socket
 import subprocess
 import sys
 import time
@@ -36,7 +37,7 @@ def launch_for_cases(module: str, arguments: Sequence[str], environment: Mapping
     Raises:
         MasamError: processes were killed again and again.
     """
-    store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+    store = _local_store()
     shared = dict(environment) | {
         "MASTER_ADDR": HOST,
         "MASTER_PORT": str(store.port),
@@ -78,6 +79,13 @@ def launch_for_cases(module: str, arguments: Sequence[str], environment: Mapping
         with contextlib.suppress(dist.DistError):
             dist.PrefixStore(PREFIX, store).add(f"claim/{REPORT}/0", 1)  # what is to be said is said here
         _end(list(running.values()))
+
+
+def _local_store() -> dist.TCPStore:
+    """A store that only this machine reaches; left to itself, it would listen on all of the machine's addresses."""
+    listener = socket.create_server((HOST, 0))
+    port = listener.getsockname()[1]
+    return dist.TCPStore(HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -12,7 +12,6 @@ generator is seeded anew for every step.
 import contextlib
 import logging
 import os
-import secrets
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from masam_auto.core.checks import check
 from masam_auto.core.errors import MasamError, ModelError, OutputError
-from masam_auto.core.jsonio import WRITE_FAILURES, decode, digest, read_json, to_plain, write_json
+from masam_auto.core.jsonio import WRITE_FAILURES, decode, digest, partial_path, read_json, to_plain, write_json
 from masam_auto.core.plan import Configuration, NetworkPlan, Plan
 
 logger = logging.getLogger(__name__)
@@ -244,13 +243,22 @@ def read_model(folder: Path) -> tuple[ModelHeader, dict[str, torch.Tensor]]:
     Raises:
         ModelError: missing, damaged or written by a newer version.
     """
+    header = read_header(folder)
+    path = folder / MODEL_FILE
+    try:
+        return header, load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is damaged ({error}).") from error
+
+
+def read_header(folder: Path) -> ModelHeader:
+    """Read what the model of one checkpoint folder says of itself. Raises ModelError as `read_model`."""
     path = folder / MODEL_FILE
     if not path.is_file():
         raise ModelError(f"{path} is missing. Train the fold first.")
     try:
         with safe_open(path, framework="pt") as handle:
             metadata = handle.metadata() or {}
-        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is damaged ({error}).") from error
     if "masam_auto" not in metadata:
@@ -258,7 +266,7 @@ def read_model(folder: Path) -> tuple[ModelHeader, dict[str, torch.Tensor]]:
     plain = msgspec.json.decode(metadata["masam_auto"])
     if plain.get("version", 0) > ModelHeader.__dataclass_fields__["version"].default:
         raise ModelError(f"{path} was written by a newer version of masam_auto. Update masam_auto.")
-    return decode(plain, ModelHeader, where=str(path)), tensors
+    return decode(plain, ModelHeader, where=str(path))
 
 
 def write_model(path: Path, header: ModelHeader, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -311,7 +319,7 @@ def _load(folder: Path) -> Checkpoint:
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder`, which takes its place when the block ends without an error."""
-    new = folder.with_name(f".partial-{os.getpid()}-{secrets.token_hex(4)}-{folder.name}")
+    new = partial_path(folder)
     try:
         new.mkdir(parents=True)
         yield new

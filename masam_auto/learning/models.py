@@ -14,7 +14,7 @@ from masam_auto.core.jsonio import read_json
 from masam_auto.core.paths import DATASET_NAME, find_dataset_name
 from masam_auto.core.plan import Configuration, Plan
 from masam_auto.core.sam_files import SamWeights
-from masam_auto.learning.checkpoint import BEST, LATEST, ModelHeader, differences, plan_digest, read_model
+from masam_auto.learning.checkpoint import BEST, LATEST, ModelHeader, differences, plan_digest, read_header, read_model
 from masam_auto.learning.sam_weights import sam_of_model
 from masam_auto.network.build import build_network, sam_tensors, take_tensors
 from masam_auto.network.masam import MaSam
@@ -70,7 +70,7 @@ def choose_model(
         dataset: number, name or path of the data set.
         configuration: name of the configuration.
         plan_name: name of the plan.
-        folder: the model's own folder; then nothing else is looked at.
+        folder: the model's own folder, of any name; then nothing else is looked at.
 
     Raises:
         ModelError: none fits, or several do; the message lists what there is.
@@ -108,8 +108,10 @@ def choose_folds(model: TrainedModel, folds: Sequence[int | str] | None, checkpo
         checkpoint: of `CHECKPOINTS`.
 
     Raises:
-        ModelError: a fold has no such checkpoint; it is named.
+        ModelError: there is no such kind of checkpoint, or a fold has none; it is named.
     """
+    if checkpoint not in CHECKPOINTS:
+        raise ModelError(f"checkpoint {checkpoint!r}: there is no such kind. Choose one of {', '.join(CHECKPOINTS)}.")
     if folds is None:
         folds = [fold for fold in model.folds if fold != "all"] or list(model.folds)
     if not folds:
@@ -134,6 +136,11 @@ def open_model(model: TrainedModel) -> tuple[Plan, DatasetDescription]:
     """Plan and data set description that a model was trained with. Raises PlanError or DatasetError."""
     plan = read_json(model.folder / "plan.json", Plan, what="plan")
     return plan, read_description(model.folder / "dataset.json", name=plan.dataset_name)
+
+
+def configuration_of(checkpoint: Path, plan: Plan) -> Configuration:
+    """What a checkpoint was trained with; a model's folder may have been renamed. Raises ModelError or PlanError."""
+    return plan.configuration(read_header(checkpoint).configuration)
 
 
 def load_networks(

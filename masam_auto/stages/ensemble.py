@@ -27,7 +27,8 @@ from masam_auto.imaging.probability_files import (
 )
 from masam_auto.imaging.resample import BLOCK_BYTES
 from masam_auto.imaging.workers import WORKER_BYTES
-from masam_auto.stages.predict_folder import Outcome, check_output, refuse_to_overwrite
+from masam_auto.stages.output_folder import check_output, refuse_to_overwrite
+from masam_auto.stages.predict_folder import Outcome
 from masam_auto.stages.probabilities import output_names
 from masam_auto.stages.restore import decide_labels
 

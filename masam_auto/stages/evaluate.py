@@ -128,7 +128,7 @@ def evaluate_files(
     the foreground mean instead of making it not-a-number.
     """
     scoring = scoring or Scoring()
-    _check_classes(scoring, labels)
+    check_classes(scoring, labels)
     items = [  # absolute, because workers elsewhere have another working folder
         _Pair(prediction=prediction.absolute(), reference=reference.absolute(), labels=labels, scoring=scoring)
         for prediction, reference in pairs
@@ -256,7 +256,8 @@ def _evaluate_pair(pair: _Pair) -> dict[str, Any]:
     }
 
 
-def _check_classes(scoring: Scoring, labels: Labels) -> None:
+def check_classes(scoring: Scoring, labels: Labels) -> None:
+    """Raise DatasetError where a class that the scoring names is not among the labels."""
     if unknown := sorted({*scoring.tolerances, *scoring.lesions} - set(labels.foreground)):
         raise DatasetError(
             f"tolerance or lesions of {', '.join(unknown)}: there is no such class. The classes are "

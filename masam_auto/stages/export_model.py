@@ -22,7 +22,7 @@ from masam_auto.learning.checkpoint import (
     read_model,
     write_model,
 )
-from masam_auto.learning.models import TrainedModel, choose_folds, open_model
+from masam_auto.learning.models import TrainedModel, choose_folds, configuration_of, open_model
 from masam_auto.stages.evaluate import SUMMARY_NAME
 from masam_auto.stages.model_card import FoldFacts, model_card
 
@@ -93,7 +93,8 @@ def _stage(member: Member, staged: Path, wishes: _Wishes) -> str:
     """Lay one model out as it will be in the archive; the name of its data set."""
     model = member.model
     plan, description = open_model(model)
-    configuration = plan.configuration(model.configuration)
+    checkpoints = choose_folds(model, member.folds, member.checkpoint)
+    configuration = configuration_of(checkpoints[0], plan)
     target = staged / f"{plan.name}__{configuration.name}"
     write_json(target / "plan.json", plan)
     write_json(target / "dataset.json", shared_description(description))
@@ -102,7 +103,7 @@ def _stage(member: Member, staged: Path, wishes: _Wishes) -> str:
         write_bytes(target / splits.name, splits.read_bytes())
     folds = [
         _stage_fold(checkpoint, target, plan, configuration, description, case_names=wishes.case_names)
-        for checkpoint in choose_folds(model, member.folds, member.checkpoint)
+        for checkpoint in checkpoints
     ]
     card = model_card(
         plan, configuration.name, description, folds, licence=wishes.licence, version=__version__, selection=wishes.selection

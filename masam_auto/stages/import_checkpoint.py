@@ -8,8 +8,6 @@ Source of the defaults: the reference implementation's preprocessing, training a
 
 import dataclasses
 import logging
-import os
-import secrets
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from masam_auto.core.dataset import DatasetDescription
 from masam_auto.core.encoders import ENCODERS
 from masam_auto.core.errors import ModelError, OutputError, PlanError
 from masam_auto.core.geometry import Triple, permute
-from masam_auto.core.jsonio import WRITE_FAILURES, write_json
+from masam_auto.core.jsonio import WRITE_FAILURES, partial_path, write_json
 from masam_auto.core.overrides import override
 from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, NormalizationPlan, Plan, TrainingPlan
 from masam_auto.core.sam_files import SamWeights, weights_to_start_from
@@ -298,7 +296,7 @@ def _write(
         weights={},
         optimizers=(),
     )
-    aside, old = (folder.with_name(f".partial-{os.getpid()}-{secrets.token_hex(4)}-{what}") for what in ("new", "old"))
+    aside, old = (partial_path(folder.with_name(what)) for what in ("new", "old"))
     try:
         save_checkpoint(aside / "fold_all", checkpoint, best=True)
         write_json(aside / "dataset.json", description.raw)

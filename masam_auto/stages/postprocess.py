@@ -22,7 +22,8 @@ from masam_auto.imaging.components import (
 from masam_auto.imaging.confusion import class_dice, count_confusion, known_values, mean_dice, table_size
 from masam_auto.imaging.io import IMAGE_ENDINGS, read_labels, write_labels
 from masam_auto.imaging.workers import workers_for
-from masam_auto.stages.predict_folder import Outcome, check_output, refuse_to_overwrite
+from masam_auto.stages.output_folder import check_output, refuse_to_overwrite
+from masam_auto.stages.predict_folder import Outcome
 
 BYTES_PER_VOXEL = 24  # two label maps, a mask, the numbers of its components, and what is counted of them
 MIN_GAIN = 1e-4  # of the mean Dice; less is chance

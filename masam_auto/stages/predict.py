@@ -19,7 +19,14 @@ from masam_auto.imaging.inputs import find_inputs
 from masam_auto.imaging.io import read_case
 from masam_auto.imaging.probability_files import Probabilities
 from masam_auto.learning.device import choose_device
-from masam_auto.learning.models import TrainedModel, choose_folds, choose_model, load_networks, open_model
+from masam_auto.learning.models import (
+    TrainedModel,
+    choose_folds,
+    choose_model,
+    configuration_of,
+    load_networks,
+    open_model,
+)
 from masam_auto.stages.box_prompts import place_boxes
 from masam_auto.stages.probabilities import empty_probabilities
 from masam_auto.stages.segment import (
@@ -239,15 +246,16 @@ def load_predictor(
         weights: the folder of SAM files.
 
     Raises:
-        ModelError: a fold has no checkpoint, or it does not fit the plan; its SAM file is missing or has changed.
+        ModelError: a fold has no checkpoint of this kind, or it does not fit the plan; its SAM file is missing or has
+            changed.
         PlanError: the model's plan.json is damaged or of a newer version.
     """
+    checkpoints = choose_folds(model, folds, checkpoint)
     plan, description = open_model(model)
-    configuration = plan.configuration(model.configuration)
+    configuration = configuration_of(checkpoints[0], plan)
     networks = load_networks(
-        choose_folds(model, folds, checkpoint), plan, configuration, description,
-        device=device, sam_checkpoint=sam_checkpoint, weights=weights,
-    )  # fmt: skip
+        checkpoints, plan, configuration, description, device=device, sam_checkpoint=sam_checkpoint, weights=weights
+    )
     member = Member(networks=networks, plan=plan, configuration=configuration)
     return Predictor(members=(member,), description=description, device=device)
 

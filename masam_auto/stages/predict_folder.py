@@ -21,9 +21,9 @@ import torch
 
 from masam_auto.core.boxes import GivenBox
 from masam_auto.core.dataset import Case
-from masam_auto.core.errors import CaseErrors, MasamError, ModelError, OutputError, first_few
+from masam_auto.core.errors import CaseErrors, MasamError, ModelError, OutputError
 from masam_auto.core.geometry import Box, Geometry
-from masam_auto.core.jsonio import write_json
+from masam_auto.core.jsonio import partial_prefix
 from masam_auto.core.log import progress
 from masam_auto.core.overlap import Steps, overlap
 from masam_auto.core.parallel import is_out_of_memory
@@ -36,15 +36,19 @@ from masam_auto.imaging.videos import is_video
 from masam_auto.learning.device import available_cores
 from masam_auto.learning.shared_cases import SharedCases
 from masam_auto.stages.box_prompts import place_boxes
+from masam_auto.stages.output_folder import (
+    check_output,
+    record_model,
+    refuse_another_model,
+    refuse_to_overwrite,
+    refuse_to_replace_images,
+)
 from masam_auto.stages.predict import Predictor
 from masam_auto.stages.probabilities import new_case_probabilities
 from masam_auto.stages.segment import PreparedCase, check_takes_boxes
 
 logger = logging.getLogger(__name__)
 
-RAW_FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
-# What lies beside a dataset.json and plan.json that must stay: of a preprocessed data set, or a trained model.
-OWN_COMPANIONS = ("fingerprint.json", "splits.json", "fold_*")
 MEMORY_SHARE = 0.5  # of the free memory, for the cases that are read ahead; the rest is for the one that is predicted
 READERS = 4  # threads at most; more did not help
 
@@ -113,8 +117,7 @@ class _Job:
         ending, labels = self.endings[case.identifier], self.predictor.description.labels
         write_segmentation(case, made.segmentation, made.geometry, self.folder, ending, labels)
         if self.shared.claim("companions") or not (self.folder / "dataset.json").exists():
-            write_json(self.folder / "dataset.json", self.predictor.description.raw)
-            write_json(self.folder / "plan.json", self.predictor.members[0].plan)
+            record_model(self.folder, self.predictor)
         self.shared.finish(case.identifier)
 
     def file_names(self, case: Case) -> tuple[str, ...]:
@@ -175,7 +178,8 @@ def predict_folder(
     Raises:
         DatasetError: no images, or their names make no sense.
         ModelError: boxes for a model that was trained without, or together with probabilities.
-        OutputError: files are there and neither option is given, the folder is the input's, or nothing can be written.
+        OutputError: files are there and neither option is given, or another model's without `overwrite`; the folder is the
+            input's; or nothing can be written.
     """
     if boxes is not None:
         check_takes_boxes(predictor.members)
@@ -197,9 +201,10 @@ def predict_folder(
     def choose() -> list[str]:
         check_output(source, folder)
         names = {name: job.file_names(case) for name, case in cases.items()}
-        _refuse_to_replace_images(folder, names, cases.values())
+        refuse_to_replace_images(folder, names, cases.values())
         if overwrite:
             return list(cases)
+        refuse_another_model(folder, predictor)
         if not continue_prediction:
             refuse_to_overwrite(folder, [file for files in names.values() for file in files])
         return [name for name, files in names.items() if not all((folder / file).exists() for file in files)]
@@ -243,8 +248,8 @@ def _predict_cases(job: _Job, cases: Mapping[str, Case]) -> None:
 
 
 def _remove_parts(folder: Path, process: int | None) -> None:
-    """Remove what a killed process has left half-written."""
-    for part in folder.glob(f".partial-{process}-*"):
+    """Remove what a killed process of this machine has left half-written."""
+    for part in folder.glob(f"{partial_prefix(process)}*") if process is not None else ():
         shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
@@ -312,43 +317,3 @@ def _memory_estimate(predictor: Predictor) -> Callable[[Case], float]:
 def _memory_room(processes: int) -> float:
     """Bytes that the cases may take that a process loads, of several on this machine."""
     return MEMORY_SHARE * psutil.virtual_memory().available / processes
-
-
-def refuse_to_overwrite(folder: Path, names: Sequence[str]) -> None:
-    """Raise OutputError where a folder has files of these names."""
-    present = [name for name in names if (folder / name).exists()]
-    if present:
-        raise OutputError(
-            f"{folder} already holds {first_few(present)}. Give --overwrite to replace them, another folder, or to "
-            "masam_predict --continue_prediction to predict only the others."
-        )
-
-
-def check_output(source: Path, folder: Path) -> None:
-    """Refuse to write among the images, or where a dataset.json and plan.json are not for the output. Raises OutputError."""
-    images = source if source.is_dir() else source.parent
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; the output must be a folder")
-    if folder.resolve() == images.resolve():
-        raise OutputError(f"the output folder is the input folder ({folder}). Choose another one.")
-    whole = folder.resolve()
-    part = any(
-        place.name in RAW_FOLDERS and (place.parent / "dataset.json").is_file() for place in (whole, *whole.parents)
-    )
-    if (folder / "imagesTr").is_dir() or part:
-        raise OutputError(
-            f"the output folder is {'part of ' if part else ''}a raw data set ({folder}). Choose another one."
-        )
-    if any(next(folder.glob(name), None) for name in OWN_COMPANIONS):
-        raise OutputError(
-            f"the output folder is that of a preprocessed data set or a trained model ({folder}), whose plan.json would be "
-            "replaced. Choose another one."
-        )
-
-
-def _refuse_to_replace_images(folder: Path, names: Mapping[str, Sequence[str]], cases: Collection[Case]) -> None:
-    """Raise OutputError where a file to be written is one of the images, which may be links to another folder's."""
-    images = {file.resolve() for case in cases for files in (*case.images, *case.series) for file in files}
-    for name in itertools.chain.from_iterable(names.values()):
-        if (folder / name).resolve() in images:
-            raise OutputError(f"{folder / name} is one of the images. Choose another output folder.")

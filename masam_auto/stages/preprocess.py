@@ -17,7 +17,7 @@ from masam_auto.core.companions import write_companions
 from masam_auto.core.dataset import Case, Dataset, DatasetDescription
 from masam_auto.core.errors import DatasetError, MasamError, OutputError, PlanError
 from masam_auto.core.geometry import CaseProperties, Geometry
-from masam_auto.core.jsonio import digest, read_json, write_json
+from masam_auto.core.jsonio import digest, process_of, read_json, write_json
 from masam_auto.core.labels import Labels
 from masam_auto.core.parallel import Workers, choose_workers, map_cases
 from masam_auto.core.paths import Paths
@@ -237,11 +237,9 @@ def _prepare_folder(folder: Path, configuration: Configuration, labels: Labels) 
 
 
 def _is_kept(path: Path) -> bool:
-    """Whether a file is a finished one, or a part of one that a process that is alive is writing."""
-    if not path.name.startswith(".partial-"):
-        return True
-    process = path.name.split("-")[1]
-    return process.isdigit() and psutil.pid_exists(int(process))
+    """Whether a file is a finished one, or one that another machine or a process that is alive may be writing."""
+    process = process_of(path)
+    return process is None or psutil.pid_exists(process)
 
 
 def _is_done(case: Case, folder: Path) -> bool:

@@ -16,12 +16,12 @@ from masam_auto.core.splits import read_splits
 from masam_auto.imaging.io import (
     IMAGE_ENDINGS,
     SAME_GRID,
-    check_reader,
     grid_difference,
     label_ending,
     read_image,
     read_labels,
 )
+from masam_auto.imaging.reader_names import check_reader
 from masam_auto.imaging.tiff import UNKNOWN_SPACING
 
 LOGGER = logging.getLogger(__name__)

@@ -10,39 +10,22 @@ import numpy as np
 import pytest
 
 from masam_auto.cli import evaluate, plan_and_preprocess, predict, train
-from masam_auto.cli.common import Main, run
+from masam_auto.cli.common import Main
 from masam_auto.imaging.crop import bounding_box
 from masam_auto.imaging.io import read_labels
 
 QUICK = ["training.num_epochs=1", "training.steps_per_epoch=3", "training.warmup_steps=1", "network.prompt=box"]
+BOXED = ["{tmp}/out", "{raw}/labelsTr", "--boxes_from_labels", "tight", "-i", "{raw}/imagesTr"]
 Command = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, raw_data: ModuleType) -> Path:
-    folder = tmp_path_factory.mktemp("boxes")
-    raw_data.make_raw_dataset(folder / "raw", cases=3, shape=(6, 16, 14))
-    with pytest.MonkeyPatch.context() as patch:
-        use_roots(patch, folder)
-        plan = ["-d", "1", "-c", "axis0", "--workers", "0", "-gpu_memory_target", "0", "--set", *QUICK]
-        assert run(plan_and_preprocess.main, plan) == 0
-        assert run(train.main, ["1", "all", "-device", "cpu", "--workers", "0"]) == 0
-    return folder
-
-
-def use_roots(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    for name in ("RAW", "PREPROCESSED", "RESULTS", "WEIGHTS"):
-        patch.setenv(f"MASAM_{name}", str(folder / name.lower()))
-
-
-@pytest.fixture
-def command(root: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    use_roots(monkeypatch, root)
-
-    def call(main: Main, *arguments: object) -> int:
-        return run(main, [str(argument) for argument in arguments])
-
-    return call
+def root(house: Path, raw_data: ModuleType, command: Command) -> Path:
+    raw_data.make_raw_dataset(house / "raw", cases=3, shape=(6, 16, 14))
+    planned = ["-c", "axis0", "--workers", "0", "-gpu_memory_target", "0", "--set", *QUICK]
+    assert command(plan_and_preprocess.main, "-d", 1, *planned) == 0
+    assert command(train.main, 1, "all", "-device", "cpu", "--workers", 0) == 0
+    return house
 
 
 def test_predicting_within_boxes(root: Path, command: Command, tmp_path: Path) -> None:
@@ -82,6 +65,12 @@ def test_evaluating_with_boxes_from_labels(root: Path, command: Command, tmp_pat
         (evaluate.main, ["{tmp}/out", "{raw}/labelsTr", "-i", "{raw}/imagesTr"], "--input is for a prediction with"),
         (evaluate.main, ["{tmp}/out", "{raw}/labelsTr", "-chk", "latest"], "--checkpoint is for a prediction with"),
         (evaluate.main, ["{tmp}/out", "{raw}/labelsTr", "--relaxation", "0.3"], "goes with --boxes_from_labels relaxed"),
+        (evaluate.main, [*BOXED, "--lesions", "liver"], "lesions of liver: there is no such class"),
+        (evaluate.main, [*BOXED, "--tolerance", "liver=3"], "tolerance or lesions of liver"),
+        (evaluate.main, [*BOXED, "--labels", "{tmp}/no.json"], "no.json is missing"),
+        (evaluate.main, [*BOXED, "-d", "7"], "data set '7' not found"),
+        (evaluate.main, [*BOXED, "--label_map", "nothing"], "nothing: no such file"),
+        (evaluate.main, [*BOXED, "--label_map", "btcv_to_amos22", "--lesions", "organ1"], "lesions of organ1"),
     ],
 )  # fmt: skip
 def test_mistakes_give_one_line(

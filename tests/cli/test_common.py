@@ -3,14 +3,17 @@
 import argparse
 import errno
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from masam_auto.cli import common
 from masam_auto.cli.common import (
     ENDING_SIGNALS,
     SPINS,
@@ -28,21 +31,9 @@ from masam_auto.core.errors import CaseErrors, DatasetError
 from masam_auto.core.log import setup_logging
 from masam_auto.core.paths import Paths
 
-COMMANDS = (
-    "fetch_weights",
-    "import_checkpoint",
-    "plan_and_preprocess",
-    "extract_fingerprint",
-    "plan",
-    "preprocess",
-    "train",
-    "predict",
-    "evaluate",
-    "ensemble",
-    "apply_postprocessing",
-    "find_best_configuration",
-    "demo",
-)
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SOURCES = Path(common.__file__).parent.glob("*.py")
+COMMANDS = sorted(source.stem for source in SOURCES if "\ndef entry()" in source.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -55,6 +46,20 @@ def test_help_needs_no_heavy_library_and_explains_every_option(command: str) -> 
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert f"usage: masam_{command}" in done.stdout
     assert done.stdout.rstrip().endswith("[]"), done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_run_as_modules_and_are_installed(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`python -m masam_auto.cli.X`, as torchrun starts them, is `masam_X`."""
+    monkeypatch.setattr(sys, "argv", [command, "--version"])
+    monkeypatch.delitem(sys.modules, f"masam_auto.cli.{command}", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"masam_auto.cli.{command}", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("masam_auto ")
+    assert PROJECT["scripts"][f"masam_{command}"] == f"masam_auto.cli.{command}:entry"
 
 
 def raising(error: BaseException) -> int:

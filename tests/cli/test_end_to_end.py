@@ -14,41 +14,21 @@ import numpy as np
 import pytest
 
 from masam_auto.cli import evaluate, extract_fingerprint, plan, plan_and_preprocess, predict, preprocess, train
-from masam_auto.cli.common import Main, run
+from masam_auto.cli.common import Main
 from masam_auto.imaging.io import read_geometry, read_labels
 
 QUICK = ["--set", "training.num_epochs=1", "training.steps_per_epoch=3", "training.warmup_steps=1"]
+PLANNED = ["-c", "axis0", "--workers", "0", "-gpu_memory_target", "0"]
 Command = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, raw_data: ModuleType) -> Path:
+def root(house: Path, raw_data: ModuleType, command: Command) -> Path:
     """A raw data set of volumes, planned, preprocessed and with a trained fold."""
-    folder = tmp_path_factory.mktemp("house")
-    raw_data.make_raw_dataset(folder / "raw", cases=3, shape=(5, 16, 14), test_cases=2)
-    with pytest.MonkeyPatch.context() as patch:
-        use_roots(patch, folder)
-        assert (
-            run(plan_and_preprocess.main, ["-d", "1", "-c", "axis0", "--workers", "0", "-gpu_memory_target", "0"]) == 0
-        )
-        assert run(train.main, ["1", "fold0", *QUICK, "-device", "cpu", "--workers", "0"]) == 0
-    return folder
-
-
-def use_roots(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    for name in ("RAW", "PREPROCESSED", "RESULTS", "WEIGHTS"):
-        patch.setenv(f"MASAM_{name}", str(folder / name.lower()))
-
-
-@pytest.fixture
-def command(root: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Runs a command's main in the module's house and returns its exit code."""
-    use_roots(monkeypatch, root)
-
-    def call(main: Main, *arguments: object) -> int:
-        return run(main, [str(argument) for argument in arguments])
-
-    return call
+    raw_data.make_raw_dataset(house / "raw", cases=3, shape=(5, 16, 14), test_cases=2)
+    assert command(plan_and_preprocess.main, "-d", 1, *PLANNED) == 0
+    assert command(train.main, 1, "fold0", *QUICK, "-device", "cpu", "--workers", 0) == 0
+    return house
 
 
 def model_folder(root: Path) -> Path:
@@ -81,7 +61,8 @@ def test_predict_and_evaluate(root: Path, command: Command, tmp_path: Path, caps
     assert command(predict.main, "-i", images, "-o", tmp_path / "segs") == 2
     assert "--continue_prediction" in capsys.readouterr().err
     single = images / "case_000_0000.nii.gz"
-    assert command(predict.main, "-i", single, "-o", tmp_path / "one", "-m", model_folder(root), "-f", "0") == 0
+    model = shutil.copytree(model_folder(root), tmp_path / "renamed")
+    assert command(predict.main, "-i", single, "-o", tmp_path / "one", "-m", model, "-f", "0") == 0
     one, both = (read_labels(tmp_path / name / "case_000.nii.gz")[0] for name in ("one", "segs"))
     assert np.array_equal(one, both)
 
@@ -195,18 +176,7 @@ def test_cases_added_after_the_folds_were_made_are_announced(
     root: Path, command: Command, raw_data: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     raw = raw_data.make_raw_dataset(tmp_path / "raw", cases=3, shape=(5, 16, 14))
-    options = [
-        "-d",
-        raw,
-        "-c",
-        "axis0",
-        "--workers",
-        "0",
-        "-gpu_memory_target",
-        "0",
-        "--preprocessed",
-        tmp_path / "pre",
-    ]
+    options = ["-d", raw, *PLANNED, "--preprocessed", tmp_path / "pre"]
     assert command(plan_and_preprocess.main, *options) == 0
     for folder, channel in (("imagesTr", "_0000"), ("labelsTr", "")):
         source = raw / folder / f"case_000{channel}.nii.gz"

@@ -63,6 +63,14 @@ def test_one_model_and_its_folds(call: Command, tmp_path: Path, capsys: pytest.C
     assert f"-m {tmp_path / 'here' / 'Dataset001_Toy' / 'masam__2d'}\n" in out
 
 
+def test_the_name_of_a_models_folder_does_not_matter(call: Command, results: Path, tmp_path: Path) -> None:
+    for name in ("mine", "copy__of_it"):
+        folder = (results / "Dataset001_Toy" / "masam__2d").rename(tmp_path / name)
+        assert call("-m", folder, "--overwrite", install=("--overwrite",)) == 0
+        assert installed(tmp_path) == {f"masam__2d/fold_{fold}/checkpoint_best" for fold in (0, 1)}
+        folder.rename(results / "Dataset001_Toy" / "masam__2d")
+
+
 def test_what_was_selected_goes_where_no_model_is_named(
     call: Command, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from masam_auto.cli import apply_postprocessing, ensemble, find_best_configuration, plan_and_preprocess, predict, train
-from masam_auto.cli.common import Main, run
+from masam_auto.cli.common import Main
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.postprocessing import Postprocessing, PostprocessingStep
 from masam_auto.core.selection import SELECTION_NAME, read_selection
@@ -24,33 +24,13 @@ Command = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, raw_data: ModuleType) -> Path:
+def root(house: Path, raw_data: ModuleType, command: Command) -> Path:
     """A raw data set, and two models of it with a fold each and probabilities."""
-    folder = tmp_path_factory.mktemp("house")
-    raw_data.make_raw_dataset(folder / "raw", cases=3, shape=(5, 16, 14), test_cases=2)
-    with pytest.MonkeyPatch.context() as patch:
-        use_roots(patch, folder)
-        planned = ["-d", "1", "-c", "2d", "--workers", "0", "-gpu_memory_target", "0"]
-        assert run(plan_and_preprocess.main, planned) == 0
-        for seed, name in enumerate(PLANS):
-            assert run(train.main, ["1", "fold0", "-c", "2d", "-p", name, "--seed", str(seed), *QUICK, *QUIET]) == 0
-    return folder
-
-
-def use_roots(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    for name in ("RAW", "PREPROCESSED", "RESULTS", "WEIGHTS"):
-        patch.setenv(f"MASAM_{name}", str(folder / name.lower()))
-
-
-@pytest.fixture
-def command(root: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Runs a command's main in the module's house and returns its exit code."""
-    use_roots(monkeypatch, root)
-
-    def call(main: Main, *arguments: object) -> int:
-        return run(main, [str(argument) for argument in arguments])
-
-    return call
+    raw_data.make_raw_dataset(house / "raw", cases=3, shape=(5, 16, 14), test_cases=2)
+    assert command(plan_and_preprocess.main, "-d", 1, "-c", "2d", "--workers", 0, "-gpu_memory_target", 0) == 0
+    for seed, name in enumerate(PLANS):
+        assert command(train.main, 1, "fold0", "-c", "2d", "-p", name, "--seed", seed, *QUICK, *QUIET) == 0
+    return house
 
 
 def labels_of(folder: Path) -> dict[str, np.ndarray]:

@@ -146,6 +146,22 @@ def test_missing_frames_sequences_and_masks(download: Path, converted: Callable,
     assert not (folder / "labelsTs" / "test_01_frame000.png").exists()
 
 
+def test_gaps_in_test_sequences_are_told(download: Path, converted: Callable) -> None:
+    """How many frames they have is not known, only that they are numbered one after the other."""
+    test = download / "test_data" / "test_data"
+    for kind in ("left_frames", "labels"):
+        (test / "seq_2-20190101-001" / "seq_2" / kind / "frame001.png").unlink()
+        for path in (test / "seq_3-20190101-001" / "seq_3" / kind).iterdir():
+            path.unlink()
+        (test / "seq_4-20190101-001" / "seq_4" / kind / "frame002.png").unlink()
+    with pytest.raises(DatasetError) as caught:
+        converted(find_endovis18(download))
+    text = str(caught.value)
+    assert "seq_2/left_frames: frame001\n" in text and "seq_2/labels: frame001\n" in text
+    assert "seq_3/left_frames: frame000\n" in text
+    assert "seq_4-" not in text
+
+
 def test_absent_repairs_are_missed(download: Path, converted: Callable) -> None:
     (download / "repairs.zip").unlink()
     with pytest.raises(DatasetError, match=r"repairs\.zip, the organisers' corrected masks"):
@@ -179,6 +195,16 @@ def test_repairs_are_read_safely(download: Path, converted: Callable, monkeypatc
     (download / "repairs.zip").write_bytes(content[:start] + b"\xff" * 8 + content[start + 8 :])
     with pytest.raises(CaseErrors, match=r"repairs/seq_1_frame001\.png cannot be read"):
         converted(find_endovis18(download))
+    for change, error, words in (
+        ({"compress_type": 9}, CaseErrors, r"seq_1_frame001\.png cannot be read \(That compression method"),
+        ({"flag_bits": 1}, DatasetError, r"repairs\.zip: is locked by a password\. Extract it into a folder `repairs`"),
+    ):
+        with zipfile.ZipFile(download / "repairs.zip", "w") as archive:
+            archive.writestr("repairs/seq_1_frame001.png", content)
+            for name, value in change.items():
+                setattr(archive.infolist()[0], name, value)
+        with pytest.raises(error, match=words):
+            converted(find_endovis18(download))
     (download / "repairs.zip").write_bytes(b"PK no archive")
     with pytest.raises(DatasetError, match=r"repairs\.zip: cannot be read"):
         find_endovis18(download)

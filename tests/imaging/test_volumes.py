@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from masam_auto.core.dataset import Case, DatasetDescription, parse_description
+from masam_auto.core.dataset import Case, parse_description
 from masam_auto.core.errors import ImageError
-from masam_auto.core.geometry import Geometry
 from masam_auto.imaging.io import (
     read_case,
     read_geometry,
@@ -27,22 +26,6 @@ SHEAR = np.array([[0.8, 0.2, 0.0, -7.0], [0.0, 1.0, 0.5, 3.0], [0.0, 0.0, 3.0, 1
 
 def numbers(shape: tuple[int, ...] = SHAPE, kind: Any = np.float32) -> np.ndarray:
     return np.arange(np.prod(shape)).reshape(shape).astype(kind)
-
-
-def oblique(raw_data: ModuleType, shape: tuple[int, int, int] = SHAPE) -> Geometry:
-    return Geometry(
-        shape=shape, spacing=(3.0, 1.0, 0.8), origin=(-31.5, 12.25, 40.75), direction=raw_data.oblique_direction()
-    )
-
-
-def description(channels: int = 1, ending: str = ".nii.gz", **extra: object) -> DatasetDescription:
-    names = {str(i): f"channel{i}" for i in range(channels)}
-    labels = {"background": 0, "organ": 1}
-    return parse_description({"channel_names": names, "labels": labels, "file_ending": ending, **extra}, name="D")
-
-
-def case_of(*files: Path, labels: tuple[Path, ...] | None = None) -> Case:
-    return Case(identifier="a", frames=("a",), images=(files,), labels=labels)
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd"])
@@ -61,7 +44,7 @@ def test_volumes_are_oriented_as_simpleitk_gives_them(tmp_path: Path, raw_data: 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh"])
 def test_written_labels_come_back_with_their_geometry(tmp_path: Path, raw_data: ModuleType, ending: str) -> None:
     labels = numbers(kind=np.int64) % 4
-    geometry = oblique(raw_data)
+    geometry = raw_data.oblique_geometry(SHAPE)
     write_labels(tmp_path / f"a{ending}", labels, geometry)
     found, where = read_labels(tmp_path / f"a{ending}")
     assert found.dtype == np.int16
@@ -94,7 +77,7 @@ def test_written_nifti_has_both_forms_and_the_smallest_type(tmp_path: Path, raw_
     for highest, kind in ((255, np.uint8), (256, np.uint16)):
         labels = np.zeros(SHAPE, np.int16)
         labels[0, 0, 0] = highest
-        write_labels(tmp_path / "a.nii.gz", labels, oblique(raw_data))
+        write_labels(tmp_path / "a.nii.gz", labels, raw_data.oblique_geometry(SHAPE))
         image = nibabel.Nifti1Image.from_filename(tmp_path / "a.nii.gz")
         assert image.get_data_dtype() == kind
         assert int(image.header["sform_code"]) > 0 and int(image.header["qform_code"]) > 0
@@ -104,7 +87,7 @@ def test_written_nifti_has_both_forms_and_the_smallest_type(tmp_path: Path, raw_
 
 def test_equal_labels_give_equal_bytes(tmp_path: Path, raw_data: ModuleType) -> None:
     for name in ("a.nii.gz", "b.nii.gz"):
-        write_labels(tmp_path / name, np.ones(SHAPE, np.uint8), oblique(raw_data))
+        write_labels(tmp_path / name, np.ones(SHAPE, np.uint8), raw_data.oblique_geometry(SHAPE))
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
 
 
@@ -169,7 +152,9 @@ def test_four_dimensions(tmp_path: Path) -> None:
     for read in (read_image, read_labels):
         with pytest.raises(ImageError, match=r"two.nii.gz: is 4D, 2 volumes of 5 x 6 x 4 .*ID_0000, ID_0001"):
             read(tmp_path / "two.nii.gz")
-    image, geometry = read_case(case_of(tmp_path / "two.nii.gz"), description(channels=2))
+    case = Case(identifier="a", frames=("a",), images=((tmp_path / "two.nii.gz",),))
+    plain = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
+    image, geometry = read_case(case, parse_description(plain, name="D"))
     np.testing.assert_array_equal(image, numbers((2, *SHAPE)))
     assert geometry.shape == SHAPE
     sitk.WriteImage(sitk.GetImageFromArray(numbers((2, *SHAPE)), isVector=False), str(tmp_path / "two.nrrd"))

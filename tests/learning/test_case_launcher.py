@@ -36,6 +36,16 @@ def test_the_first_ones_exit_code_is_handed_on(tmp_path: Path) -> None:
     assert launch(tmp_path, "sys.exit(3 if rank == '0' else 0)") == 3
 
 
+def test_the_store_is_not_reached_from_elsewhere(tmp_path: Path) -> None:
+    code = """
+import socket
+with socket.socket() as own, socket.socket() as other:
+    port = int(os.environ["MASTER_PORT"])
+    sys.exit(2 * own.connect_ex(("127.0.0.1", port)) + (other.connect_ex(("127.0.0.2", port)) == 0))
+"""
+    assert launch(tmp_path, code) == 0
+
+
 def test_another_that_fails_ends_all(tmp_path: Path) -> None:
     code = """
 while rank == "1" and not (log.parent / "0").exists():

@@ -74,6 +74,8 @@ def test_folds_without_checkpoint_are_named(tmp_path: Path) -> None:
         choose_folds(model, [0, 2], "best")
     with pytest.raises(ModelError, match="checkpoint_latest is missing"):
         choose_folds(model, [0], "latest")
+    with pytest.raises(ModelError, match=r"checkpoint 'foo': .* Choose one of best, latest, final\."):
+        choose_folds(model, [0], "foo")
 
 
 def test_the_final_weights_are_the_latest(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -192,6 +192,8 @@ def loaded(
         return made.members[0].networks
 
     monkeypatch.setattr(predict, "load_networks", load_networks)
+    header = SimpleNamespace(configuration="axis0")
+    monkeypatch.setattr("masam_auto.learning.models.read_header", lambda checkpoint: header)
     for name in ("masam__axis0", "other__axis0"):
         folder = tmp_path / "results" / raw.name / name
         for fold in range(2):
@@ -213,6 +215,8 @@ def test_models_are_loaded_from_their_folders(loaded: list[list[str]], tmp_path:
     assert loaded[1:] == [[f"{name}/fold_1/checkpoint_best"] for name in ("masam__axis0", "other__axis0")]
     with pytest.raises(ModelError, match="is no trained model"):
         Predictor.from_folder(tmp_path, "cpu")
+    with pytest.raises(ModelError, match="Choose one of best, latest, final"):
+        Predictor.from_folder(folders[0], "cpu", checkpoint="foo")
     steps = (PostprocessingStep(target="organ", values=(1,), rule="remove_small", volume=1e9),)
     selection = Selection(
         dataset_name="Dataset001_Toy",

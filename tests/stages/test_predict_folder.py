@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from masam_auto.core.boxes import VoxelBox
-from masam_auto.core.errors import DatasetError, ModelError, OutputError
+from masam_auto.core.errors import ModelError, OutputError
+from masam_auto.core.jsonio import partial_prefix
 from masam_auto.imaging.inputs import find_inputs
 from masam_auto.imaging.io import read_geometry, read_image, read_labels
 from masam_auto.imaging.probability_files import read_probabilities
@@ -120,30 +121,6 @@ def test_label_files_in_place_of_images(
     outcome = predict_folder(intensity.make_predictor(raw), raw / "labelsTr", tmp_path / "out")
     assert not outcome.predicted
     assert "looks like a segmentation" in outcome.problems[0]
-
-
-def test_outputs_never_go_among_the_inputs(
-    intensity: ModuleType, raw_dataset: Callable[..., Path], tmp_path: Path
-) -> None:
-    raw = raw_dataset(cases=1)
-    predictor = intensity.make_predictor(raw)
-    with pytest.raises(OutputError, match="output folder is the input folder"):
-        predict_folder(predictor, raw / "imagesTr", raw / "imagesTr" / ".." / "imagesTr")
-    with pytest.raises(OutputError, match="is a file"):
-        predict_folder(predictor, raw / "imagesTr", raw / "dataset.json")
-    with pytest.raises(OutputError, match="the output folder is a raw data set"):
-        predict_folder(predictor, raw / "imagesTr", raw)
-    for part in ("labelsTr", "imagesTr/predicted", "imagesTs/a/b"):
-        with pytest.raises(OutputError, match="the output folder is part of a raw data set"):
-            predict_folder(predictor, raw / "imagesTr", raw / part, overwrite=True)
-    for own in ("fingerprint.json", "splits.json", "fold_0"):
-        (tmp_path / own / own).mkdir(parents=True)
-        with pytest.raises(OutputError, match=r"whose plan\.json would be replaced"):
-            predict_folder(predictor, raw / "imagesTr", tmp_path / own, overwrite=True)
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    with pytest.raises(DatasetError, match="the folder is empty"):
-        predict_folder(predictor, empty, tmp_path / "out")
 
 
 def test_the_result_is_that_of_one_case_after_the_other(
@@ -333,19 +310,12 @@ def test_the_estimate_counts_each_way_to_preprocess_once(intensity: ModuleType, 
     assert apart >= 4 * 2 * voxels + sum(image.nbytes for image in prepared.images)  # type: ignore[attr-defined]
 
 
-def test_images_are_not_replaced_through_links(intensity: ModuleType, raw_dataset: Make, tmp_path: Path) -> None:
-    raw = raw_dataset(cases=1)
-    real, links = tmp_path / "real", tmp_path / "links"
-    real.mkdir()
-    links.mkdir()
-    image = real / "mine.nii.gz"
-    (raw / "imagesTr" / "case_000_0000.nii.gz").rename(image)
-    before = image.read_bytes()
-    (links / image.name).symlink_to(image)
-    with pytest.raises(OutputError, match=r"mine.nii.gz is one of the images. Choose another output folder"):
-        predict_folder(intensity.make_predictor(raw), links, real, overwrite=True)
-    linked = tmp_path / "linked"
-    linked.symlink_to(real, target_is_directory=True)
-    with pytest.raises(OutputError, match="the output folder is the input folder"):
-        predict_folder(intensity.make_predictor(raw), linked, real, overwrite=True)
-    assert image.read_bytes() == before and names(real) == ["mine.nii.gz"]
+def test_only_what_the_killed_process_of_this_machine_left_is_removed(tmp_path: Path) -> None:
+    others = [".partial-01234567-123-ab-case.nii.gz", f"{partial_prefix(12)}ab-case.nii.gz", "case.nii.gz"]
+    for name in (f"{partial_prefix(123)}ab-case.nii.gz", *others):
+        (tmp_path / name).touch()
+    (tmp_path / f"{partial_prefix(123)}cd" / "probabilities").mkdir(parents=True)
+    stage._remove_parts(tmp_path, None)
+    assert len(names(tmp_path)) == 5
+    stage._remove_parts(tmp_path, 123)
+    assert names(tmp_path) == sorted(others)

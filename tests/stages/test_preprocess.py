@@ -17,7 +17,7 @@ import torch
 from masam_auto.core.dataset import Dataset, open_dataset
 from masam_auto.core.errors import CaseErrors, DatasetError, ImageError, ModelError, OutputError, PlanError
 from masam_auto.core.geometry import CaseProperties, Geometry
-from masam_auto.core.jsonio import read_json, write_json
+from masam_auto.core.jsonio import partial_prefix, read_json, write_json
 from masam_auto.core.labels import Labels
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, NormalizationPlan, Plan, TrainingPlan
@@ -242,13 +242,17 @@ def test_only_what_is_missing_is_made_again(dataset: Dataset, paths: Paths, capl
     preprocess_dataset(dataset, plan, paths, workers=0)
     folder = paths.configuration_folder(dataset.name, "axis0")
     (folder / "case_001_seg.b2nd").unlink()
-    (folder / ".partial-999999999-ab-case_001.b2nd").write_text("left by a killed run")
+    killed = folder / f"{partial_prefix(999999999)}ab-case_001.b2nd"
+    alive = folder / f"{partial_prefix(os.getpid())}ab-case_001.b2nd"
+    elsewhere = folder / ".partial-01234567-999999999-ab-case_001.b2nd"
+    for unfinished in (killed, alive, elsewhere):
+        unfinished.write_text("half")
     before = times(folder)
     preprocess_dataset(dataset, plan, paths, workers=0)
     after = times(folder)
     changed = {name for name in after if after[name] != before.get(name)}
     assert changed == {f"case_001{e}" for e in (".b2nd", "_seg.b2nd", "_locations.npz", ".json")}
-    assert not any(name.startswith(".partial") for name in after)
+    assert {name for name in after if name.startswith(".partial")} == {alive.name, elsewhere.name}
     with caplog.at_level(logging.INFO, logger="masam_auto"):
         preprocess_dataset(dataset, plan, paths)
     assert "nothing to do" in caplog.text

@@ -6,65 +6,27 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
-from torch import nn
 
-from masam_auto.core.dataset import open_dataset, read_description
+from masam_auto.core.dataset import open_dataset
 from masam_auto.core.errors import DatasetError, ModelError, PlanError
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.paths import Paths
-from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, NormalizationPlan, Plan, TrainingPlan
+from masam_auto.core.plan import InferencePlan, Plan
 from masam_auto.core.splits import make_splits, write_splits
 from masam_auto.imaging.io import read_geometry
 from masam_auto.imaging.probability_files import read_probabilities
 from masam_auto.stages import segment, validate
-from masam_auto.stages.predict import Predictor
 from masam_auto.stages.preprocess import preprocess_dataset
 from masam_auto.stages.segment import Member
 from masam_auto.stages.validate import validate_fold
 
 CPU = torch.device("cpu")
-
-
-class ByIntensity(nn.Module):
-    """Class k has values around 100 + 60 k."""
-
-    def __init__(self, outputs: int) -> None:
-        super().__init__()
-        self.values = 100.0 + 60 * torch.arange(outputs)
-        self.eval()
-
-    def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        return -(windows[:, :, :1] - self.values.view(1, 1, -1, 1, 1)).abs()
-
-
-def make_plan(name: str, channels: tuple[str, ...], spacing: tuple[float, float, float]) -> Plan:
-    configuration = Configuration(
-        name="axis0",
-        axis_order=(0, 1, 2),
-        spacing=spacing,
-        median_shape=(6, 16, 14),
-        normalization=(NormalizationPlan(scheme="noNorm", upper=255),) * len(channels),
-        separate_slices=True,
-        window=3,
-        canvas=(32, 32),
-        magnification=1.0,
-        mirror_axes=(),
-        batch_size=1,
-    )
-    return Plan(
-        name="masam",
-        dataset_name=name,
-        channel_names=channels,
-        gpu_memory_gb=0,
-        default_configuration="axis0",
-        configurations={"axis0": configuration},
-        network=NetworkPlan(encoder="vit_t", decoder="multiscale", weights="none", trained="all"),
-        training=TrainingPlan(),
-        inference=InferencePlan(),
-    )
+Make = Callable[..., Path]
+Build = Callable[..., "House"]
 
 
 @dataclasses.dataclass
@@ -85,33 +47,28 @@ class House:
         )  # type: ignore[arg-type]
 
 
-def build(raw: Path, spacing: tuple[float, float, float], monkeypatch: pytest.MonkeyPatch) -> House:
-    root = raw.parents[1]
-    paths = Paths(raw=root / "raw", preprocessed=root / "pp", results=root / "results", weights=root / "weights")
-    dataset = open_dataset(paths, raw.name)
-    plan = make_plan(raw.name, dataset.description.channel_names, spacing)
-    preprocess_dataset(dataset, plan, paths, workers=0)
-    names = [case.identifier for case in dataset.cases]
-    write_splits(paths.preprocessed / raw.name / "splits.json", make_splits(names), dataset.cases)
-    house = House(paths=paths, plan=plan, raw=raw)
-    checkpoint = house.fold / "checkpoint_best"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "checkpoint.json").write_text("{}")
-    description = read_description(raw / "dataset.json", name=raw.name)
+@pytest.fixture
+def build(intensity: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Build:
+    """Makes a house of a raw data set, whose network reads classes off the intensities."""
 
-    def load(*arguments: object, **options: object) -> Predictor:
-        network = ByIntensity(description.labels.num_outputs)
-        member = Member(networks=(network,), plan=plan, configuration=plan.configuration(None))
-        return Predictor(members=(member,), description=description, device=CPU)
+    def make(raw: Path, spacing: tuple[float, float, float] = (3.0, 1.0, 0.8)) -> House:
+        root = raw.parents[1]
+        paths = Paths(raw=root / "raw", preprocessed=root / "pp", results=root / "results", weights=root / "weights")
+        dataset = open_dataset(paths, raw.name)
+        predictor = intensity.make_predictor(raw, spacing=spacing)
+        house = House(paths=paths, plan=predictor.members[0].plan, raw=raw)
+        preprocess_dataset(dataset, house.plan, paths, workers=0)
+        names = [case.identifier for case in dataset.cases]
+        write_splits(paths.preprocessed / raw.name / "splits.json", make_splits(names), dataset.cases)
+        write_json(house.fold / "checkpoint_best" / "checkpoint.json", {})
+        monkeypatch.setattr(validate, "load_predictor", lambda *arguments, **options: predictor)
+        return house
 
-    monkeypatch.setattr(validate, "load_predictor", load)
-    return house
+    return make
 
 
-def test_validation_cases_are_predicted_on_their_own_grids(
-    raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    house = build(raw_dataset(cases=5), (3.0, 1.0, 0.8), monkeypatch)
+def test_validation_cases_are_predicted_on_their_own_grids(raw_dataset: Make, build: Build) -> None:
+    house = build(raw_dataset(cases=5))
     summary = house.validate()
     held_out = json.loads((house.paths.preprocessed / house.raw.name / "splits.json").read_text())[0]["val"]
     assert [path.name for path in house.fold.glob("validation/*.nii.gz")] == [f"{held_out[0]}.nii.gz"]
@@ -121,16 +78,14 @@ def test_validation_cases_are_predicted_on_their_own_grids(
     assert predicted.difference(read_geometry(house.raw / "imagesTr" / f"{held_out[0]}_0000.nii.gz")) is None
 
 
-def test_videos_are_validated_frame_by_frame(
-    video_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    house = build(video_dataset(sequences=2, colour=False), (1.0, 1.0, 1.0), monkeypatch)
+def test_videos_are_validated_frame_by_frame(video_dataset: Make, build: Build) -> None:
+    house = build(video_dataset(sequences=2, colour=False), (1.0, 1.0, 1.0))
     summary = house.validate()
     assert len(summary["metric_per_case"]) == 4
     assert summary["foreground_mean"]["Dice"] > 0.95
 
 
-def test_references_may_lie_anywhere(raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_references_may_lie_anywhere(raw_dataset: Make, build: Build) -> None:
     raw = raw_dataset(cases=2)
     description = json.loads((raw / "dataset.json").read_text())
     (raw / "labelsTr").rename(raw / "truth")
@@ -139,13 +94,11 @@ def test_references_may_lie_anywhere(raw_dataset: Callable[..., Path], monkeypat
         for i in range(2)
     }
     (raw / "dataset.json").write_text(json.dumps(description))
-    assert build(raw, (3.0, 1.0, 0.8), monkeypatch).validate()["foreground_mean"]["Dice"] > 0.98
+    assert build(raw).validate()["foreground_mean"]["Dice"] > 0.98
 
 
-def test_predictions_newer_than_the_checkpoint_are_kept(
-    raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
+def test_predictions_newer_than_the_checkpoint_are_kept(raw_dataset: Make, build: Build) -> None:
+    house = build(raw_dataset(cases=2))
     house.validate()
     (file,) = house.fold.glob("validation/*.nii.gz")
     made = file.stat().st_mtime_ns
@@ -161,10 +114,10 @@ def test_predictions_newer_than_the_checkpoint_are_kept(
 
 
 def test_a_summary_never_stands_beside_predictions_of_another_checkpoint(
-    raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    raw_dataset: Make, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An interrupted validation leaves new segmentations, and no summary of old ones."""
-    house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
+    house = build(raw_dataset(cases=2))
     house.validate()
     summary = house.fold / "validation" / "summary.json"
     assert summary.is_file()
@@ -182,10 +135,8 @@ def test_a_summary_never_stands_beside_predictions_of_another_checkpoint(
     assert summary.is_file()
 
 
-def test_predictions_of_another_checkpoint_or_otherwise_made_are_not_kept(
-    raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
+def test_predictions_of_another_checkpoint_or_otherwise_made_are_not_kept(raw_dataset: Make, build: Build) -> None:
+    house = build(raw_dataset(cases=2))
     latest = house.fold / "checkpoint_latest"
     latest.mkdir()
     write_json(latest / "checkpoint.json", {"epoch": 7})
@@ -204,8 +155,8 @@ def test_predictions_of_another_checkpoint_or_otherwise_made_are_not_kept(
     assert file.stat().st_mtime_ns > made
 
 
-def test_how_to_predict_is_the_given_plans(raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
+def test_how_to_predict_is_the_given_plans(raw_dataset: Make, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = build(raw_dataset(cases=2))
     predict, mirrored = segment.predict_logits, []
 
     def noted(member: Member, *arguments: object) -> object:
@@ -218,10 +169,8 @@ def test_how_to_predict_is_the_given_plans(raw_dataset: Callable[..., Path], mon
     assert mirrored == [False]
 
 
-def test_the_folds_of_the_training_are_validated(
-    raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    house = build(raw_dataset(cases=3), (3.0, 1.0, 0.8), monkeypatch)
+def test_the_folds_of_the_training_are_validated(raw_dataset: Make, build: Build) -> None:
+    house = build(raw_dataset(cases=3))
     own = house.fold.parent / "splits.json"
     write_json(own, [{"train": ["case_000", "case_001"], "val": ["case_002"]}])
     write_json(
@@ -235,16 +184,16 @@ def test_the_folds_of_the_training_are_validated(
         house.validate()
 
 
-def test_missing_arrays_are_named(raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
+def test_missing_arrays_are_named(raw_dataset: Make, build: Build) -> None:
+    house = build(raw_dataset(cases=2))
     for file in house.paths.configuration_folder(house.raw.name, "axis0").glob("case_*.b2nd"):
         file.unlink()
     with pytest.raises(PlanError, match="1 of 1 cases are not preprocessed"):
         house.validate()
 
 
-def test_nothing_trained_at_all(raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
+def test_nothing_trained_at_all(raw_dataset: Make, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = build(raw_dataset(cases=2))
     monkeypatch.undo()
     shutil.rmtree(house.fold.parent)
     with pytest.raises(ModelError, match=r"fold 0 of .* has no checkpoint .*folds with one: none.*Train it"):
@@ -252,10 +201,8 @@ def test_nothing_trained_at_all(raw_dataset: Callable[..., Path], monkeypatch: p
     assert not house.fold.exists()
 
 
-def test_raw_data_outside_the_roots_are_found_again(
-    raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
+def test_raw_data_outside_the_roots_are_found_again(raw_dataset: Make, build: Build) -> None:
+    house = build(raw_dataset(cases=2))
     moved = house.raw.parents[1] / "elsewhere" / house.raw.name
     moved.parent.mkdir()
     house.raw.rename(moved)
@@ -265,15 +212,15 @@ def test_raw_data_outside_the_roots_are_found_again(
     assert house.validate()["foreground_mean"]["Dice"] > 0.98
 
 
-def test_arrays_of_another_plan_are_refused(raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
+def test_arrays_of_another_plan_are_refused(raw_dataset: Make, build: Build) -> None:
+    house = build(raw_dataset(cases=2))
     changed = dataclasses.replace(house.plan.configuration(None), spacing=(3.0, 2.0, 2.0))
     with pytest.raises(PlanError, match="another plan"):
         validate_fold(house.paths, house.raw.name, house.plan, changed, 0, device=CPU)
 
 
-def test_a_fold_without_checkpoint(raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
+def test_a_fold_without_checkpoint(raw_dataset: Make, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = build(raw_dataset(cases=2))
     monkeypatch.undo()
     write_json(house.fold.parent / "plan.json", house.plan)
     write_json(house.fold.parent / "dataset.json", json.loads((house.raw / "dataset.json").read_text()))
@@ -283,10 +230,8 @@ def test_a_fold_without_checkpoint(raw_dataset: Callable[..., Path], monkeypatch
         house.validate()
 
 
-def test_probabilities_are_saved_where_asked_for_and_kept(
-    raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    house = build(raw_dataset(cases=2), (3.0, 1.0, 0.8), monkeypatch)
+def test_probabilities_are_saved_where_asked_for_and_kept(raw_dataset: Make, build: Build) -> None:
+    house = build(raw_dataset(cases=2))
     house.validate()
     assert not list(house.fold.glob("validation/*.npz"))
     house.validate(save_probabilities=True)  # predicted again for their sake
