@@ -35,6 +35,7 @@ bench: install
 
 # torch comes from where pip is told to look: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu for a machine without a GPU
 nnunet-env:
+	@echo "installing nnU-Net into .nnunet_env: once, several minutes"
 	$(PYTHON) -m venv .nnunet_env
 	.nnunet_env/bin/python -m pip install -qq --disable-pip-version-check -c constraints-nnunet.txt nnunetv2
 	@.nnunet_env/bin/python -c 'import nnunetv2.training.nnUNetTrainer.nnUNetTrainer' && echo "nnU-Net is ready: masam_compare finds it"

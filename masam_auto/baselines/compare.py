@@ -1,6 +1,7 @@
 """Methods on the same fold: train, predict, score with two evaluations, and put the results side by side."""
 
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,10 +9,10 @@ from typing import Any
 
 from masam_auto.baselines.comparison_figures import draw_boxes, draw_extremes, draw_time
 from masam_auto.baselines.comparison_tables import describe_comparison
-from masam_auto.baselines.method import Method, Prediction, Training
-from masam_auto.baselines.results import Result, differences, largest_difference, read_scores
+from masam_auto.baselines.method import Method, Prediction, Training, raw_digest
+from masam_auto.baselines.results import TOLERANCE, Result, differences, largest_difference, read_scores
 from masam_auto.core.dataset import Case, Dataset
-from masam_auto.core.errors import OutputError
+from masam_auto.core.errors import DatasetError, MasamError, OutputError, first_few
 from masam_auto.core.jsonio import read_json, to_plain, write_bytes, write_json
 from masam_auto.imaging.io import label_ending
 from masam_auto.stages.evaluate import SUMMARY_NAME, evaluate_files
@@ -19,7 +20,7 @@ from masam_auto.stages.evaluate import SUMMARY_NAME, evaluate_files
 logger = logging.getLogger(__name__)
 
 RUN_NAME = "run.json"
-TOLERANCE = 1e-6  # of Dice between the two evaluations
+LONG = ("raw data", "training cases", "cases")  # of a request: nobody would read them in a message
 
 # predictions, references, output -> summary in nnU-Net's schema
 SecondOpinion = Callable[[Path, Path, Path], dict[str, Any]]
@@ -27,10 +28,11 @@ SecondOpinion = Callable[[Path, Path, Path], dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
-    """run.json: what was asked of a method, and what has been done of it."""
+    """run.json: what was asked of a method, and what has been done of it, on which hardware (None in older ones)."""
 
-    version: int = 1
+    version: int = 2
     request: dict[str, Any]
+    hardware: str | None = None
     training: Training
     prediction: Prediction | None = None
 
@@ -42,6 +44,7 @@ def compare_methods(
     folder: Path,
     *,
     heading: Sequence[str],
+    hardware: str,
     second_opinion: SecondOpinion | None = None,
     workers: int = 0,
 ) -> tuple[Result, ...]:
@@ -52,7 +55,8 @@ def compare_methods(
         dataset: the raw data.
         cases: the fold's validation cases, with labels.
         folder: where the results go; also FOLDER/METHOD/{run.json, predictions/, summary.json}.
-        heading: title and lines that say what was compared and where, for the tables.
+        heading: title and lines that say what was compared, for the tables.
+        hardware: that the methods run on now, in words.
         second_opinion: scores a folder of predictions independently.
         workers: processes for our evaluation.
 
@@ -60,52 +64,69 @@ def compare_methods(
         One result a method; also written to comparison.json, comparison.md and pictures.
 
     Raises:
+        DatasetError: a case has no labels.
         OutputError: a method's folder is of another request.
         MasamError: of any kind that a method raises; those that are finished are kept.
     """
     ending = label_ending(dataset.description.file_ending)
     references = _link_references(cases, folder / "references", ending)
+    raw = raw_digest(dataset)
     results = []
     for method in methods:
-        training, prediction = run_method(method, cases, folder / method.name)
-        result = Result(name=method.name, training=training, prediction=prediction, scores={})
+        result = run_method(method, cases, folder / method.name, raw=raw, hardware=hardware)
         results.append(_score(result, dataset, references, folder / method.name, ending, second_opinion, workers))
     ours, *others = results
-    found = {other.name: differences(ours, other) for other in others}
+    case_of = {frame: case.identifier for case in cases for frame in case.frames}
+    found = {other.name: differences(ours, other, case_of) for other in others}
     write_json(
         folder / "comparison.json",
         {"heading": list(heading), "methods": results, "ours_minus": found},
     )
     draw_boxes(folder / "dice.png", results)
-    draw_time(folder / "dice_and_time.png", results)
+    draw_time(folder / "dice_and_time.png", results, case_of)
     pictures = draw_extremes(folder, results, cases, dataset.description, ending)
     text = describe_comparison(results, found, heading, ["dice.png", "dice_and_time.png", *pictures])
     write_bytes(folder / "comparison.md", text.encode())
     return tuple(results)
 
 
-def run_method(method: Method, cases: Sequence[Case], folder: Path) -> tuple[Training, Prediction]:
-    """Train and predict, leaving out what is done already.
+def run_method(method: Method, cases: Sequence[Case], folder: Path, *, raw: str, hardware: str) -> Result:
+    """Train and predict, leaving out what is done already; the result has no scores yet.
+
+    Args:
+        method: what to run.
+        cases: to predict.
+        folder: for run.json and predictions/.
+        raw: digest of the raw data.
+        hardware: that it runs on now, in words.
 
     Raises:
         OutputError: what is there was done for another request.
     """
-    file, request = folder / RUN_NAME, to_plain({**method.request, "cases": [case.identifier for case in cases]})
+    file = folder / RUN_NAME
+    request = to_plain({**method.request, "raw data": raw, "cases": [case.identifier for case in cases]})
     record = read_json(file, RunRecord, what="record of a comparison") if file.is_file() else None
-    if record is not None and record.request != request:
-        raise OutputError(
-            f"{folder} was run with {_said(record.request, request)}. Ask for the same again, or remove {folder}."
-        )
+    if record is not None:
+        if said := _said(record.request, request):
+            raise OutputError(f"{folder} was run with {said}. Ask for the same again, or remove {folder}.")
+        if method.trained() not in (None, record.training):
+            logger.info("%s: there is another training than the one that was compared", method.name)
+            record = None
     if record is None:
         logger.info("%s: training", method.name)
-        record = RunRecord(request=request, training=method.train())
+        record = RunRecord(request=request, hardware=hardware, training=method.train())
         write_json(file, record)
     if record.prediction is None:
         logger.info("%s: predicting %s cases", method.name, len(cases))
-        record = replace(record, prediction=method.predict(cases, folder / "predictions"))
+        predictions = folder / "predictions"
+        shutil.rmtree(predictions, ignore_errors=True)  # of other cases, perhaps
+        predictions.mkdir(parents=True)
+        record = replace(record, prediction=method.predict(cases, predictions))
         write_json(file, record)
     assert record.prediction is not None
-    return record.training, record.prediction
+    return Result(
+        name=method.name, hardware=record.hardware, training=record.training, prediction=record.prediction, scores={}
+    )
 
 
 def _score(
@@ -124,7 +145,11 @@ def _score(
     result = replace(result, scores=read_scores(summary, labels, ending))
     if second_opinion is None:
         return result
-    other = second_opinion(predictions, references, folder / "nnunet_summary.json")
+    try:
+        other = second_opinion(predictions, references, folder / "nnunet_summary.json")
+    except MasamError as error:  # e.g. files that nnU-Net cannot read; our scores stand
+        logger.warning("%s: not scored by nnU-Net's evaluation. %s", result.name, error)
+        return result
     result = replace(result, disagreement=largest_difference(summary, other))
     if result.disagreement is not None and not result.disagreement <= TOLERANCE:
         logger.warning(
@@ -136,17 +161,19 @@ def _score(
 
 def _link_references(cases: Sequence[Case], folder: Path, ending: str) -> Path:
     """A folder of links to the cases' label files, wherever they are: nnU-Net's evaluation takes folders."""
-    folder.mkdir(parents=True, exist_ok=True)
+    if unlabelled := [case.identifier for case in cases if case.labels is None]:
+        raise DatasetError(
+            f"cases of the fold have no labels to compare with: {first_few(unlabelled)}. Bring them back."
+        )
+    shutil.rmtree(folder, ignore_errors=True)  # of other cases, or leading elsewhere
+    folder.mkdir(parents=True)
     for case in cases:
         for frame, label in zip(case.frames, case.labels or (), strict=True):
-            link = folder / f"{frame}{ending}"
-            if not link.is_symlink():
-                link.symlink_to(label.resolve())
+            (folder / f"{frame}{ending}").symlink_to(label.resolve())
     return folder
 
 
 def _said(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """In which points two requests differ."""
-    changed = [key for key in now if before.get(key) != now[key]]
-    words = [f"{key} {before.get(key)} instead of {now[key]}" for key in changed if key != "cases"]
-    return ", ".join([*words, *(["other cases"] if "cases" in changed else [])])
+    """In which points two requests differ, of those that were noted; an older record has fewer."""
+    changed = [key for key in now if key in before and before[key] != now[key]]
+    return ", ".join(f"other {key}" if key in LONG else f"{key} {before[key]} instead of {now[key]}" for key in changed)

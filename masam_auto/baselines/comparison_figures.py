@@ -1,13 +1,13 @@
 """A comparison in pictures: box plots, Dice against training time, and single cases side by side."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from masam_auto.baselines.paired import bootstrap_interval
+from masam_auto.baselines.paired import bootstrap_interval, case_means
 from masam_auto.baselines.results import MEAN, Result
 from masam_auto.core.dataset import Case, DatasetDescription
 from masam_auto.core.jsonio import atomic_path
@@ -35,27 +35,21 @@ def draw_boxes(path: Path, results: Sequence[Result]) -> None:
     _draw(path, draw, panels=len(labels), width=max(2.6, 0.75 * len(results)))
 
 
-def draw_time(path: Path, results: Sequence[Result]) -> None:
+def draw_time(path: Path, results: Sequence[Result], case_of: Mapping[str, str]) -> None:
     """Mean Dice, with its bootstrap interval over the cases, against the CPU-seconds and the wall clock of training."""
+    cases = [case_of[name] for name in sorted(results[0].scores)]
 
     def draw(panels: "Sequence[Axes]") -> None:
         for axes, unit in zip(panels, ("CPU-seconds", "seconds of wall clock"), strict=True):
             for number, result in enumerate(results):
                 used = result.training.cpu_seconds if unit == "CPU-seconds" else result.training.seconds
-                values = np.array([value for value in result.values(MEAN, "Dice") if not math.isnan(value)])
+                values = case_means(np.asarray(result.values(MEAN, "Dice")), cases)
                 if not len(values):
                     continue
                 low, high = bootstrap_interval(values, seed=0)
                 mean = values.mean()
-                axes.errorbar(
-                    used,
-                    mean,
-                    yerr=[[mean - low], [high - mean]],
-                    fmt="o",
-                    capsize=4,
-                    color=f"C{number}",
-                    label=result.name,
-                )
+                bars = None if low is None or high is None else [[mean - low], [high - mean]]
+                axes.errorbar(used, mean, yerr=bars, fmt="o", capsize=4, color=f"C{number}", label=result.name)
             axes.set_xlabel(f"training, {unit}")
             axes.set_xlim(0, 1.1 * axes.get_xlim()[1])
             axes.grid(visible=True, alpha=0.3)

@@ -5,11 +5,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from masam_auto.baselines.paired import LEVEL, RESAMPLES, PairedDifference
-from masam_auto.baselines.results import MEAN, SHOWN, Result
+from masam_auto.baselines.results import MEAN, SHOWN, TOLERANCE, Result
 from masam_auto.core.summary import mean_of_known
+from masam_auto.stages.evaluate import Scoring
 
 DIGITS = {"Dice": 4, "HD95_mm": 2, "NSD": 4}
-UNITS = {"Dice": "Dice", "HD95_mm": "HD95, mm", "NSD": "NSD at 2 mm"}
+UNITS = {"Dice": "Dice", "HD95_mm": "HD95, mm", "NSD": f"NSD at {Scoring().tolerance:g} mm"}
 
 
 def describe_comparison(
@@ -35,7 +36,8 @@ def describe_comparison(
         f"Ours minus theirs: mean over the cases, in brackets its {LEVEL:.0%} interval from {RESAMPLES:,} bootstrap resamples of "
         "the cases; p of Wilcoxon's signed-rank test, two-sided, not corrected for several tests. "
         "They tell of the cases, not of what another training of the same method would reach. "
-        "(n) is the number of cases with a value, where it is not all: a distance needs both masks.",
+        "(n) is the number of cases with a value, where it is not all: a distance needs both masks, a Dice at least one. "
+        "Cases where either method has no value are not in the difference. The frames of a video count as one case there.",
         "## Cost",
         cost_table(results),
         agreement(results),
@@ -75,17 +77,28 @@ def cost_table(results: Sequence[Result]) -> str:
             f"{statistics.median(prediction.cpu_seconds.values()):.2f}", "; ".join(training.remarks),
         ])  # fmt: skip
     note = "A case: median, from the raw image to the written segmentation."
-    return f"{_table(header, rows)}\n\n{note}"
+    places: dict[str, list[str]] = {}
+    for result in results:
+        places.setdefault(result.hardware or "hardware that was not noted", []).append(result.name)
+    where = "; ".join(f"{', '.join(names)}: {place}" for place, names in places.items())
+    return f"{_table(header, rows)}\n\n{note} Computed on: {next(iter(places)) if len(places) == 1 else where}."
 
 
 def agreement(results: Sequence[Result]) -> str:
     """What the two evaluations say of the same predictions."""
-    known = [result.disagreement for result in results if result.disagreement is not None]
+    known = {result.name: result.disagreement for result in results if result.disagreement is not None}
     if not known:
         return "Scored by masam_evaluate alone; nnU-Net's evaluation was not at hand."
+    who = "All predictions" if len(known) == len(results) else f"The predictions of {', '.join(known)}"
+    largest = max(known.values())
+    verdict = (
+        ""
+        if largest <= TOLERANCE
+        else " **They do not agree**: compare the methods' summary.json and nnunet_summary.json."
+    )
     return (
-        "All predictions were scored by masam_evaluate and by the function behind nnUNetv2_evaluate_folder; their Dice of a "
-        f"case and class differ by {max(known):.1g} at most."
+        f"{who} were scored by masam_evaluate and by the function behind nnUNetv2_evaluate_folder; their Dice of a case and "
+        f"class differ by {largest:.1g} at most.{verdict}"
     )
 
 
@@ -99,10 +112,11 @@ def case_table(results: Sequence[Result]) -> str:
 
 
 def _paired(paired: PairedDifference | None) -> list[str]:
-    if paired is None or paired.mean is None or paired.low is None or paired.high is None or paired.p_value is None:
+    if paired is None or paired.mean is None or paired.p_value is None:
         return ["", ""]
     p_value = f"{paired.p_value:.2g}" if paired.p_value >= 1e-4 else f"{paired.p_value:.0e}"
-    return [f"{paired.mean:+.4f} [{paired.low:+.4f}, {paired.high:+.4f}]", p_value]
+    interval = "" if paired.low is None or paired.high is None else f" [{paired.low:+.4f}, {paired.high:+.4f}]"
+    return [f"{paired.mean:+.4f}{interval}", p_value]
 
 
 def _mean(values: Sequence[float], digits: int) -> str:
@@ -116,4 +130,5 @@ def _number(value: float, digits: int) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]  # of a name
+    return "\n".join(f"| {' | '.join(line)} |" for line in escaped)

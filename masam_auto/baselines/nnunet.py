@@ -3,17 +3,19 @@
 import functools
 import logging
 import os
-import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from masam_auto.baselines.method import Method, Prediction, Training
+import torch
+
+from masam_auto.baselines.method import Method, Prediction, Training, raw_digest
+from masam_auto.baselines.program import run_program
 from masam_auto.core.dataset import Case, Dataset
 from masam_auto.core.errors import ModelError, OutputError
-from masam_auto.core.jsonio import read_plain, write_bytes, write_json
+from masam_auto.core.jsonio import read_plain, write_json
 from masam_auto.core.plan import TrainingPlan
 from masam_auto.imaging.io import label_ending
 from masam_auto.learning.schedule import parse_budget
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 RUNNER = Path(__file__).with_name("nnunet_runner.py")
 ITERATIONS_PER_EPOCH = 250
 LAST_LINES = 3
+# What a user may tell nnU-Net about the machine; its other variables (other folders, wandb) would change what is compared.
+KEPT_VARIABLES = ("nnUNet_compile", "nnUNet_n_proc_DA")
 
 # name -> nnU-Net's configuration and trainer
 VARIANTS = {
@@ -35,27 +39,48 @@ VARIANTS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NnUNet:
-    """nnU-Net beside us: its Python, and the folder for its raw (a link), preprocessed and results folders."""
+    """nnU-Net beside us: its Python, the folder for its raw (a link), preprocessed and results folders, its variables."""
 
     python: Path
     folder: Path
+    environment: Mapping[str, str]
+    version: str = ""
 
 
-def open_nnunet(python: Path, folder: Path) -> NnUNet:
+def open_nnunet(python: Path, folder: Path, environment: Mapping[str, str]) -> NnUNet:
     """Look whether nnU-Net works there, and note its versions in FOLDER/versions.json.
+
+    Args:
+        python: of its environment.
+        folder: for all that it writes.
+        environment: variables for it, of `environment_for`.
 
     Raises:
         ModelError: no such Python, or it cannot import nnU-Net.
     """
-    if not python.is_file():
-        raise ModelError(
-            f"nnU-Net's Python is not at {python}. Make its environment with `make nnunet-env`, or give --nnunet_python PATH."
-        )
-    nnunet = NnUNet(python=python.absolute(), folder=folder.absolute())
-    versions = _run(nnunet, "versions", {})
+    remedy = "Make its environment with `make nnunet-env`, or give --nnunet_python PATH."
+    if not python.is_file() or not os.access(python, os.X_OK):
+        raise ModelError(f"nnU-Net's Python is not at {python}. {remedy}")
+    nnunet = NnUNet(python=python.absolute(), folder=folder.absolute(), environment=environment)
+    try:
+        versions = _run(nnunet, "start", {})
+    except ModelError as error:
+        raise ModelError(f"{error} {remedy}") from error
     write_json(nnunet.folder / "versions.json", versions)
     logger.info("nnU-Net %s with torch %s: %s", versions["nnunetv2"], versions["torch"], python)
-    return nnunet
+    return replace(nnunet, version=versions["nnunetv2"])
+
+
+def environment_for(device: torch.device, environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables for nnU-Net: ours, without those of other uses of it; it sees the chosen GPU as its first."""
+    kept = {
+        name: value for name, value in environment.items()
+        if not name.startswith("nnUNet_") or name in KEPT_VARIABLES
+    }  # fmt: skip
+    if device.type == "cuda" and device.index:
+        visible = environment.get("CUDA_VISIBLE_DEVICES", "")
+        kept["CUDA_VISIBLE_DEVICES"] = visible.split(",")[device.index] if visible else str(device.index)
+    return kept
 
 
 def nnunet_method(
@@ -85,6 +110,14 @@ def nnunet_method(
     """
     configuration, trainer = VARIANTS[name]
     parsed = parse_budget(budget, replace(TrainingPlan(), steps_per_epoch=ITERATIONS_PER_EPOCH)) if budget else None
+    folds = _frames_of(read_plain(splits, what="splits file"), dataset.cases)
+    request = {
+        "budget": budget,
+        "batch": batch,
+        "device": device,
+        "nnU-Net": nnunet.version,
+        "training cases": folds[fold]["train"],
+    }
     job = {
         "dataset": dataset.name,
         "configuration": configuration,
@@ -96,10 +129,19 @@ def nnunet_method(
     }
     return Method(
         name=name,
-        train=functools.partial(_train, nnunet, job, dataset, splits, processes),
+        train=functools.partial(_train, nnunet, {**job, "request": request}, dataset, folds, processes),
         predict=functools.partial(_predict, nnunet, job),
-        request={"budget": budget, "batch": batch, "device": device},
+        request=request,
     )
+
+
+def _frames_of(splits: list[dict[str, list[str]]], cases: Sequence[Case]) -> list[dict[str, list[str]]]:
+    """Splits with each video as its frames, which are cases to nnU-Net."""
+    frames = {case.identifier: case.frames for case in cases}
+    return [
+        {side: [frame for name in fold[side] for frame in frames.get(name, (name,))] for side in ("train", "val")}
+        for fold in splits
+    ]
 
 
 def evaluate_with_nnunet(
@@ -136,10 +178,12 @@ def evaluate_with_nnunet(
     return read_plain(output, what="summary of nnU-Net")
 
 
-def _train(nnunet: NnUNet, job: dict[str, Any], dataset: Dataset, splits: Path, processes: int) -> Training:
+def _train(
+    nnunet: NnUNet, job: dict[str, Any], dataset: Dataset, folds: list[dict[str, list[str]]], processes: int
+) -> Training:
     _prepare(nnunet, dataset, job["configuration"], processes)
-    write_bytes(nnunet.folder / "preprocessed" / dataset.name / "splits_final.json", splits.read_bytes())
-    result = _run(nnunet, "train", job)
+    write_json(nnunet.folder / "preprocessed" / dataset.name / "splits_final.json", folds)
+    result = _run(nnunet, "train", {**job, "request": {**job["request"], "raw data": raw_digest(dataset)}})
     batch, planned = result["batch"], result["planned_batch"]
     remarks = [f"patch {' x '.join(map(str, result.pop('patch')))}"]
     if job["budget"]:
@@ -166,41 +210,49 @@ def _predict(nnunet: NnUNet, job: dict[str, Any], cases: Sequence[Case], output:
 
 
 def _prepare(nnunet: NnUNet, dataset: Dataset, configuration: str, processes: int) -> None:
-    """Fingerprint, plan and preprocess, unless that is done; the raw folder is reached through a link."""
-    done = nnunet.folder / f"prepared_{configuration}.json"
+    """Fingerprint, plan and preprocess, unless that was done of the same raw data; they are reached through a link."""
     link = nnunet.folder / "raw" / dataset.name
     source = dataset.folder.resolve()
     if link.is_symlink() and link.resolve() != source:
         raise OutputError(f"{link} leads to {link.resolve()}, not to {source}. Remove {nnunet.folder} to prepare anew.")
-    if done.is_file():
-        return
     link.parent.mkdir(parents=True, exist_ok=True)
     if not link.is_symlink():
         link.symlink_to(source, target_is_directory=True)
+    raw, own = raw_digest(dataset), nnunet.folder / f"prepared_{configuration}.json"
+    records = {file: read_plain(file, what="record of nnU-Net") for file in nnunet.folder.glob("prepared_*.json")}
+    done = {file for file, record in records.items() if record.get("raw data", raw) == raw}  # older ones do not say
+    if own in done:
+        return
     logger.info("nnU-Net plans and preprocesses %s, %s", dataset.name, configuration)
-    job = {"dataset": dataset.name, "configurations": [configuration], "processes": processes}
-    write_json(done, _run(nnunet, "prepare", job))
+    job = {"dataset": dataset.name, "configurations": [configuration], "processes": processes, "anew": not done}
+    write_json(own, {**_run(nnunet, "prepare", job), "raw data": raw})
 
 
 def _run(nnunet: NnUNet, action: str, job: dict[str, Any]) -> dict[str, Any]:
     """Have nnU-Net's Python do a job; what it prints goes to FOLDER/nnunet.log.
 
     Raises:
-        ModelError: it failed, or nnU-Net cannot do it.
+        ModelError: that Python cannot be run, it failed, or nnU-Net cannot do it.
     """
     log = nnunet.folder / "nnunet.log"
     nnunet.folder.mkdir(parents=True, exist_ok=True)
     folders = {name: str(nnunet.folder / name) for name in ("raw", "preprocessed", "results")}
     with tempfile.TemporaryDirectory(prefix=f"{action}-", dir=nnunet.folder) as own, open(log, "ab") as handle:
-        request, result = Path(own, "job.json"), Path(own, "result.json")
+        request, result, said = Path(own, "job.json"), Path(own, "result.json"), handle.tell()
         write_json(request, {**job, "action": action, "folders": folders, "result": str(result)})
         # -I: neither our package's folder nor PYTHONPATH may hide modules of nnU-Net's environment
         command = [os.fspath(nnunet.python), "-I", os.fspath(RUNNER), os.fspath(request)]
-        code = subprocess.run(command, stdout=handle, stderr=handle, stdin=subprocess.DEVNULL, check=False).returncode
+        try:
+            code = run_program(command, stdout=handle, stderr=handle, env=nnunet.environment)
+        except OSError as error:
+            raise ModelError(f"{nnunet.python} cannot be run: {error.strerror}.") from error
         answer = read_plain(result, what="answer of nnU-Net") if result.is_file() else None
     if code != 0 or answer is None:
-        last = " / ".join(log.read_text(errors="replace").splitlines()[-LAST_LINES:])
-        raise ModelError(f"nnU-Net failed to {action} (exit code {code}): {last}. All it said is in {log}.")
+        lines = log.read_bytes()[said:].decode(errors="replace").splitlines()
+        last = " / ".join([line.strip() for line in lines if line.strip()][-LAST_LINES:]).rstrip(".") or "nothing said"
+        memory = code == -9 or "out of memory" in last
+        remedy = " Give it a smaller batch: --nnunet_batch CONFIGURATION=N." if memory and action == "train" else ""
+        raise ModelError(f"nnU-Net failed to {action} (exit code {code}): {last}. All it said is in {log}.{remedy}")
     if "refused" in answer:
         raise ModelError(f"{answer['refused']}. Leave it out of --with.")
     found: dict[str, Any] = answer

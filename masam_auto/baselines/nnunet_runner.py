@@ -6,17 +6,21 @@ nnU-Net cannot do it. Trainer classes are imported here by name, because nnU-Net
 and fails where one of their libraries is broken.
 """
 
+import contextlib
 import importlib
 import json
+import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 PLANS = "nnUNetPlans"
-WEIGHTS = "weights.pth"
+WEIGHTS, LATEST, REQUEST = "weights.pth", "checkpoint_latest.pth", "request.json"
+USED = "used"  # what a checkpoint's training has used, among nnU-Net's init_args
+SAVE_SECONDS = 600.0
 TRAINERS = {
     "nnUNetTrainer": "nnunetv2.training.nnUNetTrainer.nnUNetTrainer",
     "nnUNetTrainerNoMirroring": "nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoMirroring",
@@ -28,7 +32,29 @@ class Refused(Exception):
     """nnU-Net cannot do what is asked; the text goes to the user."""
 
 
-def versions(job: Job) -> dict[str, str]:
+class Account:
+    """What a training has used, with earlier sessions: iterations, wall clock, and CPU-seconds of threads and workers."""
+
+    def __init__(self, iterations: int = 0, seconds: float = 0.0, cpu_seconds: float = 0.0) -> None:
+        self.iterations = iterations
+        self._earlier = (seconds, cpu_seconds)
+        self.start()
+
+    def start(self) -> None:
+        """Now begins what counts of this session."""
+        self._started = (time.perf_counter(), _cpu_seconds())
+
+    def seconds(self) -> float:
+        return self._earlier[0] + time.perf_counter() - self._started[0]
+
+    def cpu_seconds(self) -> float:
+        return self._earlier[1] + _cpu_seconds() - self._started[1]
+
+    def used(self) -> dict[str, Any]:
+        return {"iterations": self.iterations, "seconds": self.seconds(), "cpu_seconds": self.cpu_seconds()}
+
+
+def start(job: Job) -> dict[str, str]:
     """What there is."""
     from importlib.metadata import version
 
@@ -50,7 +76,7 @@ def prepare(job: Job) -> dict[str, Any]:
     started = time.perf_counter()
     number, processes = _number(job["dataset"]), job["processes"]
     extract_fingerprint_dataset(
-        number, DatasetFingerprintExtractor, processes, clean=False, verbose=False, show_progress_bar=False
+        number, DatasetFingerprintExtractor, processes, clean=job["anew"], verbose=False, show_progress_bar=False
     )
     plan_experiment_dataset(number, ExperimentPlanner)
     for configuration in job["configurations"]:
@@ -60,23 +86,23 @@ def prepare(job: Job) -> dict[str, Any]:
 
 
 def train(job: Job) -> dict[str, Any]:
-    """Train one fold, with nnU-Net's own loop, or for a budget."""
+    """Train one fold, with nnU-Net's own loop, or for a budget; what an interrupted training left is taken up."""
     import torch
 
-    trainer, planned_batch = _make_trainer(job)
-    started_wall, started_cpu = time.perf_counter(), time.process_time()
+    trainer, planned_batch = _make_trainer(job, _preprocessed(job) / f"{PLANS}.json")
+    account = _take_up(trainer, job["request"])
+    _save_with(trainer, account)
     if job["budget"] is None:
         trainer.run_training()
-        iterations = trainer.num_epochs * trainer.num_iterations_per_epoch
+        account.iterations = trainer.num_epochs * trainer.num_iterations_per_epoch
     else:
         trainer.on_train_start()
-        started_wall, started_cpu = time.perf_counter(), time.process_time()
-        iterations = _train_within(trainer, **job["budget"])
-    used = {"seconds": time.perf_counter() - started_wall, "cpu_seconds": time.process_time() - started_cpu}
+        account.start()
+        _train_within(trainer, account, **job["budget"])
+    used = account.used()
     torch.save(trainer.network.state_dict(), Path(trainer.output_folder) / WEIGHTS)
     return {
         **used,
-        "iterations": iterations,
         "batch": trainer.batch_size,
         "planned_batch": planned_batch,
         "patch": [int(side) for side in trainer.configuration_manager.patch_size],
@@ -90,7 +116,8 @@ def predict(job: Job) -> dict[str, Any]:
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    trainer, _ = _make_trainer(job)
+    model = Path(job["folders"]["results"], job["dataset"], f"{job['trainer']}__{PLANS}__{job['configuration']}")
+    trainer, _ = _make_trainer(job, model / "plans.json")
     trainer.initialize()
     trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()  # sets the axes to mirror along
     trainer.set_deep_supervision_enabled(False)
@@ -116,7 +143,8 @@ def evaluate(job: Job) -> dict[str, Any]:
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-    description = _read(Path(job["dataset_json"]))
+    # of the label files: images may be of another format
+    description = {**_read(Path(job["dataset_json"])), "file_ending": job["file_ending"]}
     references = Path(job["references"])
     example = next(iter(sorted(references.iterdir())))
     reader = determine_reader_writer_from_dataset_json(description, str(example))()
@@ -129,7 +157,7 @@ def evaluate(job: Job) -> dict[str, Any]:
 
 
 ACTIONS: dict[str, Callable[[Job], dict[str, Any]]] = {
-    "versions": versions,
+    "start": start,
     "prepare": prepare,
     "train": train,
     "predict": predict,
@@ -137,53 +165,93 @@ ACTIONS: dict[str, Callable[[Job], dict[str, Any]]] = {
 }
 
 
-def _train_within(trainer: Any, *, kind: str, amount: float) -> int:
+def _train_within(trainer: Any, account: Account, *, kind: str, amount: float) -> None:
     """Train until the budget is used; the learning rate goes down by nnU-Net's schedule over the budget instead of its epochs.
 
     nnU-Net's look at validation patches after each epoch chooses nothing that it predicts with, and is left out, so that all
-    of the budget goes into learning.
-
-    Returns:
-        The number of iterations.
+    of the budget goes into learning. Every `SAVE_SECONDS` a checkpoint is saved.
     """
-    iterations, used = 0, 0.0
     losses: list[Any] = []
     clocks: dict[str, Callable[[], float]] = {
-        "wall": time.perf_counter, "cpu": time.process_time, "steps": lambda: iterations
+        "wall": account.seconds, "cpu": account.cpu_seconds, "steps": lambda: account.iterations
     }  # fmt: skip
     clock = clocks[kind]
-    started = clock()
+    used, saved = clock() / amount, account.seconds()
     while used < 1:
         if not losses:
             trainer.on_train_epoch_start()
         trainer.lr_scheduler.step(used * trainer.num_epochs)
         losses.append(trainer.train_step(next(trainer.dataloader_train)))
-        iterations += 1
-        used = min((clock() - started) / amount, 1.0)
-        if used >= 1 or len(losses) == trainer.num_iterations_per_epoch:
+        account.iterations += 1
+        used = min(clock() / amount, 1.0)
+        save = used < 1 and account.seconds() - saved >= SAVE_SECONDS
+        if used >= 1 or save or len(losses) == trainer.num_iterations_per_epoch:
             trainer.on_train_epoch_end(losses)
             trainer.print_to_log_file(
-                f"train_loss {losses[-1]['loss']:.4f}, iteration {iterations}, {used:.0%} of the budget"
+                f"train_loss {losses[-1]['loss']:.4f}, iteration {account.iterations}, {used:.0%} of the budget"
             )
+            if save:
+                trainer.save_checkpoint(str(Path(trainer.output_folder) / LATEST))
+                saved = account.seconds()
             trainer.current_epoch += 1
             losses = []
     trainer.on_train_end()
-    return iterations
 
 
-def _make_trainer(job: Job) -> tuple[Any, int]:
+def _take_up(trainer: Any, request: Any) -> Account:
+    """Load the checkpoint that an interrupted training with the same request left; what another one left is removed."""
+    folder = Path(trainer.output_folder)
+    if not (folder / REQUEST).is_file() or _read(folder / REQUEST) != request:
+        for checkpoint in folder.glob("*.pth"):
+            checkpoint.unlink()
+        _write(folder / REQUEST, request)
+    if not (folder / LATEST).is_file():
+        return Account()
+    with _unpickling_numbers_only():
+        trainer.load_checkpoint(str(folder / LATEST))
+    return Account(**trainer.my_init_kwargs[USED])
+
+
+@contextlib.contextmanager
+def _unpickling_numbers_only() -> Iterator[None]:
+    """Within it torch unpickles nothing but tensors, plain values and numpy's numbers, though nnU-Net asks it to."""
+    import numpy as np
+    from torch.serialization import safe_globals
+
+    restore: Any = np.float64(0).__reduce__()  # a function of numpy's, and its arguments
+    kinds = [np.dtype, restore[0], *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64))]
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    with safe_globals(kinds):
+        yield
+
+
+def _save_with(trainer: Any, account: Account) -> None:
+    """Checkpoints of a trainer appear whole, and say what the training has used."""
+    save = trainer.save_checkpoint
+
+    def save_checkpoint(file: str) -> None:
+        trainer.my_init_kwargs[USED] = account.used()
+        save(f"{file}.partial")
+        Path(f"{file}.partial").replace(file)
+
+    trainer.save_checkpoint = save_checkpoint
+
+
+def _make_trainer(job: Job, plans_file: Path) -> tuple[Any, int]:
     """nnU-Net's trainer with the batch cut to the job's limit, and the batch that was planned."""
     import torch
 
-    plans = _read(_preprocessed(job) / f"{PLANS}.json")
+    if job["device"] == "cuda":  # as nnU-Net's own commands do
+        torch.backends.cudnn.benchmark = True
+        torch.set_num_threads(1)
+    plans = _read(plans_file)
     configuration = _known(job["configuration"], plans)
     planned = configuration["batch_size"]
     configuration["batch_size"] = min(planned, job["batch"] or planned)
     kind = getattr(importlib.import_module(TRAINERS[job["trainer"]]), job["trainer"])
-    description = _read(_preprocessed(job) / "dataset.json")
     trainer = kind(
         plans={**plans, "continue_training": False}, configuration=job["configuration"], fold=job["fold"],
-        dataset_json=description, device=torch.device(job["device"]),
+        dataset_json=_read(plans_file.with_name("dataset.json")), device=torch.device(job["device"]),
     )  # fmt: skip
     return trainer, planned
 
@@ -204,6 +272,19 @@ def _preprocessed(job: Job) -> Path:
     return Path(job["folders"]["preprocessed"]) / job["dataset"]
 
 
+def _cpu_seconds() -> float:
+    """Of this process and its threads, of the workers that have ended, and (on Linux) of those that live."""
+    import resource
+
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = time.process_time() + ended.ru_utime + ended.ru_stime
+    for worker in multiprocessing.active_children():
+        with contextlib.suppress(OSError):  # it has ended, or this is no Linux
+            user, system = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+            used += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return used
+
+
 def _peak_memory_gib(device: Any) -> float:
     import resource
 
@@ -212,6 +293,8 @@ def _peak_memory_gib(device: Any) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with contextlib.suppress(OSError):  # Linux's ru_maxrss remembers the process that started this one
+        peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 
 
@@ -219,21 +302,24 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def _write(path: Path, value: Any) -> None:
+    temporary = path.with_name(f".partial-{path.name}")
+    temporary.write_text(json.dumps(value), encoding="utf-8")
+    temporary.replace(path)
+
+
 def main(job_file: str) -> None:
     """Set nnU-Net's folders, do the job, and write its result."""
     job = _read(Path(job_file))
     for name, folder in job["folders"].items():
         os.environ[f"nnUNet_{name}"] = folder
-    if job.get("device") == "cpu":  # else its workers would take CPU-seconds that are not counted
+    if job.get("device") == "cpu":  # the network needs every core; nor does masam_train use workers there
         os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112  nnU-Net's spelling
     try:
         result = ACTIONS[job["action"]](job)
     except Refused as refusal:
         result = {"refused": str(refusal)}
-    target = Path(job["result"])
-    temporary = target.with_name(f".partial-{target.name}")
-    temporary.write_text(json.dumps(result), encoding="utf-8")
-    temporary.replace(target)
+    _write(Path(job["result"]), result)
 
 
 if __name__ == "__main__":

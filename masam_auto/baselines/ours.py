@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -12,15 +11,17 @@ import torch
 
 from masam_auto.baselines.method import Method, Prediction, Training
 from masam_auto.baselines.plans import BASELINES, Baseline
+from masam_auto.baselines.program import run_program
 from masam_auto.core.dataset import Case
 from masam_auto.core.errors import ModelError
 from masam_auto.core.jsonio import read_json, read_plain
 from masam_auto.core.log import progress
+from masam_auto.core.overrides import override
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Plan
 from masam_auto.imaging.io import label_ending, read_case
 from masam_auto.imaging.outputs import write_segmentation
-from masam_auto.learning.checkpoint import LATEST, STATE_FILE, TrainingState
+from masam_auto.learning.checkpoint import LATEST, STATE_FILE, TrainingState, has_checkpoint, plan_digest
 from masam_auto.learning.folder import splits_of
 from masam_auto.learning.models import TrainedModel, describe_model, open_model
 from masam_auto.learning.progress import read_metrics
@@ -30,6 +31,8 @@ from masam_auto.stages.predict import load_predictor
 logger = logging.getLogger(__name__)
 
 OURS = "ours"
+# The best checkpoint is chosen by the cases that the methods are judged on, and nnU-Net predicts with its last weights.
+CHECKPOINT = "final"
 
 
 def our_method(
@@ -44,7 +47,8 @@ def our_method(
 ) -> Method:
     """Our own training of a fold, or one of `BASELINES` in the same pipeline.
 
-    A training that is there and finished is used as it is; one that was interrupted is continued.
+    A training that is there and finished is used as it is; one that was interrupted is continued. A baseline with a plan of
+    its own must have been trained by that plan.
 
     Args:
         name: "ours", or of `BASELINES`.
@@ -62,39 +66,71 @@ def our_method(
     chosen = plan.configuration(baseline.configuration or configuration).name
     folder = paths.model_folder(plan.dataset_name, baseline.plan_name or plan.name, chosen)
     model = describe_model(folder)
+    expected = override(plan, baseline.overrides) if baseline.plan_name else None
     return Method(
         name=name,
-        train=functools.partial(_train, model, fold, paths, baseline.overrides, budget, device),
+        train=functools.partial(_train, model, fold, paths, baseline.overrides, expected, budget, device),
         predict=functools.partial(_predict, model, fold, paths, device),
+        trained=functools.partial(_finished, model, fold),
         request={"budget": budget, "model": folder.name, "device": device.type},
     )
 
 
 def _train(
-    model: TrainedModel, fold: int, paths: Paths, overrides: Sequence[str], budget: str | None, device: torch.device
+    model: TrainedModel,
+    fold: int,
+    paths: Paths,
+    overrides: Sequence[str],
+    expected: Plan | None,
+    budget: str | None,
+    device: torch.device,
 ) -> Training:
     """Train, continue or take over the training of a fold, and tell what it used."""
-    folder, source = model.folder / f"fold_{fold}", paths.preprocessed / model.dataset_name
+    folder = model.folder / f"fold_{fold}"
     state = _read_state(folder)
-    if state is not None and state.budget != budget:
+    if state is not None:
+        _check_taken_over(model, folder, state, paths.preprocessed / model.dataset_name, expected, budget)
+    found = _finished(model, fold)
+    if found is not None:
+        logger.info("%s: trained already with %s", folder, _said(budget))
+        return found
+    _run_training(model, fold, paths, overrides, budget, device, resume=has_checkpoint(folder))
+    found = _finished(model, fold)
+    assert found is not None
+    return found
+
+
+def _check_taken_over(
+    model: TrainedModel, folder: Path, state: TrainingState, source: Path, expected: Plan | None, budget: str | None
+) -> None:
+    """Raises ModelError where a training that is there is not the one to compare."""
+    remedy = "or train under another name: -p NAME." if expected is None else "or remove it to train it anew."
+    if state.budget != budget:
         raise ModelError(
             f"{folder} was trained with {_said(state.budget)}, but the comparison asks for {_said(budget)}. Compare with that "
-            "budget, or train under another name: -p NAME."
+            f"budget, {remedy}"
         )
-    own = splits_of(model.folder, source)
-    if state is not None and read_plain(own, what="splits file") != read_plain(
-        source / "splits.json", what="splits file"
-    ):
+    own, given = splits_of(model.folder, source), source / "splits.json"
+    if read_plain(own, what="splits file") != read_plain(given, what="splits file"):
         raise ModelError(
-            f"{folder} was trained on other folds ({own}) than the comparison is on ({source / 'splits.json'}). Bring those "
-            "back, or train under another name: -p NAME."
+            f"{folder} was trained on other folds ({own}) than the comparison is on ({given}). Bring those back, {remedy}"
         )
+    if expected is None:
+        return
+    there, name = open_model(model)[0], model.configuration
+    if plan_digest(there, there.configuration(name)) != plan_digest(expected, expected.configuration(name)):
+        raise ModelError(
+            f"{model.folder} was trained by another plan than this baseline has on the data set's present plan. Remove it to "
+            "train it anew."
+        )
+
+
+def _finished(model: TrainedModel, fold: int) -> Training | None:
+    """What the training of a fold used; None where it is not finished."""
+    folder = model.folder / f"fold_{fold}"
+    state = _read_state(folder)
     if state is None or not state.finished:
-        _run_training(model, fold, paths, overrides, budget, device, resume=state is not None)
-        state = _read_state(folder)
-        assert state is not None
-    else:
-        logger.info("%s: trained already with %s", folder, _said(budget))
+        return None
     plan, description = open_model(model)
     configuration = plan.configuration(model.configuration)
     network = build_network(
@@ -104,15 +140,18 @@ def _train(
         num_outputs=description.labels.num_outputs,
         device="meta",
     )
+    ended = (f"ended early: {state.ended}",) if state.ended else ()
     return Training(
         seconds=state.wall_seconds,
         cpu_seconds=state.cpu_seconds,
-        memory_gib=max(metrics.memory_gib for metrics in read_metrics(folder / "metrics.jsonl", epochs=state.epoch)),
+        memory_gib=max(
+            (metrics.memory_gib for metrics in read_metrics(folder / "metrics.jsonl", epochs=state.epoch)), default=0.0
+        ),
         parameters=count_parameters(network)["total"][1],
         iterations=state.step,
         batch=configuration.batch_size * configuration.accumulation,
         planned_batch=configuration.batch_size * configuration.accumulation,
-        remarks=_remarks(plan, configuration.window),
+        remarks=(*_remarks(plan, configuration.window), *ended),
     )
 
 
@@ -136,7 +175,7 @@ def _run_training(
         *(["--c"] if resume else []),
         *(["--set", *overrides] if overrides and not resume else []),
     ]  # fmt: skip
-    code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
+    code = run_program(command)
     if code != 0:
         raise ModelError(
             f"masam_train ended with exit code {code}; what it said stands above. It was: {' '.join(command)}"
@@ -147,7 +186,7 @@ def _predict(
     model: TrainedModel, fold: int, paths: Paths, device: torch.device, cases: Sequence[Case], output: Path
 ) -> Prediction:
     """Segment the raw images as masam_predict does, and tell how long each took."""
-    predictor = load_predictor(model, folds=[fold], device=device, weights=paths.weights)
+    predictor = load_predictor(model, folds=[fold], checkpoint=CHECKPOINT, device=device, weights=paths.weights)
     seconds, cpu_seconds = {}, {}
     ending = label_ending(predictor.description.file_ending)
     for case in progress(cases, what=f"predicting with {model.folder.name}"):
@@ -176,4 +215,5 @@ def _remarks(plan: Plan, window: int) -> tuple[str, ...]:
     if network.weights == "none":
         start = "learns from scratch" if network.trained == "all" else "is random and frozen"
         remarks.append(f"no SAM weights: its encoder {start}")
+    remarks.append(f"{CHECKPOINT} weights")
     return tuple(remarks)

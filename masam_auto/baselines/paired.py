@@ -12,7 +12,7 @@ LEVEL = 0.95
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairedDifference:
     """Mean of ours minus theirs over `cases` that both have a value for, its bootstrap interval [low, high], and the
-    two-sided p-value of Wilcoxon's signed-rank test. None where there is nothing to compare.
+    two-sided p-value of Wilcoxon's signed-rank test. None where there is nothing to compare, or one case to draw from.
     """
 
     cases: int
@@ -22,22 +22,31 @@ class PairedDifference:
     p_value: float | None
 
 
-def compare_pairs(ours: Sequence[float], theirs: Sequence[float], *, seed: int = 0) -> PairedDifference:
-    """Compare values of the same cases, in the same order; cases where either is not-a-number are left out."""
-    differences = np.asarray(ours, float) - np.asarray(theirs, float)
-    differences = differences[~np.isnan(differences)]
-    if len(differences) == 0:
+def compare_pairs(
+    ours: Sequence[float], theirs: Sequence[float], cases: Sequence[str], *, seed: int = 0
+) -> PairedDifference:
+    """Compare values in the same order; where either is not-a-number, both are left out.
+
+    `cases` names the case of each value: frames of a video are alike, so that its mean difference counts once.
+    """
+    found = case_means(np.asarray(ours, float) - np.asarray(theirs, float), cases)
+    if len(found) == 0:
         return PairedDifference(cases=0, mean=None, low=None, high=None, p_value=None)
-    low, high = bootstrap_interval(differences, seed=seed)
-    return PairedDifference(
-        cases=len(differences), mean=float(differences.mean()), low=low, high=high, p_value=wilcoxon_p(differences)
-    )
+    low, high = bootstrap_interval(found, seed=seed)
+    return PairedDifference(cases=len(found), mean=float(found.mean()), low=low, high=high, p_value=wilcoxon_p(found))
+
+
+def case_means(values: np.ndarray, cases: Sequence[str]) -> np.ndarray:
+    """Mean of what is known of each case, (cases that have a value,), in the order of their names."""
+    known = ~np.isnan(values)
+    _, places = np.unique(np.asarray(cases)[known], return_inverse=True)
+    return np.bincount(places, weights=values[known]) / np.bincount(places)
 
 
 def bootstrap_interval(
     values: np.ndarray, *, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean: cases are drawn again with replacement.
+) -> tuple[float | None, float | None]:
+    """Percentile bootstrap interval of the mean: cases are drawn again with replacement; None, None of a single case.
 
     Args:
         values: (cases,), at least one, all finite.
@@ -45,6 +54,8 @@ def bootstrap_interval(
         resamples: how often.
         level: share of the means that lie within.
     """
+    if len(values) == 1:
+        return None, None
     draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     low, high = np.quantile(values[draws].mean(axis=1), ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)

@@ -13,6 +13,7 @@ from masam_auto.core.summary import mean_of_known, summary_key
 
 SHOWN = ("Dice", "HD95_mm", "NSD")
 MEAN = "mean"  # the name under which the mean over the classes stands
+TOLERANCE = 1e-6  # of Dice between the two evaluations
 
 Scores = dict[str, dict[str, dict[str, float]]]
 
@@ -21,10 +22,12 @@ Scores = dict[str, dict[str, dict[str, float]]]
 class Result:
     """One method: `scores` is case (file name without ending) -> class, and "mean" over the classes -> metric -> value.
 
-    `disagreement` is the largest difference of a Dice between our evaluation and nnU-Net's; None where nnU-Net is not there.
+    `hardware` is what it ran on. `disagreement` is the largest difference of a Dice between our evaluation and nnU-Net's;
+    None where nnU-Net is not there.
     """
 
     name: str
+    hardware: str | None
     training: Training
     prediction: Prediction
     scores: Scores
@@ -66,10 +69,15 @@ def largest_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, me
     return max((_difference(left[key], right[key]) for key in left), default=0.0)
 
 
-def differences(ours: Result, other: Result, *, metric: str = "Dice") -> dict[str, PairedDifference]:
-    """Ours minus the other, by class and for their mean."""
-    labels = next(iter(ours.scores.values()))
-    return {label: compare_pairs(ours.values(label, metric), other.values(label, metric)) for label in labels}
+def differences(
+    ours: Result, other: Result, case_of: Mapping[str, str], *, metric: str = "Dice"
+) -> dict[str, PairedDifference]:
+    """Ours minus the other, by class and for their mean; `case_of` names the video of each frame, else the case itself."""
+    cases = [case_of[name] for name in sorted(ours.scores)]
+    return {
+        label: compare_pairs(ours.values(label, metric), other.values(label, metric), cases)
+        for label in next(iter(ours.scores.values()))
+    }
 
 
 def _difference(left: float, right: float) -> float:

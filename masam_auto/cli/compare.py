@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from masam_auto.baselines.nnunet import NnUNet
     from masam_auto.core.dataset import Dataset
 
+logger = logging.getLogger(__name__)
+
 # VARIANTS of baselines.nnunet, and BASELINES of baselines.plans
 OTHERS = (
     "nnunet_3d_fullres", "nnunet_3d_fullres_nomirror", "nnunet_2d", "nnunet_2d_nomirror", "samed", "2d", "decoder_only",
@@ -59,12 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dataset = open_raw_data(paths, name)
     preprocessed, root = paths.preprocessed / name, paths.results / name / "comparison"
     cases = validation_cases(dataset, parsed.fold, preprocessed / "splits.json", preprocessed)
-    nnunet = _open_nnunet(parsed, root / "nnunet")
+    nnunet = _open_nnunet(parsed, root / "nnunet", device)
     methods = _methods(parsed, paths, dataset, nnunet, device)
     references = [reference for case in cases for reference in case.labels or ()]
     results = compare_methods(
         methods, dataset, cases, root / f"fold_{parsed.fold}",
-        heading=_heading(parsed, name, len(cases), device),
+        heading=[
+            f"{name}, fold {parsed.fold}: {len(cases)} validation cases",
+            f"Budget of each training: {parsed.budget or 'its own default'}.",
+        ],
+        hardware=_hardware(device),
         second_opinion=None if nnunet is None else functools.partial(evaluate_with_nnunet, nnunet, dataset),
         workers=workers_for(references, bytes_per_voxel=EVALUATION_BYTES, asked=parsed.workers),
     )  # fmt: skip
@@ -116,25 +123,31 @@ def _batch(text: str) -> tuple[str, int]:
     return name, int(number)
 
 
-def _heading(parsed: argparse.Namespace, name: str, cases: int, device: "torch.device") -> list[str]:
+def _hardware(device: "torch.device") -> str:
+    import torch
+
     from masam_auto.learning.device import available_cores
 
-    threads = os.environ.get("OMP_NUM_THREADS", "all")
-    return [
-        f"{name}, fold {parsed.fold}: {cases} validation cases",
-        f"Budget of each training: {parsed.budget or 'its own default'}. Computed on: {device}, {available_cores()} CPU cores, "
-        f"threads: {threads}.",
-    ]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{name}, {available_cores()} CPU cores, threads: {os.environ.get('OMP_NUM_THREADS', 'all')}"
 
 
-def _open_nnunet(parsed: argparse.Namespace, folder: Path) -> "NnUNet | None":
+def _open_nnunet(parsed: argparse.Namespace, folder: Path, device: "torch.device") -> "NnUNet | None":
     """nnU-Net, where it is asked for or at hand."""
-    from masam_auto.baselines.nnunet import open_nnunet
+    from masam_auto.baselines.nnunet import environment_for, open_nnunet
 
     given = parsed.nnunet_python or os.environ.get("MASAM_NNUNET_PYTHON")
     python = Path(given or ENVIRONMENT).expanduser()
     needed = given is not None or any(name.startswith("nnunet_") for name in parsed.others)
-    return open_nnunet(python, folder) if needed or python.is_file() else None
+    if not needed and not python.is_file():
+        return None
+    try:
+        return open_nnunet(python, folder, environment_for(device, os.environ))
+    except MasamError as error:
+        if needed:
+            raise
+        logger.warning("Without nnU-Net's evaluation: %s", error)
+        return None
 
 
 def _methods(
@@ -144,8 +157,10 @@ def _methods(
     from masam_auto.baselines.nnunet import VARIANTS, nnunet_method
     from masam_auto.baselines.ours import OURS, our_method
     from masam_auto.imaging.workers import workers_for
+    from masam_auto.learning.schedule import parse_budget
 
     plan = read_dataset_plan(paths, dataset.name)
+    parse_budget(parsed.budget, plan.training)  # a slip is told before anything runs
     plan = replace(plan, name=parsed.plan or plan.name)
     images = [case.images[0][0] for case in dataset.cases]
     processes = max(workers_for(images, bytes_per_voxel=BYTES_PER_VOXEL, asked=parsed.workers), 1)

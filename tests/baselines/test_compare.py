@@ -1,5 +1,6 @@
 """Comparisons of made-up methods: what is kept, what is written, and what is refused."""
 
+import functools
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from masam_auto.baselines.compare import compare_methods, run_method
 from masam_auto.baselines.method import Method, Prediction, Training
 from masam_auto.baselines.results import MEAN, Result
 from masam_auto.core.dataset import Case, Dataset, open_dataset
-from masam_auto.core.errors import MasamError, OutputError
+from masam_auto.core.errors import DatasetError, MasamError, OutputError
 from masam_auto.core.paths import Paths
 from masam_auto.imaging.io import read_geometry, read_labels, write_labels
 
@@ -66,7 +67,11 @@ def _paths(raw: Path) -> Paths:
 
 
 def compare(dataset: Dataset, folder: Path, methods: Sequence[Method], **options: Any) -> tuple[Result, ...]:
-    return compare_methods(methods, dataset, dataset.cases, folder, heading=["A title", "A budget."], **options)
+    shown = {"heading": ["A title", "A budget."], "hardware": "an abacus"}
+    return compare_methods(methods, dataset, dataset.cases, folder, **shown, **options)
+
+
+run = functools.partial(run_method, raw="some", hardware="an abacus")
 
 
 def test_methods_stand_side_by_side(dataset: Dataset, tmp_path: Path) -> None:
@@ -96,6 +101,7 @@ def test_the_text_says_what_was_measured(dataset: Dataset, tmp_path: Path) -> No
     assert "| ours | 60 | 50 | 1,234 | 2 | 2.00 | 0.50 | 0.25 | 0.25 | made up |" in text
     assert "| case_003 | 1.0000 | 0.0000 |" in text
     assert "nnU-Net's evaluation was not at hand" in text
+    assert "Computed on: an abacus." in text
     pictures = [line[line.index("(") + 1 : -1] for line in text.splitlines() if line.startswith("![")]
     assert len(pictures) == 4
     assert all((tmp_path / picture).is_file() for picture in pictures)
@@ -122,19 +128,89 @@ def test_a_prediction_that_broke_off_needs_no_new_training(dataset: Dataset, tmp
         raise MasamError("no luck")
 
     with pytest.raises(MasamError, match="no luck"):
-        run_method(replace(method, predict=fail), dataset.cases, tmp_path)
-    run_method(method, dataset.cases, tmp_path)
+        run(replace(method, predict=fail), dataset.cases, tmp_path)
+    run(method, dataset.cases, tmp_path)
     assert calls == ["train ours", "predict ours"]
 
 
 def test_another_request_is_not_mixed_in(dataset: Dataset, tmp_path: Path) -> None:
     calls: list[str] = []
-    run_method(make_method("ours", perfect, calls, budget="5s", batch=2), dataset.cases, tmp_path)
+    run(make_method("ours", perfect, calls, budget="5s", batch=2), dataset.cases, tmp_path)
     with pytest.raises(OutputError, match=r"was run with budget 5s instead of 6s\. Ask for the same again, or remove"):
-        run_method(make_method("ours", perfect, calls, budget="6s", batch=2), dataset.cases, tmp_path)
-    with pytest.raises(OutputError, match="was run with other cases"):
-        run_method(make_method("ours", perfect, calls, budget="5s", batch=2), dataset.cases[:2], tmp_path)
+        run(make_method("ours", perfect, calls, budget="6s", batch=2), dataset.cases, tmp_path)
+    with pytest.raises(OutputError, match=r"was run with other cases\. Ask"):
+        run(make_method("ours", perfect, calls, budget="5s", batch=2), dataset.cases[:2], tmp_path)
     assert calls == ["train ours", "predict ours"]
+
+
+def test_a_record_of_an_earlier_version_is_kept(dataset: Dataset, tmp_path: Path) -> None:
+    """It says less of what was asked for, and not on what it ran."""
+    calls: list[str] = []
+    compare(dataset, tmp_path, [make_method("ours", perfect, calls, budget="5s")])
+    file = tmp_path / "ours" / "run.json"
+    record = json.loads(file.read_text())
+    del record["hardware"], record["request"]["raw data"]
+    record["version"] = 1
+    file.write_text(json.dumps(record))
+    methods = [make_method("ours", perfect, calls, budget="5s", cores=2), make_method("other", shifted, calls)]
+    compare(dataset, tmp_path, methods)
+    assert calls == ["train ours", "predict ours", "train other", "predict other"]
+    text = (tmp_path / "comparison.md").read_text()
+    assert "Computed on: ours: hardware that was not noted; other: an abacus." in text
+
+
+def test_another_model_predicts_anew(dataset: Dataset, tmp_path: Path) -> None:
+    calls: list[str] = []
+    method = make_method("ours", shifted, calls)
+    run(method, dataset.cases, tmp_path)
+    run(replace(method, trained=lambda: TRAINING), dataset.cases, tmp_path)
+    assert calls == ["train ours", "predict ours"], "the model is the one that predicted"
+    retrained = replace(TRAINING, seconds=61)
+    stray = tmp_path / "predictions" / "gone.nii.gz"
+    stray.touch()
+    new = replace(make_method("ours", perfect, calls), trained=lambda: retrained, train=lambda: retrained)
+    assert run(new, dataset.cases, tmp_path).training == retrained
+    assert calls == ["train ours", "predict ours", "predict ours"]
+    assert not stray.exists()
+
+
+def test_results_of_other_raw_data_are_not_mixed_in(dataset: Dataset, tmp_path: Path) -> None:
+    compare(dataset, tmp_path / "fold", [make_method("ours", perfect, [])])
+    label = (dataset.cases[0].labels or ())[0]
+    label.touch()
+    compare(dataset, tmp_path / "fold", [make_method("ours", perfect, [])])
+    write_labels(label, shifted(read_labels(label)[0]), read_geometry(label))
+    with pytest.raises(OutputError, match=r"was run with other raw data\. Ask for the same again, or remove"):
+        compare(dataset, tmp_path / "fold", [make_method("ours", perfect, [])])
+
+
+def test_references_are_those_of_now(dataset: Dataset, tmp_path: Path) -> None:
+    """A link of an earlier comparison may lead nowhere, or be of a case that is in another fold now."""
+    links = tmp_path / "references"
+    links.mkdir()
+    (links / "case_000.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    (links / "other.nii.gz").symlink_to(tmp_path / "gone.nii.gz")
+    (ours,) = compare(dataset, tmp_path, [make_method("ours", perfect, [])])
+    assert sorted(ours.scores) == [case.identifier for case in dataset.cases]
+
+
+def test_a_case_without_labels_cannot_be_compared(dataset: Dataset, tmp_path: Path) -> None:
+    cases = [dataset.cases[0], replace(dataset.cases[1], labels=None)]
+    with pytest.raises(DatasetError, match="have no labels to compare with: case_001"):
+        compare_methods([], dataset, cases, tmp_path, heading=["A title"], hardware="an abacus")
+
+
+def test_one_case_can_be_compared(dataset: Dataset, tmp_path: Path) -> None:
+    methods = [make_method("ours", perfect, []), make_method("empty", empty, [])]
+    compare_methods(methods, dataset, dataset.cases[:1], tmp_path, heading=["A title"], hardware="an abacus")
+    assert "| mean | empty | 0.0000 | - (0) | 0.0000 | +1.0000 | 1 |" in (tmp_path / "comparison.md").read_text()
+
+
+def test_names_with_a_bar_keep_the_tables_whole(dataset: Dataset, tmp_path: Path) -> None:
+    labels = replace(dataset.description.labels, values={"background": (0,), "left|right": (1,), "b": (2,)})
+    renamed = replace(dataset, description=replace(dataset.description, labels=labels))
+    compare(renamed, tmp_path, [make_method("ours", perfect, [])])
+    assert r"| left\|right | ours | 1.0000 |" in (tmp_path / "comparison.md").read_text()
 
 
 @pytest.mark.parametrize(("error", "warned"), [(0.0, False), (1e-9, False), (1e-3, True)])
@@ -152,7 +228,22 @@ def test_the_second_opinion_is_compared(
         results = compare(dataset, tmp_path, methods, second_opinion=opinion)
     assert [result.disagreement for result in results] == [pytest.approx(error)] * 2
     assert ("differ by up to" in caplog.text) == warned
-    assert "their Dice of a case and class differ by" in (tmp_path / "comparison.md").read_text()
+    text = (tmp_path / "comparison.md").read_text()
+    assert "All predictions were scored by masam_evaluate and by the function" in text
+    assert ("**They do not agree**" in text) == warned
+
+
+def test_a_second_opinion_that_fails_leaves_our_scores(dataset: Dataset, tmp_path: Path) -> None:
+    def opinion(predictions: Path, references: Path, output: Path) -> dict[str, Any]:
+        if predictions.parent.name == "ours":
+            raise MasamError("no reader")
+        summary: dict[str, Any] = json.loads((predictions.parent / "summary.json").read_text())
+        return summary
+
+    methods = [make_method("ours", perfect, []), make_method("shifted", shifted, [])]
+    results = compare(dataset, tmp_path, methods, second_opinion=opinion)
+    assert [result.disagreement for result in results] == [None, 0.0]
+    assert "The predictions of shifted were scored" in (tmp_path / "comparison.md").read_text()
 
 
 def test_frames_of_a_video_are_scored_one_by_one(video_dataset: Callable[..., Path], tmp_path: Path) -> None:
@@ -161,3 +252,5 @@ def test_frames_of_a_video_are_scored_one_by_one(video_dataset: Callable[..., Pa
     ours, _ = compare(dataset, tmp_path, methods)
     assert sorted(ours.scores) == [f"clip{clip}_frame{frame:03d}" for clip in range(2) for frame in range(3)]
     assert (tmp_path / "case_best.png").is_file()
+    written = json.loads((tmp_path / "comparison.json").read_text())
+    assert written["ours_minus"]["shifted"][MEAN]["cases"] == 2

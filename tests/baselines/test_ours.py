@@ -1,7 +1,7 @@
 """Our own pipeline as a method: which training it takes over, and how it calls masam_train."""
 
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -9,10 +9,13 @@ import torch
 
 from masam_auto.baselines import ours
 from masam_auto.baselines.method import Method
+from masam_auto.baselines.plans import BASELINES
 from masam_auto.core.errors import ModelError
-from masam_auto.core.jsonio import write_json
+from masam_auto.core.jsonio import write_bytes, write_json
+from masam_auto.core.overrides import override
 from masam_auto.core.paths import Paths
-from masam_auto.learning.checkpoint import LATEST, STATE_FILE, TrainingState
+from masam_auto.core.plan import Plan
+from masam_auto.learning.checkpoint import LATEST, PREVIOUS, STATE_FILE, TrainingState
 
 
 @pytest.fixture
@@ -21,13 +24,24 @@ def paths(tmp_path: Path, tiny: ModuleType) -> Paths:
 
 
 def method(paths: Paths, tiny: ModuleType, name: str = "ours", budget: str | None = "9steps") -> Method:
-    return ours.our_method(name, paths, tiny.make_plan(), None, 0, budget=budget, device=torch.device("cpu"))
+    return ours.our_method(name, paths, make_plan(tiny), None, 0, budget=budget, device=torch.device("cpu"))
+
+
+def make_plan(tiny: ModuleType) -> Plan:
+    """The tiny plan with an encoder whose parameters can be counted by its name."""
+    return override(tiny.make_plan(), ["network.encoder=vit_t"])
 
 
 def leave_state(paths: Paths, tiny: ModuleType, model: str = "masam__axis0", **state: Any) -> Path:
     folder = paths.results / tiny.DATASET / model / "fold_0"
     write_json(folder / LATEST / STATE_FILE, TrainingState(**state))
     return folder
+
+
+def leave_plan(folder: Path, tiny: ModuleType, *changes: str) -> None:
+    write_json(folder.parent / "plan.json", override(make_plan(tiny), changes))
+    source = folder.parents[3] / "preprocessed" / tiny.DATASET / "dataset.json"
+    write_bytes(folder.parent / "dataset.json", source.read_bytes())
 
 
 @pytest.mark.parametrize(("trained", "asked"), [("8steps", "9steps"), (None, "9steps"), ("9steps", None)])
@@ -37,6 +51,9 @@ def test_a_training_of_another_budget_is_not_taken_over(
     leave_state(paths, tiny, budget=trained, finished=True)
     with pytest.raises(ModelError, match=r"was trained with .* but the comparison asks for .* -p NAME"):
         method(paths, tiny, budget=asked).train()
+    leave_state(paths, tiny, "samed__axis0", budget=trained, finished=True)
+    with pytest.raises(ModelError, match=r"budget, or remove it to train it anew"):  # -p is not for baselines
+        method(paths, tiny, "samed", budget=asked).train()
 
 
 def test_a_training_on_other_folds_is_not_taken_over(paths: Paths, tiny: ModuleType) -> None:
@@ -51,14 +68,15 @@ def test_masam_train_is_asked_for_the_rest(
     paths: Paths, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch, interrupted: bool
 ) -> None:
     if interrupted:
-        leave_state(paths, tiny, "samed__axis0", budget="9steps")
+        folder = leave_state(paths, tiny, "samed__axis0", budget="9steps")
+        leave_plan(folder, tiny, *BASELINES["samed"].overrides)
     called: list[list[str]] = []
 
-    def fail(words: list[str], **_: Any) -> SimpleNamespace:
+    def fail(words: list[str]) -> int:
         called.append(words)
-        return SimpleNamespace(returncode=2)
+        return 2
 
-    monkeypatch.setattr(ours.subprocess, "run", fail)
+    monkeypatch.setattr(ours, "run_program", fail)
     with pytest.raises(ModelError, match="masam_train ended with exit code 2"):
         method(paths, tiny, "samed").train()
     text = " ".join(called[0])
@@ -66,6 +84,42 @@ def test_masam_train_is_asked_for_the_rest(
     assert "--budget 9steps" in text
     assert (" --c" in text.replace(" --checkpoint", "")) == interrupted
     assert ("network.increment=lora" in text) == (not interrupted)
+
+
+def test_a_training_killed_between_two_checkpoints_is_continued(
+    paths: Paths, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a moment there is only the previous one."""
+    folder = leave_state(paths, tiny, budget="9steps")
+    (folder / LATEST).rename(folder / PREVIOUS)
+    called: list[list[str]] = []
+    monkeypatch.setattr(ours, "run_program", lambda words: called.append(words) or 2)
+    with pytest.raises(ModelError, match="masam_train ended"):
+        method(paths, tiny).train()
+    assert "--c" in called[0]
+
+
+def test_a_baseline_of_another_plan_is_not_taken_over(paths: Paths, tiny: ModuleType) -> None:
+    folder = leave_state(paths, tiny, "samed__axis0", budget="9steps", finished=True)
+    leave_plan(folder, tiny, *BASELINES["samed"].overrides)
+    assert method(paths, tiny, "samed").train() == method(paths, tiny, "samed").trained()
+    leave_plan(folder, tiny, *BASELINES["samed"].overrides, "training.learning_rate=0.5")
+    with pytest.raises(ModelError, match="by another plan than this baseline has"):
+        method(paths, tiny, "samed").train()
+
+
+def test_what_a_finished_training_used(paths: Paths, tiny: ModuleType) -> None:
+    assert method(paths, tiny).trained() is None
+    used = {"wall_seconds": 3.5, "cpu_seconds": 2.5, "step": 7}
+    folder = leave_state(paths, tiny, budget="9steps", **used)
+    leave_plan(folder, tiny)
+    assert method(paths, tiny).trained() is None, "not finished"
+    leave_state(paths, tiny, budget="9steps", finished=True, ended="patience is out", **used)
+    found = method(paths, tiny).trained()
+    assert found is not None
+    assert (found.seconds, found.cpu_seconds, found.iterations, found.memory_gib) == (3.5, 2.5, 7, 0.0)
+    assert found.remarks[-2:] == ("final weights", "ended early: patience is out")
+    assert method(paths, tiny).train() == found
 
 
 def test_a_request_names_what_was_asked(paths: Paths, tiny: ModuleType) -> None:

@@ -36,7 +36,8 @@ def make_result(name: str, content: dict[str, Any]) -> Result:
         seconds=1, cpu_seconds=1, memory_gib=1, parameters=1, iterations=1, batch=1, planned_batch=1
     )  # fmt: skip
     prediction = Prediction(seconds={"a": 1.0}, cpu_seconds={"a": 1.0})
-    return Result(name=name, training=training, prediction=prediction, scores=read_scores(content, LABELS, ".nii.gz"))
+    scores = read_scores(content, LABELS, ".nii.gz")
+    return Result(name=name, hardware=None, training=training, prediction=prediction, scores=scores)
 
 
 def test_scores_are_by_case_and_name() -> None:
@@ -49,10 +50,12 @@ def test_scores_are_by_case_and_name() -> None:
 
 def test_differences_are_paired_by_case() -> None:
     ours, other = summary(a=(0.5, 1.0), b=(0.7, 0.8)), summary(b=(0.6, 0.8), a=(0.2, 0.8))
-    found = differences(make_result("ours", ours), make_result("other", other))
+    found = differences(make_result("ours", ours), make_result("other", other), {"a": "a", "b": "b"})
     assert list(found) == ["liver", "whole", MEAN]
     assert found["liver"].mean == pytest.approx(0.2)
     assert found[MEAN].mean == pytest.approx(0.15)
+    assert found[MEAN].cases == 2
+    assert differences(make_result("ours", ours), make_result("other", other), {"a": "v", "b": "v"})[MEAN].cases == 1
 
 
 @pytest.mark.parametrize(

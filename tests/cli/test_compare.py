@@ -1,10 +1,10 @@
 """masam_compare on a tiny data set: our training is taken over, baselines are trained by masam_train, folds and budgets match."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import ModuleType
 
 import pytest
 
@@ -31,13 +31,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory, raw_data: ModuleType) -> P
 def command(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """masam_compare there, fold 0 on the CPU, without nnU-Net; masam_train runs in this process."""
 
-    def run_here(words: list[str], **_: Any) -> SimpleNamespace:
+    def run_here(words: list[str]) -> int:
         assert words[1:3] == ["-m", "masam_auto.cli.train"]
-        return SimpleNamespace(returncode=run(train.main, [*words[3:], "--workers", "0"]))
+        return run(train.main, [*words[3:], "--workers", "0"])
 
     monkeypatch.delenv("MASAM_NNUNET_PYTHON", raising=False)
     monkeypatch.chdir(trained)
-    monkeypatch.setattr(ours.subprocess, "run", run_here)
+    monkeypatch.setattr(ours, "run_program", run_here)
     options = ["-device", "cpu", "--workers", "0", *roots(trained)]
     return lambda *words: run(compare.main, ["1", "fold0", *words, *options])
 
@@ -66,6 +66,44 @@ def test_a_baseline_beside_ours(command: Command, trained: Path, capsys: pytest.
         assert training["memory_gib"] > 0 < training["parameters"]
         assert "no SAM weights: its encoder learns from scratch" in training["remarks"]
         assert set(method["prediction"]["seconds"]) == set(method["scores"])
+
+
+def test_a_model_that_was_trained_anew_is_compared_anew(command: Command, trained: Path) -> None:
+    """With the same budget: its state and its predictions, which are those of its last weights, are other ones."""
+    record = trained / "results/Dataset001_Toy/comparison/fold_0/ours/run.json"
+    assert command("--with", "samed", "--budget", "2steps") == 0
+    first = json.loads(record.read_text())
+    arguments = ["1", "0", "--budget", "2steps", "--overwrite", "-device", "cpu", "--workers", "0"]
+    assert run(train.main, [*arguments, *roots(trained)]) == 0
+    shutil.rmtree(trained / MODEL / "fold_0/checkpoint_best")
+    assert command("--with", "samed", "--budget", "2steps") == 0
+    second = json.loads(record.read_text())
+    assert second["training"]["seconds"] != first["training"]["seconds"]
+    assert second["prediction"] != first["prediction"]
+    kept = record.read_bytes()
+    assert command("--with", "samed", "--budget", "2steps") == 0
+    assert record.read_bytes() == kept
+
+
+def test_a_slip_in_the_budget_is_told_before_anything_runs(
+    command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--with", "2d", "--budget", "lots") == 2
+    assert "budget 'lots' is not understood" in capsys.readouterr().err
+
+
+def test_an_nnunet_that_does_not_work_is_left_out(
+    command: Command, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where it is only at hand, to score; where it is asked for, its error ends the command."""
+    python = trained / ".nnunet_env/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\necho broken\nexit 1\n")
+    python.chmod(0o755)
+    assert command("--with", "samed", "--budget", "2steps") == 0
+    assert "Without nnU-Net's evaluation: nnU-Net failed to start (exit code 1): broken" in capsys.readouterr().err
+    assert command("--with", "nnunet_2d", "--budget", "2steps") == 2
+    shutil.rmtree(trained / ".nnunet_env")
 
 
 def test_another_budget_is_not_compared(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
