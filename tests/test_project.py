@@ -102,6 +102,13 @@ def test_links_between_documents_lead_somewhere(path: Path) -> None:
     assert [target for target in targets if not (path.parent / target).exists()] == []
 
 
+@pytest.mark.parametrize("path", sorted(DOCUMENTATION.glob("*.md")), ids=lambda path: path.name)
+def test_what_examples_import_is_there(path: Path) -> None:
+    imports = re.findall(r"^from (masam_auto[\w.]*) import (.+)$", path.read_text(), flags=re.MULTILINE)
+    wanted = [(module, name.strip()) for module, names in imports for name in names.split(",")]
+    assert [pair for pair in wanted if not hasattr(importlib.import_module(pair[0]), pair[1])] == []
+
+
 def test_version_is_in_the_changelog() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+", masam_auto.__version__)
     assert f"## {masam_auto.__version__}" in (DOCUMENTATION / "changelog.md").read_text()

@@ -234,20 +234,20 @@ def scheduler(text: str) -> Cluster:
 
 
 def fold(text: str) -> int | str:
-    """argparse type: `0`, `fold0`, `fold_0` or `all`."""
+    """argparse type: `0`, `fold0`, `fold_0` or `all`. nnU-Net's commands have the configuration before the fold."""
     number = text.removeprefix("fold").removeprefix("_")
     if number == "all":
         return "all"
     if not number.isdigit():
-        raise argparse.ArgumentTypeError(f"must be a number such as 0 or fold0, or all, got {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"must be a number such as 0 or fold0, or all, got {text!r}; a configuration is given with -c"
+        )
     return int(number)
 
 
 def known_dataset(paths: Paths, identifier: str) -> str:
     """Full name of a data set that is in any of the roots, from its number, name or path. Raises DatasetError."""
-    if len(Path(identifier).parts) > 1:
-        identifier = Path(identifier).expanduser().name
-    return find_dataset_name(identifier, [paths.preprocessed, paths.raw, paths.results])
+    return find_dataset_name(Path(identifier).name, [paths.preprocessed, paths.raw, paths.results])
 
 
 @contextlib.contextmanager

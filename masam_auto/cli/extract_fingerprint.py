@@ -18,8 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from masam_auto.core.dataset import open_dataset
 
-    for identifier in parsed.dataset:
-        dataset = open_dataset(paths, identifier)
+    datasets = [open_dataset(paths, identifier) for identifier in parsed.dataset]  # before the first takes its time
+    for dataset in datasets:
         fingerprint_step(dataset, paths, parsed)
         print(f"fingerprint: {paths.preprocessed / dataset.name / 'fingerprint.json'}")
     return DONE

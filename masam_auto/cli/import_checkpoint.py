@@ -1,6 +1,7 @@
 """masam_import_checkpoint: a published adapted MA-SAM checkpoint becomes a model that masam_predict uses."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overwrite=parsed.overwrite,
     )
     print(f"model: {folder}")
-    print(f"next: masam_predict -i IMAGES -o SEGMENTATIONS -m {folder}")
+    print(f"next: masam_predict -i IMAGES -o SEGMENTATIONS -m {shlex.quote(str(folder))}")
     return DONE
 
 
@@ -122,11 +123,10 @@ def _make_parser() -> argparse.ArgumentParser:
 def _read_description(paths: Paths, parsed: argparse.Namespace) -> "DatasetDescription":
     from masam_auto.core.dataset import read_description
 
+    full = Path(parsed.dataset).name
+    name = full if DATASET_NAME.fullmatch(full) else known_dataset(paths, parsed.dataset)
     if parsed.dataset_json is not None:
-        name = Path(parsed.dataset).name
-        known = name if DATASET_NAME.fullmatch(name) else known_dataset(paths, parsed.dataset)
-        return read_description(parsed.dataset_json, name=known)
-    name = known_dataset(paths, parsed.dataset)
+        return read_description(parsed.dataset_json, name=name)
     for root in (paths.preprocessed, paths.raw):
         if (root / name / "dataset.json").is_file():
             return read_description(root / name / "dataset.json", name=name)

@@ -1,6 +1,7 @@
 """masam_install_model: a model from the file that masam_export_model wrote."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     models = install_model(parsed.archive, paths.results, weights=paths.weights, overwrite=parsed.overwrite)
     for model in models:
         print(f"model: {model}")
-    which = f"-m {models[0].folder}" if len(models) == 1 else f"-d {models[0].dataset_name}"
+    which = f"-m {shlex.quote(str(models[0].folder))}" if len(models) == 1 else f"-d {models[0].dataset_name}"
     print(f"next: masam_predict -i IMAGES -o SEGMENTATIONS {which}")
     return DONE
 

@@ -46,7 +46,7 @@ def load_model(parsed: argparse.Namespace, paths: Paths) -> "Predictor":
         PlanError: the selection is damaged or of a newer version.
     """
     from masam_auto.learning.device import choose_device
-    from masam_auto.learning.models import choose_model
+    from masam_auto.learning.models import choose_folds, choose_model
     from masam_auto.stages.predict import load_predictor, load_selection
 
     device = choose_device(parsed.device)
@@ -65,8 +65,11 @@ def load_model(parsed: argparse.Namespace, paths: Paths) -> "Predictor":
         plan_name=parsed.plan,
         folder=parsed.model,
     )
+    checkpoint = parsed.checkpoint or "best"
+    folds = ", ".join(folder.parent.name for folder in choose_folds(model, parsed.folds, checkpoint))
+    logger.info("predicting with %s: %s, checkpoint %s", model.folder, folds, checkpoint)
     return load_predictor(
-        model, folds=parsed.folds, checkpoint=parsed.checkpoint or "best", device=device,
+        model, folds=parsed.folds, checkpoint=checkpoint, device=device,
         sam_checkpoint=parsed.sam_checkpoint, weights=paths.weights,
     )  # fmt: skip
 

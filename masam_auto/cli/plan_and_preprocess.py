@@ -1,7 +1,9 @@
 """masam_plan_and_preprocess: raw data sets to fingerprints, plans and preprocessed arrays."""
 
+import shlex
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from masam_auto.cli.common import DONE, add_datasets, add_executor, make_parser, run, start
 from masam_auto.cli.planning import (
@@ -12,6 +14,9 @@ from masam_auto.cli.planning import (
     plan_step,
     preprocess_step,
 )
+
+if TYPE_CHECKING:
+    from masam_auto.core.plan import Plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,14 +33,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from masam_auto.core.dataset import open_dataset
 
-    for identifier in parsed.dataset:
-        dataset = open_dataset(paths, identifier)
+    datasets = [open_dataset(paths, identifier) for identifier in parsed.dataset]  # before the first takes its time
+    for dataset in datasets:
         fingerprint = fingerprint_step(dataset, paths, parsed)
         plan = plan_step(fingerprint, paths, parsed)
         if not parsed.no_pp:
             preprocess_step(dataset, plan, paths, parsed)
-            print(f"next: masam_train {dataset.name} 0")
+            print(
+                f"next: masam_train {shlex.quote(dataset.name)} 0{_configuration_option(plan, parsed.configurations)}"
+            )
     return DONE
+
+
+def _configuration_option(plan: "Plan", preprocessed: Sequence[str] | None) -> str:
+    """What masam_train needs to be told where the plan's default configuration was not preprocessed."""
+    return f" -c {preprocessed[0]}" if preprocessed and plan.default_configuration not in preprocessed else ""
 
 
 def entry() -> None:

@@ -2,12 +2,14 @@
 
 import argparse
 import logging
+import shlex
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from masam_auto.cli.common import add_overrides, add_sam_choice, positive_number
 from masam_auto.core.errors import PlanError
-from masam_auto.core.jsonio import digest, read_json, read_plain, write_json
+from masam_auto.core.jsonio import digest, read_json, read_plain, write_bytes, write_json
 from masam_auto.core.paths import Paths
 
 if TYPE_CHECKING:  # only for annotations: these need torch, which --help must not wait for
@@ -100,15 +102,21 @@ def plan_step(fingerprint: "Fingerprint", paths: Paths, parsed: argparse.Namespa
         overrides=parsed.overrides,
     )
     path = paths.preprocessed / fingerprint.dataset_name / "plan.json"
-    if path.is_file():
-        previous = read_plain(path, what="plan")
-        if digest(previous) != digest(plan):
-            write_json(path.with_name("plan.previous.json"), previous)
-            logger.info("%s is replaced; the old one is kept as plan.previous.json", path)
+    if path.is_file() and _is_another(path, plan):
+        write_bytes(path.with_name("plan.previous.json"), path.read_bytes())
+        logger.info("%s is replaced; the old one is kept as plan.previous.json", path)
     write_json(path, plan)
     print(plan_table(plan))
     print(f"plan: {path}")
     return plan
+
+
+def _is_another(path: Path, plan: "Plan") -> bool:
+    """Whether a file holds something else than this plan, be it a plan that an editor left broken."""
+    try:
+        return digest(read_plain(path, what="plan")) != digest(plan)
+    except PlanError:
+        return True
 
 
 def _encoder_of(parsed: argparse.Namespace) -> str | None:
@@ -131,6 +139,11 @@ def read_dataset_plan(paths: Paths, dataset_name: str) -> "Plan":
     from masam_auto.core.plan import Plan
 
     path = paths.preprocessed / dataset_name / "plan.json"
+    if not path.is_file():
+        raise PlanError(
+            f"plan not found: {path}. Make it: masam_plan_and_preprocess -d {shlex.quote(dataset_name)}, or say where it "
+            "is with --preprocessed."
+        )
     plan = read_json(path, Plan, what="plan")
     if plan.dataset_name != dataset_name:
         raise PlanError(

@@ -18,8 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from masam_auto.core.dataset import open_dataset
 
-    for identifier in parsed.dataset:
-        dataset = open_dataset(paths, identifier)
+    datasets = [open_dataset(paths, identifier) for identifier in parsed.dataset]  # before the first takes its time
+    for dataset in datasets:
         preprocess_step(dataset, read_dataset_plan(paths, dataset.name), paths, parsed)
     return DONE
 

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -97,7 +98,9 @@ def _train_and_validate(parsed: argparse.Namespace, paths: Paths, device: "torch
     print_summary(summary, read_description(paths.preprocessed / name / "dataset.json", name=name).labels)
     print(f"predictions and summary.json: {folder / 'validation'}")
     print(f"progress: {folder / 'progress.png'}")
-    print(f"next: masam_predict -i IMAGES -o SEGMENTATIONS -d {name} -c {configuration.name} -p {plan.name}")
+    print(
+        f"next: masam_predict -i IMAGES -o SEGMENTATIONS -d {shlex.quote(name)} -c {configuration.name} -p {plan.name}"
+    )
     return DONE
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from masam_auto.core.errors import DatasetError
+from masam_auto.core.errors import DatasetError, first_few
 from masam_auto.core.labels import Labels, parse_labels
 from masam_auto.core.paths import DATASET_NAME, Paths, find_dataset_name
 
@@ -187,9 +187,10 @@ def find_training_cases(folder: Path, description: DatasetDescription) -> tuple[
     """
     singles = _mapped_cases(folder, description) if "dataset" in description.raw else _listed_cases(folder, description)
     if not singles:
+        there = sorted(path.name for path in folder.glob("imagesTr/*") if not path.name.startswith("."))
         raise DatasetError(
-            f"{folder / 'imagesTr'}: no training images like ID_0000{description.file_ending}. "
-            "Put them there, or correct file_ending in dataset.json."
+            f"{folder / 'imagesTr'}: no training images like ID_0000{description.file_ending} (there: "
+            f"{first_few(there) or 'nothing'}). Put them there, or correct their names, or file_ending in dataset.json."
         )
     return group_sequences(singles, description)
 

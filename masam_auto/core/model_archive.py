@@ -25,7 +25,7 @@ import msgspec
 
 from masam_auto.core.checks import NAME
 from masam_auto.core.errors import MasamError, ModelError, OutputError
-from masam_auto.core.jsonio import WRITE_FAILURES, atomic_path, decode, partial_path, to_plain
+from masam_auto.core.jsonio import NO_SPACE, WRITE_FAILURES, atomic_path, decode, partial_path, to_plain
 from masam_auto.core.sam_files import file_sha256
 from masam_auto.core.selection import SELECTION_NAME
 
@@ -149,9 +149,10 @@ def scratch_folder(parent: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno not in WRITE_FAILURES:
             raise
+        remedy = "Free some space or choose" if error.errno in NO_SPACE else "Choose"
         raise OutputError(
-            f"cannot write {parent}: {os.strerror(error.errno or 0)}. Free some space or choose another folder; nothing "
-            "that was there has been changed."
+            f"cannot write {parent}: {os.strerror(error.errno or 0)}. {remedy} another folder; nothing that was there has "
+            "been changed."
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

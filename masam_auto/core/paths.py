@@ -8,6 +8,8 @@ from pathlib import Path
 from masam_auto.core.errors import DatasetError
 
 DATASET_NAME = re.compile(r"Dataset(\d{3,})_(.+)")
+MISNAMED = re.compile(r"(dataset|task)_?\d", re.IGNORECASE)
+"""Folders that were meant as data sets; nnU-Net v1's were called TaskXXX_Name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,15 +54,8 @@ def find_dataset_name(identifier: str, roots: list[Path]) -> str:
     Raises:
         DatasetError: none or several fit; the message lists what is there.
     """
-    present = sorted(
-        {
-            p.name
-            for root in roots
-            if root.is_dir()
-            for p in root.iterdir()
-            if p.is_dir() and DATASET_NAME.fullmatch(p.name)
-        }
-    )
+    folders = sorted({p.name for root in roots if root.is_dir() for p in root.iterdir() if p.is_dir()})
+    present = [name for name in folders if DATASET_NAME.fullmatch(name)]
     if identifier in present:
         return identifier
     number = int(identifier) if identifier.isdecimal() else None
@@ -71,6 +66,9 @@ def find_dataset_name(identifier: str, roots: list[Path]) -> str:
     if fitting:
         raise DatasetError(f"data set {identifier} is ambiguous: {', '.join(fitting)}. Give the full name.")
     listed = ", ".join(present) if present else "none"
+    if misnamed := [name for name in folders if MISNAMED.match(name) and name not in present]:
+        listed += f"; not called DatasetXXX_Name, with three digits: {', '.join(misnamed)}"
     raise DatasetError(
-        f"data set {identifier!r} not found in {places} (there: {listed}). Give its number, full name or path, or set MASAM_RAW."
+        f"data set {identifier!r} not found in {places} (there: {listed}). Choose one that "
+        "is there, or say with --raw, --preprocessed or --results where it is."
     )

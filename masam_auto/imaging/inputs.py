@@ -14,7 +14,7 @@ from masam_auto.core.dataset import (
     group_sequences,
     parse_sequences,
 )
-from masam_auto.core.errors import DatasetError
+from masam_auto.core.errors import DatasetError, first_few
 from masam_auto.core.jsonio import read_plain
 from masam_auto.imaging.bitmaps import BITMAP_ENDINGS
 from masam_auto.imaging.dicom import is_dicom
@@ -89,8 +89,9 @@ def _choose_ending(source: Path, preferred: str) -> str:
     files = [path for path in sorted(source.iterdir()) if path.is_file() and not path.name.startswith(".")]
     names = [path.name for path in files]
     if any(name.endswith(preferred) for name in names):
-        if videos := [name for name in names if is_video(Path(name))]:
-            logger.warning("%s: left out beside the images: %s", source, ", ".join(videos))
+        others = [name for name in names if name.endswith(tuple(IMAGE_ENDINGS)) or is_video(Path(name))]
+        if others := [name for name in others if not name.endswith(preferred)]:
+            logger.warning("%s: left out beside the images: %s", source, first_few(others))
         return preferred
     present = {next((ending for ending in endings if name.endswith(ending)), None) for name in names} - {None}
     present |= {VIDEO_ENDINGS[0] for path in files if is_video(path)} | {DICOM for path in files if is_dicom(path)}

@@ -230,7 +230,10 @@ def load_checkpoint(fold_folder: Path) -> Checkpoint:
             continue
         return loaded
     if problems:
-        raise ModelError(f"{fold_folder}: no checkpoint can be read. Train the fold again with --overwrite.")
+        raise ModelError(
+            f"{fold_folder}: no checkpoint can be continued: {problems[-1]} To train the fold anew in its place, give "
+            "--overwrite instead of --c."
+        )
     raise ModelError(f"{fold_folder} holds no checkpoint to continue from. Leave out --c to start the training.")
 
 
@@ -300,7 +303,7 @@ def _load(folder: Path) -> Checkpoint:
     if not (folder / TRAINING_FILE).is_file():
         raise ModelError(
             f"{folder} came from elsewhere, without the state of its training, which cannot be continued. Start a new one "
-            f"from it: -pretrained_weights {folder}"
+            f"from it: -pretrained_weights {folder}."
         )
     header, model = read_model(folder)
     weights: dict[str, torch.Tensor] = {}

@@ -160,7 +160,7 @@ def _refuse_mixed_plans(fold_folder: Path, plan: Plan, configuration: Configurat
     if known is None or plan_digest(there, known) != plan_digest(plan, configuration):
         raise OutputError(
             f"{others[0]} was trained with another plan. All folds of a model share one: repeat the same --set as "
-            f"then (the plan is in {plan_file}), give this one another name, or remove {model_folder}."
+            f"then (the plan is in {plan_file}), give this one another name (-p NAME), or remove {model_folder}."
         )
 
 

@@ -146,13 +146,10 @@ def _package(name: str) -> Any:
     try:
         return importlib.import_module(_MODULES[name])
     except ImportError as error:
-        remedy = (
-            f"pip install {name}" if name != "tensorboard" else "pip install tensorboard (or masam_auto[tensorboard])"
-        )
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
-            f"--log_to {name} needs the package {name}, which cannot be imported here ({reason}). Install it ({remedy}), "
-            "or leave --log_to out: metrics.jsonl and progress.png are written in any case."
+            f"--log_to {name} needs the package {name}, which cannot be imported here ({reason}). Install it (pip install "
+            f"{name}), or leave --log_to out: metrics.jsonl and progress.png are written in any case."
         ) from error
 
 

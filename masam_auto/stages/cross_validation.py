@@ -157,7 +157,8 @@ def _gather_model(
         for identifier in _held_out(validation_folder(model.folder, fold), dataset):
             fold_of.setdefault(identifier, fold)
     if not fold_of:
-        return None, [*notes, *([f"{name}: none of its validated cases is in {dataset.folder}."] if used else [])]
+        reason = f"none of its validated cases is in {dataset.folder}, or their segmentations are not there"
+        return None, [*notes, *([f"{name}: {reason} (an installed model comes without them)."] if used else [])]
     checkpoints = {fold: _checkpoint(validation_folder(model.folder, fold)) for fold in used}
     if len(set(checkpoints.values())) > 1:
         listed = ", ".join(f"fold {fold}: {checkpoint}" for fold, checkpoint in checkpoints.items())

@@ -239,6 +239,8 @@ def _evaluate_pair(pair: _Pair) -> dict[str, Any]:
         logger.warning("%s: grid differs from the reference's: %s; the reference's counts", pair.prediction, difference)
     prediction = map_labels(prediction, pair.scoring.prediction_values)
     reference = map_labels(reference, pair.scoring.reference_values)
+    _warn_of_undeclared(pair.prediction, prediction, pair.labels)
+    _warn_of_undeclared(pair.reference, reference, pair.labels)
     metrics = evaluate_arrays(
         prediction,
         reference,
@@ -254,6 +256,13 @@ def _evaluate_pair(pair: _Pair) -> dict[str, Any]:
         "prediction_file": str(pair.prediction),
         "reference_file": str(pair.reference),
     }
+
+
+def _warn_of_undeclared(path: Path, values: np.ndarray, labels: Labels) -> None:
+    """Say so where a file has higher values than the labels, as masks of 0 and 255 have."""
+    highest = int(values.max(initial=0))
+    if highest > max(*labels.declared, labels.ignore or 0):
+        logger.warning("%s: has the value %d, which is no label and counts as background", path, highest)
 
 
 def check_classes(scoring: Scoring, labels: Labels) -> None:

@@ -76,8 +76,10 @@ def export_model(
     Raises:
         ModelError: a checkpoint is missing, damaged or of another plan.
         PlanError: a plan or the summary of a validation is damaged.
-        OutputError: the archive is there, or cannot be written.
+        OutputError: the archive is there, is not called .zip, or cannot be written.
     """
+    if output.suffix != ".zip":
+        raise OutputError(f"{output}: the archive needs a name that ends in .zip, such as {output.name}.zip")
     if output.exists() and not overwrite:
         raise OutputError(f"{output} is there already. Give --overwrite to replace it, or another name with -o.")
     wishes = _Wishes(licence=licence, case_names=case_names, selection=selection)

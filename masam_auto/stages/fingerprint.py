@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from masam_auto.core.dataset import Case, Dataset, DatasetDescription
-from masam_auto.core.errors import DatasetError, ImageError
+from masam_auto.core.errors import DatasetError, ImageError, PlanError
 from masam_auto.core.fingerprint import (
     CaseMeasurement,
     ClassMeasurement,
@@ -80,6 +80,11 @@ def write_fingerprint(path: Path, fingerprint: Fingerprint) -> None:
 
 def read_fingerprint(path: Path) -> Fingerprint:
     """Read fingerprint.json. Raises PlanError naming the file and the field."""
+    if not path.is_file():
+        raise PlanError(
+            f"fingerprint not found: {path}. Make it: masam_plan_and_preprocess, which plans as well, or "
+            "masam_extract_fingerprint."
+        )
     return read_json(path, Fingerprint, what="fingerprint")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -176,9 +176,12 @@ class Predictor:
             DatasetError: a box outside the image.
             ImageError: wrong number of axes or channels, values that are no finite real numbers, or the image looks like a
                 segmentation.
-            ModelError: the network's output is not finite, or boxes for a model that cannot take them.
+            ModelError: the network's output is not finite, boxes for a model that cannot take them, or an unknown
+                `returned`.
             OutputError: an ensemble across slice axes has no space (`imaging.scratch`).
         """
+        if returned not in get_args(Returned):
+            raise ModelError(f"returned={returned!r}: expected is one of {', '.join(get_args(Returned))}")
         image, geometry = _as_volume(image, geometry, identifier)
         if boxes:
             check_takes_boxes(self.members)
@@ -322,16 +325,17 @@ def _as_volume(image: np.ndarray, geometry: Geometry | Sequence[float], identifi
     if image.dtype.kind not in "biuf":
         raise ImageError(f"case {identifier} has values of type {image.dtype}; expected are real numbers")
     axes = image.ndim - 1
+    hint = " A volume needs its channel axis: image[None]." if axes == 2 else ""
     if axes == 2:
         image = image[:, None]
     shape = (image.shape[1], image.shape[2], image.shape[3])
     if not isinstance(geometry, Geometry):
         if len(geometry) != axes:
-            raise ImageError(f"case {identifier} needs a spacing along {axes} axes (mm), got {tuple(geometry)}")
+            raise ImageError(f"case {identifier} needs a spacing along {axes} axes (mm), got {tuple(geometry)}.{hint}")
         z, y, x = (1.0, *geometry) if axes == 2 else geometry
         geometry = Geometry(shape=shape, spacing=(float(z), float(y), float(x)), dimensions=axes)
     elif geometry.shape != shape:
-        raise ImageError(f"case {identifier} has shape {shape} (Z, Y, X), but its geometry {geometry.shape}")
+        raise ImageError(f"case {identifier} has shape {shape} (Z, Y, X), but its geometry {geometry.shape}.{hint}")
     return np.asarray(image, dtype=np.float32), geometry
 
 

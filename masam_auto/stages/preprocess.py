@@ -193,7 +193,10 @@ def check_preprocessed(
     """
     remedy = "Run masam_plan_and_preprocess, or masam_preprocess to keep the plan."
     if not (folder / RECORD_NAME).is_file():
-        raise PlanError(f"no preprocessed data in {folder}. {remedy}")
+        others = ", ".join(sorted(file.parent.name for file in folder.parent.glob(f"*/{RECORD_NAME}")))
+        raise PlanError(
+            f"no preprocessed data in {folder}. {remedy}{f' Preprocessed are: {others} (choose with -c).' if others else ''}"
+        )
     record = read_json(folder / RECORD_NAME, PreprocessingRecord, what="preprocessing record")
     if record.digest != configuration.preprocessing_digest:
         raise PlanError(

@@ -196,6 +196,7 @@ def test_data_sets_are_found_in_any_root(tmp_path: Path) -> None:
     (tmp_path / "b" / "Dataset012_Toy").mkdir(parents=True)
     assert known_dataset(paths, "12") == "Dataset012_Toy"
     assert known_dataset(paths, "some/where/Dataset012_Toy") == "Dataset012_Toy"
+    assert known_dataset(paths, "Dataset012_Toy/") == "Dataset012_Toy"  # as a shell completes it
     with pytest.raises(DatasetError, match="'13' not found"):
         known_dataset(paths, "13")
 
@@ -211,6 +212,11 @@ def test_folds(text: str, expected: int | str) -> None:
 def test_arguments_that_are_refused(kind: object, text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="must be"):
         kind(text)  # type: ignore[operator]
+
+
+def test_a_configuration_in_place_of_a_fold() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="'3d_fullres'; a configuration is given with -c"):
+        fold("3d_fullres")
 
 
 def test_unknown_options_end_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:

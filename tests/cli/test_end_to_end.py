@@ -56,7 +56,8 @@ def test_predict_and_evaluate(root: Path, command: Command, tmp_path: Path, caps
     assert command(predict.main, "-i", images, "-o", tmp_path / "segs") == 0
     assert sorted(path.name for path in tmp_path.glob("segs/*.nii.gz")) == [f"case_00{i}.nii.gz" for i in range(3)]
     assert command(evaluate.main, tmp_path / "segs", root / "raw" / "Dataset001_Toy" / "labelsTr") == 0
-    assert "organ1" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "organ1" in out and f"predicting with {model_folder(root)}: fold_0, checkpoint best\n" in err
     assert (tmp_path / "segs" / "summary.json").is_file()
     assert command(predict.main, "-i", images, "-o", tmp_path / "segs") == 2
     assert "--continue_prediction" in capsys.readouterr().err
@@ -122,6 +123,9 @@ def test_plan_and_preprocess_in_steps(root: Path, command: Command, capsys: pyte
     assert (folder / "plan.previous.json").read_bytes() == before
     assert command(plan.main, "-d", "1", "-gpu_memory_target", "0") == 0
     assert (folder / "plan.json").read_bytes() == before
+    (folder / "plan.json").write_text("{")
+    assert command(plan.main, "-d", "1", "-gpu_memory_target", "0") == 0
+    assert (folder / "plan.json").read_bytes() == before and (folder / "plan.previous.json").read_text() == "{"
     arrays = {path: path.stat().st_mtime_ns for path in (folder / "axis0").glob("*.b2nd")}
     assert command(preprocess.main, "-d", "1", "-c", "axis0", "--workers", "0") == 0
     assert {path: path.stat().st_mtime_ns for path in arrays} == arrays
@@ -129,10 +133,20 @@ def test_plan_and_preprocess_in_steps(root: Path, command: Command, capsys: pyte
     assert all(path.stat().st_mtime_ns > before for path, before in arrays.items())
 
 
+@pytest.mark.parametrize(("preprocessed", "said"), [("2d", " -c 2d"), ("axis0", "")])
+def test_the_next_command_trains_what_was_preprocessed(
+    root: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], preprocessed: str, said: str
+) -> None:
+    options = ["-c", preprocessed, "--preprocessed", tmp_path, "--workers", "0", "-gpu_memory_target", "0"]
+    assert command(plan_and_preprocess.main, "-d", "1", *options) == 0
+    assert capsys.readouterr().out.endswith(f"next: masam_train Dataset001_Toy 0{said}\n")
+
+
 @pytest.mark.parametrize(
     ("main", "arguments", "message"),
     [
         (plan_and_preprocess.main, ["-d", "9"], "data set '9' not found"),
+        (plan_and_preprocess.main, ["-d", "1", "9", "--preprocessed", "{tmp}/out"], "data set '9' not found"),
         (plan_and_preprocess.main, ["-d", "1", "-backbone", "vit_x", "--no_pp"], "unknown backbone 'vit_x'"),
         (plan_and_preprocess.main, ["-d", "1", "--set", "training.epochs=3", "--no_pp"], "unknown field 'epochs'"),
         (preprocess.main, ["-d", "1", "-c", "axis7"], "configuration 'axis7' is not in the plan"),
@@ -141,10 +155,16 @@ def test_plan_and_preprocess_in_steps(root: Path, command: Command, capsys: pyte
         (train.main, ["1", "0"], "holds a training already"),
         (train.main, ["1", "1", "--c"], "no checkpoint to continue from"),
         (train.main, ["1", "1", "--val"], "fold 1 of .* has no checkpoint"),
-        (train.main, ["1", "1", "-c", "2d"], "no preprocessed data"),
+        (train.main, ["1", "1", "-c", "2d"], "no preprocessed data in .* Preprocessed are: axis0 "),
         (train.main, ["1", "1", "--budget", "soon"], "budget 'soon' is not understood"),
         (train.main, ["1", "1", "--set", "axis0.spacing=3,2,2"], "was preprocessed with another plan"),
         (train.main, ["1", "1", "-device", "abacus"], "device 'abacus' is unknown"),
+        (
+            train.main,
+            ["1", "0", "--preprocessed", "{tmp}"],
+            "plan not found: .* masam_plan_and_preprocess -d Dataset001_Toy,",
+        ),
+        (plan.main, ["-d", "1", "--preprocessed", "{tmp}"], "fingerprint not found: .* masam_plan_and_preprocess"),
         (predict.main, ["-i", "{root}/raw", "-o", "{tmp}/out"], "no images like ID_0000.nii.gz"),
         (predict.main, ["-i", "{root}/nothing", "-o", "{tmp}/out"], "input not found"),
         (predict.main, ["-i", "{root}/raw", "-o", "{tmp}/out", "-f", "4"], "fold 4 of .* has no checkpoint"),

@@ -106,6 +106,7 @@ def test_a_planned_data_set_needs_no_more_words(command: Command, tmp_path: Path
     ("arguments", "message"),
     [
         (["-d", "7"], "data set '7' not found"),
+        (["-d", "Dataset010_New"], "no dataset.json of Dataset010_New below .* Give one: --dataset_json"),
         (["-d", "Dataset007_Toy", "--dataset_json", "labels.json", "-c", "axis0"], "plan not found"),
         (["-d", "Dataset007_Toy", "--dataset_json", "labels.json"], "--spacing Z Y X is needed"),
         (["-d", "Dataset008_Bare"], "no dataset.json of Dataset008_Bare below .* Give one: --dataset_json FILE"),

@@ -120,7 +120,7 @@ def test_cases_of_the_folders(tmp_path: Path) -> None:
     assert dataset.cases[0].labels is None
     assert dataset.cases[1].labels == (dataset.folder / "labelsTr" / "b.nii.gz",)
     assert not dataset.cases[0].is_sequence
-    with pytest.raises(DatasetError, match=r"no training images like ID_0000.png"):
+    with pytest.raises(DatasetError, match=r"like ID_0000.png \(there: a_0000.nii.gz, b_0000.nii.gz\).*file_ending"):
         bare_dataset(tmp_path, file_ending=".png")
 
 
@@ -136,7 +136,7 @@ def test_cases_of_a_mapping(tmp_path: Path) -> None:
     for bad in mappings:
         with pytest.raises(DatasetError, match='"dataset"'):
             bare_dataset(tmp_path, dataset=bad)
-    with pytest.raises(DatasetError, match="no training images"):
+    with pytest.raises(DatasetError, match=r"no training images .*\(there: nothing\)"):
         bare_dataset(tmp_path, dataset={})
 
 

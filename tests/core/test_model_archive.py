@@ -271,5 +271,8 @@ def test_a_scratch_folder_goes_and_takes_only_a_parent_that_it_made_and_left_emp
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"cannot write .*file/below"), scratch_folder(tmp_path / "file" / "below"):
+    with (
+        pytest.raises(OutputError, match=r"cannot write .*file/below: Not a directory. Choose another"),
+        scratch_folder(tmp_path / "file" / "below"),
+    ):
         pass

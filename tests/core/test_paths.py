@@ -41,12 +41,16 @@ def test_a_number_or_a_name_finds_the_data_set(tmp_path: Path) -> None:
 
 
 def test_what_is_not_found_is_listed(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"not found in .* \(there: none\)"):
+    with pytest.raises(DatasetError, match=r"not found in .* \(there: none\).*--raw"):
         find_dataset_name("1", [tmp_path])
     for name in ("Dataset001_A", "Dataset001_B"):
         (tmp_path / name).mkdir()
     for identifier in ("2", "Dataset002_X", "\u00b2", "A"):
         with pytest.raises(DatasetError, match=r"not found in .* \(there: Dataset001_A, Dataset001_B\)"):
             find_dataset_name(identifier, [tmp_path])
+    for name in ("Dataset7_C", "Task004_D", "comparison"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(DatasetError, match=r"Dataset001_B; not called DatasetXXX_Name, .*: Dataset7_C, Task004_D\)"):
+        find_dataset_name("4", [tmp_path])
     with pytest.raises(DatasetError, match=r"1 is ambiguous: Dataset001_A, Dataset001_B"):
         find_dataset_name("1", [tmp_path])

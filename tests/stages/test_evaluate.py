@@ -138,6 +138,16 @@ def test_other_shapes_and_unreadable_files_are_reported_together(folders: Folder
     assert not (folders[0] / "summary.json").exists()
 
 
+def test_values_above_the_labels_are_warned_about(folders: Folders, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="masam_auto"):
+        before = evaluate_folder(*folders, LABELS, ".nii.gz")
+        assert not caplog.text
+        write(folders[0], "x", picture(0, 255, 1, 2))
+        after = evaluate_folder(*folders, LABELS, ".nii.gz")
+    assert "x.nii.gz: has the value 255, which is no label and counts as background" in caplog.text
+    assert [after["mean"][label]["Dice"] for label in "12"] == [before["mean"][label]["Dice"] for label in "12"]
+
+
 def test_another_grid_is_warned_about(folders: Folders, caplog: pytest.LogCaptureFixture) -> None:
     write(folders[0], "x", picture(0, 0, 1, 2), spacing=(1.0, 1.0, 1.0))
     with caplog.at_level(logging.WARNING, logger="masam_auto"):

@@ -48,6 +48,11 @@ def test_arrays_in_memory(intensity: ModuleType, raw_dataset: Callable[..., Path
         predictor.predict_array(image, (1.0, 1.0))
     with pytest.raises(ImageError, match=r"has shape \(5, 16, 14\) \(Z, Y, X\), but its geometry \(6, 16, 14\)"):
         predictor.predict_array(image[:, 1:], geometry)
+    for grid in (geometry, geometry.spacing):
+        with pytest.raises(ImageError, match=r"A volume needs its channel axis: image\[None\]"):
+            predictor.predict_array(image[0], grid)
+    with pytest.raises(ModelError, match="returned='logits': expected is one of labels, probabilities, both"):
+        predictor.predict_array(image, geometry, returned="logits")  # type: ignore[arg-type]
     with pytest.raises(ImageError, match="case in memory has values of type complex64; expected are real numbers"):
         predictor.predict_array(image.astype(np.complex64), geometry)
     for value in (np.nan, np.inf, -np.inf):

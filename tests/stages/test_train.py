@@ -274,7 +274,7 @@ def test_it_refuses_checkpoints_of_another_plan(train: Train, tiny: ModuleType) 
     train()
     with pytest.raises(ModelError, match="another plan"):
         train(resume=True, plan=tiny.make_plan(num_epochs=5))
-    with pytest.raises(OutputError, match="share one: repeat the same --set"):
+    with pytest.raises(OutputError, match=r"share one: repeat the same --set .* another name \(-p NAME\)"):
         train(fold="all", plan=tiny.make_plan(num_epochs=5))
     assert train(fold="all").name == "fold_all"
 
