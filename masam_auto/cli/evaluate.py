@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _make_parser()
     parsed = parser.parse_args(arguments)
     _check_combination(parsed, parser)
+    _check_folders(parsed)
     paths = start(parsed)
 
     from masam_auto.imaging.io import label_ending
@@ -107,6 +108,20 @@ def _check_combination(parsed: argparse.Namespace, parser: argparse.ArgumentPars
     if given and not parsed.boxes_from_labels:
         raise MasamError(
             f"--{given[0]} is for a prediction with boxes: give --boxes_from_labels tight or relaxed, or leave it out"
+        )
+
+
+def _check_folders(parsed: argparse.Namespace) -> None:
+    """Refuse folders that are not there, and to write among raw data, as with the two changed for one another. Raises MasamError."""
+    from masam_auto.core.paths import is_in_raw_data
+
+    for folder in (parsed.references,) if parsed.boxes_from_labels else (parsed.predictions, parsed.references):
+        if not folder.is_dir():
+            raise MasamError(f"{folder} is no folder. Give the folder of segmentations, then that of references.")
+    if is_in_raw_data(parsed.predictions):
+        raise MasamError(
+            f"{parsed.predictions} is part of a raw data set, where summary.json must not be written. Give the folder of "
+            "segmentations first, then that of references."
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from masam_auto.core.errors import DatasetError
 
 DATASET_NAME = re.compile(r"Dataset(\d{3,})_(.+)")
+RAW_FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 MISNAMED = re.compile(r"(dataset|task)_?\d", re.IGNORECASE)
 """Folders that were meant as data sets; nnU-Net v1's were called TaskXXX_Name."""
 
@@ -71,4 +72,12 @@ def find_dataset_name(identifier: str, roots: list[Path]) -> str:
     raise DatasetError(
         f"data set {identifier!r} not found in {places} (there: {listed}). Choose one that "
         "is there, or say with --raw, --preprocessed or --results where it is."
+    )
+
+
+def is_in_raw_data(folder: Path) -> bool:
+    """Whether a folder is labelsTr of a raw data set, or another one with images or labels, or within it."""
+    whole = folder.resolve()
+    return any(
+        place.name in RAW_FOLDERS and (place.parent / "dataset.json").is_file() for place in (whole, *whole.parents)
     )

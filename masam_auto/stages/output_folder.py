@@ -8,10 +8,10 @@ from pathlib import Path
 from masam_auto.core.dataset import Case
 from masam_auto.core.errors import OutputError, PlanError, first_few
 from masam_auto.core.jsonio import read_json, read_plain, write_json
+from masam_auto.core.paths import is_in_raw_data
 from masam_auto.core.plan import Plan
 from masam_auto.stages.predict import Predictor
 
-RAW_FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 # What lies beside a dataset.json and plan.json that must stay: of a preprocessed data set, or a trained model.
 OWN_COMPANIONS = ("fingerprint.json", "splits.json", "fold_*")
 
@@ -60,10 +60,7 @@ def check_output(source: Path, folder: Path) -> None:
         raise OutputError(f"{folder} is a file; the output must be a folder")
     if folder.resolve() == images.resolve():
         raise OutputError(f"the output folder is the input folder ({folder}). Choose another one.")
-    whole = folder.resolve()
-    part = any(
-        place.name in RAW_FOLDERS and (place.parent / "dataset.json").is_file() for place in (whole, *whole.parents)
-    )
+    part = is_in_raw_data(folder)
     if (folder / "imagesTr").is_dir() or part:
         raise OutputError(
             f"the output folder is {'part of ' if part else ''}a raw data set ({folder}). Choose another one."

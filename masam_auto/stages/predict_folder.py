@@ -89,6 +89,7 @@ class _Job:
     endings: Mapping[str, str]
     boxes: Mapping[str, Sequence[GivenBox]]
     save_probabilities: bool
+    overwrite: bool
     shared: SharedCases
 
     def load(self, case: Case) -> _Loaded:
@@ -116,6 +117,8 @@ class _Job:
         made.probabilities.close()
         ending, labels = self.endings[case.identifier], self.predictor.description.labels
         write_segmentation(case, made.segmentation, made.geometry, self.folder, ending, labels)
+        if self.overwrite and not self.save_probabilities:  # an ensemble would average those of what was replaced
+            (self.folder / f"{case.identifier}{PROBABILITIES}").unlink(missing_ok=True)
         if self.shared.claim("companions") or not (self.folder / "dataset.json").exists():
             record_model(self.folder, self.predictor)
         self.shared.finish(case.identifier)
@@ -195,6 +198,7 @@ def predict_folder(
         endings=choose_endings(list(cases.values()), predictor.description, output_format),
         boxes=boxes or {},
         save_probabilities=save_probabilities,
+        overwrite=overwrite,
         shared=shared,
     )
 

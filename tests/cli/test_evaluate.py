@@ -86,3 +86,18 @@ def test_mistakes_are_one_line(folders: tuple[str, str], capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         evaluate.main([*folders, "--tolerance", "organ=wide"])
     assert "must be a number above 0" in capsys.readouterr().err
+
+
+def test_folders_that_are_not_there_or_changed_for_one_another(
+    folders: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predictions, references = folders
+    missing = str(tmp_path / "missing")
+    for given, message in (
+        ((missing, references), f"{missing} is no folder. Give the folder of segmentations, then"),
+        ((predictions, missing), f"{missing} is no folder"),
+        ((references, predictions), f"{references} is part of a raw data set"),
+    ):
+        assert run(evaluate.main, given) == 2
+        assert message in capsys.readouterr().err
+    assert not (Path(references) / "summary.json").exists()

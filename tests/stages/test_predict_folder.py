@@ -150,6 +150,8 @@ def test_probabilities_are_written_beside_and_belong_to_what_is_done(
     assert predict_folder(predictor, raw / "imagesTr", out, **again, save_probabilities=True).predicted == ("case_000",)
     with pytest.raises(OutputError, match=r"already holds case_000\.nii\.gz, case_000\.npz"):
         predict_folder(predictor, raw / "imagesTr", out, save_probabilities=True)
+    predict_folder(predictor, raw / "imagesTr", out, overwrite=True)
+    assert names(out) == ["case_000.nii.gz", "case_001.nii.gz"], "an ensemble would average what is out of date"
 
 
 def test_boxes_and_probabilities_exclude_each_other(
