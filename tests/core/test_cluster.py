@@ -1,6 +1,7 @@
 """Cases on a Dask cluster of two processes: as in the local pool, also when a worker is killed."""
 
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -104,13 +105,14 @@ def test_stages_give_the_same_on_the_cluster(
     raw = raw_data.make_raw_dataset(tmp_path / "raw", cases=3, shape=(4, 12, 10))
     monkeypatch.chdir(raw)  # paths may be relative here, where workers have another folder
     monkeypatch.setattr("masam_auto.stages.verify.IN_PROCESS_BYTES", 0)
+    segmentations = shutil.copytree("labelsTr", tmp_path / "segmentations")
     written = []
     for where in (["--workers", "0"], ["--scheduler", cluster.scheduler]):
         roots = ["--raw", "..", "--preprocessed", f"../../{where[0]}"]
         assert run(plan_and_preprocess, ["-d", "1", "-gpu_memory_target", "0", *roots, *where]) == 0
-        assert run(evaluate, ["labelsTr", "labelsTr", *where]) == 0
+        assert run(evaluate, ["../../segmentations", "labelsTr", *where]) == 0
         files = {path.name: path.read_bytes() for path in (tmp_path / where[0]).rglob("*") if path.is_file()}
-        written.append(files | {"summary": (raw / "labelsTr" / "summary.json").read_bytes()})
+        written.append(files | {"summary": (segmentations / "summary.json").read_bytes()})
     assert "case_002.b2nd" in written[0]
     assert written[0] == written[1]
 
@@ -124,12 +126,13 @@ def test_a_scheduler_that_does_not_answer_is_one_line(
     tmp_path: Path, raw_data: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels = str(raw_data.make_raw_dataset(tmp_path, cases=1, shape=(2, 4, 4)) / "labelsTr")
+    segmentations = str(shutil.copytree(labels, tmp_path / "segmentations"))
     monkeypatch.setattr(cluster_module, "CONNECTION_SECONDS", 0.3)
     with socket.socket() as unused:  # bound, but nobody listens
         unused.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{unused.getsockname()[1]}"
         started = time.monotonic()
-        assert run(evaluate, [labels, labels, "--scheduler", address]) == 2
+        assert run(evaluate, [segmentations, labels, "--scheduler", address]) == 2
     assert time.monotonic() - started < 10
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert line.startswith(f"error: no Dask scheduler answers at {address} (") and "dask scheduler" in line
