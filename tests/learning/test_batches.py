@@ -131,6 +131,8 @@ def test_workers_leave_signals_of_the_group_to_the_parent(tiny: ModuleType, tmp_
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
 
 
+# batchgenerators' thread may see the dead worker first
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_half_a_message_of_a_killed_worker_holds_nobody_up(
     tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
