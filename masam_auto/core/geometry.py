@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from masam_auto.core.errors import ImageError
+from masam_auto.core.raw_files import RawFile
 
 Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]
@@ -75,7 +76,8 @@ class CaseProperties:
     """What `restore_case` needs to bring a result back onto the image's own grid.
 
     Preprocessing goes: read -> crop to `crop` (original order) -> permute by `axis_order` -> resample to
-    `resampled_shape` (permuted order).
+    `resampled_shape` (permuted order). `raw` are the image and label files as they were read; empty where nobody noted
+    them (prediction, and data of earlier versions).
     """
 
     identifier: str
@@ -85,6 +87,7 @@ class CaseProperties:
     spacing: Triple
     resampled_shape: Shape
     files: tuple[str, ...] = ()
+    raw: tuple[RawFile, ...] = ()
 
     def __post_init__(self) -> None:
         if sorted(self.axis_order) != [0, 1, 2]:
