@@ -146,7 +146,7 @@ def draw_progress(path: Path, metrics: Sequence[EpochMetrics], *, title: str) ->
     smoothed = [math.nan if entry.smoothed_dice is None else entry.smoothed_dice for entry in metrics]
     dice.plot(epochs, smoothed, color="black", linewidth=2, label="mean, smoothed", marker=marker)
     dice.set_ylim(0, 1)
-    dice.legend(loc="lower right", fontsize="small", ncols=2)
+    dice.legend(loc="best", fontsize="small", ncols=2)
     _label(dice, "Dice on validation windows")
     rate.plot(epochs, [entry.learning_rate for entry in metrics], color="tab:grey", marker=marker)
     _label(rate, "learning rate")
