@@ -53,6 +53,8 @@ class Pace:
         """
         now = self.now()
         took, self._last_step = now - self._last_step, now
+        if progress >= 1:
+            return
         if self._begun is None:
             self._begun = now, progress
             self._line_losses = so_far.steps

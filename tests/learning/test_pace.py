@@ -46,6 +46,11 @@ def test_the_first_steps_tell_how_long_the_fold_takes(said: pytest.LogCaptureFix
     assert said.messages == ["0.8 steps/s: the 19994 steps that are left take about 6.9 h (--budget makes it shorter)"]
 
 
+def test_where_nothing_is_left_nothing_is_said(said: pytest.LogCaptureFixture) -> None:
+    Trial("6steps", seconds=1.0).epoch(6)
+    assert said.messages == []
+
+
 def test_with_a_budget_of_time_they_tell_how_many_steps_fit_in(said: pytest.LogCaptureFixture) -> None:
     Trial("240cpus", seconds=1.2).epoch(8)
     (line,) = said.messages

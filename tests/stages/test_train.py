@@ -85,10 +85,12 @@ def test_it_leaves_all_that_the_design_names(train: Train, tiny: ModuleType, cap
     assert "epoch 1" in (folder / "training.log").read_text()
 
 
-def test_a_class_is_learned(train: Train, tiny: ModuleType) -> None:
+def test_a_class_is_learned(train: Train, tiny: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="masam_auto")
     plan = tiny.make_plan(num_epochs=2, steps_per_epoch=25, learning_rate=2e-2, weight_average=0.9)
     folder = train(plan=plan)
     first, last = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert "steps that are left take about" in (folder / "training.log").read_text()
     assert last["loss"] < first["loss"]
     assert last["dice"]["organ"] > 0.7
 
