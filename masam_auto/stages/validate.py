@@ -100,7 +100,8 @@ def validate_fold(
         plan, configuration, output, state_file, sizes, asked=mirror, processes=world.size,
         predict=lambda name: predictor.changed(mirror=False).segment(_prepared(name, preprocessed)),
     )  # fmt: skip
-    logger.info("validation with%s flips: %s", "" if chosen else "out", why)
+    if mirror is not None or configuration.mirror_axes:
+        logger.info("validation with%s flips: %s", "" if chosen else "out", why)
     predictor = predictor.changed(mirror=chosen)
     since = _record(output, state_file, predictor.members[0].plan.inference, why=why)
     ending = label_ending(dataset.description.file_ending)
