@@ -30,6 +30,7 @@ STAGES = (
     "predict",
     "output_folder",
     "predict_folder",
+    "validation_mirroring",
     "ensemble",
     "postprocess",
     "evaluate",

@@ -152,6 +152,16 @@ def read_dataset_plan(paths: Paths, dataset_name: str) -> "Plan":
     return plan
 
 
+def check_is_preprocessed(paths: Paths, dataset_name: str, file: str) -> None:
+    """Raise PlanError where a file that preprocessing leaves in a data set's folder is not there."""
+    path = paths.preprocessed / dataset_name / file
+    if not path.is_file():
+        raise PlanError(
+            f"{dataset_name} is not preprocessed: {path} is missing. Run masam_plan_and_preprocess -d "
+            f"{shlex.quote(dataset_name)} (or masam_preprocess, which keeps the plan), or say where it is with --preprocessed."
+        )
+
+
 def preprocess_step(dataset: "Dataset", plan: "Plan", paths: Paths, parsed: argparse.Namespace) -> None:
     """Preprocess as planned."""
     from masam_auto.stages.preprocess import preprocess_dataset

@@ -174,11 +174,12 @@ def loader_of(job: Job, store: CaseStore, state: TrainingState) -> BatchLoader:
         job.training,
         share=share,
         per_epoch=per_epoch,
-        first=state.epoch * per_epoch + state.unfinished.steps * share.batches,
+        first=state.epoch * per_epoch + (state.unfinished.steps - state.left_out) * share.batches,
         workers=job.workers,
     )
 
 
-def validation_batches(job: Job) -> int:
-    """Batches of the look at the validation windows after an epoch, of all processes together."""
-    return max(2, round(VALIDATION_SHARE * job.plan.training.steps_per_epoch * job.configuration.accumulation))
+def validation_batches(job: Job, state: TrainingState) -> int:
+    """Batches of the look at the validation windows after an epoch, of all processes together; the same in all epochs."""
+    steps = state.look_steps or job.plan.training.steps_per_epoch
+    return max(2, round(VALIDATION_SHARE * steps * job.configuration.accumulation))
