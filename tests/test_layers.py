@@ -42,6 +42,7 @@ STAGES = (
     "cross_validation",
     "find_best_configuration",
     "benchmark",
+    "speed",
 )
 NOT_IN_CORE = {"torch", "SimpleITK", "nibabel", "tifffile", "skimage", "blosc2", "matplotlib"}
 IMPORT_TORCH = {"torch", "segment_anything", "acvl_utils"}

@@ -190,7 +190,14 @@ def _read_plan(paths: Paths, name: str, parsed: argparse.Namespace) -> "Plan":
         plan = read_json(trained, Plan, what="plan of a trained model") if trained.is_file() else plan
     scratch = ["network.weights=none", "network.trained=all"] if parsed.from_scratch else []
     changes = [*parsed.overrides, *scratch, *([f"training.seed={parsed.seed}"] if parsed.seed is not None else [])]
-    return override(plan, changes)
+    plan = override(plan, changes)
+    if parsed.val or parsed.c:
+        return plan
+    from masam_auto.stages.training_job import plan_for_budget
+
+    chosen = plan.configuration(parsed.configuration).name
+    fold_folder = paths.model_folder(name, plan.name, chosen) / f"fold_{parsed.fold}"
+    return plan_for_budget(plan, chosen, parsed.budget, fold_folder)
 
 
 def _asked_mirroring(parsed: argparse.Namespace, plan: "Plan") -> bool | None:

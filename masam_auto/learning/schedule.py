@@ -86,7 +86,7 @@ FORMS = "1000cpus (CPU-seconds), 600s, 30min, 2h (wall clock), 20epochs or 500st
 
 
 def parse_budget(text: str | None, training: TrainingPlan) -> Budget:
-    """Read `--budget`; None gives the plan's own number of epochs.
+    """Read `--budget`; None gives the plan's own budget or, where that is empty, its number of epochs.
 
     Steps and epochs are reproducible bit by bit; with a budget of time the learning rate follows the clock, and two
     runs differ.
@@ -94,6 +94,7 @@ def parse_budget(text: str | None, training: TrainingPlan) -> Budget:
     Raises:
         PlanError: not one of the known forms.
     """
+    text = training.budget or None if text is None else text
     if text is None:
         return Budget(kind="steps", amount=training.num_epochs * training.steps_per_epoch)
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(cpus|s|min|h|epochs?|steps?)\s*", text)
