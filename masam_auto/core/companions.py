@@ -1,45 +1,66 @@
 """What stands beside a data set's preprocessed arrays: its description, where its raw data are, and its folds."""
 
+import itertools
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from masam_auto.core.dataset import Dataset
 from masam_auto.core.jsonio import read_plain, write_bytes, write_json
+from masam_auto.core.patients import divided_patients, patients_of
 from masam_auto.core.splits import make_splits, read_splits, write_splits
 
 logger = logging.getLogger(__name__)
 
 RAW_DATA_NAME = "raw_data.json"
+SPLITS_NAME = "splits.json"
+NNUNET_SPLITS_NAME = "splits_final.json"
 
 
-def write_companions(dataset: Dataset, folder: Path) -> None:
+def write_companions(dataset: Dataset, folder: Path, *, nnunet_preprocessed: Path | None = None) -> None:
     """Write dataset.json, raw_data.json and, unless it is there already, splits.json.
 
-    Folds come from the raw folder's splits.json where there is one. Folds that are there stay, because trained models
-    rest on them; cases that stand in none are announced.
+    Folds are those of a splits.json or nnU-Net's splits_final.json in the raw folder, or of a splits_final.json in
+    `folder` or in nnU-Net's preprocessed folder, or else made here. Folds that are there stay, because trained models rest
+    on them; that others were found, cases that stand in none, and patients on both sides are announced.
 
     Args:
         dataset: the raw data set.
         folder: preprocessed/DatasetXXX_Name.
+        nnunet_preprocessed: nnU-Net's folder of preprocessed data sets, where there is one.
 
     Raises:
-        PlanError: the splits.json that is there, or in the raw folder, does not fit the data set.
+        PlanError: folds that are there, or would be taken, do not fit the data set.
+        DatasetError: patients.json is not in its form.
         OutputError: the folder is not writable or the disk is full.
     """
     write_json(folder / "dataset.json", dataset.description.raw)
     write_json(folder / RAW_DATA_NAME, {"folder": str(dataset.folder.absolute())})
-    path = folder / "splits.json"
-    given = dataset.folder / "splits.json"
+    path = folder / SPLITS_NAME
     identifiers = [case.identifier for case in dataset.cases]
-    if given.is_file():
-        read_splits(given, dataset.cases)  # refuses what does not fit, before it is copied
-        if not path.is_file():
-            write_bytes(path, given.read_bytes())
-            logger.info("folds: those of %s", given)
-        elif read_plain(path, what="splits file") != read_plain(given, what="splits file"):
-            logger.warning("warning: %s has other folds than %s, and stays. Remove it to take those.", path, given)
-    elif not path.is_file():
-        write_splits(path, make_splits(identifiers), dataset.cases)
+    patients = patients_of(identifiers, dataset.folder)
+    given = given_splits(dataset.folder, folder, nnunet_preprocessed)
+    if path.is_file():
+        warn_of_other_splits(path, given)
+    elif given:
+        read_splits(given[0], dataset.cases)  # refuses what does not fit, before it is copied
+        write_bytes(path, given[0].read_bytes())
+        logger.info("folds: those of %s", given[0])
+        warn_of_other_splits(path, given[1:])
+    else:
+        write_splits(path, make_splits(identifiers, patients=patients), dataset.cases)
+        if (number := len(set(patients.values()))) not in (1, len(identifiers)):
+            logger.info(
+                "folds: %d cases are of %d patients (%s), whose cases stay on one side of each fold",
+                len(identifiers), number, _said(patients),
+            )  # fmt: skip
+    if divided := divided_patients(read_splits(path, dataset.cases), patients):
+        patient, (trained, validated) = next(iter(divided.items()))
+        logger.warning(
+            "warning: the folds of %s put %d of %d patients on both sides (%s: %s is trained on, %s is validated), so that their "
+            "Dice is too good. Remove the file to make folds by patient.",
+            path, len(divided), len(set(patients.values())), patient, trained, validated,
+        )  # fmt: skip
     known = {name for split in read_splits(path, dataset.cases) for name in (*split.train, *split.val)}
     if new := [name for name in identifiers if name not in known]:
         logger.warning(
@@ -47,3 +68,35 @@ def write_companions(dataset: Dataset, folder: Path) -> None:
             "only fold `all` learns from them. Put them into the file, or remove it to make new folds for new trainings.",
             len(new), len(identifiers), path, ", ".join(new[:5]),
         )  # fmt: skip
+
+
+def given_splits(raw: Path, preprocessed: Path, nnunet_preprocessed: Path | None) -> list[Path]:
+    """Files with folds that a user has brought, the first one to be taken.
+
+    Args:
+        raw: the raw data set's folder.
+        preprocessed: its folder of preprocessed data.
+        nnunet_preprocessed: nnU-Net's root folder, or None.
+    """
+    there = [raw / SPLITS_NAME, raw / NNUNET_SPLITS_NAME, preprocessed / NNUNET_SPLITS_NAME]
+    if nnunet_preprocessed is not None:
+        there.append(nnunet_preprocessed / preprocessed.name / NNUNET_SPLITS_NAME)
+    return [file for file in there if file.is_file()]
+
+
+def warn_of_other_splits(path: Path, given: Sequence[Path]) -> None:
+    """Say which of the given files have other folds than splits.json, which stays. Raises PlanError for what is no JSON."""
+    for file in given:
+        if read_plain(path, what="splits file") != read_plain(file, what="splits file"):
+            logger.warning(
+                "warning: %s has other folds than %s and is not used: that stays. Remove it and preprocess again to take "
+                "those (nothing else is made again).", file, path,
+            )  # fmt: skip
+
+
+def _said(patients: Mapping[str, str]) -> str:
+    """Two cases of one patient, as an example."""
+    for first, second in itertools.combinations(sorted(patients), 2):
+        if patients[first] == patients[second]:
+            return f"{first} and {second} are of {patients[first]}"
+    return ""

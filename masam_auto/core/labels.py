@@ -58,6 +58,24 @@ class Labels:
                 )
             if undeclared := sorted(set(order) - set(declared)):
                 raise DatasetError(f'dataset.json: "regions_class_order" has undeclared values {undeclared}')
+            for value in declared:
+                written = self.written(value)
+                if self._regions_with(written) != self._regions_with(value):
+                    raise DatasetError(
+                        f'dataset.json: "regions_class_order" {list(order)} writes label {value} as {written}, which belongs to '
+                        "other regions, so that it gets lost. Later regions are written over earlier ones: order them from "
+                        "the largest to those inside, each with the value that is left in it."
+                    )
+
+    def written(self, value: int) -> int:
+        """What a voxel of a label value becomes when its regions are written one over the other."""
+        written = 0
+        for region, left in zip(self.foreground.values(), self.regions_class_order or (), strict=True):
+            written = left if value in region else written
+        return written
+
+    def _regions_with(self, value: int) -> set[str]:
+        return {name for name, members in self.foreground.items() if value in members}
 
     @property
     def foreground(self) -> dict[str, tuple[int, ...]]:

@@ -15,12 +15,13 @@ MISNAMED = re.compile(r"(dataset|task)_?\d", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Paths:
-    """Root folders of raw data, preprocessed data, results and SAM weights."""
+    """Root folders of raw data, preprocessed data, results and SAM weights; nnU-Net's preprocessed data, for its folds."""
 
     raw: Path
     preprocessed: Path
     results: Path
     weights: Path
+    nnunet_preprocessed: Path | None = None
 
     def configuration_folder(self, dataset_name: str, configuration: str) -> Path:
         """Folder of the preprocessed arrays of one configuration."""
@@ -36,7 +37,8 @@ def resolve_paths(given: Mapping[str, str | None], environment: Mapping[str, str
 
     Args:
         given: "raw", "preprocessed", "results", "weights" from the command line, or None.
-        environment: MASAM_RAW, MASAM_PREPROCESSED, MASAM_RESULTS, MASAM_WEIGHTS; nnUNet_raw serves as raw.
+        environment: MASAM_RAW, MASAM_PREPROCESSED, MASAM_RESULTS, MASAM_WEIGHTS; nnUNet_raw serves as raw, and
+            nnUNet_preprocessed as the place of nnU-Net's folds.
         working_folder: its `masam_data/` is the last resort.
     """
 
@@ -46,7 +48,14 @@ def resolve_paths(given: Mapping[str, str | None], environment: Mapping[str, str
             value = environment.get("nnUNet_raw")
         return Path(value).expanduser().absolute() if value else working_folder / "masam_data" / name
 
-    return Paths(raw=root("raw"), preprocessed=root("preprocessed"), results=root("results"), weights=root("weights"))
+    nnunet = environment.get("nnUNet_preprocessed")
+    return Paths(
+        raw=root("raw"),
+        preprocessed=root("preprocessed"),
+        results=root("results"),
+        weights=root("weights"),
+        nnunet_preprocessed=Path(nnunet).expanduser().absolute() if nnunet else None,
+    )
 
 
 def find_dataset_name(identifier: str, roots: list[Path]) -> str:

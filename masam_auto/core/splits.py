@@ -21,25 +21,40 @@ class Split:
     val: tuple[str, ...]
 
 
-def make_splits(identifiers: Sequence[str], *, folds: int = 5, seed: int = 12345) -> tuple[Split, ...]:
-    """Shuffled folds over sorted identifiers, the ones nnU-Net makes.
+def make_splits(
+    identifiers: Sequence[str], *, patients: Mapping[str, str] | None = None, folds: int = 5, seed: int = 12345
+) -> tuple[Split, ...]:
+    """Shuffled folds over sorted identifiers, the ones nnU-Net makes, unless a patient has several cases.
 
     With fewer cases than folds there is one fold a case; a single case is validated on itself.
 
+    Args:
+        identifiers: of the cases.
+        patients: case -> patient; the patients are dealt out, and their cases stay together. Where there is one patient only,
+            the cases are dealt out.
+        folds: at most so many.
+        seed: of the shuffling.
+
     Source: scikit-learn's KFold(5, shuffle=True, random_state=12345), as nnU-Net uses it; the same folds come out.
     """
-    names = np.array(sorted(identifiers))
+    names = sorted(identifiers)
     if len(names) == 1:
-        only = (str(names[0]),)
-        return (Split(train=only, val=only),)
-    folds = min(folds, len(names))
-    order = np.arange(len(names))
+        return (Split(train=(names[0],), val=(names[0],)),)
+    owners = {name: (patients or {}).get(name, name) for name in names}
+    if len(set(owners.values())) == 1:
+        owners = {name: name for name in names}
+    groups = sorted(set(owners.values()))
+    order = np.arange(len(groups))
     np.random.RandomState(seed).shuffle(order)
     splits = []
-    for held_out in np.array_split(order, folds):
-        inside = np.zeros(len(names), dtype=bool)
-        inside[held_out] = True
-        splits.append(Split(train=tuple(names[~inside].tolist()), val=tuple(names[inside].tolist())))
+    for held_out in np.array_split(order, min(folds, len(groups))):
+        held = {groups[number] for number in held_out}
+        splits.append(
+            Split(
+                train=tuple(name for name in names if owners[name] not in held),
+                val=tuple(name for name in names if owners[name] in held),
+            )
+        )
     return tuple(splits)
 
 

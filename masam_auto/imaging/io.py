@@ -1,6 +1,8 @@
 """Images and label files by file ending: into arrays with their geometry, and back."""
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from masam_auto.imaging import bitmaps, tiff, volumes
 from masam_auto.imaging.dicom import read_series
 from masam_auto.imaging.videos import is_video, read_video
 from masam_auto.imaging.volumes import RawImage
+
+logger = logging.getLogger(__name__)
 
 SAME_GRID = "Resample it onto that grid, or correct its header."
 T = TypeVar("T")
@@ -118,6 +122,13 @@ def read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
     return _whole_numbers(path, raw.array[0]), raw.geometry
 
 
+def label_values(labels: np.ndarray) -> list[int]:
+    """Sorted values of an int16 label array, by marking instead of sorting, which is slow for large volumes."""
+    seen = np.zeros(1 << 16, bool)
+    seen[labels.view(np.uint16)] = True
+    return sorted(np.flatnonzero(seen).astype(np.uint16).view(np.int16).tolist())
+
+
 def read_geometry(path: Path) -> Geometry:
     """Geometry of an image or label file; reads only the header. Raises ImageError."""
     return _guarded(path, find_reader(path).geometry)
@@ -194,6 +205,8 @@ def _channels_together(
     for path, (_, geometry) in zip(files, read, strict=True):
         if problem := grid_difference(read[0][1], geometry):
             raise ImageError(f"{name}: {path.name} does not lie on the grid of {files[0].name}: {problem}. {SAME_GRID}")
+        if shift := read[0][1].difference(geometry):
+            _warn_once(f"{path}: {shift} in {files[0].name}, taken as the same place. Do they overlap in a viewer?")
     found = sum(array.shape[0] for array, _ in read)
     if found != expected:
         raise ImageError(
@@ -202,6 +215,12 @@ def _channels_together(
         )
     arrays = [array for array, _ in read]
     return (arrays[0] if len(arrays) == 1 else np.concatenate(arrays)), read[0][1]
+
+
+@functools.lru_cache(maxsize=1024)
+def _warn_once(text: str) -> None:
+    """A case is read for the fingerprint, for preprocessing and so on; its user hears of it once."""
+    logger.warning("warning: %s", text)
 
 
 def grid_difference(expected: Geometry, found: Geometry) -> str | None:

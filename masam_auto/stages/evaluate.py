@@ -18,7 +18,7 @@ from masam_auto.core.label_map import map_labels
 from masam_auto.core.labels import Labels
 from masam_auto.core.parallel import Workers, map_cases
 from masam_auto.core.summary import mean_iou, summarise_cases, summarise_subsets, summary_key
-from masam_auto.imaging.io import read_labels
+from masam_auto.imaging.io import label_values, read_labels
 from masam_auto.imaging.metrics import compare_masks, measure
 
 logger = logging.getLogger(__name__)
@@ -259,10 +259,15 @@ def _evaluate_pair(pair: _Pair) -> dict[str, Any]:
 
 
 def _warn_of_undeclared(path: Path, values: np.ndarray, labels: Labels) -> None:
-    """Say so where a file has higher values than the labels, as masks of 0 and 255 have."""
-    highest = int(values.max(initial=0))
-    if highest > max(*labels.declared, labels.ignore or 0):
-        logger.warning("%s: has the value %d, which is no label and counts as background", path, highest)
+    """Say so where a file has values that are no labels: 255 of a mask, -1 of some programs."""
+    known = {*labels.declared, 0 if labels.ignore is None else labels.ignore}
+    if unknown := [value for value in label_values(values) if value not in known]:
+        listed = f"{', '.join(map(str, unknown[:5]))}{', ...' if len(unknown) > 5 else ''}"
+        several = len(unknown) > 1
+        meaning = (
+            "which are no labels and count as background" if several else "which is no label and counts as background"
+        )
+        logger.warning("%s: has the value%s %s, %s", path, "s" if several else "", listed, meaning)
 
 
 def check_classes(scoring: Scoring, labels: Labels) -> None:

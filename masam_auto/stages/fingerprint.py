@@ -1,6 +1,7 @@
 """Measure a data set, once: shapes, spacings, foreground intensities, and where each class lies. Decides nothing."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from masam_auto.core.jsonio import read_json, write_json
 from masam_auto.core.parallel import Workers, map_cases
 from masam_auto.imaging.crop import nonzero_box
 from masam_auto.imaging.io import read_case, read_case_labels
+
+logger = logging.getLogger(__name__)
 
 SEED = 1234
 # Samples drawn over the whole data set and at least from each case. nnU-Net draws 10^8 in all; with 2 x 10^6 the
@@ -164,6 +167,11 @@ def summarise(description: DatasetDescription, measured: Sequence[_Measured]) ->
     highest = np.max([item.highest for item in measured], axis=0)
     statistics = [_statistics(*channel) for channel in zip(samples, lowest, highest, strict=True)]
     present = {name: [m.class_samples[name] for m in measured if name in m.class_samples] for name in names}
+    if missing := [name for name, parts in present.items() if not parts]:
+        logger.warning(
+            "warning: no case of %s holds %s: nothing can be learnt of it. Was it lost when the labels were made? Then correct "
+            "them, or take it out of dataset.json.", description.name, ", ".join(f'"{name}"' for name in missing),
+        )  # fmt: skip
     pooled = {name: np.concatenate(parts, axis=1) for name, parts in present.items() if parts}
     edges = _histogram_edges(list(pooled.values()), channels=len(samples))
     kept = [math.prod(m.case.shape_after_cropping) / math.prod(m.case.shape) for m in measured]

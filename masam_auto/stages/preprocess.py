@@ -156,7 +156,7 @@ def preprocess_dataset(
         PlanError: unknown configuration, folds that do not fit the data set, or arrays of a newer version of masam_auto.
     """
     chosen = [plan.configuration(name) for name in configurations or plan.configurations]
-    write_companions(dataset, paths.preprocessed / dataset.name)
+    write_companions(dataset, paths.preprocessed / dataset.name, nnunet_preprocessed=paths.nnunet_preprocessed)
     folders = []
     for configuration in chosen:
         folder = paths.configuration_folder(dataset.name, configuration.name)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from masam_auto.core.companions import given_splits, warn_of_other_splits
 from masam_auto.core.dataset import DatasetDescription, read_description
 from masam_auto.core.errors import ModelError
 from masam_auto.core.jsonio import read_json
@@ -108,6 +109,10 @@ def prepare_job(
     description = read_description(folder.parent / "dataset.json", name=dataset_name)
     model_folder = paths.model_folder(dataset_name, plan.name, configuration.name)
     splits_file = splits_of(model_folder, folder.parent) if resume else folder.parent / "splits.json"
+    if world.first and not resume and splits_file.is_file():
+        warn_of_other_splits(
+            splits_file, given_splits(paths.raw / dataset_name, folder.parent, paths.nnunet_preprocessed)
+        )
     seed, few_shot = plan.training.seed, None
     if shots is not None:
         few_shot = few_shot_folds(splits_file, description, folder, shots=shots, seed=seed)

@@ -8,16 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
+from masam_auto.core.companions import NNUNET_SPLITS_NAME, SPLITS_NAME
 from masam_auto.core.dataset import Case, Dataset, DatasetDescription
 from masam_auto.core.errors import CaseErrors, DatasetError, ImageError, PlanError
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.parallel import Workers, map_cases
+from masam_auto.core.patients import patients_of
 from masam_auto.core.splits import read_splits
 from masam_auto.imaging.io import (
     IMAGE_ENDINGS,
     SAME_GRID,
     grid_difference,
     label_ending,
+    label_values,
     read_image,
     read_labels,
 )
@@ -145,7 +148,7 @@ def _check_labels(
             geometry = dataclasses.replace(geometry, spacing=grid.spacing)  # most programs save labels without spacing
         _compare(path, geometry, image, grid, problems, warnings)
     allowed = {*description.labels.declared, description.labels.ignore}
-    if unknown := [value for value in _values_in(labels) if value not in allowed]:
+    if unknown := [value for value in label_values(labels) if value not in allowed]:
         problems.append(
             f"{path}: has labels {', '.join(map(str, unknown[:10]))}{', ...' if len(unknown) > 10 else ''}, but "
             f"dataset.json declares {', '.join(str(v) for v in sorted(v for v in allowed if v is not None))}. "
@@ -238,14 +241,19 @@ def _identifier_problems(dataset: Dataset) -> list[str]:
 
 
 def _split_problems(dataset: Dataset) -> list[str]:
-    """What is wrong with folds that the raw folder brings along."""
-    path = dataset.folder / "splits.json"
-    if path.is_file():
-        try:
-            read_splits(path, dataset.cases)
-        except PlanError as error:
-            return [str(error)]
-    return []
+    """What is wrong with folds and patients that the raw folder brings along."""
+    problems = []
+    for name in (SPLITS_NAME, NNUNET_SPLITS_NAME):
+        if (path := dataset.folder / name).is_file():
+            try:
+                read_splits(path, dataset.cases)
+            except PlanError as error:
+                problems.append(str(error))
+    try:
+        patients_of([case.identifier for case in dataset.cases], dataset.folder)
+    except (DatasetError, PlanError) as error:
+        problems.append(str(error))
+    return problems
 
 
 def _alike(names: list[str]) -> list[tuple[str, ...]]:
@@ -275,6 +283,12 @@ def _dataset_warnings(dataset: Dataset, reports: list[CaseReport]) -> list[str]:
             f"the voxel axes (x, y, z) of the cases point in different directions ({listed}), so that a slice shows "
             "different planes or sides. Bring all cases to one orientation."
         )
+    labels = dataset.description.labels
+    for value in labels.declared if labels.has_regions else ():
+        if (written := labels.written(value)) != value:
+            warnings.append(
+                f"label {value} belongs to the same regions as label {written} and will be written as {written} in predictions"
+            )
     if dataset.description.reader == "NibabelIOWithReorient":
         warnings.append("NibabelIOWithReorient: volumes are not turned here; they keep the axes of their files")
     warnings += _other_endings(dataset)
@@ -312,13 +326,6 @@ def _count_not_finite(array: np.ndarray) -> int:
     if np.isfinite(array.sum(dtype=np.float64)):
         return 0
     return int(array.size - np.count_nonzero(np.isfinite(array)))
-
-
-def _values_in(labels: np.ndarray) -> list[int]:
-    """Sorted values of an int16 array, by marking instead of sorting, which is slow for large volumes."""
-    seen = np.zeros(1 << 16, bool)
-    seen[labels.view(np.uint16)] = True
-    return sorted(np.flatnonzero(seen).astype(np.uint16).view(np.int16).tolist())
 
 
 def _axes(geometry: Geometry) -> str:

@@ -1,4 +1,5 @@
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -55,7 +56,53 @@ def test_folds_of_the_raw_folder_are_taken(
     before = taken.read_bytes()
     write_companions(opened(raw), tmp_path / "pre")
     assert taken.read_bytes() == before
-    assert f"{taken} has other folds than {given}, and stays" in caplog.text
+    assert f"{given} has other folds than {taken} and is not used: that stays" in caplog.text
+
+
+@pytest.mark.parametrize("place", ["raw", "preprocessed", "nnunet"])
+def test_folds_of_nnunet_are_taken_wherever_they_lie(
+    raw_dataset: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    raw, pre, nnunet = raw_dataset(cases=3), tmp_path / "pre" / "Dataset001_Toy", tmp_path / "nnunet"
+    folder = {"raw": raw, "preprocessed": pre, "nnunet": nnunet / "Dataset001_Toy"}[place]
+    folder.mkdir(parents=True, exist_ok=True)
+    given = folder / "splits_final.json"
+    given.write_text(json.dumps([{"train": ["case_000", "case_001"], "val": ["case_002"]}]))
+    with caplog.at_level(logging.INFO):
+        write_companions(opened(raw), pre, nnunet_preprocessed=nnunet)
+    assert (pre / "splits.json").read_bytes() == given.read_bytes() and f"folds: those of {given}" in caplog.text
+    caplog.clear()
+    given.write_text(json.dumps([{"train": ["case_000"], "val": ["case_002"]}]))
+    write_companions(opened(raw), pre, nnunet_preprocessed=nnunet)
+    assert f"{given} has other folds than {pre / 'splits.json'} and is not used" in caplog.text
+
+
+def test_the_first_of_several_is_taken_and_the_others_are_named(
+    raw_dataset: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw, pre = raw_dataset(cases=3), tmp_path / "pre"
+    (raw / "splits.json").write_text(json.dumps([{"train": ["case_000"], "val": ["case_001", "case_002"]}]))
+    (raw / "splits_final.json").write_text(json.dumps([{"train": ["case_001"], "val": ["case_000", "case_002"]}]))
+    write_companions(opened(raw), pre)
+    assert (pre / "splits.json").read_bytes() == (raw / "splits.json").read_bytes()
+    assert f"{raw / 'splits_final.json'} has other folds than" in caplog.text
+
+
+def test_a_patients_cases_stay_together_and_given_folds_that_divide_one_are_warned_of(
+    raw_dataset: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw = raw_dataset(cases=6)
+    owners = {f"case_{number:03d}": f"patient_{number // 2}" for number in range(6)}
+    (raw / "patients.json").write_text(json.dumps(owners))
+    with caplog.at_level(logging.INFO):
+        write_companions(opened(raw), tmp_path / "pre")
+    assert "folds: 6 cases are of 3 patients (case_000 and case_001 are of patient_0)" in caplog.text
+    assert "both sides" not in caplog.text
+    folds = json.loads((tmp_path / "pre" / "splits.json").read_text())
+    assert all(len({owners[name] for name in fold["val"]}) == 1 and len(fold["val"]) == 2 for fold in folds)
+    (raw / "splits.json").write_text(json.dumps([{"train": ["case_000", "case_002"], "val": ["case_001", "case_004"]}]))
+    write_companions(opened(raw), tmp_path / "other")
+    assert "put 1 of 3 patients on both sides (patient_0: case_000 is trained on, case_001 is validated)" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,11 @@ def test_regions_keep_their_order() -> None:
     assert labels.regions_class_order == (1, 2, 3)
 
 
+def test_values_of_the_same_regions_may_be_written_as_one() -> None:
+    labels = parse_labels({"background": 0, "tumour": [1, 2]}, [1])
+    assert [labels.written(value) for value in (0, 1, 2)] == [0, 1, 1]
+
+
 def test_an_order_without_regions_means_nothing_as_in_nnunet() -> None:
     labels = parse_labels({"background": 0, "liver": 1, "spleen": [2]}, [1, 2])
     assert not labels.has_regions and labels.num_outputs == 3 and labels.regions_class_order is None
@@ -61,6 +66,9 @@ def test_ignore_is_no_class() -> None:
         (BRATS, None, "must list one value for each of the 3 regions"),
         (BRATS, [1, 2], "must list one value for each of the 3 regions"),
         (BRATS, [1, 2, 9], r"undeclared values \[9\]"),
+        (BRATS, [3, 2, 1], r"\[3, 2, 1\] writes label 1 as 3, which belongs to other regions"),
+        (BRATS, [1, 1, 3], "writes label 2 as 1"),
+        ({"background": 0, "core": 2, "whole": [1, 2]}, [2, 1], "writes label 2 as 1"),
     ],
 )
 def test_what_is_wrong_with_labels_is_named(raw: Any, order: list[int] | None, words: str) -> None:

@@ -326,3 +326,27 @@ def test_video_files(tmp_path: Path) -> None:
     assert image.dtype == np.float32 and geometry.shape == SHAPE
     with pytest.raises(ImageError, match=r"b\.avi: file not found"):
         read_case(case_of(tmp_path / "b.avi"), description(3, ".png"))
+
+
+def test_channels_of_one_grid_at_another_place_are_joined_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    geometry = Geometry(
+        shape=(2, 3, 4),
+        spacing=(1.0, 1.0, 1.0),
+        origin=(0.0, 0.0, 0.0),
+        direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0),
+    )
+    files = (tmp_path / "x_0000.nii.gz", tmp_path / "x_0001.nii.gz")
+    for file, place in zip(files, (0.0, 40.0), strict=True):
+        write_labels(file, np.ones((2, 3, 4), np.int16), dataclasses.replace(geometry, origin=(place, 0.0, 0.0)))
+    description = parse_description(
+        {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"},
+        name="X",
+    )
+    case = Case(identifier="x", frames=("x",), images=(files,))
+    for _ in range(2):
+        assert read_case(case, description)[0].shape == (2, 2, 3, 4)
+    assert (
+        caplog.text.count("x_0001.nii.gz: origin") == 1 and "in x_0000.nii.gz, taken as the same place" in caplog.text
+    )

@@ -148,6 +148,18 @@ def test_values_above_the_labels_are_warned_about(folders: Folders, caplog: pyte
     assert [after["mean"][label]["Dice"] for label in "12"] == [before["mean"][label]["Dice"] for label in "12"]
 
 
+def test_values_below_the_labels_are_warned_about_in_references_too(
+    folders: Folders, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(folders[1], "x", picture(0, -1, 1, 2, 9))
+    write(folders[0], "x", picture(0, 1, 1, 2, 0))
+    with caplog.at_level(logging.WARNING, logger="masam_auto"):
+        evaluate_folder(*folders, LABELS, ".nii.gz")
+    assert (
+        f"{folders[1] / 'x.nii.gz'}: has the values -1, 9, which are no labels and count as background" in caplog.text
+    )
+
+
 def test_another_grid_is_warned_about(folders: Folders, caplog: pytest.LogCaptureFixture) -> None:
     write(folders[0], "x", picture(0, 0, 1, 2), spacing=(1.0, 1.0, 1.0))
     with caplog.at_level(logging.WARNING, logger="masam_auto"):

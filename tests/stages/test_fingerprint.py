@@ -152,6 +152,15 @@ def test_cases_without_foreground_add_no_intensities_but_none_at_all_is_refused(
         extract_fingerprint(unlabelled, workers=0)
 
 
+def test_a_class_that_no_case_holds_is_named(raw_dataset, raw_data, caplog):
+    folder = raw_dataset(cases=2, labels=1)
+    labels = {"background": 0, "tumour": 1, "vessel": 2}
+    raw_data.change_description(folder, labels=labels)
+    fingerprint = extract_fingerprint(opened(folder), workers=0)
+    assert 'no case of Dataset001_Toy holds "vessel"' in caplog.text and "tumour" not in caplog.text
+    assert fingerprint.class_names == ("tumour", "vessel") and set(fingerprint.classes) == {"tumour"}
+
+
 def test_a_data_set_of_empty_labels_is_refused(raw_dataset, raw_data):
     folder = raw_dataset(cases=2, labels=1, oblique=False, spacing=(3.0, 1.0, 0.8))
     for path in sorted((folder / "labelsTr").iterdir()):

@@ -1,0 +1,63 @@
+"""Which cases are of one patient: from patients.json, or from names that say so.
+
+A patient on both sides of a fold makes its Dice too good: the network has seen the same heart a moment later.
+"""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from masam_auto.core.errors import DatasetError
+from masam_auto.core.jsonio import read_plain
+from masam_auto.core.splits import Split
+
+FILE_NAME = "patients.json"
+# Words that tell images of one patient apart, with or without a number: patient001_frame01, sub-03_ses-2, P7_left.
+WORDS = (
+    "frame|fr|phase|time|timepoint|tp|visit|v|ses|session|scan|series|day|week|month|year|date|baseline|bl|followup|"
+    "follow[-_]?up|fu|pre|post|ed|es|left|right|l|r|lesion|nodule|roi|crop|patch|slice|slc"
+)
+PART = re.compile(rf"^(?P<patient>.*\d.*?)[-_.](?:{WORDS})[-_.]?\d*(?:[-_.]\d+)?$", re.IGNORECASE)
+
+
+def patients_of(identifiers: Collection[str], folder: Path) -> dict[str, str]:
+    """The patient of each case.
+
+    Args:
+        identifiers: of the cases.
+        folder: the raw data set; `patients.json` in it maps cases to patients and goes before names.
+
+    Returns:
+        case -> patient, for all cases; a case of which nothing is known is its own patient.
+
+    Raises:
+        DatasetError: patients.json is not in that form.
+        PlanError: it is not JSON.
+    """
+    file = folder / FILE_NAME
+    if not file.is_file():
+        return {name: _from_name(name) for name in identifiers}
+    known = read_plain(file, what="list of patients")
+    if not isinstance(known, dict) or not all(isinstance(patient, str) and patient for patient in known.values()):
+        raise DatasetError(f'{file}: expected {{"case": "patient", ...}}, both as text. Correct it or take it out.')
+    return {name: known.get(name, name) for name in identifiers}
+
+
+def divided_patients(splits: Sequence[Split], patients: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Patients who stand on both sides of a fold, each with a training and a validation case as an example.
+
+    Folds that validate on their training cases (a single case) say nothing.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for split in splits:
+        trained = {patients.get(name, name): name for name in split.train}
+        for name in split.val:
+            patient = patients.get(name, name)
+            if patient in trained and name not in split.train:
+                found.setdefault(patient, (trained[patient], name))
+    return found
+
+
+def _from_name(identifier: str) -> str:
+    match = PART.match(identifier)
+    return match["patient"] if match else identifier
