@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from jaxtyping import install_import_hook
 
 from masam_auto.core.log import LOGGER_NAME
+
+# Tests, and the processes they start, run on the CPU unless GPUs are named: CUDA_VISIBLE_DEVICES=0 make test
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 # Shapes in the network's annotations are checked while the tests run; installed before anything imports the modules.
 ANNOTATED = (

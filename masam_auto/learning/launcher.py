@@ -38,6 +38,12 @@ def check_processes(device: torch.device, processes: int) -> None:
 class _Agent(LocalElasticAgent):
     """Starts the processes again when one has died, but not when one has said why it ends: it would say it again."""
 
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = SHUTDOWN_SECONDS) -> None:
+        # Torch 2.11 has no argument for this time: the processes are ended here, and torch finds them ended.
+        if self._pcontext is not None:
+            self._pcontext.close(death_sig, SHUTDOWN_SECONDS)
+        super()._shutdown(death_sig)
+
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         found: RunResult = super()._monitor_workers(worker_group)
         if found.is_failed() and not has_died(failure.exitcode for failure in found.failures.values()):
@@ -91,7 +97,7 @@ def launch(module: str, arguments: Sequence[str], *, processes: int, restarts: i
         local_addr=ADDRESS,
     )
     try:
-        result = _Agent(spec, logs_specs=DefaultLogsSpecs(), shutdown_timeout=SHUTDOWN_SECONDS).run()
+        result = _Agent(spec, logs_specs=DefaultLogsSpecs()).run()
     except SignalException as error:
         return 128 + error.sigval
     finally:
