@@ -1,13 +1,11 @@
 """Starting several training processes on this machine, with torch's elastic agent, which is what torchrun runs."""
 
-import inspect
 import logging
 import os
 import signal
 import sys
 import uuid
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
@@ -19,14 +17,8 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from masam_auto.core.errors import MasamError
 
-# So long after a signal the processes have time to finish their step and save it. torch before 2.13 gives them 30 seconds
-# and does not take another number.
+# So long after a signal the processes have time to finish their step and save it.
 SHUTDOWN_SECONDS = 60
-SHUTDOWN: dict[str, Any] = (
-    {"shutdown_timeout": SHUTDOWN_SECONDS}
-    if "shutdown_timeout" in inspect.signature(LocalElasticAgent).parameters
-    else {}
-)
 ADDRESS = "127.0.0.1"
 # What a process ends with that has said what its user can mend, and what one ends with that a signal has stopped in
 # good order is from 128 on. One that a signal has killed has a negative code, and a bug's is 1.
@@ -45,6 +37,12 @@ def check_processes(device: torch.device, processes: int) -> None:
 
 class _Agent(LocalElasticAgent):
     """Starts the processes again when one has died, but not when one has said why it ends: it would say it again."""
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = SHUTDOWN_SECONDS) -> None:
+        # Torch 2.11 has no argument for this time: the processes are ended here, and torch finds them ended.
+        if self._pcontext is not None:
+            self._pcontext.close(death_sig, SHUTDOWN_SECONDS)
+        super()._shutdown(death_sig)
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         found: RunResult = super()._monitor_workers(worker_group)
@@ -99,7 +97,7 @@ def launch(module: str, arguments: Sequence[str], *, processes: int, restarts: i
         local_addr=ADDRESS,
     )
     try:
-        result = _Agent(spec, logs_specs=DefaultLogsSpecs(), **SHUTDOWN).run()
+        result = _Agent(spec, logs_specs=DefaultLogsSpecs()).run()
     except SignalException as error:
         return 128 + error.sigval
     finally:

@@ -112,7 +112,7 @@ def _scores(
         probabilities = logarithms.exp()
         voxelwise = -(logarithms * truth).sum(dim=2)
     p, t = probabilities[:, :, first:], truth[:, :, first:]
-    count = voxelwise.new_tensor(voxelwise.numel())
+    count = voxelwise.new_full((), voxelwise.numel())  # no copy from the host, which a GPU waits for
     if labels.ignore is not None:
         counted = target != labels.ignore
         voxelwise, p, count = voxelwise * counted, p * counted.unsqueeze(2), counted.sum().to(voxelwise.dtype)

@@ -1,5 +1,7 @@
 """SAM's attention with decomposed relative positions, exact and without a stored (tokens x tokens) bias."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -13,17 +15,26 @@ PLAIN_SCORES = 2**26
 
 
 def attend(
-    q: Float[Tensor, "s n t e"], k: Float[Tensor, "s n t e"], v: Float[Tensor, "s n t d"]
-) -> Float[Tensor, "s n t d"]:
-    """Softmax attention with scale 1; `s` slices or windows, `n` heads, `t` tokens."""
-    slices, heads, tokens, width = q.shape
+    q: Float[Tensor, "s t n e"], k: Float[Tensor, "s t n e"], v: Float[Tensor, "s t n d"], scale: float = 1.0
+) -> Float[Tensor, "s t n _"]:
+    """Softmax attention of products times `scale`; `s` slices or windows, `t` tokens, `n` heads.
+
+    The first D channels of the result count: where a fused kernel wants values as wide as queries and keys, zeros follow.
+    """
+    slices, tokens, heads, width = q.shape
     if q.device.type == "cpu" and slices * heads * tokens**2 <= PLAIN_SCORES:
         # Autocast would store the probabilities in float32; the kernel sums in float32 all the same.
         with torch.autocast("cpu", enabled=False):
-            return (q @ k.transpose(-1, -2)).softmax(-1) @ v
-    # The flash kernels ask for values as wide as queries and keys.
-    padded = F.pad(v, (0, width - v.shape[-1]))
-    return F.scaled_dot_product_attention(q, k, padded, scale=1.0)[..., : v.shape[-1]]
+            scores = (q * scale).transpose(1, 2) @ k.permute(0, 2, 3, 1)
+            return (scores.softmax(-1) @ v.transpose(1, 2)).transpose(1, 2)
+    # Padded by `cat`, whose gradient is a view.
+    v = torch.cat([v, _zeros(v, width - v.shape[-1])], dim=-1)
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
+
+
+def _zeros(like: Float[Tensor, "s t n e"], width: int) -> Float[Tensor, "s t n _"]:
+    return like.new_zeros(()).expand(*like.shape[:3], width)
 
 
 def relative_index(size: int, device: torch.device) -> Int[Tensor, "size size"]:
@@ -32,11 +43,50 @@ def relative_index(size: int, device: torch.device) -> Int[Tensor, "size size"]:
     return place[:, None] - place[None, :] + size - 1
 
 
+class TakeRows(torch.autograd.Function):
+    """Rows by their places, each at most once, of each the first channels.
+
+    The gradient is put back in one go; that of `index_select` and of a slice is added up in zeros, one after the other.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor, channels: int) -> Tensor:
+        """`x[places, ..., :channels]`."""
+        ctx.save_for_backward(places)
+        ctx.shape = x.shape
+        return x[..., :channels].index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        """The gradient back at its places, zeros elsewhere."""
+        (places,) = ctx.saved_tensors
+        whole = gradient.new_zeros(ctx.shape)
+        whole[..., : gradient.shape[-1]].index_copy_(0, places, gradient)
+        return whole, None, None
+
+
+def window_places(
+    slices: int, size: tuple[int, int], grid: tuple[int, int], device: torch.device
+) -> Int[Tensor, "tokens"]:
+    """Where the tokens of slices of `size`, in their order, lie in windows of `grid`: (windows x tokens of each) rows."""
+    rows, columns = grid
+    down, right = -(-size[0] // rows), -(-size[1] // columns)
+    places = torch.arange(slices * down * right * rows * columns, device=device)
+    whole = (
+        places.view(slices, down, right, rows, columns).transpose(2, 3).reshape(slices, down * rows, right * columns)
+    )
+    return whole[:, : size[0], : size[1]].flatten()
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over (rows, columns) of tokens, or within windows of them; SAM's names and shapes.
 
-    The relative-position terms are extra channels of queries and keys, `q' = [q * scale, rel_h, rel_w]` and
-    `k' = [k, onehot(row), onehot(column)]`, so that one product of q' and k' gives the biased scores.
+    The relative-position terms are extra channels of queries and keys, `q' = [q, rel_h / scale, rel_w / scale]` and
+    `k' = [k, onehot(row), onehot(column)]`, so that one product of q' and k', times scale, gives the biased scores. Zeros
+    make both a multiple of 8 wide, without which the fused kernels copy them again.
+
+    From the projection to the result, tokens are rows with all heads side by side: kernels take heads by their strides,
+    and a token moves as one piece, into its window and back.
 
     Args:
         dim: channels.
@@ -61,48 +111,50 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "s h w c"], increments: Increments | None, block: int
     ) -> Float[Tensor, "s h w c"]:
         """Attention within each of `s` slices; `increments` of q and v belong to block number `block`."""
-        slices, height, width, _ = x.shape
+        slices, height, width, channels = x.shape
         assert self.windowed or (height, width) == self.grid, f"{height} x {width} tokens, tables for {self.grid}"
-        q, k, v = (
-            self._heads(part, bias)
-            for part, bias in zip(self._project(x, increments, block), self.qkv.bias.chunk(3), strict=True)
-        )
-        rows, columns = self.grid
-        index_h, index_w = relative_index(rows, x.device), relative_index(columns, x.device)
-        bias_h = torch.einsum("snhwe,hke->snhwk", q, self.rel_pos_h[index_h].to(q.dtype))
-        bias_w = torch.einsum("snhwe,wke->snhwk", q, self.rel_pos_w[index_w].to(q.dtype))
-        in_row = torch.eye(rows, dtype=k.dtype, device=k.device)[:, None].expand(*k.shape[:4], rows)
-        in_column = torch.eye(columns, dtype=k.dtype, device=k.device).expand(*k.shape[:4], columns)
-        q = torch.cat([q * self.scale, bias_h.to(q.dtype), bias_w.to(q.dtype)], dim=-1).flatten(2, 3)
-        k = torch.cat([k, in_row, in_column], dim=-1).flatten(2, 3)
-        out = attend(q, k, v.flatten(2, 3))
-        down, right = -(-height // rows), -(-width // columns)
-        out = out.view(slices, down, right, self.heads, rows, columns, -1).permute(0, 1, 4, 2, 5, 3, 6)
-        return self.proj(out.reshape(slices, down * rows, right * columns, -1)[:, :height, :width])
+        qkv = self._project(x.flatten(0, 2), increments, block)
+        places = None
+        if self.windowed:
+            places = window_places(slices, (height, width), self.grid, x.device)
+            qkv = self._in_windows(qkv, places, slices * -(-height // self.grid[0]) * -(-width // self.grid[1]))
+        tokens = self.grid[0] * self.grid[1]
+        q, k, v = qkv.view(-1, tokens, 3, self.heads, channels // self.heads).unbind(2)
+        tables, marks = self._positions(q.dtype)
+        # One product for each place in the grid: it has a table of its own.
+        bias = torch.einsum("bthe,tek->bthk", q, tables)
+        extra = bias.shape[-1]
+        filled = _zeros(q, -(q.shape[-1] + extra) % 8)
+        q = torch.cat([q, bias.to(q.dtype), filled], dim=-1)
+        k = torch.cat([k, marks[:, None].expand(*k.shape[:3], extra), filled], dim=-1)
+        out = attend(q, k, v, self.scale)
+        width = v.shape[-1]
+        out = out[..., :width] if places is None else TakeRows.apply(out.flatten(0, 1), places, width)
+        return self.proj(out.reshape(x.shape))
 
-    def _heads(
-        self, part: Float[Tensor, "s h w c"], bias: Float[Tensor, "c"]
-    ) -> Float[Tensor, "windows n rows columns e"]:
-        """Windows of the grid, window by window and head by head, filled up with what zeros are projected to."""
-        slices, height, width, channels = part.shape
+    def _in_windows(
+        self, qkv: Float[Tensor, "tokens c3"], places: Int[Tensor, "tokens"], windows: int
+    ) -> Float[Tensor, "places c3"]:
+        """Tokens window by window, filled up with what zeros are projected to."""
+        filled = self.qkv.bias.to(qkv.dtype).expand(windows * self.grid[0] * self.grid[1], -1)
+        return filled.index_copy(0, places, qkv)
+
+    def _positions(self, dtype: torch.dtype) -> tuple[Float[Tensor, "t e k"], Float[Tensor, "t k"]]:
+        """For each token of the grid: what makes its row and column terms of its query; its own row and column, one-hot."""
         rows, columns = self.grid
-        bias = bias.to(part.dtype)
-        if extra := -width % columns:
-            part = torch.cat([part, bias.expand(slices, height, extra, channels)], dim=2)
-        if extra := -height % rows:
-            part = torch.cat([part, bias.expand(slices, extra, part.shape[2], channels)], dim=1)
-        part = part.view(slices, part.shape[1] // rows, rows, part.shape[2] // columns, columns, self.heads, -1)
-        return part.permute(0, 1, 3, 5, 2, 4, 6).flatten(0, 2)
+        device = self.rel_pos_h.device
+        in_rows = self.rel_pos_h[relative_index(rows, device)][:, None].expand(-1, columns, -1, -1)
+        in_columns = self.rel_pos_w[relative_index(columns, device)][None].expand(rows, -1, -1, -1)
+        tables = torch.cat([in_rows, in_columns], dim=2).flatten(0, 1).transpose(1, 2) / self.scale
+        row = torch.eye(rows, dtype=dtype, device=device)[:, None].expand(-1, columns, -1)
+        column = torch.eye(columns, dtype=dtype, device=device)[None].expand(rows, -1, -1)
+        return tables.to(dtype), torch.cat([row, column], dim=2).flatten(0, 1)
 
     def _project(
-        self, x: Float[Tensor, "s h w c"], increments: Increments | None, block: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, x: Float[Tensor, "tokens c"], increments: Increments | None, block: int
+    ) -> Float[Tensor, "tokens c3"]:
         if increments is None:
-            q, k, v = self.qkv(x).chunk(3, dim=-1)
-        elif increments.training:
-            q, k, v = self.qkv(x).chunk(3, dim=-1)
-            more_q, more_v = increments(block, x)
-            q, v = q + more_q, v + more_v
-        else:
-            q, k, v = F.linear(x, folded_weight(self.qkv.weight, increments, block), self.qkv.bias).chunk(3, dim=-1)
-        return q, k, v
+            return self.qkv(x)
+        if increments.training:
+            return increments(block, x, self.qkv(x))
+        return F.linear(x, folded_weight(self.qkv.weight, increments, block), self.qkv.bias)

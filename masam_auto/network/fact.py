@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class Increments(nn.Module):
@@ -15,9 +16,9 @@ class Increments(nn.Module):
     """
 
     def forward(
-        self, block: int, x: Float[Tensor, "*tokens c"]
-    ) -> tuple[Float[Tensor, "*tokens c"], Float[Tensor, "*tokens c"]]:
-        """Increments of q and v for the tokens of a block."""
+        self, block: int, x: Float[Tensor, "*tokens c"], qkv: Float[Tensor, "*tokens c3"]
+    ) -> Float[Tensor, "*tokens c3"]:
+        """Queries, keys and values of a block's tokens `x`, changed in place: the increments of q and v are added."""
         raise NotImplementedError
 
     def weights(self, block: int) -> tuple[Float[Tensor, "c c"], Float[Tensor, "c c"]]:
@@ -42,13 +43,13 @@ class FacTIncrements(Increments):
         nn.init.zeros_(self.v.weight)
 
     def forward(
-        self, block: int, x: Float[Tensor, "*tokens c"]
-    ) -> tuple[Float[Tensor, "*tokens c"], Float[Tensor, "*tokens c"]]:
-        """Increments of q and v for the tokens of a block."""
+        self, block: int, x: Float[Tensor, "*tokens c"], qkv: Float[Tensor, "*tokens c3"]
+    ) -> Float[Tensor, "*tokens c3"]:
+        """Queries, keys and values of a block's tokens `x`, changed in place: the increments of q and v are added."""
         reduced = self.u(x)
-        q = self.v(self.dropout(self.q_cores[block](reduced)))
-        v = self.v(self.dropout(self.v_cores[block](reduced)))
-        return self.scale * q, self.scale * v
+        q = self.dropout(self.q_cores[block](reduced))
+        v = self.dropout(self.v_cores[block](reduced))
+        return _add_increments(qkv, q, v, self.v.weight, self.v.weight, self.scale)
 
     def weights(self, block: int) -> tuple[Float[Tensor, "c c"], Float[Tensor, "c c"]]:
         """`s V S U` of a block, for q and v."""
@@ -74,18 +75,37 @@ class LoraIncrements(Increments):
             nn.init.zeros_(_matrix(up))
 
     def forward(
-        self, block: int, x: Float[Tensor, "*tokens c"]
-    ) -> tuple[Float[Tensor, "*tokens c"], Float[Tensor, "*tokens c"]]:
-        """Increments of q and v for the tokens of a block."""
-        q = self.q_up[block](self.dropout(self.q_down[block](x)))
-        v = self.v_up[block](self.dropout(self.v_down[block](x)))
-        return self.scale * q, self.scale * v
+        self, block: int, x: Float[Tensor, "*tokens c"], qkv: Float[Tensor, "*tokens c3"]
+    ) -> Float[Tensor, "*tokens c3"]:
+        """Queries, keys and values of a block's tokens `x`, changed in place: the increments of q and v are added."""
+        q = self.dropout(self.q_down[block](x))
+        v = self.dropout(self.v_down[block](x))
+        return _add_increments(qkv, q, v, _matrix(self.q_up[block]), _matrix(self.v_up[block]), self.scale)
 
     def weights(self, block: int) -> tuple[Float[Tensor, "c c"], Float[Tensor, "c c"]]:
         """`s B A` of a block, for q and v."""
         q = _matrix(self.q_up[block]) @ _matrix(self.q_down[block])
         v = _matrix(self.v_up[block]) @ _matrix(self.v_down[block])
         return self.scale * q, self.scale * v
+
+
+def _add_increments(
+    qkv: Float[Tensor, "*tokens c3"],
+    q: Float[Tensor, "*tokens r"],
+    v: Float[Tensor, "*tokens r"],
+    q_up: Float[Tensor, "c r"],
+    v_up: Float[Tensor, "c r"],
+    scale: float,
+) -> Float[Tensor, "*tokens c3"]:
+    """`scale * q_up q` added to queries and `scale * v_up v` to values, in place.
+
+    By one product that adds to what is there: its gradient is that of `qkv`, which nothing copies.
+    """
+    rank = q.shape[-1]
+    up = torch.cat([F.pad(q_up, (0, rank)), q_up.new_zeros(len(q_up), 2 * rank), F.pad(v_up, (rank, 0))])
+    rows = qkv.flatten(0, -2)
+    reduced = torch.cat([q, v], dim=-1).flatten(0, -2)
+    return rows.addmm_(reduced.to(qkv.dtype), up.T.to(qkv.dtype), alpha=scale).view(qkv.shape)
 
 
 def _matrix(layer: nn.Module) -> Tensor:

@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import LogsSpecs
 
 from masam_auto.core.errors import MasamError
 from masam_auto.learning.launcher import check_processes, exit_code, has_died, launch
@@ -67,3 +70,22 @@ def test_who_has_died(codes: list[int], died: bool) -> None:
 )
 def test_a_signal_goes_before_what_it_did_to_the_others(codes: list[int], code: int) -> None:
     assert exit_code(codes) == code
+
+
+def test_no_argument_is_used_that_torch_2_11_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newer = LocalElasticAgent.__init__
+
+    def as_in_2_11(
+        agent: LocalElasticAgent,
+        spec: WorkerSpec,
+        logs_specs: LogsSpecs,
+        start_method: str = "spawn",
+        exit_barrier_timeout: float = 300,
+        log_line_prefix_template: str | None = None,
+    ) -> None:
+        newer(agent, spec, logs_specs, start_method, exit_barrier_timeout, log_line_prefix_template)
+
+    monkeypatch.setattr(LocalElasticAgent, "__init__", as_in_2_11)
+    (tmp_path / "rank_that_is_well.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert launch("rank_that_is_well", [], processes=1, restarts=0) == 0
