@@ -1,11 +1,14 @@
 """Where voxels lie in the world, and what it takes to go back to the original image."""
 
+import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from masam_auto.core.errors import ImageError
+from masam_auto.core.turning import STAY, UNKNOWN_AXES, Turn, nearest_axes, turn_between
 
 Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]
@@ -19,7 +22,8 @@ class Geometry:
     `shape` and `spacing` are in array order (Z, Y, X), spacing in mm. `origin` and `direction` are ITK's: physical
     (x, y, z) in LPS, `direction` a 3 x 3 matrix by rows whose columns are the unit vectors of the x, y and z voxel
     axes. The columns need not be orthogonal: sheared NIfTI files keep their shear. `dimensions` is 2 for a plain
-    picture (then shape is (1, Y, X)), else 3.
+    picture (then shape is (1, Y, X)), else 3. `oriented`: whether the file says where its axes point; pictures, videos
+    and NIfTI files without forms do not, and their `direction` means nothing.
     """
 
     shape: Shape
@@ -27,6 +31,7 @@ class Geometry:
     origin: Triple = (0.0, 0.0, 0.0)
     direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
     dimensions: int = 3
+    oriented: bool = True
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1:
@@ -54,6 +59,40 @@ class Geometry:
         affine[:3, 3] = self.origin
         return affine
 
+    @property
+    def axes(self) -> str | None:
+        """Where the voxel axes x, y, z point, or nearest to: "LPS", "RAS", ... None where the file does not say."""
+        return nearest_axes(self.direction) if self.oriented else None
+
+    def turn_to(self, axes: str | None) -> Turn:
+        """The turn of this grid's arrays to other axes; none where either's are unknown (no code of three letters)."""
+        own = self.axes
+        return STAY if own is None or axes is None or axes == UNKNOWN_AXES else turn_between(own, axes)
+
+    def turned(self, turn: Turn) -> "Geometry":
+        """The grid of a turned array: the same voxels at the same places."""
+        moves = np.reshape(self.direction, (3, 3)) * np.asarray(self.spacing[::-1])
+        corner = [0, 0, 0]  # x, y, z of the voxel that becomes the first
+        for axis in turn.reversed_axes:
+            corner[2 - turn.order[axis]] = self.shape[turn.order[axis]] - 1
+        signs = [-1 if axis in turn.reversed_axes else 1 for axis in (2, 1, 0)]
+        columns = [2 - turn.order[axis] for axis in (2, 1, 0)]
+        x, y, z = (float(value) for value in np.asarray(self.origin) + moves @ corner)
+        return dataclasses.replace(
+            self,
+            shape=turn.triple(self.shape),
+            spacing=turn.triple(self.spacing),
+            origin=(x, y, z),
+            direction=tuple((np.reshape(self.direction, (3, 3))[:, columns] * signs + 0.0).ravel().tolist()),
+        )
+
+    def shift(self, other: "Geometry") -> float:
+        """How far a voxel of another grid of this shape lies at most from this one's of the same index, in voxels."""
+        ends = itertools.product(*((0, size - 1) for size in self.shape[::-1]))
+        corners = np.array([(*corner, 1) for corner in ends]).T
+        moved = np.linalg.lstsq(self.affine[:3, :3], ((other.affine - self.affine) @ corners)[:3], rcond=None)[0]
+        return float(np.abs(moved).max())
+
     def difference(self, other: "Geometry", *, tolerance: float = 1e-3) -> str | None:
         """Say in words how another grid differs, or None.
 
@@ -74,8 +113,8 @@ class Geometry:
 class CaseProperties:
     """What `restore_case` needs to bring a result back onto the image's own grid.
 
-    Preprocessing goes: read -> crop to `crop` (original order) -> permute by `axis_order` -> resample to
-    `resampled_shape` (permuted order).
+    Preprocessing goes: read -> crop to `crop` (original order) -> permute by `axis_order` -> reverse `reversed_axes` (of
+    the permuted order) -> resample to `resampled_shape` (permuted order).
     """
 
     identifier: str
@@ -85,13 +124,18 @@ class CaseProperties:
     spacing: Triple
     resampled_shape: Shape
     files: tuple[str, ...] = ()
+    reversed_axes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if sorted(self.axis_order) != [0, 1, 2]:
-            raise ImageError(f"axis_order must be a permutation of (0, 1, 2), got {self.axis_order}")
+        Turn(order=self.axis_order, reversed_axes=self.reversed_axes)  # refuses what is none
         for (low, high), size in zip(self.crop, self.geometry.shape, strict=True):
             if not 0 <= low < high <= size:
                 raise ImageError(f"crop {self.crop} does not lie within shape {self.geometry.shape}")
+
+    @property
+    def turn(self) -> Turn:
+        """From the image's own axes to those that the network sees."""
+        return Turn(order=self.axis_order, reversed_axes=self.reversed_axes)
 
     @property
     def cropped_shape(self) -> Shape:

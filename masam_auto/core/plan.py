@@ -8,6 +8,7 @@ from masam_auto.core.encoders import CUSTOM, DecoderName, EncoderSpec, check_sam
 from masam_auto.core.errors import PlanError
 from masam_auto.core.geometry import Shape, Triple
 from masam_auto.core.jsonio import digest, to_plain
+from masam_auto.core.turning import UNKNOWN_AXES, is_axes_code
 
 Range = tuple[float, float]
 # From electron microscopes (nanometres) to far beyond any scanner; outside, a number was mistyped.
@@ -50,8 +51,11 @@ class NormalizationPlan:
 class Configuration:
     """How volumes become windows: one view of the data set.
 
-    `axis_order` permutes the file's (Z, Y, X) so that the slice axis comes first; everything else here is in the
-    permuted order. `spacing` is the target in mm. `window` is N. `canvas` is (height, width) in pixels of the network's
+    `axis_order` permutes the turned image's (Z, Y, X) so that the slice axis comes first; everything else here is in the
+    permuted order. `axes` says where the training images' voxel axes x, y, z point ("LPS", "RAS", ...): every image is turned
+    to them before anything else; "unknown" where their files do not say, None in plans of older releases, and then nothing
+    is turned. `training_axes`: all codes that the training images have; their arrays depend on `axes` where one differs.
+    `spacing` is the target in mm. `window` is N. `canvas` is (height, width) in pixels of the network's
     input; `magnification` is canvas pixels per preprocessed pixel. `mirror_axes`: 0 slices, 1 height, 2 width.
     `separate_slices`: resample slices in-plane only, and between slices with `order_slices`.
     `batch_size` is windows per device and step; `accumulation` steps are summed into one update.
@@ -72,6 +76,8 @@ class Configuration:
     mirror_axes: tuple[int, ...]
     batch_size: int
     accumulation: int = 1
+    axes: str | None = None
+    training_axes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_name("a configuration's name", self.name)
@@ -104,6 +110,10 @@ class Configuration:
         check(
             self.batch_size >= 1 and self.accumulation >= 1, f"{where}: batch_size and accumulation must be at least 1"
         )
+        check(
+            self.axes is None or self.axes == UNKNOWN_AXES or is_axes_code(self.axes),
+            f"{where}: axes must name three axes by where they point, like LPS or RAS, or be {UNKNOWN_AXES}, got {self.axes}",
+        )
         check(len(self.normalization) >= 1, f"{where}: normalization needs one entry a channel")
         orders = (self.order_image, self.order_labels, self.order_slices)
         check(
@@ -114,11 +124,18 @@ class Configuration:
     @property
     def preprocessing_digest(self) -> str:
         """Digest of the fields that preprocessed arrays depend on."""
-        parts = (
+        parts: tuple = (
             self.axis_order, self.spacing, self.normalization, self.separate_slices,
             self.order_image, self.order_labels, self.order_slices,
         )  # fmt: skip
+        if self.turns and any(axes != self.axes for axes in self.training_axes):
+            parts = (*parts, self.axes)
         return digest([to_plain(part) for part in parts])
+
+    @property
+    def turns(self) -> bool:
+        """Whether images are turned to `axes`."""
+        return self.axes not in (None, UNKNOWN_AXES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

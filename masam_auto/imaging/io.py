@@ -13,6 +13,7 @@ from masam_auto.core.errors import ImageError, MasamError
 from masam_auto.core.geometry import Geometry
 from masam_auto.imaging import bitmaps, tiff, volumes
 from masam_auto.imaging.dicom import read_series
+from masam_auto.imaging.placement import turned_to_place
 from masam_auto.imaging.videos import is_video, read_video
 from masam_auto.imaging.volumes import RawImage
 
@@ -131,7 +132,8 @@ def read_case(case: Case, description: DatasetDescription) -> tuple[np.ndarray, 
         description: says how many channels to expect.
 
     Returns:
-        float32 (C, Z, Y, X) with C = `description.num_channels` and the first channel's geometry. A video has its
+        float32 (C, Z, Y, X) with C = `description.num_channels` and the first channel's geometry: channels at the same
+        place that are stored along other axes are turned to the first one's. A video has its
         frames along Z, spacing 1 there.
 
     Raises:
@@ -169,6 +171,7 @@ def read_case_labels(case: Case, description: DatasetDescription) -> tuple[np.nd
 def _read_series_channels(case: Case, description: DatasetDescription) -> tuple[np.ndarray, Geometry]:
     """Read a DICOM series for each channel; scanners write true positions, so that the origins must agree as well."""
     channels = [(raw.array, raw.geometry) for raw in map(read_series, case.series)]
+    channels = [turned_to_place(*channel, channels[0][1]) for channel in channels]
     folders = tuple(file.parent for file in case.images[0])
     for folder, (_, geometry) in zip(folders, channels, strict=True):
         if problem := channels[0][1].difference(geometry):
@@ -183,6 +186,7 @@ def read_frame(files: tuple[Path, ...], description: DatasetDescription, name: s
     """Read the channel files of one image. Returns and raises as `read_case`; `name` is for messages."""
     expected = description.num_channels
     read = [read_image(path, channels=expected if len(files) == 1 else 1) for path in files]
+    read = [turned_to_place(*channel, read[0][1]) for channel in read]
     return _channels_together(files, read, description, name)
 
 

@@ -10,7 +10,7 @@ import gzip
 import io
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel
@@ -105,13 +105,14 @@ def read_mgh(path: Path) -> RawImage:
     """Read FreeSurfer's .mgh or .mgz."""
     image = nibabel.MGHImage.from_bytes(decompressed(path))
     array, series = _channels_first(path, np.asanyarray(image.dataobj))
-    return RawImage(array=array, geometry=_from_affine(image.affine, image.shape), is_series=series)
+    return RawImage(array=array, geometry=_mgh_geometry(image), is_series=series)
 
 
 def read_mgh_geometry(path: Path) -> Geometry:
     """Read only the header of a .mgh or .mgz file."""
     image = _header(path)
-    return _from_affine(image.affine, image.shape)
+    assert isinstance(image, nibabel.MGHImage)
+    return _mgh_geometry(image)
 
 
 def write_nifti(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
@@ -234,6 +235,7 @@ def _scaled(array: np.ndarray, slope: float, intercept: float) -> np.ndarray:
 
 
 def _nifti_geometry(path: Path, image: nibabel.Nifti1Image) -> Geometry:
+    oriented = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
     sheared = int(image.header["sform_code"]) > 0 and _is_sheared(image.header.get_sform())
     if not sheared and not isinstance(image, nibabel.Nifti2Image):  # ITK reads no NIfTI-2
         with contextlib.suppress(RuntimeError):  # a q-form that ITK cannot make orthonormal
@@ -241,8 +243,12 @@ def _nifti_geometry(path: Path, image: nibabel.Nifti1Image) -> Geometry:
             reader.SetImageIO("NiftiImageIO")
             reader.SetFileName(str(path))
             reader.ReadImageInformation()
-            return _from_itk(reader)
-    return _from_affine(image.affine, image.shape)
+            return replace(_from_itk(reader), oriented=oriented)
+    return replace(_from_affine(image.affine, image.shape), oriented=oriented)
+
+
+def _mgh_geometry(image: nibabel.MGHImage) -> Geometry:
+    return replace(_from_affine(image.affine, image.shape), oriented=bool(image.header["goodRASFlag"]))
 
 
 def _is_sheared(affine: np.ndarray) -> bool:
@@ -284,7 +290,15 @@ def _from_itk(source: sitk.Image | sitk.ImageFileReader) -> Geometry:
         origin=(*source.GetOrigin()[:2], 0.0) if flat else source.GetOrigin()[:3],
         direction=tuple(direction.ravel().tolist()),
         dimensions=2 if flat else 3,
+        oriented=_says_where_axes_point(source),
     )
+
+
+def _says_where_axes_point(source: sitk.Image | sitk.ImageFileReader) -> bool:
+    """ITK gives the identity where a NRRD file names no space, and for GIPL, whose directions it does not read."""
+    keys = source.GetMetaDataKeys()
+    kind = source.GetMetaData("ITK_InputFilterName") if "ITK_InputFilterName" in keys else ""
+    return kind != "GiplImageIO" and (kind != "NrrdImageIO" or "NRRD_space" in keys)
 
 
 def _compressed(path: Path, content: bytes, ending: str) -> bytes:

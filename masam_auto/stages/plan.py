@@ -33,6 +33,7 @@ from masam_auto.core.planning_geometry import (
 )
 from masam_auto.core.planning_mirroring import MirrorRule, choose_mirroring
 from masam_auto.core.planning_network import Reasons, channels_reason, choose_network, choose_training
+from masam_auto.core.turning import UNKNOWN_AXES
 from masam_auto.imaging.normalize import choose_scheme
 
 __all__ = ["make_plan", "plan_table"]
@@ -50,7 +51,7 @@ class _View:
 
     @property
     def axis_order(self) -> tuple[int, int, int]:
-        """The slice axis first, the other two in the file's order."""
+        """The slice axis first, the other two in the fingerprint's order."""
         first, second = (axis for axis in range(3) if axis != self.axis)
         return (self.axis, first, second)
 
@@ -87,7 +88,7 @@ def make_plan(
         backbone: encoder to use, or None to choose.
         sam_weights: names of the encoders whose SAM weights are on disk.
         from_scratch: go without SAM's weights, also with a SAM encoder.
-        target_spacing: mm in the file's order (Z, Y, X), or None to choose.
+        target_spacing: mm in the fingerprint's order (Z, Y, X), or None to choose.
         overrides: "section.field=value" assignments, applied last.
         name: the plan's name.
 
@@ -222,9 +223,12 @@ def _configure(basis: _Basis, view: _View, load: Load, checkpointing: bool) -> t
         mirror_axes=mirrored,
         batch_size=batch.batch_size,
         accumulation=batch.accumulation,
+        axes=fingerprint.axes,
+        training_axes=tuple(sorted({case.axes for case in fingerprint.cases if case.axes is not None})),
     )
     return configuration, {
-        "axis_order": f"slices across axis {view.axis} of the file's (Z, Y, X); everything below is in this order",
+        "axes": _axes_reason(fingerprint),
+        "axis_order": f"slices across axis {view.axis} of the image's (Z, Y, X); everything below is in this order",
         "spacing": basis.spacing_reason,
         "median_shape": f"median of {len(fingerprint.cases)} cropped cases at the target spacing",
         "normalization": _normalization_reason(basis),
@@ -236,6 +240,16 @@ def _configure(basis: _Basis, view: _View, load: Load, checkpointing: bool) -> t
         "batch_size": batch.batch_reason,
         "accumulation": batch.accumulation_reason,
     }
+
+
+def _axes_reason(fingerprint: Fingerprint) -> str:
+    count, same = len(fingerprint.cases), sum(case.axes == fingerprint.axes for case in fingerprint.cases)
+    if fingerprint.axes is None:
+        return "not turned: the fingerprint is of an older release, which did not note where the images' axes point"
+    if fingerprint.axes == UNKNOWN_AXES:
+        return "not turned: the images do not say where their axes point"
+    which = f"all {count}" if same == count else f"{same} of {count}"
+    return f"the axes (x, y, z) of {which} cases; every other image is turned to them, and its segmentation back"
 
 
 def _mirror_axes(basis: _Basis, view: _View) -> tuple[tuple[int, ...], str]:

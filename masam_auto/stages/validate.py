@@ -113,7 +113,7 @@ def validate_fold(
     workers = workers_for([truth for _, truth in pairs], bytes_per_voxel=BYTES_PER_VOXEL, asked=workers)
     return evaluate_files(
         pairs, dataset.description.labels, output=output / SUMMARY_NAME, workers=workers,
-        subsets=subsets_of(dataset.description, ending),
+        subsets=subsets_of(dataset.description, ending), checked=True,
     )  # fmt: skip
 
 

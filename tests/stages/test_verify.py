@@ -197,18 +197,17 @@ def test_few_cases_and_a_wrong_count_are_warnings(
     assert "a single case" in caplog.text
 
 
-def test_mixed_orientations_and_reorienting_readers_are_warnings(
+def test_labels_and_channels_along_other_axes_are_turned_and_a_reorienting_reader_is_not_obeyed(
     raw_dataset: Callable[..., Path], raw_data: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = raw_dataset(oblique=False)
-    turned = sitk.DICOMOrient(sitk.ReadImage(str(folder / FIRST)), "PIR")
-    sitk.WriteImage(turned, str(folder / FIRST))
-    sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(folder / LABEL)), "PIR"), str(folder / LABEL))
+    folder = raw_dataset(oblique=False, channels=2)
+    for name in (LABEL, FIRST.replace("_0000", "_0001")):
+        sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(folder / name)), "PIR"), str(folder / name))
     raw_data.change_description(folder, overwrite_image_reader_writer="NibabelIOWithReorient")
     with caplog.at_level(logging.WARNING, "masam_auto"):
         verify_dataset(opened(folder), workers=0)
-    assert "point in different directions (LPS in 4, PIR in 1)" in caplog.text
-    assert "volumes are not turned here" in caplog.text
+    assert caplog.text.count("its axes (x, y, z) point to PIR, those of case_000_0000.nii.gz to LPS: it is turned") == 2
+    assert "volumes are not turned to RAS here" in caplog.text
 
 
 def test_only_the_first_warnings_are_shown(
