@@ -86,12 +86,17 @@ class Geometry:
             direction=tuple((np.reshape(self.direction, (3, 3))[:, columns] * signs + 0.0).ravel().tolist()),
         )
 
-    def shift(self, other: "Geometry") -> float:
-        """How far a voxel of another grid of this shape lies at most from this one's of the same index, in voxels."""
+    def shift(self, other: "Geometry", *, about_middle: bool = False) -> float:
+        """How far a voxel of another grid of this shape lies at most from this one's of the same index, in voxels.
+
+        With `about_middle` the middles of both are laid upon each other first.
+        """
         ends = itertools.product(*((0, size - 1) for size in self.shape[::-1]))
         corners = np.array([(*corner, 1) for corner in ends]).T
-        moved = np.linalg.lstsq(self.affine[:3, :3], ((other.affine - self.affine) @ corners)[:3], rcond=None)[0]
-        return float(np.abs(moved).max())
+        apart = ((other.affine - self.affine) @ corners)[:3]
+        if about_middle:
+            apart -= apart.mean(axis=1, keepdims=True)
+        return float(np.abs(np.linalg.lstsq(self.affine[:3, :3], apart, rcond=None)[0]).max())
 
     def difference(self, other: "Geometry", *, tolerance: float = 1e-3) -> str | None:
         """Say in words how another grid differs, or None.

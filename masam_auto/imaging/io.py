@@ -13,7 +13,7 @@ from masam_auto.core.errors import ImageError, MasamError
 from masam_auto.core.geometry import Geometry
 from masam_auto.imaging import bitmaps, tiff, volumes
 from masam_auto.imaging.dicom import read_series
-from masam_auto.imaging.placement import turned_to_place
+from masam_auto.imaging.placement import SAME_PLACE, turned_to_place
 from masam_auto.imaging.videos import is_video, read_video
 from masam_auto.imaging.volumes import RawImage
 
@@ -209,8 +209,15 @@ def _channels_together(
 
 
 def grid_difference(expected: Geometry, found: Geometry) -> str | None:
-    """Say in words how the shape, spacing or direction of two grids differ, or None. The origin may differ."""
-    return expected.difference(dataclasses.replace(found, origin=expected.origin))
+    """Say in words how the shape, spacing or direction of two grids differ, or None.
+
+    The origin may differ, and the direction by so little that about the middle no voxel moves by more than half its size.
+    """
+    found = dataclasses.replace(found, origin=expected.origin)
+    problem = expected.difference(found)
+    if problem and not expected.difference(dataclasses.replace(found, direction=expected.direction)):
+        return problem if expected.shift(found, about_middle=True) > SAME_PLACE else None
+    return problem
 
 
 def write_labels(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
