@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import nibabel
 import numpy as np
@@ -24,8 +24,10 @@ from masam_auto.core.dataset import Dataset, open_dataset
 from masam_auto.core.fingerprint import Fingerprint
 from masam_auto.core.geometry import Box, Geometry
 from masam_auto.core.jsonio import read_json, write_json
+from masam_auto.core.labels import parse_labels
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Plan
+from masam_auto.core.postprocessing import Postprocessing, PostprocessingStep
 from masam_auto.imaging.io import read_image, read_labels
 from masam_auto.imaging.probability_files import read_probabilities
 from masam_auto.imaging.storage import open_array
@@ -34,6 +36,7 @@ from masam_auto.stages.ensemble import average_files
 from masam_auto.stages.evaluate import Scoring, evaluate_folder
 from masam_auto.stages.fingerprint import extract_fingerprint, most_frequent_axes
 from masam_auto.stages.plan import make_plan
+from masam_auto.stages.postprocess import determine_postprocessing, postprocess_folder
 from masam_auto.stages.predict import Predictor, combine
 from masam_auto.stages.predict_folder import predict_folder
 from masam_auto.stages.preprocess import preprocess_dataset
@@ -496,3 +499,35 @@ def test_one_slice(intensity: ModuleType, raw_dataset: Callable[..., Path], tmp_
         turn_file(raw / "imagesTr" / f"{CASE}_0000.nii.gz", tmp_path / "in" / f"{code}_0000.nii.gz", code)
     predict_folder(by_place(intensity.make_predictor(raw)), tmp_path / "in", tmp_path / "out")
     check(tmp_path / "out", tmp_path / "in")
+
+
+@pytest.mark.parametrize("rule", ["keep_largest", "remove_small"])
+def test_postprocessing(raw: Path, tmp_path: Path, rule: Literal["keep_largest", "remove_small"]) -> None:
+    reference = raw / "labelsTr" / f"{CASE}.nii.gz"
+    image = nibabel.load(reference)
+    scattered = np.asarray(image.dataobj).copy()
+    scattered[np.random.default_rng(0).random(scattered.shape) < 0.03] = 1
+    (tmp_path / "scattered").mkdir()
+    nibabel.save(nibabel.Nifti1Image(scattered, image.affine), tmp_path / "scattered" / "x.nii.gz")
+    for code in CODES:
+        turn_file(tmp_path / "scattered" / "x.nii.gz", tmp_path / "in" / f"{code}.nii.gz", code)
+    step = PostprocessingStep(target="organ1", values=(1,), rule=rule, volume=9.0 if rule == "remove_small" else 0.0)
+    postprocess_folder(tmp_path / "in", tmp_path / "out", Postprocessing(steps=(step,)), workers=0)
+    before, expected = (read_labels(tmp_path / folder / "LPS.nii.gz")[0] for folder in ("in", "out"))
+    assert (before != expected).any()
+    for code in CODES:
+        labels, geometry = read_labels(tmp_path / "out" / f"{code}.nii.gz")
+        assert geometry.axes == code
+        np.testing.assert_array_equal(turned_back(labels, code), expected)
+    labels = parse_labels({"background": 0, "organ1": 1, "organ2": 2}, None)
+    for folder in ("turned", "same"):  # also where the references are stored otherwise
+        for code in CODES[::7]:
+            stored = CODES[CODES.index(code) - 11] if folder == "turned" else code
+            turn_file(reference, tmp_path / folder / f"{code}.nii.gz", stored)
+    pairs = {
+        folder: [(tmp_path / "in" / path.name, path) for path in sorted((tmp_path / folder).iterdir())]
+        for folder in ("turned", "same")
+    }
+    findings = {name: determine_postprocessing(files, labels, workers=0) for name, files in pairs.items()}
+    assert findings["turned"].postprocessing == findings["same"].postprocessing
+    np.testing.assert_array_equal(findings["turned"].after, findings["same"].after)
