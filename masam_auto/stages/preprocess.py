@@ -177,6 +177,11 @@ def preprocess_dataset(
         return
     if workers is None:
         workers = _affordable_workers(tasks)
+    if any(configuration.axes is None for configuration in chosen) and not dataset.description.is_video:
+        logger.info(
+            "the plan is of an older release, which did not note where the images' axes point: nothing is turned. "
+            "Plan anew (masam_plan_and_preprocess) to have images of mixed orientation turned"
+        )
     logger.info("preprocessing %d of %d cases, workers: %s", len(tasks), len(dataset.cases), workers)
     names = [task.case.identifier for task in tasks]
     places = [dataset.folder, *(folder for _, folder in folders)]

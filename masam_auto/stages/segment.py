@@ -78,8 +78,8 @@ def turning_notes(members: Sequence[Member], geometry: Geometry) -> list[str]:
             notes.append("the image does not say where its axes point: it is taken as it is stored")
         elif axes is None:
             notes.append(
-                f"its axes (x, y, z) point to {geometry.axes}; the model is of an older release, which did not note those of "
-                "its training images: nothing is turned. Where they differ, sides are exchanged; train it anew to be safe"
+                f"its axes (x, y, z) point to {geometry.axes}; the model, imported or of an older release, does not say where "
+                "those of its training images did: nothing is turned. Where they differ, sides are exchanged"
             )
         elif axes == UNKNOWN_AXES:
             notes.append(

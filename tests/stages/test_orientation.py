@@ -166,7 +166,7 @@ def test_what_is_turned_is_said_once(
     for axes, words in (
         ("LPS", "from its axes (x, y, z) RAS to the model's LPS"),
         ("unknown", "nothing is turned"),
-        (None, "older release"),
+        (None, "of an older release, does not say"),
     ):
         caplog.clear()
         with caplog.at_level(logging.INFO, "masam_auto"):
@@ -371,7 +371,14 @@ def test_a_uniform_training_set_is_not_turned_and_its_older_arrays_stay_valid(
     times = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
     preprocess_dataset(open_dataset(paths, "1"), older, paths, workers=0)
     assert times == {file: file.stat().st_mtime_ns for file in folder.iterdir()}
-    assert arrays
+    for file in folder.parent.glob("*/case_001.b2nd"):
+        file.unlink()
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "masam_auto"):
+        preprocess_dataset(open_dataset(paths, "1"), older, paths, workers=0)
+    assert caplog.text.count("the plan is of an older release") == 1
+    again = np.asarray(open_array(folder / "case_001.b2nd")[:])
+    np.testing.assert_array_equal(again, arrays[f"{chosen.name}/case_001.b2nd"])
 
 
 def without_axes(plan: Plan) -> Plan:

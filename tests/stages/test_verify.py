@@ -100,6 +100,23 @@ def test_labels_and_channels_must_share_the_grid(
     assert all("Resample it onto that grid, or correct its header" in problem for problem in problems)
 
 
+@pytest.mark.parametrize(("angle", "accepted"), [(0.003, True), (0.2, False)])
+def test_a_direction_that_moves_no_voxel_by_half_is_a_warning(
+    raw_dataset: Callable[..., Path], caplog: pytest.LogCaptureFixture, angle: float, accepted: bool
+) -> None:
+    """About the middle of the grid, because the origin is free anyway."""
+    folder = raw_dataset(oblique=False, shape=(6, 16, 14))
+    image = sitk.ReadImage(str(folder / LABEL))
+    image.SetDirection((np.cos(angle), -np.sin(angle), 0, np.sin(angle), np.cos(angle), 0, 0, 0, 1))
+    sitk.WriteImage(image, str(folder / LABEL))
+    with caplog.at_level(logging.WARNING, "masam_auto"):
+        if accepted:
+            verify_dataset(opened(folder), workers=0)
+            assert "case_000.nii.gz: direction" in caplog.text and "taken as the same place" in caplog.text
+        else:
+            assert "does not lie on the grid of case_000_0000.nii.gz: direction" in problems_of(folder)[0]
+
+
 def test_another_origin_is_a_warning(
     raw_dataset: Callable[..., Path], raw_data: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
