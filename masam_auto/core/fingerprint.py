@@ -55,11 +55,16 @@ class CaseMeasurement:
     classes: dict[str, ClassMeasurement]
     axes: str | None = None
 
+    @property
+    def grid(self) -> Geometry:
+        """Its grid, at no special place."""
+        return Geometry(shape=self.shape, spacing=self.spacing, direction=self.direction)
+
     def turned(self, turn: Turn) -> "CaseMeasurement":
         """What would have been measured if the arrays had been turned first; `axes` stays the file's."""
         if turn == STAY:
             return self
-        grid = Geometry(shape=self.shape, spacing=self.spacing, direction=self.direction).turned(turn)
+        grid = self.grid.turned(turn)
         size = tuple(n * spacing for n, spacing in zip(self.shape_after_cropping, self.spacing, strict=True))
         return replace(
             self,
@@ -108,7 +113,8 @@ class Fingerprint:
     `is_video`: cases are sequences along axis 0. `dimensions`: 2 for plain pictures, 3 for volumes and videos.
     `histogram_edges`: one row a channel, see ClassSummary. `num_outputs`: channels of the logits (see Labels).
     `axes`: the most frequent axes of the cases (see CaseMeasurement), "unknown" where no file says, None in fingerprints of
-    older releases.
+    older releases. `slices_along`: the letter of `axes` across the slices of most cases, where these lie far apart or are
+    single ones.
     """
 
     version: int = 1
@@ -124,6 +130,7 @@ class Fingerprint:
     cases: tuple[CaseMeasurement, ...]
     num_outputs: int = field(default=2)
     axes: str | None = None
+    slices_along: str | None = None
 
     def __post_init__(self) -> None:
         if not self.cases:

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from masam_auto.core.errors import ImageError
-from masam_auto.core.turning import STAY, UNKNOWN_AXES, Turn, nearest_axes, turn_between
+from masam_auto.core.turning import STAY, STEEP, TIE, UNKNOWN_AXES, Turn, nearest_axes, turn_between, world_axis
 
 Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+THICK = 2.99  # times the spacing within slices
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +64,28 @@ class Geometry:
 
     @property
     def axes(self) -> str | None:
-        """Where the voxel axes x, y, z point, or nearest to: "LPS", "RAS", ... None where the file does not say."""
-        return nearest_axes(self.direction) if self.oriented else None
+        """Where the voxel axes x, y, z point, or nearest to: "LPS", "RAS", ... None where the file does not say.
+
+        Of a picture in a plane that two axes cannot tell, ITK gives directions of length zero.
+        """
+        flat = abs(float(np.linalg.det(np.reshape(self.direction, (3, 3))))) < TIE
+        return nearest_axes(self.direction) if self.oriented and not flat else None
+
+    @property
+    def slice_axis(self) -> int | None:
+        """The array axis across slices, where there can be no doubt: a single slice, or slices far apart."""
+        if self.shape.count(1) == 1:
+            return self.shape.index(1)
+        first, *others = sorted(range(3), key=lambda axis: -self.spacing[axis])
+        evident = self.spacing[first] >= THICK * max(self.spacing[axis] for axis in others)
+        return first if evident else None
+
+    def axes_with_slices(self, along: str | None) -> str | None:
+        """As `axes`, but evident slices across a direction near `along` (a letter of a code) are taken to be across it."""
+        if self.axes is None or along is None or self.slice_axis is None:
+            return self.axes
+        steepest = 0.0 if self.shape[self.slice_axis] == 1 else STEEP  # nothing lies across a single slice
+        return nearest_axes(self.direction, slices=(2 - self.slice_axis, world_axis(along)), steepest=steepest)
 
     def turn_to(self, axes: str | None) -> Turn:
         """The turn of this grid's arrays to other axes; none where either's are unknown (no code of three letters)."""

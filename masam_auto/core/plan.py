@@ -6,9 +6,9 @@ from typing import Literal
 from masam_auto.core.checks import check, check_finite, check_name, check_range
 from masam_auto.core.encoders import CUSTOM, DecoderName, EncoderSpec, check_sam_form
 from masam_auto.core.errors import PlanError
-from masam_auto.core.geometry import Shape, Triple
+from masam_auto.core.geometry import Geometry, Shape, Triple
 from masam_auto.core.jsonio import digest, to_plain
-from masam_auto.core.turning import UNKNOWN_AXES, is_axes_code
+from masam_auto.core.turning import STAY, UNKNOWN_AXES, Turn, is_axes_code, turn_between
 
 Range = tuple[float, float]
 # From electron microscopes (nanometres) to far beyond any scanner; outside, a number was mistyped.
@@ -55,6 +55,8 @@ class Configuration:
     permuted order. `axes` says where the training images' voxel axes x, y, z point ("LPS", "RAS", ...): every image is turned
     to them before anything else; "unknown" where their files do not say, None in plans of older releases, and then nothing
     is turned. `training_axes`: all codes that the training images have; their arrays depend on `axes` where one differs.
+    `slices_along`: the letter of `axes` across slices that lie far apart, or single ones; an image's slices across a
+    direction near it are taken to be across it.
     `spacing` is the target in mm. `window` is N. `canvas` is (height, width) in pixels of the network's
     input; `magnification` is canvas pixels per preprocessed pixel. `mirror_axes`: 0 slices, 1 height, 2 width.
     `separate_slices`: resample slices in-plane only, and between slices with `order_slices`.
@@ -78,6 +80,7 @@ class Configuration:
     accumulation: int = 1
     axes: str | None = None
     training_axes: tuple[str, ...] = ()
+    slices_along: str | None = None
 
     def __post_init__(self) -> None:
         check_name("a configuration's name", self.name)
@@ -136,6 +139,15 @@ class Configuration:
     def turns(self) -> bool:
         """Whether images are turned to `axes`."""
         return self.axes not in (None, UNKNOWN_AXES)
+
+    def axes_of(self, grid: Geometry) -> str | None:
+        """What an image's axes are taken to be."""
+        return grid.axes_with_slices(self.slices_along)
+
+    def turn_of(self, grid: Geometry) -> Turn:
+        """The turn of an image to `axes`."""
+        own = self.axes_of(grid)
+        return turn_between(own, self.axes) if self.turns and self.axes and own else STAY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

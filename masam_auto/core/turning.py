@@ -18,6 +18,7 @@ UNKNOWN_AXES = "unknown"
 """In place of a code: of a data set whose files do not say where their axes point."""
 
 TOWARDS, AWAY = "LPS", "RAI"  # the sides that ITK's world axes run to, and come from
+STEEP = 0.5  # cosine: slices stay slices up to this angle from the model's
 TIE = 1e-3  # directions, and sums of them, that differ by less are equal: files round them
 
 
@@ -75,8 +76,14 @@ class Turn:
 STAY = Turn()
 
 
-def nearest_axes(direction: tuple[float, ...]) -> str:
+def nearest_axes(
+    direction: tuple[float, ...], *, slices: tuple[int, int] | None = None, steepest: float = STEEP
+) -> str:
     """The code of the axes that a direction matrix (ITK's, see `Geometry`) lies nearest to.
+
+    `slices`: the voxel axis (0 x, 1 y, 2 z) across thick slices and the world axis that it is taken for, where the cosine of
+    their angle is at least `steepest`: slices of the heart, say, lie between the body's planes, and must not become a cut across slices where they lean a little
+    further than others.
 
     Where two codes are equally near, as at 45 degrees, the choice depends on how the voxel axes lie in space and not on
     their order or signs, so that all ways to store an image agree.
@@ -89,18 +96,26 @@ def nearest_axes(direction: tuple[float, ...]) -> str:
         return float(sum(abs(columns[axis][world]) for world, axis in enumerate(voxel_axes)))
 
     choices = list(itertools.permutations(range(3)))  # the voxel axis of each world axis
+    if slices is not None and abs(columns[slices[0]][slices[1]]) >= steepest:
+        choices = [voxel_axes for voxel_axes in choices if voxel_axes[slices[1]] == slices[0]]
     best = max(map(nearness, choices))
     chosen = max(
         (voxel_axes for voxel_axes in choices if nearness(voxel_axes) > best - TIE),
         key=lambda voxel_axes: [lines[axis] for axis in voxel_axes],
     )
-    worlds = [chosen.index(axis) for axis in range(3)]
-    return "".join((TOWARDS if columns[axis][world] > 0 else AWAY)[world] for axis, world in enumerate(worlds))
+
+    def letter(axis: int) -> str:
+        world = chosen.index(axis)
+        along = columns[axis][world]
+        along = along if abs(along) > TIE else columns[axis] @ np.asarray(lines[axis])
+        return (TOWARDS if along > 0 else AWAY)[world]
+
+    return "".join(map(letter, range(3)))
 
 
 def turn_between(axes: str, target: str) -> Turn:
     """The turn of arrays (Z, Y, X) from some axes to others, by their codes."""
-    own, wanted = ([_world_axis(letter) for letter in reversed(code)] for code in (axes, target))
+    own, wanted = ([world_axis(letter) for letter in reversed(code)] for code in (axes, target))
     z, y, x = (own.index(axis) for axis in wanted)
     pairs = zip((z, y, x), reversed(target), strict=True)
     return Turn(
@@ -114,7 +129,8 @@ def is_axes_code(text: str) -> bool:
     return len(text) == 3 and all(any(letter in pair for letter in text) for pair in zip(TOWARDS, AWAY, strict=True))
 
 
-def _world_axis(letter: str) -> int:
+def world_axis(letter: str) -> int:
+    """0, 1 or 2 for an axis between left and right, front and back, head and feet."""
     return TOWARDS.index(letter) if letter in TOWARDS else AWAY.index(letter)
 
 

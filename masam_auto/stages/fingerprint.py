@@ -164,7 +164,8 @@ def summarise(description: DatasetDescription, measured: Sequence[_Measured]) ->
     """
     names = tuple(description.labels.foreground)
     axes = most_frequent_axes([item.case.axes for item in measured])
-    measured = [dataclasses.replace(item, case=_along(item.case, axes)) for item in measured]
+    along = _slices_along([item.case for item in measured if item.case.axes == axes])
+    measured = [dataclasses.replace(item, case=_turned(item.case, axes, along)) for item in measured]
     if not any(item.class_samples for item in measured):
         raise DatasetError(
             f"{description.name}: none of the {len(measured)} training cases has a labelled foreground voxel "
@@ -191,6 +192,7 @@ def summarise(description: DatasetDescription, measured: Sequence[_Measured]) ->
         cases=tuple(item.case for item in measured),
         num_outputs=description.labels.num_outputs,
         axes=axes,
+        slices_along=along,
     )
 
 
@@ -200,8 +202,20 @@ def most_frequent_axes(found: Sequence[str | None]) -> str:
     return collections.Counter(known).most_common(1)[0][0] if known else UNKNOWN_AXES
 
 
-def _along(case: CaseMeasurement, axes: str) -> CaseMeasurement:
-    return case if case.axes is None else case.turned(turn_between(case.axes, axes))
+def _slices_along(cases: Sequence[CaseMeasurement]) -> str | None:
+    """The letter of the axis across slices in most cases of one code, where slices are evident in most."""
+    found = [
+        None if (axis := case.grid.slice_axis) is None or case.axes is None else case.axes[2 - axis] for case in cases
+    ]
+    return collections.Counter(found).most_common(1)[0][0] if found else None
+
+
+def _turned(case: CaseMeasurement, axes: str, along: str | None) -> CaseMeasurement:
+    """A case turned to `axes`; its own are those that its slices make it have (`Geometry.axes_with_slices`)."""
+    if case.axes is None:
+        return case
+    own = case.grid.axes_with_slices(along) or case.axes
+    return dataclasses.replace(case.turned(turn_between(own, axes)), axes=own)
 
 
 def _say_axes(fingerprint: Fingerprint) -> None:

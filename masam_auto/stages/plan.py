@@ -224,6 +224,7 @@ def _configure(basis: _Basis, view: _View, load: Load, checkpointing: bool) -> t
         batch_size=batch.batch_size,
         accumulation=batch.accumulation,
         axes=fingerprint.axes,
+        slices_along=fingerprint.slices_along,
         training_axes=tuple(sorted({case.axes for case in fingerprint.cases if case.axes is not None})),
     )
     return configuration, {

@@ -317,7 +317,7 @@ def _memory_estimate(predictor: Predictor) -> Callable[[Case], float]:
             (one.preprocessing_digest, one.axes): math.prod(geometry.spacing) / math.prod(one.spacing)
             for one in configurations
         }.values()
-        turned = any(geometry.turn_to(one.axes) != STAY for one in configurations)
+        turned = any(one.turn_of(geometry) != STAY for one in configurations)
         # read, turned, normalised, resampled for each, and on the way to that
         return 4.0 * channels * voxels * (2 + turned + sum(resampled) + max(resampled))
 

@@ -100,7 +100,7 @@ def preprocess_case(
             f"{identifier}: image has shape {image.shape[1:]}, but labels {labels.shape} (Z, Y, X). They must lie on one grid."
         )
     box, order = nonzero_box(image), configuration.axis_order
-    turn = geometry.turn_to(configuration.axes)
+    turn = configuration.turn_of(geometry)
     seen = turn.then(order)
     if turn != STAY:  # in memory as if it had been stored so: sums over voxels depend on their order in the last digit
         image = np.ascontiguousarray(turn.array(image))
@@ -309,7 +309,7 @@ def _estimate(task: _Task) -> tuple[float, float]:
     for configuration, _ in task.configurations:
         resampled.append(raw * float(np.prod(geometry.spacing) / np.prod(configuration.spacing)))
     channels = task.description.num_channels
-    turned = any(geometry.turn_to(configuration.axes) != STAY for configuration, _ in task.configurations)
+    turned = any(configuration.turn_of(geometry) != STAY for configuration, _ in task.configurations)
     # raw, turned, normalised and resampled image; one channel's float32 between the axes; labels, a score and its maximum
     peak = raw * ((12 if turned else 8) * channels + 8) + max(resampled) * (4 * channels + 20)
     return raw * len(resampled) + sum(resampled), peak

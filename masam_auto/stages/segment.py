@@ -73,7 +73,7 @@ def turning_notes(members: Sequence[Member], geometry: Geometry) -> list[str]:
     """What is to be said of how an image's voxel axes meet those that the models were trained with; nothing where they
     are the same."""
     notes = []
-    for axes in dict.fromkeys(member.configuration.axes for member in members):
+    for axes, own in dict.fromkeys((one.configuration.axes, one.configuration.axes_of(geometry)) for one in members):
         if geometry.axes is None:
             notes.append("the image does not say where its axes point: it is taken as it is stored")
         elif axes is None:
@@ -86,9 +86,9 @@ def turning_notes(members: Sequence[Member], geometry: Geometry) -> list[str]:
                 f"its axes (x, y, z) point to {geometry.axes}; the model's training images did not say where theirs do: "
                 "nothing is turned"
             )
-        elif axes != geometry.axes:
+        elif axes != own:
             notes.append(
-                f"the image is turned from its axes (x, y, z) {geometry.axes} to the model's {axes}, and the segmentation back"
+                f"the image is turned from its axes (x, y, z) {own} to the model's {axes}, and the segmentation back"
             )
     return list(dict.fromkeys(notes))
 

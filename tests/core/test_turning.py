@@ -106,3 +106,44 @@ def test_a_plan_names_axes_or_none(planning: object) -> None:
     fingerprint = dataclasses.replace(planning.make_fingerprint(), axes="LRS")  # type: ignore[attr-defined]
     with pytest.raises(PlanError, match="axes must name three axes by where they point, like LPS or RAS"):
         make_plan(fingerprint, gpu_memory_gb=0)
+
+
+def about(axis: str, angle: float) -> np.ndarray:
+    c, s = np.cos(angle), np.sin(angle)
+    turns = {"x": [[1, 0, 0], [0, c, -s], [0, s, c]], "y": [[c, 0, s], [0, 1, 0], [-s, 0, c]]}
+    return np.array(turns[axis])
+
+
+@pytest.mark.parametrize("kind", ["thick", "single"])
+@pytest.mark.parametrize(("degrees", "stays"), [(40, True), (50, True), (70, False), (90, False)])
+def test_slices_stay_slices_within_60_degrees(kind: str, degrees: float, stays: bool) -> None:
+    """However they are stored: the turn leads to one array and one grid."""
+    direction = about("x", np.radians(degrees)) @ about("y", 0.1)
+    stored = dataclasses.replace(
+        grid(direction), spacing=(6.0, 1.0, 0.8) if kind == "thick" else (1.0, 1.0, 1.0),
+        shape=(4, 6, 5) if kind == "thick" else (1, 6, 5),
+    )  # fmt: skip
+    array = np.arange(np.prod(stored.shape)).reshape(stored.shape)
+    assert stored.slice_axis == 0
+    assert (stored.axes == "LPS") == (degrees == 40)
+
+    def seen(way: Turn) -> tuple[np.ndarray, Geometry]:
+        other = stored.turned(way)
+        own = other.axes_with_slices("S")
+        assert own is not None
+        turn = turn_between(own, "LPS")
+        return turn.array(way.array(array)), other.turned(turn)
+
+    expected, place = seen(STAY)
+    assert (expected.shape == stored.shape) == (stays or kind == "single")
+    for code in CODES:
+        found, where = seen(turn_between("LPS", code))
+        np.testing.assert_array_equal(found, expected)
+        assert where.difference(place) is None
+    thin = dataclasses.replace(stored, spacing=(2.0, 1.0, 0.8), shape=(4, 6, 5))
+    assert thin.slice_axis is None and thin.axes_with_slices("S") == thin.axes
+
+
+def test_a_picture_without_directions_has_no_axes() -> None:
+    """ITK cuts a coronal picture's directions to two axes, one of which is nothing."""
+    assert grid(np.diag([1.0, 0.0, 1.0])).axes is None

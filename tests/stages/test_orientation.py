@@ -15,6 +15,7 @@ from typing import Any, Literal
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from torch import nn
@@ -28,6 +29,7 @@ from masam_auto.core.labels import parse_labels
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Plan
 from masam_auto.core.postprocessing import Postprocessing, PostprocessingStep
+from masam_auto.core.turning import STAY
 from masam_auto.imaging.io import read_image, read_labels
 from masam_auto.imaging.probability_files import read_probabilities
 from masam_auto.imaging.storage import open_array
@@ -386,7 +388,8 @@ def without_axes(plan: Plan) -> Plan:
     return dataclasses.replace(
         plan,
         configurations={
-            name: dataclasses.replace(one, axes=None, training_axes=()) for name, one in plan.configurations.items()
+            name: dataclasses.replace(one, axes=None, training_axes=(), slices_along=None)
+            for name, one in plan.configurations.items()
         },
     )
 
@@ -395,7 +398,7 @@ def test_files_of_older_releases_are_read(raw_dataset: Callable[..., Path], path
     raw_dataset(cases=2, shape=(5, 14, 11))
     _, fingerprint, plan, _ = prepared(paths, "1")
     stored = json.loads(json.dumps(dataclasses.asdict(fingerprint)))
-    del stored["axes"]
+    del stored["axes"], stored["slices_along"]
     for case in stored["cases"]:
         del case["axes"]
     write_json(tmp_path / "fingerprint.json", stored)
@@ -405,7 +408,7 @@ def test_files_of_older_releases_are_read(raw_dataset: Callable[..., Path], path
     assert "older release" in again.reasons["axis0.axes"] and again.configurations["axis0"].axes is None
     stored = json.loads(json.dumps(dataclasses.asdict(plan)))
     for configuration in stored["configurations"].values():
-        del configuration["axes"], configuration["training_axes"]
+        del configuration["axes"], configuration["training_axes"], configuration["slices_along"]
     write_json(tmp_path / "plan.json", stored)
     assert read_json(tmp_path / "plan.json", Plan, what="plan") == without_axes(plan)
 
@@ -538,3 +541,25 @@ def test_postprocessing(raw: Path, tmp_path: Path, rule: Literal["keep_largest",
     findings = {name: determine_postprocessing(files, labels, workers=0) for name, files in pairs.items()}
     assert findings["turned"].postprocessing == findings["same"].postprocessing
     np.testing.assert_array_equal(findings["turned"].after, findings["same"].after)
+
+
+def test_slices_between_the_bodys_planes_stay_slices(
+    raw_dataset: Callable[..., Path], raw_data: ModuleType, paths: Paths, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As short-axis views of hearts, which lean differently from patient to patient: some lie nearer to another plane."""
+    raw = raw_dataset(cases=3, shape=(5, 14, 11), spacing=(8.0, 1.0, 1.0), oblique=False)
+    for number, degrees in enumerate((40, 44, 50)):
+        c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+        for path in raw.glob(f"*Tr/case_{number:03d}*"):
+            image = sitk.ReadImage(str(path))
+            image.SetDirection((1, 0, 0, 0, c, -s, 0, s, c))
+            sitk.WriteImage(image, str(path))
+    assert read_image(raw / "imagesTr" / "case_002_0000.nii.gz")[1].axes != "LPS"
+    with caplog.at_level(logging.INFO, "masam_auto"):
+        _, fingerprint, plan, _ = prepared(paths, "1")
+    assert fingerprint.slices_along == "S" and [case.axes for case in fingerprint.cases] == ["LPS"] * 3
+    assert "point in different directions" not in caplog.text
+    configuration = plan.configurations["axis0"]
+    for number in range(3):
+        _, geometry = read_image(raw / "imagesTr" / f"case_{number:03d}_0000.nii.gz")
+        assert configuration.axes_of(geometry) == "LPS" and configuration.turn_of(geometry) == STAY
