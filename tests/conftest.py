@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from jaxtyping import install_import_hook
 
 from masam_auto.core.log import LOGGER_NAME
+
+# Tests say what a CPU gives, also where there is a GPU. To run them on it: CUDA_VISIBLE_DEVICES=0 make test.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 # Shapes in the network's annotations are checked while the tests run; installed before anything imports the modules.
 ANNOTATED = (
@@ -59,6 +63,14 @@ def _reset_logger() -> None:
     logger.handlers.clear()
     logger.propagate = True
     logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans must not depend on how busy the machine is that tests run on, nor wait for a measurement."""
+    from masam_auto.core.plan import Speed
+
+    monkeypatch.setattr("masam_auto.stages.speed.measure_speed", lambda: Speed(wall=300_000.0, cpu=200_000.0))
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ STAGES = (
     "predict",
     "output_folder",
     "predict_folder",
+    "validation_mirroring",
     "ensemble",
     "postprocess",
     "evaluate",
@@ -41,6 +42,7 @@ STAGES = (
     "cross_validation",
     "find_best_configuration",
     "benchmark",
+    "speed",
 )
 NOT_IN_CORE = {"torch", "SimpleITK", "nibabel", "tifffile", "skimage", "blosc2", "matplotlib"}
 IMPORT_TORCH = {"torch", "segment_anything", "acvl_utils"}

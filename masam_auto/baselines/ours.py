@@ -27,6 +27,7 @@ from masam_auto.learning.models import TrainedModel, describe_model, open_model
 from masam_auto.learning.progress import read_metrics
 from masam_auto.network.build import build_network, count_parameters
 from masam_auto.stages.predict import load_predictor
+from masam_auto.stages.training_job import plan_for_budget
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,9 @@ def our_method(
     chosen = plan.configuration(baseline.configuration or configuration).name
     folder = paths.model_folder(plan.dataset_name, baseline.plan_name or plan.name, chosen)
     model = describe_model(folder)
-    expected = override(plan, baseline.overrides) if baseline.plan_name else None
+    expected = None
+    if baseline.plan_name:
+        expected = plan_for_budget(override(plan, baseline.overrides), chosen, budget, folder / f"fold_{fold}")
     return Method(
         name=name,
         train=functools.partial(_train, model, fold, paths, baseline.overrides, expected, budget, device),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from masam_auto.cli.common import DONE, add_device, add_overrides, known_dataset, make_parser, run, start
-from masam_auto.cli.planning import read_dataset_plan
+from masam_auto.cli.planning import check_is_preprocessed, read_dataset_plan
 from masam_auto.cli.tables import print_table
 from masam_auto.core.encoders import PLANNED_ENCODERS
 from masam_auto.core.errors import PlanError
@@ -57,6 +57,7 @@ def _planned_setting(paths: Paths, parsed: argparse.Namespace) -> "tuple[Setting
     name = known_dataset(paths, parsed.dataset)
     plan = override(read_dataset_plan(paths, name), parsed.overrides)
     configuration = plan.configuration(parsed.configuration)
+    check_is_preprocessed(paths, name, "dataset.json")
     description = read_description(paths.preprocessed / name / "dataset.json", name=name)
     setting = Setting(
         network=plan.network,

@@ -20,7 +20,7 @@ from masam_auto.cli.common import (
     run,
     start,
 )
-from masam_auto.cli.planning import BYTES_PER_VOXEL, read_dataset_plan
+from masam_auto.cli.planning import BYTES_PER_VOXEL, check_is_preprocessed, read_dataset_plan
 from masam_auto.cli.tables import print_table
 from masam_auto.core.errors import MasamError
 from masam_auto.core.paths import Paths
@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise MasamError("a comparison needs held-out cases: give the number of a fold, not all")
     paths = start(parsed)
     name = known_dataset(paths, parsed.dataset)
+    read_dataset_plan(paths, name)
+    check_is_preprocessed(paths, name, "splits.json")
 
     from masam_auto.baselines.compare import compare_methods
     from masam_auto.baselines.nnunet import evaluate_with_nnunet

@@ -36,6 +36,10 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         "-backbone", "--backbone", metavar="NAME",
         help="image encoder: vit_t, vit_b, vit_l or vit_h (default: the largest that fits the memory)",
     )  # fmt: skip
+    parser.add_argument(
+        "--budget", metavar="AMOUNT",
+        help="how long a fold shall train, as masam_train's --budget: the plan is shaped for it and keeps it",
+    )  # fmt: skip
     add_sam_choice(parser)
     add_overrides(parser)
 
@@ -90,16 +94,19 @@ def plan_step(fingerprint: "Fingerprint", paths: Paths, parsed: argparse.Namespa
     """Plan, write plan.json (a different one that was there is kept beside it), and print the table."""
     from masam_auto.core.sam_files import sam_encoders
     from masam_auto.stages.plan import make_plan, plan_table
+    from masam_auto.stages.speed import speed_of_machine
 
     named = _encoder_of(parsed)
+    gpu_memory_gb = detect_gpu_memory() if parsed.gpu_memory_target is None else parsed.gpu_memory_target
     plan = make_plan(
         fingerprint,
-        gpu_memory_gb=detect_gpu_memory() if parsed.gpu_memory_target is None else parsed.gpu_memory_target,
+        gpu_memory_gb=gpu_memory_gb,
         backbone=named or parsed.backbone,
         sam_weights=(named,) if named else sam_encoders(paths.weights),
         from_scratch=parsed.from_scratch,
         target_spacing=tuple(parsed.overwrite_target_spacing) if parsed.overwrite_target_spacing else None,
-        overrides=parsed.overrides,
+        speed=speed_of_machine(paths.preprocessed) if gpu_memory_gb <= 0 else None,
+        overrides=[*([f"training.budget={parsed.budget}"] if parsed.budget else []), *parsed.overrides],
     )
     path = paths.preprocessed / fingerprint.dataset_name / "plan.json"
     if path.is_file() and _is_another(path, plan):
@@ -150,6 +157,16 @@ def read_dataset_plan(paths: Paths, dataset_name: str) -> "Plan":
             f"{path} is the plan of {plan.dataset_name}, not of {dataset_name}. Plan this data set with masam_plan."
         )
     return plan
+
+
+def check_is_preprocessed(paths: Paths, dataset_name: str, file: str) -> None:
+    """Raise PlanError where a file that preprocessing leaves in a data set's folder is not there."""
+    path = paths.preprocessed / dataset_name / file
+    if not path.is_file():
+        raise PlanError(
+            f"{dataset_name} is not preprocessed: {path} is missing. Run masam_plan_and_preprocess -d "
+            f"{shlex.quote(dataset_name)} (or masam_preprocess, which keeps the plan), or say where it is with --preprocessed."
+        )
 
 
 def preprocess_step(dataset: "Dataset", plan: "Plan", paths: Paths, parsed: argparse.Namespace) -> None:

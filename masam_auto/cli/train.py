@@ -91,11 +91,14 @@ def _train_and_validate(parsed: argparse.Namespace, paths: Paths, device: "torch
     summary = validate_fold(
         paths, name, plan, configuration, parsed.fold,
         device=device, checkpoint=parsed.checkpoint, redo=parsed.val, workers=parsed.workers,
-        sam_checkpoint=parsed.sam_checkpoint, save_probabilities=parsed.save_probabilities, world=world,
+        sam_checkpoint=parsed.sam_checkpoint, save_probabilities=parsed.save_probabilities,
+        mirror=_asked_mirroring(parsed, plan), world=world,
     )  # fmt: skip
     if not world.first:
         return DONE
     print_summary(summary, read_description(paths.preprocessed / name / "dataset.json", name=name).labels)
+    if plan.inference.mirror and not summary["protocol"]["mirror"]:
+        print("validated without averaging over flips, which masam_predict does; to validate with them: --val --mirror")
     print(f"predictions and summary.json: {folder / 'validation'}")
     print(f"progress: {folder / 'progress.png'}")
     print(
@@ -128,6 +131,11 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-chk", "--checkpoint", choices=("best", "latest", "final"), default="best",
         help="what to validate; final: the averaged weights at the end, which latest holds then",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mirror", action=argparse.BooleanOptionalAction,
+        help="validate with (or without) averaging over the plan's flips (default: with them; after a --budget of time "
+        "without, where they would take more than a fifth of the training's time)",
     )  # fmt: skip
     parser.add_argument(
         "--save_probabilities", "--npz", action="store_true",
@@ -182,7 +190,22 @@ def _read_plan(paths: Paths, name: str, parsed: argparse.Namespace) -> "Plan":
         plan = read_json(trained, Plan, what="plan of a trained model") if trained.is_file() else plan
     scratch = ["network.weights=none", "network.trained=all"] if parsed.from_scratch else []
     changes = [*parsed.overrides, *scratch, *([f"training.seed={parsed.seed}"] if parsed.seed is not None else [])]
-    return override(plan, changes)
+    plan = override(plan, changes)
+    if parsed.val or parsed.c:
+        return plan
+    from masam_auto.stages.training_job import plan_for_budget
+
+    chosen = plan.configuration(parsed.configuration).name
+    fold_folder = paths.model_folder(name, plan.name, chosen) / f"fold_{parsed.fold}"
+    return plan_for_budget(plan, chosen, parsed.budget, fold_folder)
+
+
+def _asked_mirroring(parsed: argparse.Namespace, plan: "Plan") -> bool | None:
+    """Whether to validate with flips, where the command line says so; None leaves it to their cost."""
+    if parsed.mirror is not None:
+        return bool(parsed.mirror)
+    named = any(assignment.partition("=")[0].strip() == "inference.mirror" for assignment in parsed.overrides)
+    return plan.inference.mirror if named else None
 
 
 def _is_finished(fold_folder: Path, budget: str | None) -> bool:

@@ -173,8 +173,8 @@ class PlannedEncoder:
     """An encoder that the planner may choose, and the inputs that suit it.
 
     `detail`: side in px of the smallest thing the decoder can draw from features alone: the token, or the stem's finest
-    level. `budget`: largest canvas side in px. `longest_window`: most slices in a training window. `decoder`: the one
-    that goes with it. `sam`: starts from SAM's weights and is adapted; otherwise trained from scratch.
+    level. `budget`: largest canvas side in px. `longest_window`: most slices in a training window. `whole_from`: slices in
+    a training window from which on a whole volume may be predicted as one window. `decoder`: the one that goes with it. `sam`: starts from SAM's weights and is adapted; otherwise trained from scratch.
     """
 
     name: str
@@ -182,6 +182,7 @@ class PlannedEncoder:
     detail: int
     budget: int
     longest_window: int
+    whole_from: int
     decoder: DecoderName
     sam: bool
 
@@ -198,8 +199,12 @@ class PlannedEncoder:
 
 # Source: budget 512 px and progressive upsampling are the paper's; vit_t's budget and window are measured.
 PLANNED_ENCODERS: dict[str, PlannedEncoder] = {
-    name: PlannedEncoder(name=name, spec=spec, detail=16, budget=512, longest_window=9, decoder="progressive", sam=True)
+    name: PlannedEncoder(
+        name=name, spec=spec, detail=16, budget=512, longest_window=9, whole_from=5, decoder="progressive", sam=True
+    )
     if spec.taps
-    else PlannedEncoder(name=name, spec=spec, detail=1, budget=256, longest_window=17, decoder="multiscale", sam=False)
+    else PlannedEncoder(
+        name=name, spec=spec, detail=1, budget=256, longest_window=17, whole_from=9, decoder="multiscale", sam=False
+    )
     for name, spec in ENCODERS.items()
 }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from masam_auto.core.errors import ImageError
+from masam_auto.core.raw_files import RawFile
 from masam_auto.core.turning import STAY, STEEP, TIE, UNKNOWN_AXES, Turn, nearest_axes, turn_between, world_axis
 
 Triple = tuple[float, float, float]
@@ -142,7 +143,8 @@ class CaseProperties:
     """What `restore_case` needs to bring a result back onto the image's own grid.
 
     Preprocessing goes: read -> crop to `crop` (original order) -> permute by `axis_order` -> reverse `reversed_axes` (of
-    the permuted order) -> resample to `resampled_shape` (permuted order).
+    the permuted order) -> resample to `resampled_shape` (permuted order). `raw` are the image and label files as they
+    were read; empty where nobody noted them (prediction, and data of earlier versions).
     """
 
     identifier: str
@@ -153,6 +155,7 @@ class CaseProperties:
     resampled_shape: Shape
     files: tuple[str, ...] = ()
     reversed_axes: tuple[int, ...] = ()
+    raw: tuple[RawFile, ...] = ()
 
     def __post_init__(self) -> None:
         Turn(order=self.axis_order, reversed_axes=self.reversed_axes)  # refuses what is none

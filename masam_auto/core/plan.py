@@ -1,5 +1,6 @@
 """Every decision, with its reason. Made by `stages.plan`, edited by people, obeyed by everything else."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -48,6 +49,38 @@ class NormalizationPlan:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """What a machine without a GPU computes: canvas pixels that train `vit_t` in a second of wall clock, and of CPU time.
+
+    Measured once a machine (`stages.speed`); the plan keeps it, so that a training knows what fits its budget.
+    """
+
+    wall: float
+    cpu: float
+
+    def __post_init__(self) -> None:
+        check(
+            all(math.isfinite(value) and value > 0 for value in (self.wall, self.cpu)),
+            f"speed must be above 0 px a second, got {self.wall} and {self.cpu}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepSize:
+    """How much one training step sees: see Configuration."""
+
+    window: int
+    canvas: tuple[int, int]
+    magnification: float
+    batch_size: int
+
+    @property
+    def pixels(self) -> int:
+        """Canvas pixels a step."""
+        return self.batch_size * self.window * self.canvas[0] * self.canvas[1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Configuration:
     """How volumes become windows: one view of the data set.
 
@@ -61,6 +94,8 @@ class Configuration:
     input; `magnification` is canvas pixels per preprocessed pixel. `mirror_axes`: 0 slices, 1 height, 2 width.
     `separate_slices`: resample slices in-plane only, and between slices with `order_slices`.
     `batch_size` is windows per device and step; `accumulation` steps are summed into one update.
+    `sizes` are the step sizes that a machine without a GPU may choose from, the largest first, because a short training
+    learns more from many small steps; the configuration's own is one of them unless it was set by hand.
     """
 
     name: str
@@ -81,6 +116,7 @@ class Configuration:
     axes: str | None = None
     training_axes: tuple[str, ...] = ()
     slices_along: str | None = None
+    sizes: tuple[StepSize, ...] = ()
 
     def __post_init__(self) -> None:
         check_name("a configuration's name", self.name)
@@ -122,6 +158,23 @@ class Configuration:
         check(
             all(order in (0, 1, 3) for order in orders),
             f"{where}: interpolation orders must be 0, 1 or 3, got {orders}",
+        )
+
+    @property
+    def size(self) -> StepSize:
+        """How much one step sees."""
+        return StepSize(
+            window=self.window, canvas=self.canvas, magnification=self.magnification, batch_size=self.batch_size
+        )
+
+    def resized(self, size: StepSize) -> "Configuration":
+        """The same view in steps of another size."""
+        return replace(
+            self,
+            window=size.window,
+            canvas=size.canvas,
+            magnification=size.magnification,
+            batch_size=size.batch_size,
         )
 
     @property
@@ -253,6 +306,7 @@ class AugmentationPlan:
 class TrainingPlan:
     """How a fold is trained. Steps are optimiser updates.
 
+    `budget`: how long instead of `num_epochs`, as `learning.schedule.parse_budget` reads it.
     `optimizer`, `schedule` and `loss` name entries of `learning.optimizer.OPTIMIZERS`, `learning.schedule.SCHEDULES`
     and `learning.loss.LOSSES`.
     `patience` ends the training after so many epochs without a better smoothed validation Dice; 0 switches it off.
@@ -266,6 +320,7 @@ class TrainingPlan:
 
     num_epochs: int = 160
     steps_per_epoch: int = 125
+    budget: str = ""
     patience: int = 0
     optimizer: str = "adamw"
     learning_rate: float = 8e-4
@@ -342,7 +397,10 @@ class InferencePlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """All decisions for a data set. `reasons` maps "network.encoder", "axis0.window", ... to one sentence each."""
+    """All decisions for a data set. `reasons` maps "network.encoder", "axis0.window", ... to one sentence each.
+
+    `speed`: of the machine without a GPU that the plan was made for; None where there is a GPU or nobody measured.
+    """
 
     version: int = 1
     name: str
@@ -354,6 +412,7 @@ class Plan:
     network: NetworkPlan
     training: TrainingPlan
     inference: InferencePlan
+    speed: Speed | None = None
     reasons: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

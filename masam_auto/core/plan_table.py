@@ -3,7 +3,7 @@
 import textwrap
 from typing import Any
 
-from masam_auto.core.plan import NormalizationPlan, Plan
+from masam_auto.core.plan import NormalizationPlan, Plan, StepSize
 
 FIELD_WIDTH, VALUE_WIDTH, WIDTH = 35, 24, 140
 
@@ -48,6 +48,8 @@ def _shown(value: Any) -> str:
         return ", ".join(_shown(part) for part in value) if value else "none"
     if isinstance(value, NormalizationPlan):
         return value.scheme + (" (non-zero only)" if value.inside_mask else "")
+    if isinstance(value, StepSize):
+        return f"{value.batch_size} x {value.window} x {value.canvas[0]} x {value.canvas[1]}"
     return str(value)
 
 

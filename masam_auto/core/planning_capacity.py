@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from masam_auto.core.encoders import PLANNED_ENCODERS, PlannedEncoder
 from masam_auto.core.errors import PlanError
 from masam_auto.core.memory import GIB, Load, fitting_batch, fitting_slices, training_bytes
+from masam_auto.core.planning_cost import FEWEST_WINDOWS, PIXELS_PER_STEP
 
 SCRATCH = "vit_t"
 BY_SIZE = ("vit_h", "vit_l", "vit_b")  # Source: the paper's Table 7, the larger the better
 WINDOWS_PER_UPDATE = 24  # Source: reference MA-SAM
 SHARE_PER_UPDATE = 0.05  # Source: nnU-Net v2, at most 5 % of the data set a step
 TRAINING_SHARE = 0.8  # of the cases, with five folds
-# Without a GPU time is short, not memory. Source: ours, measured on Hippocampus (documentation/decisions.md): many
-# small steps learn faster than few large ones, and 5 windows of 9 slices a step as fast as 2 of 24.
-CPU_PIXELS_PER_STEP, CPU_FEWEST_WINDOWS = 100_000, 2
 LONGEST_PREDICTION = 64
 
 
@@ -107,13 +105,13 @@ def choose_batch(load: Load, *, training_slices: int, gpu_memory_gb: float, chec
     share = f"5 % of about {training_slices} training slices are {allowed} windows of {load.window}"
     pixels = load.window * load.canvas[0] * load.canvas[1]
     if gpu_memory_gb <= 0:
-        fewest = CPU_FEWEST_WINDOWS if load.network.weights == "none" else 1
-        affordable = max(fewest, CPU_PIXELS_PER_STEP // pixels)
+        fewest = FEWEST_WINDOWS if load.network.weights == "none" else 1
+        affordable = max(fewest, PIXELS_PER_STEP // pixels)
         batch = max(fewest, min(affordable, WINDOWS_PER_UPDATE, allowed))
         return BatchChoice(
             batch_size=batch,
             accumulation=1,
-            batch_reason=f"no GPU: about {CPU_PIXELS_PER_STEP} px a step, at least {fewest} "
+            batch_reason=f"no GPU: about {PIXELS_PER_STEP} px a step, at least {fewest} "
             f"{'window' if fewest == 1 else 'windows'} (a window has {pixels} px); {share}",
             accumulation_reason="no GPU: every step is an update, many small ones learn faster than few large ones",
         )

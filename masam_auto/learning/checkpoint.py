@@ -93,19 +93,25 @@ class EpochSoFar:
 class TrainingState:
     """How far a training is: finished epochs and all steps, what it used, and its validation so far.
 
-    `unfinished` are those of the steps that belong to an epoch which was stopped before its end. `best_epoch` is the
-    number of epochs after which `best_dice` was reached; `ended` says why a training ended before its budget was used.
+    `unfinished` are those of the steps that belong to an epoch which was stopped before its end. `left_out` is how many
+    steps the epochs that a budget of time ended had less than planned: draws are numbered without them. `best_epoch` is
+    the number of epochs after which `best_dice` was reached; `judged` that of those which `smoothed_dice` is the mean of,
+    None in states of older versions. The look at the validation windows belongs to epochs of `look_steps` steps, None for
+    the plan's. `ended` says why a training ended before its budget was used.
     """
 
     version: int = 1
     epoch: int = 0
     step: int = 0
     unfinished: EpochSoFar = EpochSoFar()
+    left_out: int = 0
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
     budget: str | None = None
     finished: bool = False
     smoothed_dice: float | None = None
+    judged: int | None = None
+    look_steps: int | None = None
     best_dice: float | None = None
     best_epoch: int = 0
     ended: str | None = None

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -13,6 +14,9 @@ from masam_auto.learning.checkpoint import Checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
+# Within an epoch a checkpoint is written so often, or as seldom as it takes not to cost more than this share of the time.
+SAVE_SECONDS, SAVE_SHARE = 300.0, 0.01
+
 
 class CheckpointWriter:
     """Copies a checkpoint to the host's memory and writes the copy in a thread, one at a time.
@@ -23,7 +27,13 @@ class CheckpointWriter:
     def __init__(self, fold_folder: Path, thread: ThreadPoolExecutor) -> None:
         """Write into the folder of a fold; `thread` runs one job at a time."""
         self.fold_folder, self.thread = fold_folder, thread
-        self.under_way: Future[None] | None = None
+        self.under_way: Future[float] | None = None
+        self.saved, self.cost = time.perf_counter(), 0.0
+
+    def is_due(self) -> bool:
+        """Whether the last checkpoint, or the beginning, is so long ago that much would be lost with this process."""
+        written = self.under_way is None or self.under_way.done()
+        return written and time.perf_counter() - self.saved >= max(SAVE_SECONDS, self.cost / SAVE_SHARE)
 
     def save(self, checkpoint: Checkpoint, *, best: bool) -> None:
         """Begin to write a checkpoint, once the one before is written; its tensors may change from now on.
@@ -32,13 +42,16 @@ class CheckpointWriter:
             OutputError: the one before could not be written.
         """
         self.finish()
-        self.under_way = self.thread.submit(save_checkpoint, self.fold_folder, _copied(checkpoint), best=best)
+        self.saved = time.perf_counter()
+        copied = _copied(checkpoint)
+        self.cost = time.perf_counter() - self.saved
+        self.under_way = self.thread.submit(_timed_save, self.fold_folder, copied, best=best)
 
     def finish(self) -> None:
         """Wait until all is written. Raises OutputError where it could not be."""
         under_way, self.under_way = self.under_way, None
         if under_way is not None:
-            under_way.result()
+            self.cost += under_way.result()
 
 
 @contextlib.contextmanager
@@ -59,6 +72,13 @@ def open_writer(fold_folder: Path) -> Iterator[CheckpointWriter]:
                 logger.error("%s", error)
             raise
         writer.finish()
+
+
+def _timed_save(fold_folder: Path, checkpoint: Checkpoint, *, best: bool) -> float:
+    """Write a checkpoint, and tell the seconds that it took."""
+    started = time.perf_counter()
+    save_checkpoint(fold_folder, checkpoint, best=best)
+    return time.perf_counter() - started
 
 
 def _copied(checkpoint: Checkpoint) -> Checkpoint:

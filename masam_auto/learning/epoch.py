@@ -29,6 +29,8 @@ from masam_auto.network.masam import MaSam
 Batches = Iterator[dict[str, np.ndarray]]
 # After so many updates in all: the share of the budget that is used, and whether to stop here.
 Ask = Callable[[int], tuple[float, bool]]
+# Told after every step what the epoch did up to now.
+OnStep = Callable[[EpochSoFar], None]
 NOTHING_YET = EpochSoFar()
 BY_ITSELF = Together()
 
@@ -88,11 +90,14 @@ def train_epoch(
     first_step: int,
     ask: Ask,
     so_far: EpochSoFar = NOTHING_YET,
+    left_out: int = 0,
+    is_over: Callable[[float], bool] = lambda progress: False,
+    on_step: OnStep = lambda so_far: None,
 ) -> tuple[EpochSoFar, bool]:
     """Train for an epoch, or what is left of it, or for what is left of the budget.
 
-    torch's generators (dropout) are seeded by the plan's seed, the epoch and the step, so that a training resumed at any
-    step equals an uninterrupted one.
+    torch's generators (dropout) are seeded by the plan's seed and by the number of the step as windows are drawn by: its
+    planned epoch and place in it. A training resumed at any step equals an uninterrupted one.
 
     Args:
         learner: is changed in place.
@@ -102,6 +107,9 @@ def train_epoch(
         first_step: updates made before the epoch.
         ask: called before every step; decides learning rate and end.
         so_far: what an earlier session did of this epoch.
+        left_out: steps that earlier epochs had less than planned and that draws are numbered without.
+        is_over: asked after each step with the share of the budget that is used: whether the epoch ends here.
+        on_step: told after each step.
 
     Returns:
         what the epoch did in all processes, `so_far` included, and whether it was stopped before its end.
@@ -115,31 +123,45 @@ def train_epoch(
     batches_a_step = share_of(world, configuration).batches
     overflows = Overflows(rescued=so_far.rescued, skipped=so_far.skipped, agree=world.agree)
     started, waited, losses, rate = time.perf_counter(), so_far.waited, list(so_far.losses), so_far.learning_rate
-    stop = False
+    per_epoch, stop = training.steps_per_epoch, False
+
+    def done() -> EpochSoFar:
+        return EpochSoFar(
+            losses=tuple(losses),
+            learning_rate=rate,
+            seconds=so_far.seconds + time.perf_counter() - started,
+            waited=waited,
+            rescued=overflows.rescued,
+            skipped=overflows.skipped,
+        )
+
     with tqdm(
-        total=training.steps_per_epoch,
+        total=per_epoch,
         initial=so_far.steps,
         desc=f"epoch {epoch}",
         leave=False,
         disable=not (world.first and sys.stderr.isatty()),
     ) as bar:
-        for step in range(first_step + so_far.steps, first_step + training.steps_per_epoch):
+        for number in range(so_far.steps, per_epoch):
+            step = first_step + number
             progress, stop = ask(step)
             if progress >= 1 or stop:
                 stop = progress < 1
                 break
+            if losses and is_over(progress):
+                break
             share = rate_share(training, progress)
             rate = share * training.learning_rate
             set_rate(learner.optimizers, share)
-            _seed_torch(training.seed, epoch, step - first_step, world.rank)
+            _seed_torch(training.seed, *divmod(epoch * per_epoch + number - left_out, per_epoch), world.rank)
             total = 0.0
-            for number in range(batches_a_step):
+            for place in range(batches_a_step):
                 asked = time.perf_counter()
                 batch = next(batches)
                 waited += time.perf_counter() - asked
                 tensors = on_device(batch, device)
                 loss = partial(_batch_loss, learner, tensors, training, labels, batches_a_step)
-                with learner.together.gathering(last=number + 1 == batches_a_step):
+                with learner.together.gathering(last=place + 1 == batches_a_step):
                     total += overflows.backward(
                         learner.network,
                         loss,
@@ -151,15 +173,8 @@ def train_epoch(
             update(learner, training.gradient_clip, step + 1, overflows)
             losses.append(float(world.total(np.array([total]))[0]) / world.size)
             bar.update()
-    done = EpochSoFar(
-        losses=tuple(losses),
-        learning_rate=rate,
-        seconds=so_far.seconds + time.perf_counter() - started,
-        waited=waited,
-        rescued=overflows.rescued,
-        skipped=overflows.skipped,
-    )
-    return done, stop
+            on_step(done())
+    return done(), stop
 
 
 def update(learner: Learner, gradient_clip: float, step: int, overflows: Overflows) -> None:
@@ -222,12 +237,13 @@ def judge_windows(
     batch_size: int,
     batches: int,
     stop_asked: Callable[[], bool],
+    on_batch: Callable[[int, int], None] = lambda done, batches: None,
 ) -> dict[str, float | None] | None:
     """Dice by class of the averaged weights on a fixed set of windows, their voxels counted together.
 
     A cheap look at the validation cases, not their score: no tiles, no averaging, no boxes, and voxels in several
     windows count several times. A class's is None where neither truth nor prediction has it; all is None where
-    `stop_asked`, called before every batch, says so.
+    `stop_asked`, called before every batch, says so. `on_batch` is told after each how many are done, and of how many.
     """
     network, world = learner.network, learner.together.world
     device = next(network.parameters()).device
@@ -251,6 +267,7 @@ def judge_windows(
                     predicted &= (target != labels.ignore).unsqueeze(2)
                 shared = shared + (predicted & truth).sum((0, 1, 3, 4)).cpu().numpy()
                 sizes = sizes + (predicted.sum((0, 1, 3, 4)) + truth.sum((0, 1, 3, 4))).cpu().numpy()
+                on_batch(number + 1, batches)
         finally:
             network.train()
     shared, sizes = world.total(np.stack([shared, sizes]))

@@ -151,7 +151,7 @@ def _named_cases(splits_file: Path, description: DatasetDescription) -> tuple[Ca
 
 def _refuse_mixed_plans(fold_folder: Path, plan: Plan, configuration: Configuration) -> None:
     model_folder = fold_folder.parent
-    others = _other_folds(fold_folder)
+    others = other_folds(fold_folder)
     plan_file = model_folder / "plan.json"
     if not others or not plan_file.is_file():
         return
@@ -166,7 +166,7 @@ def _refuse_mixed_plans(fold_folder: Path, plan: Plan, configuration: Configurat
 
 def _refuse_mixed_folds(fold_folder: Path, splits: Path, few_shot: Folds | None) -> None:
     """A case must not be trained on in one fold and held out in another by splits of a different day."""
-    others = _other_folds(fold_folder)
+    others = other_folds(fold_folder)
     own = fold_folder.parent / "splits.json"
     if not others or not own.is_file():
         return
@@ -184,7 +184,7 @@ def _refuse_mixed_folds(fold_folder: Path, splits: Path, few_shot: Folds | None)
         )
 
 
-def _other_folds(fold_folder: Path) -> list[Path]:
+def other_folds(fold_folder: Path) -> list[Path]:
     """The trained folds beside this one."""
     there = sorted(fold_folder.parent.glob("fold_*"))
     return [path for path in there if path != fold_folder and has_checkpoint(path)]

@@ -1,11 +1,13 @@
 """Starting several training processes on this machine, with torch's elastic agent, which is what torchrun runs."""
 
+import inspect
 import logging
 import os
 import signal
 import sys
 import uuid
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
@@ -17,8 +19,14 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from masam_auto.core.errors import MasamError
 
-# So long after a signal the processes have time to finish their step and save it.
+# So long after a signal the processes have time to finish their step and save it. torch before 2.13 gives them 30 seconds
+# and does not take another number.
 SHUTDOWN_SECONDS = 60
+SHUTDOWN: dict[str, Any] = (
+    {"shutdown_timeout": SHUTDOWN_SECONDS}
+    if "shutdown_timeout" in inspect.signature(LocalElasticAgent).parameters
+    else {}
+)
 ADDRESS = "127.0.0.1"
 # What a process ends with that has said what its user can mend, and what one ends with that a signal has stopped in
 # good order is from 128 on. One that a signal has killed has a negative code, and a bug's is 1.
@@ -91,7 +99,7 @@ def launch(module: str, arguments: Sequence[str], *, processes: int, restarts: i
         local_addr=ADDRESS,
     )
     try:
-        result = _Agent(spec, logs_specs=DefaultLogsSpecs(), shutdown_timeout=SHUTDOWN_SECONDS).run()
+        result = _Agent(spec, logs_specs=DefaultLogsSpecs(), **SHUTDOWN).run()
     except SignalException as error:
         return 128 + error.sigval
     finally:

@@ -10,10 +10,14 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from masam_auto.core.errors import PlanError
 from masam_auto.core.jsonio import decode, to_plain, write_bytes
 from masam_auto.learning.checkpoint import EpochSoFar, TrainingState
+
+SMOOTHING = 0.9
+FEW_EPOCHS = 10  # have larger points in the picture
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,11 +52,17 @@ def mean_dice(dice: dict[str, float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def smooth_dice(before: float | None, now: float | None) -> float | None:
-    """Running mean over epochs, which the best checkpoint is chosen by. Source: nnU-Net's 0.9 and 0.1."""
+def smooth_dice(before: float | None, now: float | None, judged: int) -> float | None:
+    """Running mean over epochs, which the best checkpoint is chosen by; `judged` of them with `now`.
+
+    Its weights fall by 0.9 an epoch and sum to 1 from the first one on, so that the start is soon forgotten: with the first
+    epoch's Dice as the start, short trainings crawled away from it, and their best epoch was always the last.
+
+    Source: nnU-Net's 0.9 and 0.1; the sum to 1 is Adam's correction of bias.
+    """
     if before is None or now is None:
         return before if now is None else now
-    return 0.9 * before + 0.1 * now
+    return before + (1 - SMOOTHING) / (1 - SMOOTHING**judged) * (now - before)
 
 
 def advance(
@@ -62,7 +72,11 @@ def advance(
 
     `wall` and `cpu` are the seconds used since the start of training.
     """
-    smoothed = smooth_dice(state.smoothed_dice, mean_dice(dice))
+    present = mean_dice(dice)
+    # older states do not tell how many epochs could be judged; nearly always all
+    before = state.judged if state.judged is not None else state.epoch * (state.smoothed_dice is not None)
+    judged = before + (present is not None)
+    smoothed = smooth_dice(state.smoothed_dice, present, judged)
     best = state.best_dice is None or (smoothed is not None and smoothed > state.best_dice)
     advanced = replace(
         state,
@@ -72,6 +86,7 @@ def advance(
         cpu_seconds=cpu,
         finished=finished,
         smoothed_dice=smoothed,
+        judged=judged,
         best_dice=smoothed if best else state.best_dice,
         best_epoch=state.epoch + 1 if best else state.best_epoch,
     )
@@ -86,12 +101,12 @@ def seconds_left(seconds: float, progress: float) -> float | None:
 def describe(metrics: EpochMetrics, *, best: bool) -> str:
     """One line for the log."""
     values = ", ".join(f"{name} {_rounded(value)}" for name, value in metrics.dice.items())
-    left = "?" if metrics.seconds_left is None else _duration(metrics.seconds_left)
+    left = "?" if metrics.seconds_left is None else duration(metrics.seconds_left)
     return (
         f"epoch {metrics.epoch}: loss {metrics.loss:.4f}, Dice {_rounded(metrics.mean_dice)} ({values})"
         f"{', best' if best else ''}, learning rate {metrics.learning_rate:.2g}, {metrics.windows_per_second:.1f} "
         f"windows/s, waiting for data {100 * metrics.wait_share:.1f} %, peak memory {metrics.memory_gib:.2g} GiB, "
-        f"{_duration(metrics.seconds)}, {left} left"
+        f"{duration(metrics.seconds)}, {left} left"
     )
 
 
@@ -120,19 +135,25 @@ def draw_progress(path: Path, metrics: Sequence[EpochMetrics], *, title: str) ->
     FigureCanvasAgg(figure)
     loss, dice, rate = figure.subplots(3, 1, sharex=True, height_ratios=(2, 3, 1))
     epochs = [entry.epoch for entry in metrics]
-    loss.plot(epochs, [entry.loss for entry in metrics], color="tab:blue", marker=".")
+    marker = "." if len(epochs) > FEW_EPOCHS else "o"  # a line needs two points, and one epoch has only one
+    loss.plot(epochs, [entry.loss for entry in metrics], color="tab:blue", marker=marker)
     _label(loss, "training loss")
     for name in metrics[-1].dice:
         values = [entry.dice.get(name) for entry in metrics]
-        dice.plot(epochs, [math.nan if value is None else value for value in values], label=name, alpha=0.7)
+        dice.plot(
+            epochs, [math.nan if value is None else value for value in values], label=name, alpha=0.7, marker=marker
+        )
     smoothed = [math.nan if entry.smoothed_dice is None else entry.smoothed_dice for entry in metrics]
-    dice.plot(epochs, smoothed, color="black", linewidth=2, label="mean, smoothed")
+    dice.plot(epochs, smoothed, color="black", linewidth=2, label="mean, smoothed", marker=marker)
     dice.set_ylim(0, 1)
-    dice.legend(loc="lower right", fontsize="small", ncols=2)
+    dice.legend(loc="best", fontsize="small", ncols=2)
     _label(dice, "Dice on validation windows")
-    rate.plot(epochs, [entry.learning_rate for entry in metrics], color="tab:grey")
+    rate.plot(epochs, [entry.learning_rate for entry in metrics], color="tab:grey", marker=marker)
     _label(rate, "learning rate")
     rate.set_xlabel("epoch")
+    rate.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if len(epochs) == 1:
+        rate.set_xlim(epochs[0] - 1, epochs[0] + 1)
     figure.suptitle(title)
     picture = BytesIO()
     figure.savefig(picture, format="png", dpi=100)
@@ -148,7 +169,8 @@ def _rounded(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours in words."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,5 +1,6 @@
 """The held-out predictions of trained models, gathered over their folds."""
 
+import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from masam_auto.core.dataset import Case, Dataset
 from masam_auto.core.errors import ModelError, PlanError, first_few
-from masam_auto.core.jsonio import decode, read_plain
+from masam_auto.core.jsonio import read_plain
 from masam_auto.core.paths import Paths
 from masam_auto.core.selection import SelectedModel
 from masam_auto.imaging.io import label_ending
@@ -15,7 +16,9 @@ from masam_auto.imaging.probability_files import ENDING as PROBABILITIES
 from masam_auto.learning.checkpoint import STATE_FILE
 from masam_auto.learning.models import CHECKPOINTS, TrainedModel, find_models, open_model
 from masam_auto.stages.evaluate import SUMMARY_NAME
-from masam_auto.stages.validate import RECORD_NAME
+from masam_auto.stages.validation_mirroring import read_record
+
+logger = logging.getLogger(__name__)
 
 WHY_NOT_ALL = (
     "Fold all cannot be cross-validated: the cases that it is validated on are those that it was trained on, so its "
@@ -25,11 +28,15 @@ WHY_NOT_ALL = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CrossValidation:
-    """Predictions by a model of cases that it was not trained on; `fold_of` has their identifiers and the fold of each."""
+    """Predictions by a model of cases that it was not trained on; `fold_of` has their identifiers and the fold of each.
+
+    `as_planned`: they are averages over flips where the model's plan wants them, as its predictions of new images are.
+    """
 
     model: SelectedModel
     folder: Path
     fold_of: dict[str, int]
+    as_planned: bool = True
 
     @property
     def name(self) -> str:
@@ -83,7 +90,25 @@ def gather(
     if not found:
         reasons = f": {' '.join(notes)}" if notes else ": no trained model fits -c, -p and -f, or there is none."
         raise ModelError(f"no cross-validated model of {dataset.name} below {paths.results}{reasons}")
-    return found, notes
+    return found, [*notes, *_said_of_flips(found, dataset.name)]
+
+
+def _said_of_flips(models: Sequence[CrossValidation], dataset_name: str) -> list[str]:
+    """Sentences about models whose held-out predictions were made otherwise than those of new images will be."""
+    without = [model for model in models if not model.as_planned]
+    if not without:
+        return []
+    text = f"{' and '.join(model.name for model in without)}: validated without flips, which masam_predict makes."
+    if len(without) == len(models):
+        return [f"{text} The Dice of new images is a little higher."]
+    commands = "; ".join(
+        f"masam_train {dataset_name} {fold} -c {model.model.configuration} -p {model.model.plan_name} --val --mirror"
+        for model in without
+        for fold in model.model.folds
+    )
+    text = f"{text} That puts them at a disadvantage here. Validate them like the others: {commands}"
+    logger.warning(text)
+    return [text]
 
 
 def common_cases(models: Sequence[CrossValidation], dataset: Dataset) -> tuple[list[Case], list[str]]:
@@ -166,10 +191,22 @@ def _gather_model(
             f"{name} was validated by different checkpoints ({listed}), but is used with one. Validate its folds alike: "
             f"{command.format('FOLD')} -chk best"
         )
+    plan = open_model(model)[0]
+    mirrored = {
+        fold: read_record(validation_folder(model.folder, fold)).get("mirror", plan.inference.mirror) for fold in used
+    }
+    if len(set(mirrored.values())) > 1:
+        listed = ", ".join(f"fold {fold}: {'with' if mirror else 'without'}" for fold, mirror in mirrored.items())
+        raise ModelError(
+            f"{name} was validated with flips in some folds and without in others ({listed}). Validate its folds alike: "
+            f"{command.format('FOLD')} --mirror"
+        )
+    wanted = plan.inference.mirror and bool(plan.configuration(model.configuration).mirror_axes)
     chosen = SelectedModel(
         plan_name=model.plan_name, configuration=model.configuration, folds=tuple(used), checkpoint=checkpoints[used[0]]
     )
-    return CrossValidation(model=chosen, folder=model.folder, fold_of=fold_of), notes
+    as_planned = mirrored[used[0]] or not wanted
+    return CrossValidation(model=chosen, folder=model.folder, fold_of=fold_of, as_planned=as_planned), notes
 
 
 def _check_labels(model: TrainedModel, dataset: Dataset) -> None:
@@ -205,7 +242,7 @@ def _why_not(folder: Path) -> str | None:
     """Why a fold's validation says nothing of its checkpoint; None where it does."""
     if not (folder / SUMMARY_NAME).is_file():
         return "it is not validated"
-    record = _record(folder)
+    record = read_record(folder)
     state = folder.parent / str(record.get("checkpoint")) / STATE_FILE
     if (
         "epoch" in record
@@ -218,15 +255,5 @@ def _why_not(folder: Path) -> str | None:
 
 def _checkpoint(folder: Path) -> str:
     """Which checkpoint a validation was done with ("best", ...)."""
-    stored = _record(folder).get("checkpoint")
+    stored = read_record(folder).get("checkpoint")
     return next((kind for kind, name in CHECKPOINTS.items() if name == stored), "best")
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    """What a validation was done with; nothing where that was not noted. Raises PlanError."""
-    file = folder / RECORD_NAME
-    return (
-        decode(read_plain(file, what="record of the validation"), dict[str, Any], where=str(file))
-        if file.is_file()
-        else {}
-    )

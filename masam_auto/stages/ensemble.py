@@ -1,6 +1,7 @@
 """Several models' saved probabilities to one segmentation, a few rows at a time."""
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,9 @@ from masam_auto.stages.output_folder import check_output, refuse_to_overwrite
 from masam_auto.stages.predict_folder import Outcome
 from masam_auto.stages.probabilities import output_names
 from masam_auto.stages.restore import decide_labels
+from masam_auto.stages.validation_mirroring import RECORD_NAME, read_record
+
+logger = logging.getLogger(__name__)
 
 CASES_LOOKED_AT = 10
 FEW_BYTES = 5e8  # one process averages so many in about the time in which workers start
@@ -109,6 +113,11 @@ def ensemble_folders(
     """
     identifiers = _common_cases(sources)
     description = _common_description(sources)
+    if {True, False} <= {read_record(source).get("mirror") for source in sources}:
+        logger.warning(
+            "Some of the folders hold predictions with flips, others without (%s). Validate them alike with masam_train ... "
+            "--val --save_probabilities --mirror, unless that is meant.", RECORD_NAME,
+        )  # fmt: skip
     for source in sources:
         check_output(source, folder)
     if not overwrite:

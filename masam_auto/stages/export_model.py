@@ -183,6 +183,7 @@ def _read_summary(path: Path, *, case_names: bool) -> dict[str, Any] | None:
             "mean": decode(summary["mean"], dict[str, Means], where=str(path)),
             "cases": decode(summary.get("cases", len(entries)), int, where=str(path)),
             "metric_per_case": named if case_names else [],
+            "protocol": decode(summary.get("protocol", {}), dict[str, Any], where=str(path)),
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise PlanError(

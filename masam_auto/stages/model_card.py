@@ -111,6 +111,8 @@ def _results(description: DatasetDescription, folds: Sequence[FoldFacts]) -> Ite
             rows.append((_plain(name), title, *map(_number, values), _number(_mean(values))))
     heading = ("class", "metric", *(f"fold {fold} ({s['cases']} cases)" for fold, s in validated), "mean of folds")
     yield _table(heading, rows)
+    if without := [str(fold) for fold, s in validated if not s.get("protocol", {}).get("mirror", True)]:
+        yield f"Predicted without averaging over flips: fold {', '.join(without)}. `masam_predict` does as the plan says."
 
 
 def _selected(selection: Selection) -> Iterable[str]:

@@ -12,7 +12,7 @@ from masam_auto.core.fingerprint import Fingerprint
 from masam_auto.core.geometry import Triple, permute
 from masam_auto.core.memory import Load
 from masam_auto.core.overrides import override
-from masam_auto.core.plan import Configuration, InferencePlan, NormalizationPlan, Plan
+from masam_auto.core.plan import Configuration, InferencePlan, NormalizationPlan, Plan, Speed, StepSize, TrainingPlan
 from masam_auto.core.plan_table import plan_table
 from masam_auto.core.planning_capacity import (
     TRAINING_SHARE,
@@ -21,20 +21,24 @@ from masam_auto.core.planning_capacity import (
     choose_encoder,
     choose_longest_prediction,
 )
+from masam_auto.core.planning_cost import choose_size, fit_budget, step_sizes
 from masam_auto.core.planning_geometry import (
     SliceAxes,
     choose_canvas,
+    choose_depth,
     choose_separate_slices,
     choose_slice_axes,
     choose_spacing,
     choose_window,
     median_shape,
     shapes_at,
+    smallest_diameter,
 )
 from masam_auto.core.planning_mirroring import MirrorRule, choose_mirroring
 from masam_auto.core.planning_network import Reasons, channels_reason, choose_network, choose_training
 from masam_auto.core.turning import UNKNOWN_AXES
 from masam_auto.imaging.normalize import choose_scheme
+from masam_auto.learning.schedule import parse_budget
 
 __all__ = ["make_plan", "plan_table"]
 
@@ -67,6 +71,7 @@ class _Basis:
     mirroring: tuple[MirrorRule, MirrorRule, MirrorRule]
     normalization: tuple[NormalizationPlan, ...]
     gpu_memory_gb: float
+    speed: Speed | None
 
 
 def make_plan(
@@ -77,6 +82,7 @@ def make_plan(
     sam_weights: Sequence[str] = (),
     from_scratch: bool = False,
     target_spacing: Triple | None = None,
+    speed: Speed | None = None,
     overrides: Sequence[str] = (),
     name: str = "masam",
 ) -> Plan:
@@ -89,13 +95,15 @@ def make_plan(
         sam_weights: names of the encoders whose SAM weights are on disk.
         from_scratch: go without SAM's weights, also with a SAM encoder.
         target_spacing: mm in the fingerprint's order (Z, Y, X), or None to choose.
+        speed: of this machine without a GPU, as `stages.speed` measures it; where None, steps are as small as the rules
+            allow.
         overrides: "section.field=value" assignments, applied last.
         name: the plan's name.
 
     Raises:
         PlanError: unknown backbone or field, or a value that is refused.
     """
-    basis = _lay_basis(fingerprint, gpu_memory_gb, target_spacing)
+    basis = _lay_basis(fingerprint, gpu_memory_gb, target_spacing, speed)
     views = _choose_views(basis.slices)
     choice = choose_encoder(
         {name: _load(basis, views[0], shape) for name, shape in PLANNED_ENCODERS.items()},
@@ -110,15 +118,15 @@ def make_plan(
     training, training_reasons = choose_training(
         choice.shape, checkpointing=checkpointing, checkpointing_reason=checkpointing_reason
     )
-    inference, inference_reasons = _choose_inference(basis, loads)
     reasons = {
         "default_configuration": basis.slices.reason,
         "channel_names": channels_reason(len(fingerprint.channel_names), choice.shape, from_scratch=from_scratch),
     }
     configurations = {}
     for view, load in zip(views, loads, strict=True):
-        configurations[view.name], view_reasons = _configure(basis, view, load, checkpointing)
+        configurations[view.name], view_reasons = _configure(basis, view, load, checkpointing, training)
         reasons |= _under(view.name, view_reasons)
+    inference, inference_reasons = _choose_inference(basis, loads, configurations[views[0].name], choice.shape)
     plan = Plan(
         name=name,
         dataset_name=fingerprint.dataset_name,
@@ -129,15 +137,23 @@ def make_plan(
         network=network,
         training=training,
         inference=inference,
+        speed=speed if gpu_memory_gb <= 0 and not choice.shape.sam else None,
         reasons=reasons
         | _under("network", network_reasons)
         | _under("training", training_reasons)
         | _under("inference", inference_reasons),
     )
-    return override(plan, overrides)
+    plan = override(plan, overrides)
+    budget = parse_budget(None, plan.training)
+    if budget.kind != "steps":
+        for name in configurations:
+            plan = fit_budget(plan, name, seconds=budget.amount, cpu=budget.kind == "cpu")
+    return plan
 
 
-def _lay_basis(fingerprint: Fingerprint, gpu_memory_gb: float, target_spacing: Triple | None) -> _Basis:
+def _lay_basis(
+    fingerprint: Fingerprint, gpu_memory_gb: float, target_spacing: Triple | None, speed: Speed | None
+) -> _Basis:
     spacing, spacing_reason = choose_spacing(fingerprint, target_spacing)
     return _Basis(
         fingerprint=fingerprint,
@@ -147,6 +163,7 @@ def _lay_basis(fingerprint: Fingerprint, gpu_memory_gb: float, target_spacing: T
         mirroring=choose_mirroring(fingerprint),
         normalization=_choose_normalization(fingerprint),
         gpu_memory_gb=gpu_memory_gb,
+        speed=speed,
     )
 
 
@@ -200,7 +217,9 @@ def _load(basis: _Basis, view: _View, shape: PlannedEncoder, *, from_scratch: bo
     )
 
 
-def _configure(basis: _Basis, view: _View, load: Load, checkpointing: bool) -> tuple[Configuration, Reasons]:
+def _configure(
+    basis: _Basis, view: _View, load: Load, checkpointing: bool, training: TrainingPlan
+) -> tuple[Configuration, Reasons]:
     fingerprint, order, spacing = basis.fingerprint, view.axis_order, basis.spacing
     separate, separate_reason = choose_separate_slices(fingerprint, basis.slices, spacing, view.axis)
     encoder = PLANNED_ENCODERS[load.network.encoder]
@@ -210,24 +229,7 @@ def _configure(basis: _Basis, view: _View, load: Load, checkpointing: bool) -> t
     batch = choose_batch(load, training_slices=slices, gpu_memory_gb=basis.gpu_memory_gb, checkpointing=checkpointing)
     mirrored, mirror_reason = _mirror_axes(basis, view)
     target = permute(spacing, order)
-    configuration = Configuration(
-        name=view.name,
-        axis_order=order,
-        spacing=(target[0], target[1], target[2]),
-        median_shape=median_shape(fingerprint, spacing, order),
-        normalization=basis.normalization,
-        separate_slices=separate,
-        window=window,
-        canvas=canvas.canvas,
-        magnification=canvas.magnification,
-        mirror_axes=mirrored,
-        batch_size=batch.batch_size,
-        accumulation=batch.accumulation,
-        axes=fingerprint.axes,
-        slices_along=fingerprint.slices_along,
-        training_axes=tuple(sorted({case.axes for case in fingerprint.cases if case.axes is not None})),
-    )
-    return configuration, {
+    reasons = {
         "axes": _axes_reason(fingerprint),
         "axis_order": f"slices across axis {view.axis} of the image's (Z, Y, X); everything below is in this order",
         "spacing": basis.spacing_reason,
@@ -241,6 +243,34 @@ def _configure(basis: _Basis, view: _View, load: Load, checkpointing: bool) -> t
         "batch_size": batch.batch_reason,
         "accumulation": batch.accumulation_reason,
     }
+    natural = StepSize(
+        window=window, canvas=canvas.canvas, magnification=canvas.magnification, batch_size=batch.batch_size
+    )
+    sizes: tuple[StepSize, ...] = ()
+    size = natural
+    if basis.gpu_memory_gb <= 0 and not encoder.sam:
+        diameter = smallest_diameter(fingerprint, spacing, order)[0]
+        sizes = step_sizes(natural, encoder=encoder, diameter=diameter)
+        size, notes = choose_size(sizes, basis.speed, training)
+        reasons |= {name: "; ".join(filter(None, (reasons.get(name), note))) for name, note in notes.items()}
+    return Configuration(
+        name=view.name,
+        axis_order=order,
+        spacing=(target[0], target[1], target[2]),
+        median_shape=median_shape(fingerprint, spacing, order),
+        normalization=basis.normalization,
+        separate_slices=separate,
+        window=size.window,
+        canvas=size.canvas,
+        magnification=size.magnification,
+        mirror_axes=mirrored,
+        batch_size=size.batch_size,
+        accumulation=batch.accumulation,
+        sizes=sizes,
+        axes=fingerprint.axes,
+        slices_along=fingerprint.slices_along,
+        training_axes=tuple(sorted({case.axes for case in fingerprint.cases if case.axes is not None})),
+    ), reasons
 
 
 def _axes_reason(fingerprint: Fingerprint) -> str:
@@ -281,14 +311,16 @@ def _normalization_reason(basis: _Basis) -> str:
     return "; ".join(parts) + f" (cropping to non-zero keeps {kept:.0%} of the median volume)"
 
 
-def _choose_inference(basis: _Basis, loads: Sequence[Load]) -> tuple[InferencePlan, Reasons]:
+def _choose_inference(
+    basis: _Basis, loads: Sequence[Load], default: Configuration, encoder: PlannedEncoder
+) -> tuple[InferencePlan, Reasons]:
     longest, longest_reason = choose_longest_prediction(loads, gpu_memory_gb=basis.gpu_memory_gb)
-    window = loads[0].window
+    depth, depth_reason = choose_depth(default.window, encoder)
+    where = "" if depth == "windows" else ", where depth=windows is chosen"
     reasons = {
-        "depth": "the whole depth as one window: each slice is encoded once, and no less accurate than overlapping "
-        "windows (measured with vit_t)",
-        "slice_stride": f"half of the window of {window} slices, where depth=windows is chosen",
+        "depth": depth_reason,
+        "slice_stride": f"half of the window of {default.window} slices{where}",
         "max_slices": longest_reason,
         "mirror": "mean over the flips that each configuration's mirror_axes allow",
     }
-    return InferencePlan(slice_stride=(window + 1) // 2, max_slices=longest), reasons
+    return InferencePlan(depth=depth, slice_stride=(default.window + 1) // 2, max_slices=longest), reasons

@@ -7,7 +7,7 @@ a whole data set; it may be stopped at any moment, and makes only what is missin
 import logging
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from masam_auto.core.labels import Labels
 from masam_auto.core.parallel import Workers, choose_workers, map_cases
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, Plan
+from masam_auto.core.raw_files import are_unchanged, note_files
 from masam_auto.core.turning import STAY
 from masam_auto.imaging.crop import crop_to, nonzero_box
 from masam_auto.imaging.io import read_case, read_case_labels, read_geometry
@@ -145,8 +146,8 @@ def preprocess_dataset(
 ) -> None:
     """Preprocess all training cases of a data set, each read once for all configurations, and lay its folds beside them.
 
-    Cases whose files are there, and newer than the raw ones, are skipped; arrays of another plan, or of other labels,
-    are removed and made again.
+    Cases whose arrays are there, and whose raw files have not changed since, are skipped; arrays of another plan, or of
+    other labels, are removed and made again.
 
     Args:
         dataset: the raw data set.
@@ -257,13 +258,25 @@ def _is_kept(path: Path) -> bool:
 
 
 def _is_done(case: Case, folder: Path) -> bool:
-    """Whether all files of a case are there and newer than its raw files."""
+    """Whether all files of a case are there, and its raw files are those that they were made from.
+
+    Data of earlier versions say nothing of their raw files: there, they count as made from them if they are newer.
+    """
+    made, raw = _files(folder, case.identifier), _raw_files(case)
+    if not all(file.is_file() for file in made):
+        return False
+    noted = read_json(made[-1], CaseProperties, what="case properties").raw
+    if noted:
+        return are_unchanged(noted, raw)
     try:
-        oldest = min(file.stat().st_mtime_ns for file in _files(folder, case.identifier))
-        raw = [file for frame in case.images for file in frame] + list(case.labels or ())
-        return oldest >= max(file.stat().st_mtime_ns for file in raw)
+        return min(file.stat().st_mtime_ns for file in made) >= max(file.stat().st_mtime_ns for file in raw)
     except FileNotFoundError:
         return False
+
+
+def _raw_files(case: Case) -> list[Path]:
+    """Image and label files of a case, in a fixed order."""
+    return [file for frame in case.images for file in frame] + list(case.labels or ())
 
 
 def _files(folder: Path, identifier: str) -> tuple[Path, ...]:
@@ -276,6 +289,7 @@ def _preprocess_files(task: _Task) -> None:
     case, description = task.case, task.description
     if case.labels is None:
         raise DatasetError(f"{case.identifier}: has no label file. Add it to labelsTr, or move its image to imagesTs.")
+    noted = note_files(_raw_files(case))  # first: what changes while it is read is then seen the next time
     image, geometry = read_case(case, description)
     labels, _ = turned_to_place(*read_case_labels(case, description), geometry)
     raw_files = [os.fspath(file) for frame in case.images for file in frame]
@@ -286,7 +300,7 @@ def _preprocess_files(task: _Task) -> None:
         write_array(image_file, done.image)
         write_array(labels_file, done.labels)
         write_locations(locations_file, find_locations(done.labels, description.labels, seed=LOCATIONS_SEED))
-        write_json(properties_file, done.properties)
+        write_json(properties_file, replace(done.properties, raw=noted))
 
 
 def _affordable_workers(tasks: Sequence[_Task]) -> int:

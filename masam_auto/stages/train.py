@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from masam_auto.learning.epoch import Clock, Learner, judge_windows, peak_memory
 from masam_auto.learning.folder import claim_folder
 from masam_auto.learning.interruption import StopRequest, stop_requests
 from masam_auto.learning.out_of_memory import explain_out_of_memory
+from masam_auto.learning.pace import Pace
 from masam_auto.learning.pretrained import start_from
 from masam_auto.learning.progress import (
     EpochMetrics,
@@ -81,8 +83,9 @@ def train_fold(
 ) -> Path:
     """Train one fold of one configuration on its preprocessed data.
 
-    Saves the latest and the best checkpoint after every epoch, and the latest where a signal (SIGINT, SIGTERM, SIGUSR1)
-    stops it between two steps; metrics.jsonl, progress.png and training.log tell how it went. With a budget of steps or
+    Saves the latest and the best checkpoint after every epoch, and the latest within a long epoch every few minutes and
+    where a signal (SIGINT, SIGTERM, SIGUSR1) stops it between two steps; metrics.jsonl, progress.png and training.log
+    tell how it went. A budget of time shortens the epochs so that it has about 20. With a budget of steps or
     epochs, one seed gives one result on one machine, bit for bit on a CPU, whether or not the training was interrupted
     and however many workers prepare the windows.
 
@@ -206,6 +209,8 @@ def _train(
     run = Run(folder=job.folder, dataset_name=job.description.name, name=name, plan=job.plan, first_epoch=state.epoch)
     sinks = job.log_to if job.world.first else ()
     picture_cost, picture_time = 0.0, -float("inf")
+    pace = Pace(budget=budget, per_epoch=job.plan.training.steps_per_epoch)
+    ended = 0.0
 
     def ask(step: int) -> tuple[float, bool]:
         used = budget.progress(steps=step, wall=clock.wall, cpu=clock.cpu)
@@ -219,19 +224,34 @@ def _train(
         open_writer(job.folder) as writer,
     ):
         clock.watch_workers()
+
+        def after_step(so_far: EpochSoFar) -> None:
+            present = _within_epoch(state, so_far, clock)
+            used = budget.progress(steps=present.step, wall=present.wall_seconds, cpu=present.cpu_seconds)
+            pace.step(state.epoch, so_far, used)
+            if job.world.first and writer.is_due():
+                writer.save(checkpoint_of(learner, header, present), best=False)
+
         while not state.finished:
+            begun = ask(state.step)[0]
+            pace.begin_epoch(state.unfinished)
             epoch, stopped = train_epoch(
                 learner, batches, job.plan.training, job.configuration, job.description.labels,
                 epoch=state.epoch, first_step=state.step - state.unfinished.steps, ask=ask, so_far=state.unfinished,
+                left_out=state.left_out, on_step=after_step,
+                is_over=partial(budget.ends_epoch, begun=begun, between=begun - ended if ended else 0.0),
             )  # fmt: skip
-            state = replace(state, step=state.step + epoch.steps - state.unfinished.steps, unfinished=epoch)
+            state = _within_epoch(state, epoch, clock)
+            if budget.kind != "steps" and state.epoch == 0 and not stopped:
+                state = replace(state, look_steps=state.look_steps or epoch.steps)
+            ended = ask(state.step)[0]
             dice = None if stopped else judge_windows(
                 learner, validation_store, job.validation, job.description.labels,
                 precision=job.plan.training.precision, batch_size=job.configuration.batch_size,
-                batches=validation_batches(job), stop_asked=lambda: ask(0)[1],
+                batches=validation_batches(job, state), stop_asked=lambda: ask(0)[1], on_batch=pace.look,
             )  # fmt: skip
             if dice is None:
-                state = replace(state, wall_seconds=clock.wall, cpu_seconds=clock.cpu)
+                state = _within_epoch(state, epoch, clock)
                 if job.world.first:
                     writer.save(checkpoint_of(learner, header, state), best=False)
                     writer.finish()
@@ -241,6 +261,8 @@ def _train(
                 budget.progress(steps=state.step, wall=clock.wall, cpu=clock.cpu),
                 float(job.world.first and stop_file_is_there(job.folder)),
             )
+            if budget.kind != "steps":
+                state = replace(state, left_out=state.left_out + job.plan.training.steps_per_epoch - epoch.steps)
             state, best = advance(state, dice, wall=clock.wall, cpu=clock.cpu, finished=done >= 1)
             if not state.finished and (reason := reason_to_end(state, job.plan.training, asked=asked > 0)):
                 state = replace(state, finished=True, ended=reason)
@@ -260,6 +282,17 @@ def _train(
                 picture_cost = time.perf_counter() - picture_time
     early = f" early, after {state.epoch} epochs: {state.ended}" if state.ended else ""
     logger.info("training of fold %s finished%s: %s", job.fold, early, job.folder)
+
+
+def _within_epoch(state: TrainingState, so_far: EpochSoFar, clock: Clock) -> TrainingState:
+    """The state after some steps of an epoch, whatever of them it has counted already."""
+    return replace(
+        state,
+        step=state.step + so_far.steps - state.unfinished.steps,
+        unfinished=so_far,
+        wall_seconds=clock.wall,
+        cpu_seconds=clock.cpu,
+    )
 
 
 def _interrupted(job: Job, state: TrainingState, stop: StopRequest) -> Interrupted:

@@ -1,5 +1,6 @@
 """What is fixed during the training of one fold: gathered and checked before anything is written."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import torch
 
 from masam_auto.core.dataset import DatasetDescription, read_description
 from masam_auto.core.errors import ModelError
+from masam_auto.core.jsonio import read_json
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, Plan
+from masam_auto.core.planning_cost import fit_budget, with_size
 from masam_auto.core.sam_files import SamWeights
 from masam_auto.learning.batches import BatchLoader, make_batch
 from masam_auto.learning.checkpoint import (
@@ -21,12 +24,14 @@ from masam_auto.learning.checkpoint import (
 )
 from masam_auto.learning.device import available_cores, default_workers
 from masam_auto.learning.distributed import World, share_of
-from masam_auto.learning.folder import Folds, few_shot_folds, fold_cases, splits_of
+from masam_auto.learning.folder import Folds, few_shot_folds, fold_cases, other_folds, splits_of
 from masam_auto.learning.loss import choose_loss
 from masam_auto.learning.prompts import box_draws
 from masam_auto.learning.sampling import CaseStore, Sampling, find_case_files, find_holders
-from masam_auto.learning.schedule import rate_share
+from masam_auto.learning.schedule import parse_budget, rate_share
 from masam_auto.stages.preprocess import check_preprocessed
+
+logger = logging.getLogger(__name__)
 
 # A forward pass costs a third of a training step: a tenth of the windows is about three per cent of the time.
 VALIDATION_SHARE = 0.1
@@ -49,6 +54,38 @@ class Job:
     world: World
     log_to: tuple[str, ...]
     few_shot: Folds | None
+
+
+def plan_for_budget(plan: Plan, name: str, budget: str | None, fold_folder: Path) -> Plan:
+    """The plan that a new training follows: its steps are as large as a budget of time allows.
+
+    Folds of one model share a plan: where another one was trained, its step size is taken.
+
+    Args:
+        plan: of the data set, with the user's changes.
+        name: of the configuration.
+        budget: as `learning.schedule.parse_budget` reads it; where None, or in steps or epochs, nothing changes.
+        fold_folder: of the training to be.
+
+    Raises:
+        PlanError: the budget is not understood.
+    """
+    configuration, amount = plan.configuration(name), parse_budget(budget, plan.training)
+    chosen = plan
+    if amount.kind != "steps":
+        chosen = fit_budget(plan, name, seconds=amount.amount, cpu=amount.kind == "cpu")
+    model_plan = fold_folder.parent / "plan.json"
+    if other_folds(fold_folder) and model_plan.is_file():
+        there = read_json(model_plan, Plan, what="plan").configurations.get(name)
+        if there is not None and {there.size, configuration.size} <= set(configuration.sizes):
+            chosen = with_size(plan, name, there.size)
+    before, after = configuration.size, chosen.configuration(name).size
+    if after != before:
+        logger.info(
+            "this training's steps see %d px instead of %d: %d windows of %d x %d x %d px (magnification %.3g)",
+            after.pixels, before.pixels, after.batch_size, after.window, *after.canvas, after.magnification,
+        )  # fmt: skip
+    return chosen
 
 
 def prepare_job(
@@ -174,11 +211,12 @@ def loader_of(job: Job, store: CaseStore, state: TrainingState) -> BatchLoader:
         job.training,
         share=share,
         per_epoch=per_epoch,
-        first=state.epoch * per_epoch + state.unfinished.steps * share.batches,
+        first=state.epoch * per_epoch + (state.unfinished.steps - state.left_out) * share.batches,
         workers=job.workers,
     )
 
 
-def validation_batches(job: Job) -> int:
-    """Batches of the look at the validation windows after an epoch, of all processes together."""
-    return max(2, round(VALIDATION_SHARE * job.plan.training.steps_per_epoch * job.configuration.accumulation))
+def validation_batches(job: Job, state: TrainingState) -> int:
+    """Batches of the look at the validation windows after an epoch, of all processes together; the same in all epochs."""
+    steps = state.look_steps or job.plan.training.steps_per_epoch
+    return max(2, round(VALIDATION_SHARE * steps * job.configuration.accumulation))

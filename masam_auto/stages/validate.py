@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from masam_auto.imaging.outputs import write_segmentation
 from masam_auto.imaging.probability_files import ENDING as PROBABILITIES
 from masam_auto.imaging.storage import open_array
 from masam_auto.imaging.workers import workers_for
+from masam_auto.learning.checkpoint import STATE_FILE
 from masam_auto.learning.distributed import ALONE, World
 from masam_auto.learning.folder import fold_cases, splits_of
 from masam_auto.learning.models import checkpoint_path, choose_folds, describe_model
@@ -28,10 +30,9 @@ from masam_auto.stages.predict import Predictor, load_predictor
 from masam_auto.stages.preprocess import check_preprocessed
 from masam_auto.stages.probabilities import new_case_probabilities
 from masam_auto.stages.segment import PreparedCase
+from masam_auto.stages.validation_mirroring import RECORD_NAME, choose_mirroring
 
 logger = logging.getLogger(__name__)
-
-RECORD_NAME = "predicted_with.json"
 
 
 def validate_fold(
@@ -47,12 +48,14 @@ def validate_fold(
     workers: int | None = None,
     sam_checkpoint: Path | None = None,
     save_probabilities: bool = False,
+    mirror: bool | None = None,
     world: World = ALONE,
 ) -> dict[str, Any]:
     """Predict and evaluate the validation cases of a trained fold.
 
     Predictions by the same checkpoint, in the same way, are kept, so that an interrupted validation goes on where it
-    was. The fold's cases are those that the model was trained with, whatever the data set's splits.json says now.
+    was. predicted_with.json and the summary's "protocol" say whether they are averages over flips. The fold's cases are
+    those that the model was trained with, whatever the data set's splits.json says now.
 
     Args:
         paths: root folders; the raw data set must still be there for its reference labels.
@@ -65,6 +68,8 @@ def validate_fold(
         workers: processes for the evaluation; 0 works in this one, None lets cores and memory decide.
         sam_checkpoint: the SAM file that the model stands on, where it is neither where it was nor in the weights folder.
         save_probabilities: also write ID.npz for each case (`imaging.probability_files`).
+        mirror: whether to average over the flips that the plan allows. None: as this checkpoint was validated before;
+            else as planned, unless it was trained with a budget of time, where their cost decides (`stages.validation_mirroring`).
         world: the processes that share the cases out among them; only the first evaluates.
 
     Returns:
@@ -87,9 +92,18 @@ def validate_fold(
     cases = validation_cases(dataset, fold, splits_of(model.folder, preprocessed.parent), preprocessed)
     check_preprocessed(preprocessed, configuration, [case.identifier for case in cases])
     output = model.folder / f"fold_{fold}" / "validation"
+    state_file = checkpoint_path(output.parent, checkpoint) / STATE_FILE
     if not world.first:
-        world.meet()
-    since = _record(output, checkpoint_path(output.parent, checkpoint) / "checkpoint.json", plan.inference)
+        world.meet()  # the first one has decided, and written its record
+    sizes = {case.identifier: prod(open_array(preprocessed / f"{case.identifier}.b2nd").shape) for case in cases}
+    chosen, why = choose_mirroring(
+        plan, configuration, output, state_file, sizes, asked=mirror, processes=world.size,
+        predict=lambda name: predictor.changed(mirror=False).segment(_prepared(name, preprocessed)),
+    )  # fmt: skip
+    if mirror is not None or configuration.mirror_axes:
+        logger.info("validation with%s flips: %s", "" if chosen else "out", why)
+    predictor = predictor.changed(mirror=chosen)
+    since = _record(output, state_file, predictor.members[0].plan.inference, why=why)
     ending = label_ending(dataset.description.file_ending)
     if world.first:
         world.meet()
@@ -113,7 +127,8 @@ def validate_fold(
     workers = workers_for([truth for _, truth in pairs], bytes_per_voxel=BYTES_PER_VOXEL, asked=workers)
     return evaluate_files(
         pairs, dataset.description.labels, output=output / SUMMARY_NAME, workers=workers,
-        subsets=subsets_of(dataset.description, ending), checked=True,
+        subsets=subsets_of(dataset.description, ending), protocol={"checkpoint": checkpoint, "mirror": chosen},
+        checked=True,
     )  # fmt: skip
 
 
@@ -157,9 +172,8 @@ def predict_preprocessed(
     predictor: Predictor, case: Case, preprocessed: Path, output: Path, ending: str, *, save_probabilities: bool = False
 ) -> None:
     """Predict one case from its preprocessed arrays and write it on its original grid, with its probabilities first."""
-    properties = read_json(preprocessed / f"{case.identifier}.json", CaseProperties, what="case properties")
-    image = open_array(preprocessed / f"{case.identifier}.b2nd")
-    prepared = PreparedCase(images=(image,), properties=(properties,))
+    prepared = _prepared(case.identifier, preprocessed)
+    (properties,) = prepared.properties
     file = output / f"{case.identifier}{PROBABILITIES}"
     if save_probabilities:
         with new_case_probabilities(file, properties, predictor.description.labels) as probabilities:
@@ -170,13 +184,20 @@ def predict_preprocessed(
     write_segmentation(case, segmentation, properties.geometry, output, ending, predictor.description.labels)
 
 
-def _record(output: Path, checkpoint: Path, inference: InferencePlan) -> int:
+def _prepared(name: str, preprocessed: Path) -> PreparedCase:
+    properties = read_json(preprocessed / f"{name}.json", CaseProperties, what="case properties")
+    return PreparedCase(images=(open_array(preprocessed / f"{name}.b2nd"),), properties=(properties,))
+
+
+def _record(output: Path, checkpoint: Path, inference: InferencePlan, *, why: str) -> int:
     """Note what predicts, and tell since when (nanoseconds) predictions are by it; older ones are by something else."""
     record = output / RECORD_NAME
     state = read_plain(checkpoint, what="checkpoint")
     present = {
         "checkpoint": checkpoint.parent.name,
         "epoch": state.get("epoch"),
+        "mirror": inference.mirror,
+        "why": why,
         "digest": digest([state, to_plain(inference)]),
     }
     if not record.is_file() or read_plain(record, what="record of the validation").get("digest") != present["digest"]:

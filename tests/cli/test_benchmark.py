@@ -47,6 +47,27 @@ def test_a_plan_is_measured_and_its_training_estimated(
     assert re.search(r"a fold's training, 15 steps, takes about \d", printed)
 
 
+@pytest.mark.parametrize(
+    ("done", "said"),
+    [
+        ((), r"plan not found: .*plan\.json\. Make it: masam_plan_and_preprocess -d Dataset001_Toy"),
+        (
+            ("plan.json",),
+            r"is not preprocessed: .*dataset\.json is missing\. Run masam_plan_and_preprocess -d Dataset001_Toy",
+        ),
+    ],
+)
+def test_what_is_missing_before_preprocessing_is_said_with_what_to_run(
+    tmp_path: Path, tiny: ModuleType, capsys: pytest.CaptureFixture[str], done: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "raw" / tiny.DATASET).mkdir(parents=True)
+    for file in done:
+        write_json(tmp_path / "pp" / tiny.DATASET / file, tiny.make_plan())
+    assert run(main, ["-d", "1", "--raw", str(tmp_path / "raw"), "--preprocessed", str(tmp_path / "pp")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(said, line)
+
+
 def test_options_of_a_plan_need_the_data_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(main, ["-c", "axis0"]) == 2
     assert "give the data set too (-d)" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """masam_compare on a tiny data set: our training is taken over, baselines are trained by masam_train, folds and budgets match."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,33 @@ def test_a_baseline_beside_ours(command: Command, trained: Path, capsys: pytest.
         assert training["memory_gib"] > 0 < training["parameters"]
         assert "no SAM weights: its encoder learns from scratch" in training["remarks"]
         assert set(method["prediction"]["seconds"]) == set(method["scores"])
+
+
+@pytest.mark.parametrize(
+    ("done", "said"),
+    [
+        ((), r"plan not found: .*Make it: masam_plan_and_preprocess -d Dataset001_Toy"),
+        (
+            ("plan.json",),
+            r"is not preprocessed: .*splits\.json is missing\. Run masam_plan_and_preprocess -d Dataset001_Toy",
+        ),
+    ],
+)
+def test_what_is_missing_before_preprocessing_is_said_with_what_to_run(
+    command: Command,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    done: tuple[str, ...],
+    said: str,
+) -> None:
+    for file in done:
+        (tmp_path / "pp/Dataset001_Toy").mkdir(parents=True)
+        shutil.copyfile(trained / "preprocessed/Dataset001_Toy" / file, tmp_path / "pp/Dataset001_Toy" / file)
+    options = [*roots(trained), "--preprocessed", str(tmp_path / "pp")]
+    assert run(compare.main, ["1", "fold0", "--with", "samed", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(said, line)
 
 
 def test_a_model_that_was_trained_anew_is_compared_anew(command: Command, trained: Path) -> None:

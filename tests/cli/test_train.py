@@ -39,6 +39,25 @@ def test_going_on_takes_the_plan_kept_under_the_name(paths: Paths, tiny: ModuleT
     assert read(paths, tiny, how).training.learning_rate == 2e-3
 
 
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        ((), None),
+        (("--val",), None),
+        (("--mirror",), True),
+        (("--val", "--no-mirror"), False),
+        (("--set", "inference.mirror=false"), False),
+        (("--set", "inference.mirror=true"), True),
+        (("--set", "training.num_epochs=3"), None),
+    ],
+)
+def test_flips_in_validation_are_as_asked_for(
+    paths: Paths, tiny: ModuleType, arguments: tuple[str, ...], asked: bool | None
+) -> None:
+    parsed = train._make_parser().parse_args(["1", "0", *arguments])
+    assert train._asked_mirroring(parsed, read(paths, tiny, *arguments)) is asked
+
+
 def test_a_name_that_is_no_folder_is_refused(paths: Paths, tiny: ModuleType) -> None:
     with pytest.raises(PlanError, match="the plan's name must be made of letters"):
         read(paths, tiny, "-p", "../other")

@@ -113,3 +113,33 @@ def test_of_two_errors_the_trainings_is_raised_and_the_writers_is_logged(
         writer.save(make_checkpoint(1), best=False)
         raise ValueError("astray")
     assert "no epoch has been saved yet" in caplog.text
+
+
+def test_within_an_epoch_one_is_due_after_some_time_which_grows_with_its_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_writer(tmp_path) as writer:
+        monkeypatch.setattr(module, "SAVE_SECONDS", 3600.0)
+        assert not writer.is_due()
+        monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
+        assert writer.is_due()
+        writer.save(make_checkpoint(1), best=False)
+        writer.finish()
+        assert writer.cost > 0
+        writer.cost = 60.0
+        assert not writer.is_due()
+        writer.cost = 0.0
+        assert writer.is_due()
+
+
+def test_none_is_due_while_one_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    hold(monkeypatch, lambda: go_on.wait(timeout=10))
+    monkeypatch.setattr(module, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "SAVE_SHARE", 1e9)
+    with open_writer(tmp_path) as writer:
+        writer.save(make_checkpoint(1), best=False)
+        assert not writer.is_due()
+        go_on.set()
+        writer.finish()
+        assert writer.is_due()

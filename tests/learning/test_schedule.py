@@ -4,7 +4,7 @@ import pytest
 
 from masam_auto.core.errors import PlanError
 from masam_auto.core.plan import TrainingPlan
-from masam_auto.learning.schedule import SCHEDULES, parse_budget, rate_share
+from masam_auto.learning.schedule import SCHEDULES, Budget, parse_budget, rate_share
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
@@ -69,3 +69,41 @@ def test_progress_counts_what_the_budget_is_of() -> None:
     assert parse_budget("1min", training).progress(**used) == 0.5
     assert parse_budget("100cpus", training).progress(**used) == 0.9
     assert parse_budget("10s", training).progress(**used) == 1.0
+
+
+def epochs_of(budget: Budget, *, step: float, between: float) -> list[int]:
+    """Steps of the epochs of a training whose steps, and what lies between epochs, take such shares of the budget."""
+    used, last, epochs = 0.0, 0.0, [0]
+    begun = used
+    while used < 1:
+        if epochs[-1] and budget.ends_epoch(used, begun=begun, between=last):
+            used, last = used + between, between
+            begun = used
+            epochs.append(0)
+        else:
+            used, epochs[-1] = used + step, epochs[-1] + 1
+    return epochs
+
+
+def test_a_budget_of_time_has_about_twenty_epochs() -> None:
+    budget = parse_budget("240cpus", TrainingPlan())
+    epochs = epochs_of(budget, step=1 / 200, between=1 / 800)
+    assert 18 <= len(epochs) <= 25
+    assert max(epochs) <= 2 * min(epochs)  # the last one is no stump
+
+
+def test_what_lies_between_epochs_takes_a_tenth_at_most() -> None:
+    """From the second epoch on, when it is known how long it takes."""
+    between = 1 / 50
+    epochs = epochs_of(parse_budget("2h", TrainingPlan()), step=1 / 1000, between=between)
+    assert 4 <= len(epochs) <= 7
+    assert between * (len(epochs) - 2) <= 0.1 * (1 - epochs[0] / 1000)
+
+
+def test_slow_steps_make_epochs_of_one_step_each() -> None:
+    assert set(epochs_of(parse_budget("30s", TrainingPlan()), step=0.3, between=0.001)) == {1}
+
+
+def test_budgets_of_steps_keep_the_plans_epochs() -> None:
+    for text in (None, "700steps", "3epochs"):
+        assert not parse_budget(text, TrainingPlan()).ends_epoch(1.0, begun=0.0, between=0.0)

@@ -232,3 +232,15 @@ def test_cases_that_do_not_fit_are_reported_and_the_others_done(tmp_path: Path) 
         assert text in problem
     with pytest.raises(ImageError, match="has background, organ, lesion"):
         average_files([sources[1] / "classes.npz"], CLASSES)
+
+
+def test_folders_predicted_with_and_without_flips_are_said_not_to_be_alike(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = [write_folder(tmp_path / name, "case", seed=number) for number, name in enumerate("ab")]
+    for mirrors, said in (((True, True), False), ((False, None), False), ((True, False), True)):
+        caplog.clear()
+        for folder, mirror in zip(folders, mirrors, strict=True):
+            write_json(folder / "predicted_with.json", {} if mirror is None else {"mirror": mirror})
+        ensemble_folders(folders, tmp_path / "out", overwrite=True, workers=0)
+        assert ("with flips, others without" in caplog.text) == said

@@ -132,6 +132,19 @@ def test_nothing_tells_who_the_cases_are_or_where_it_was_made(model: Path, tmp_p
     }  # fmt: skip
 
 
+def test_the_card_says_which_folds_were_validated_without_flips(model: Path, tmp_path: Path) -> None:
+    card = content(install(export(model, tmp_path / "1.zip"), tmp_path))["README.md"].decode()
+    assert "flips" not in card
+    file = model / "fold_1" / "validation" / "summary.json"
+    write_json(file, {**json.loads(file.read_text()), "protocol": {"checkpoint": "best", "mirror": False}})
+    shutil.rmtree(tmp_path / "here")
+    folder = install(export(model, tmp_path / "2.zip"), tmp_path)
+    said = "Predicted without averaging over flips: fold 1."
+    assert said in (folder / "README.md").read_text()
+    again = install(export(folder, tmp_path / "3.zip"), tmp_path / "elsewhere")
+    assert said in (again / "README.md").read_text()
+
+
 def test_names_of_cases_go_along_when_asked_but_places_never(model: Path, tmp_path: Path) -> None:
     files = content(install(export(model, tmp_path / "model.zip", case_names=True), tmp_path))
     assert files["splits.json"] == (model / "splits.json").read_bytes()

@@ -222,6 +222,32 @@ def test_models_of_other_labels_or_mixed_checkpoints_are_refused(house: House) -
         house.find()
 
 
+def test_folds_validated_with_and_without_flips_are_not_mixed(house: House) -> None:
+    house.models({"name": A})
+    write_json(house.validation(A, 1) / "predicted_with.json", {"checkpoint": "checkpoint_best", "mirror": False})
+    with pytest.raises(ModelError, match=r"fold 0: with, fold 1: without.*axis0 -p masam --val --mirror"):
+        house.find()
+
+
+def test_models_validated_without_flips_are_named(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    house.models({"name": A}, {"name": B})
+    for fold in (0, 1):
+        write_json(
+            house.validation(A, fold) / "predicted_with.json", {"checkpoint": "checkpoint_best", "mirror": False}
+        )
+    text = text_of(house.find())
+    assert f"{A}: validated without flips, which masam_predict makes. That puts them at a disadvantage here" in text
+    assert f"masam_train {house.raw.name} 1 -c axis0 -p masam --val --mirror" in text
+    assert "That puts them at a disadvantage" in caplog.text
+    only = text_of(house.find(configurations=["axis0"]))
+    assert f"{A}: validated without flips, which masam_predict makes. The Dice of new images" in only
+    file = house.results / A / "plan.json"
+    plan = json.loads(file.read_text())
+    plan["configurations"]["axis0"]["mirror_axes"] = []
+    file.write_text(json.dumps(plan))
+    assert "flips" not in text_of(house.find())  # there are none that could be left out
+
+
 def test_damaged_files_are_reported(house: House) -> None:
     house.models({"name": A}, {"name": B})
     (npz, *_) = house.validation(B, 0).glob("*.npz")

@@ -1,6 +1,7 @@
 """Preprocessing and its inverse, single cases and whole data sets, interrupted and resumed."""
 
 import dataclasses
+import json
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -258,18 +260,40 @@ def test_only_what_is_missing_is_made_again(dataset: Dataset, paths: Paths, capl
     assert "nothing to do" in caplog.text
 
 
-def test_a_changed_raw_file_is_noticed(dataset: Dataset, paths: Paths) -> None:
+def remade(folder: Path, before: dict[str, int]) -> set[str]:
+    """Cases whose label arrays are not those of before."""
+    return {name for name, at in times(folder).items() if at != before[name] and name.endswith("_seg.b2nd")}
+
+
+def test_a_changed_raw_file_is_noticed_whatever_its_date(dataset: Dataset, paths: Paths) -> None:
+    """As rsync, unzip and restored backups leave files: corrected, and older than the arrays."""
     plan = make_plan(configure())
     preprocess_dataset(dataset, plan, paths, workers=0)
     folder = paths.configuration_folder(dataset.name, "axis0")
     before = times(folder)
-    assert dataset.cases[2].labels is not None
-    future = time.time_ns() + 10**9
-    os.utime(dataset.cases[2].labels[0], ns=(future, future))
+    labels = [case.labels[0] for case in dataset.cases if case.labels is not None]
+    old = nib.load(labels[1])
+    nib.save(nib.Nifti1Image(np.ascontiguousarray(np.asarray(old.dataobj)[::-1]), old.affine, old.header), labels[1])
+    os.utime(labels[1], ns=(10**9, 10**9))
+    os.utime(labels[2], ns=(time.time_ns() + 10**9,) * 2)  # touched only
     preprocess_dataset(dataset, plan, paths, workers=0)
-    assert {name for name, at in times(folder).items() if at != before[name] and name.endswith("seg.b2nd")} == {
-        "case_002_seg.b2nd"
-    }
+    assert remade(folder, before) == {"case_001_seg.b2nd"}
+
+
+def test_data_of_earlier_versions_are_compared_by_their_dates(dataset: Dataset, paths: Paths) -> None:
+    plan = make_plan(configure())
+    preprocess_dataset(dataset, plan, paths, workers=0)
+    folder = paths.configuration_folder(dataset.name, "axis0")
+    for case in dataset.cases:
+        file = folder / f"{case.identifier}.json"
+        plain = json.loads(file.read_text())
+        del plain["raw"]
+        file.write_text(json.dumps(plain))
+    before = times(folder)
+    assert dataset.cases[2].labels is not None
+    os.utime(dataset.cases[2].labels[0], ns=(time.time_ns() + 10**9,) * 2)
+    preprocess_dataset(dataset, plan, paths, workers=0)
+    assert remade(folder, before) == {"case_002_seg.b2nd"}
 
 
 def test_another_plan_or_other_labels_start_anew(dataset: Dataset, paths: Paths) -> None:

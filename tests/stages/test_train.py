@@ -85,10 +85,12 @@ def test_it_leaves_all_that_the_design_names(train: Train, tiny: ModuleType, cap
     assert "epoch 1" in (folder / "training.log").read_text()
 
 
-def test_a_class_is_learned(train: Train, tiny: ModuleType) -> None:
+def test_a_class_is_learned(train: Train, tiny: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="masam_auto")
     plan = tiny.make_plan(num_epochs=2, steps_per_epoch=25, learning_rate=2e-2, weight_average=0.9)
     folder = train(plan=plan)
     first, last = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert "steps that are left take about" in (folder / "training.log").read_text()
     assert last["loss"] < first["loss"]
     assert last["dice"]["organ"] > 0.7
 
@@ -255,6 +257,96 @@ def test_budgets_end_the_training_and_are_remembered(
     timed = load_checkpoint(train("timed", budget="10cpus"))
     assert timed.state.finished
     assert 1 <= timed.state.step < 10
+
+
+@pytest.fixture
+def cpu_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock by which every step takes one CPU-second and all else nothing."""
+    set_rate, made = epoch_module.set_rate, [0]
+
+    def counted(*arguments: Any) -> None:
+        made[0] += 1
+        set_rate(*arguments)
+
+    monkeypatch.setattr(epoch_module, "set_rate", counted)
+
+    class StepClock(epoch_module.Clock):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.first = made[0]
+
+        @property
+        def cpu(self) -> float:
+            return self.earlier_cpu + made[0] - self.first
+
+    monkeypatch.setattr(module, "Clock", StepClock)
+
+
+@pytest.mark.usefixtures("cpu_of_steps")
+def test_a_budget_of_time_has_epochs_enough_to_choose_from(train: Train, tiny: ModuleType) -> None:
+    folder = train(plan=tiny.make_plan(steps_per_epoch=100), budget="64cpus")
+    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [*range(3, 61, 3), 64]
+    state = load_checkpoint(folder).state
+    assert (state.epoch, state.step, state.look_steps, state.left_out) == (21, 64, 3, 21 * 100 - 64)
+
+
+@pytest.mark.usefixtures("cpu_of_steps")
+def test_a_training_by_time_resumed_at_any_step_equals_one_by_steps(
+    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shortened epochs leave no window out and show none twice, and neither does an interruption."""
+    plan = tiny.make_plan(num_epochs=2, steps_per_epoch=30)
+    plan = replace(plan, network=replace(plan.network, increment="fact"))
+    by_steps = results(train("steps", plan=plan, budget="50steps"))
+    assert_equal(by_steps, results(train("time", plan=plan, budget="50cpus")))
+    made = 0
+    for stop in (1, 4, 33):
+        with monkeypatch.context() as patch:
+            stop_before_step(patch, stop - made)
+            with pytest.raises(Interrupted, match=f"all {stop} steps"):
+                train("parts", plan=plan, budget=None if made else "50cpus", resume=made > 0)
+        made = stop
+    parts = train("parts", plan=plan, resume=True)
+    assert_equal(by_steps, results(parts))
+    assert load_checkpoint(parts).state.epoch > 15
+
+
+@pytest.mark.usefixtures("cpu_of_steps")
+def test_a_training_by_time_interrupted_while_it_looks_at_validation_goes_on_exactly(
+    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = tiny.make_plan(num_epochs=2, steps_per_epoch=30)
+    whole = train("whole", plan=plan, budget="50cpus")
+    judge_windows, looks = module.judge_windows, []
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        looks.append(None)
+        if len(looks) == 3:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return judge_windows(*arguments, **options)
+
+    monkeypatch.setattr(module, "judge_windows", signalled)
+    with pytest.raises(Interrupted, match="in epoch 2"):
+        train("parts", plan=plan, budget="50cpus")
+    monkeypatch.setattr(module, "judge_windows", judge_windows)
+    assert_equal(results(whole), results(train("parts", plan=plan, resume=True)))
+
+
+def test_a_state_of_an_older_version_continues_exactly(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train("whole")
+    stop_before_step(monkeypatch, 5)
+    with pytest.raises(Interrupted):
+        train("parts")
+    monkeypatch.undo()
+    (file,) = (path for path in whole.parents[4].rglob(f"{LATEST}/checkpoint.json") if "parts" in path.parts)
+    state = json.loads(file.read_text())
+    for later in ("left_out", "judged", "look_steps"):
+        del state[later]
+    file.write_text(json.dumps(state))
+    parts = train("parts", resume=True)
+    assert_equal(results(whole), results(parts))
+    assert losses(whole) == losses(parts)
 
 
 def test_it_refuses_to_overwrite_and_to_continue_nothing(train: Train) -> None:

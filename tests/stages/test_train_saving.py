@@ -16,10 +16,40 @@ from safetensors.torch import load_file
 from masam_auto.core.errors import OutputError
 from masam_auto.core.plan import Plan
 from masam_auto.learning import checkpoint as checkpoint_module
-from masam_auto.learning.checkpoint import LATEST, load_checkpoint
+from masam_auto.learning import checkpoint_writer as writer_module
+from masam_auto.learning.checkpoint import LATEST, Checkpoint, load_checkpoint
 from masam_auto.stages import train as module
 from masam_auto.stages.train import train_fold
 
+# Trains in a process of its own, which writes a checkpoint after every step, and which SIGKILL ends before step `last`.
+KILLED_WITHIN_AN_EPOCH = """
+import os, signal, sys
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[1])
+import tiny_training as tiny
+from masam_auto.learning import checkpoint_writer, epoch
+from masam_auto.stages import train
+train.draw_progress = train.draw_augmentation = lambda *arguments, **more: None
+checkpoint_writer.SAVE_SECONDS, checkpoint_writer.SAVE_SHARE = 0.0, 1e9
+save = checkpoint_writer.CheckpointWriter.save
+def written(writer, *arguments, **options):
+    save(writer, *arguments, **options)
+    writer.finish()
+checkpoint_writer.CheckpointWriter.save = written
+set_rate, made = epoch.set_rate, []
+def killed(*arguments):
+    made.append(arguments)
+    if len(made) == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    set_rate(*arguments)
+epoch.set_rate = killed
+plan = tiny.make_plan(num_epochs=2, steps_per_epoch=6)
+configuration = plan.configuration(None)
+paths = tiny.write_preprocessed(Path(sys.argv[2]), configuration)
+train.train_fold(paths, tiny.DATASET, plan, configuration, 0, device=torch.device("cpu"), workers=0, threads=1,
+                 build=tiny.build_tiny)
+"""
 # Trains in a process of its own, which SIGKILL ends when file number `last` of its checkpoints is to be written.
 KILLED = """
 import os, signal, sys
@@ -102,3 +132,40 @@ def test_a_disk_that_fills_up_while_writing_ends_the_training_which_continues_ex
     assert load_checkpoint(folder).state.epoch == 1
     parts = train(tiny, plan, tmp_path / "parts", resume=True)
     assert outcome(parts) == outcome(train(tiny, plan, tmp_path / "whole"))
+
+
+@pytest.mark.parametrize(("last", "epoch", "steps"), [(4, 0, 3), (9, 1, 2)])
+def test_killed_within_a_long_epoch_it_continues_within_it_exactly(
+    tiny: ModuleType, plan: Plan, tmp_path: Path, last: int, epoch: int, steps: int
+) -> None:
+    """The first time before any epoch has ended, the second time after one has."""
+    plan = tiny.make_plan(num_epochs=2, steps_per_epoch=6)
+    tests = str(Path(__file__).resolve().parents[1])
+    command = [sys.executable, "-c", KILLED_WITHIN_AN_EPOCH, tests, str(tmp_path / "parts"), str(last)]
+    killed = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (folder,) = (tmp_path / "parts").rglob("fold_0")
+    state = load_checkpoint(folder).state
+    assert (state.epoch, state.unfinished.steps, state.step) == (epoch, steps, last - 1)
+    with pytest.raises(OutputError, match="Continue it with --c"):
+        train(tiny, plan, tmp_path / "parts")
+    parts = train(tiny, plan, tmp_path / "parts", resume=True)
+    assert outcome(parts) == outcome(train(tiny, plan, tmp_path / "whole"))
+
+
+def test_checkpoints_within_an_epoch_change_nothing(
+    tiny: ModuleType, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(tiny, plan, tmp_path / "whole")
+    monkeypatch.setattr(writer_module, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(writer_module, "SAVE_SHARE", 1e9)
+    saved: list[tuple[int, int]] = []
+    write = writer_module.save_checkpoint
+
+    def noted(folder: Path, checkpoint: Checkpoint, *, best: bool) -> None:
+        saved.append((checkpoint.state.epoch, checkpoint.state.unfinished.steps))
+        write(folder, checkpoint, best=best)
+
+    monkeypatch.setattr(writer_module, "save_checkpoint", noted)
+    assert outcome(train(tiny, plan, tmp_path / "often")) == outcome(whole)
+    assert (0, 1) in saved and (3, 0) in saved

@@ -245,3 +245,33 @@ def test_probabilities_are_saved_where_asked_for_and_kept(raw_dataset: Make, bui
     assert file.stat().st_mtime_ns == made
     house.validate(redo=True)  # an ensemble must not average those of another prediction
     assert not file.exists()
+
+
+def test_what_is_chosen_of_the_flips_is_done_and_written_down(
+    raw_dataset: Make, build: Build, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="masam_auto")
+    house = build(raw_dataset(cases=2))
+    predict, mirrored = segment.predict_logits, []
+
+    def noted(member: Member, *arguments: object) -> object:
+        mirrored.append(member.plan.inference.mirror)
+        return predict(member, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(segment, "predict_logits", noted)
+    summary = house.validate()
+    assert summary["protocol"] == {"checkpoint": "best", "mirror": True}
+    (file,) = house.fold.glob("validation/*.nii.gz")
+    made = file.stat().st_mtime_ns
+    summary = house.validate(mirror=False)  # predicted again: the file there was made otherwise
+    assert file.stat().st_mtime_ns > made
+    assert summary["protocol"] == json.loads((file.parent / "summary.json").read_text())["protocol"]
+    assert summary["protocol"] == {"checkpoint": "best", "mirror": False}
+    record = json.loads((file.parent / "predicted_with.json").read_text())
+    assert (record["mirror"], record["why"]) == (False, "as asked for")
+    assert "validation without flips: as asked for" in caplog.text
+    made = file.stat().st_mtime_ns
+    monkeypatch.setattr(validate, "choose_mirroring", lambda *arguments, **options: (False, "slow"))
+    house.validate()
+    assert file.stat().st_mtime_ns == made
+    assert mirrored == [True, False]

@@ -1,0 +1,63 @@
+"""Whether raw files are still those that something was made from.
+
+A file's date says nothing about that: corrected files often keep an older one (rsync, unzip, a restored backup). So size
+and date must be *equal*; where only the date differs, the content decides.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from masam_auto.core.errors import ImageError
+from masam_auto.core.sam_files import file_sha256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawFile:
+    """A raw file as it was read. `modified` is in nanoseconds, as the file system gives it."""
+
+    name: str
+    size: int
+    modified: int
+    sha256: str
+
+
+def note_files(files: Sequence[Path]) -> tuple[RawFile, ...]:
+    """Note the present state of files, before they are read. Folders (DICOM series) are noted by the files in them.
+
+    Raises:
+        ImageError: a file is gone or cannot be read.
+    """
+    try:
+        return tuple(_noted(file) for file in _single(files))
+    except OSError as error:
+        raise ImageError(f"{error.filename}: cannot be read: {error.strerror}") from error
+
+
+def are_unchanged(noted: Sequence[RawFile], files: Sequence[Path]) -> bool:
+    """Whether files are as they were noted: the same names in the same order, sizes, and dates or else contents."""
+    try:
+        single = _single(files)
+        return len(noted) == len(single) and all(_is_same(*pair) for pair in zip(noted, single, strict=True))
+    except OSError:
+        return False
+
+
+def _single(files: Sequence[Path]) -> list[Path]:
+    return [
+        part
+        for file in files
+        for part in (sorted(p for p in file.rglob("*") if p.is_file()) if file.is_dir() else [file])
+    ]
+
+
+def _noted(file: Path) -> RawFile:
+    state = file.stat()
+    return RawFile(name=file.name, size=state.st_size, modified=state.st_mtime_ns, sha256=file_sha256(file))
+
+
+def _is_same(noted: RawFile, file: Path) -> bool:
+    state = file.stat()
+    if (noted.name, noted.size) != (file.name, state.st_size):
+        return False
+    return noted.modified == state.st_mtime_ns or noted.sha256 == file_sha256(file)
