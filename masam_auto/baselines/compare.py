@@ -141,7 +141,7 @@ def _score(
     """Score a method's predictions, and look whether the second opinion is the same."""
     labels, predictions = dataset.description.labels, folder / "predictions"
     pairs = [(predictions / reference.name, reference) for reference in sorted(references.iterdir())]
-    summary = evaluate_files(pairs, labels, output=folder / SUMMARY_NAME, workers=workers)
+    summary = evaluate_files(pairs, labels, output=folder / SUMMARY_NAME, workers=workers, checked=True)
     result = replace(result, scores=read_scores(summary, labels, ending))
     if second_opinion is None:
         return result

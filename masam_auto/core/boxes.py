@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from masam_auto.core.errors import DatasetError
-from masam_auto.core.geometry import Box, CaseProperties, Geometry, Shape, Triple, permute
+from masam_auto.core.geometry import Box, CaseProperties, Geometry, Shape, Triple
 
 Edges = tuple[float, float]
 
@@ -133,14 +133,14 @@ def box_slices(box: Box, properties: CaseProperties) -> range:
 
 
 def _within_crop(box: Box, properties: CaseProperties) -> Box | None:
-    """A box cut to the crop, in its voxels, axes permuted; None where nothing is left."""
+    """A box cut to the crop, in its voxels, turned to the network's axes; None where nothing is left."""
     cut = [
         (max(low, start) - start, min(high, stop) - start)
         for (low, high), (start, stop) in zip(box, properties.crop, strict=True)
     ]
     if any(low >= high for low, high in cut):
         return None
-    return permute(tuple(cut), properties.axis_order)
+    return properties.turn.ranges((cut[0], cut[1], cut[2]), properties.cropped_shape)
 
 
 def _edges_in_voxels(given: WorldBox, geometry: Geometry) -> np.ndarray:

@@ -1,9 +1,10 @@
 """What was measured of a data set. Nothing in here decides."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from masam_auto.core.errors import PlanError
-from masam_auto.core.geometry import Shape, Triple
+from masam_auto.core.geometry import Geometry, Shape, Triple
+from masam_auto.core.turning import STAY, Turn
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,7 +22,7 @@ class IntensityStatistics:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassMeasurement:
-    """One class (or region) in one case. Axes in the file's order (Z, Y, X), lengths in mm.
+    """One class (or region) in one case. Axes in the case's order (Z, Y, X), lengths in mm.
 
     `volume` is in cubic mm. `centroid` is in mm from the corner of the cropped image. `extent` is the side lengths of
     the bounding box. `diameters[a]` is the median, over the slices across axis a that hold the class, of the diameter
@@ -40,7 +41,11 @@ class ClassMeasurement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaseMeasurement:
-    """One case: shapes in voxels, spacing in mm, (Z, Y, X). `direction` is ITK's (see Geometry)."""
+    """One case: shapes in voxels, spacing in mm, (Z, Y, X). `direction` is ITK's (see Geometry).
+
+    `axes` says where the file's voxel axes x, y, z point ("LPS", ...), None where the file does not say. All else, its
+    classes too, is measured along the fingerprint's axes.
+    """
 
     identifier: str
     spacing: Triple
@@ -48,6 +53,42 @@ class CaseMeasurement:
     shape_after_cropping: Shape
     direction: tuple[float, ...]
     classes: dict[str, ClassMeasurement]
+    axes: str | None = None
+
+    @property
+    def grid(self) -> Geometry:
+        """Its grid, at no special place."""
+        return Geometry(shape=self.shape, spacing=self.spacing, direction=self.direction)
+
+    def turned(self, turn: Turn) -> "CaseMeasurement":
+        """What would have been measured if the arrays had been turned first; `axes` stays the file's."""
+        if turn == STAY:
+            return self
+        grid = self.grid.turned(turn)
+        size = tuple(n * spacing for n, spacing in zip(self.shape_after_cropping, self.spacing, strict=True))
+        return replace(
+            self,
+            spacing=grid.spacing,
+            shape=grid.shape,
+            shape_after_cropping=turn.triple(self.shape_after_cropping),
+            direction=grid.direction,
+            classes={name: _turned_class(found, turn, size) for name, found in self.classes.items()},
+        )
+
+
+def _turned_class(found: ClassMeasurement, turn: Turn, size: tuple[float, ...]) -> ClassMeasurement:
+    """Of a case whose cropped image measures `size` mm, before the turn."""
+    z, y, x = (
+        size[axis] - found.centroid[axis] if place in turn.reversed_axes else found.centroid[axis]
+        for place, axis in enumerate(turn.order)
+    )
+    return replace(
+        found,
+        centroid=(z, y, x),
+        extent=turn.triple(found.extent),
+        diameters=turn.triple(found.diameters),
+        slices=turn.triple(found.slices),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +112,9 @@ class Fingerprint:
 
     `is_video`: cases are sequences along axis 0. `dimensions`: 2 for plain pictures, 3 for volumes and videos.
     `histogram_edges`: one row a channel, see ClassSummary. `num_outputs`: channels of the logits (see Labels).
+    `axes`: the most frequent axes of the cases (see CaseMeasurement), "unknown" where no file says, None in fingerprints of
+    older releases. `slices_along`: the letter of `axes` across the slices of most cases, where these lie far apart or are
+    single ones.
     """
 
     version: int = 1
@@ -85,6 +129,8 @@ class Fingerprint:
     histogram_edges: tuple[tuple[float, ...], ...]
     cases: tuple[CaseMeasurement, ...]
     num_outputs: int = field(default=2)
+    axes: str | None = None
+    slices_along: str | None = None
 
     def __post_init__(self) -> None:
         if not self.cases:

@@ -1,5 +1,7 @@
 """Where voxels lie in the world, and what it takes to go back to the original image."""
 
+import dataclasses
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -7,10 +9,14 @@ import numpy as np
 
 from masam_auto.core.errors import ImageError
 from masam_auto.core.raw_files import RawFile
+from masam_auto.core.turning import STAY, STEEP, TIE, UNKNOWN_AXES, Turn, nearest_axes, turn_between, world_axis
 
 Triple = tuple[float, float, float]
 Shape = tuple[int, int, int]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+
+THICK = 2.99  # times the spacing within slices
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +26,8 @@ class Geometry:
     `shape` and `spacing` are in array order (Z, Y, X), spacing in mm. `origin` and `direction` are ITK's: physical
     (x, y, z) in LPS, `direction` a 3 x 3 matrix by rows whose columns are the unit vectors of the x, y and z voxel
     axes. The columns need not be orthogonal: sheared NIfTI files keep their shear. `dimensions` is 2 for a plain
-    picture (then shape is (1, Y, X)), else 3.
+    picture (then shape is (1, Y, X)), else 3. `oriented`: whether the file says where its axes point; pictures, videos
+    and NIfTI files without forms do not, and their `direction` means nothing.
     """
 
     shape: Shape
@@ -28,6 +35,7 @@ class Geometry:
     origin: Triple = (0.0, 0.0, 0.0)
     direction: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
     dimensions: int = 3
+    oriented: bool = True
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1:
@@ -55,6 +63,65 @@ class Geometry:
         affine[:3, 3] = self.origin
         return affine
 
+    @property
+    def axes(self) -> str | None:
+        """Where the voxel axes x, y, z point, or nearest to: "LPS", "RAS", ... None where the file does not say.
+
+        Of a picture in a plane that two axes cannot tell, ITK gives directions of length zero.
+        """
+        flat = abs(float(np.linalg.det(np.reshape(self.direction, (3, 3))))) < TIE
+        return nearest_axes(self.direction) if self.oriented and not flat else None
+
+    @property
+    def slice_axis(self) -> int | None:
+        """The array axis across slices, where there can be no doubt: a single slice, or slices far apart."""
+        if self.shape.count(1) == 1:
+            return self.shape.index(1)
+        first, *others = sorted(range(3), key=lambda axis: -self.spacing[axis])
+        evident = self.spacing[first] >= THICK * max(self.spacing[axis] for axis in others)
+        return first if evident else None
+
+    def axes_with_slices(self, along: str | None) -> str | None:
+        """As `axes`, but evident slices across a direction near `along` (a letter of a code) are taken to be across it."""
+        if self.axes is None or along is None or self.slice_axis is None:
+            return self.axes
+        steepest = 0.0 if self.shape[self.slice_axis] == 1 else STEEP  # nothing lies across a single slice
+        return nearest_axes(self.direction, slices=(2 - self.slice_axis, world_axis(along)), steepest=steepest)
+
+    def turn_to(self, axes: str | None) -> Turn:
+        """The turn of this grid's arrays to other axes; none where either's are unknown (no code of three letters)."""
+        own = self.axes
+        return STAY if own is None or axes is None or axes == UNKNOWN_AXES else turn_between(own, axes)
+
+    def turned(self, turn: Turn) -> "Geometry":
+        """The grid of a turned array: the same voxels at the same places."""
+        moves = np.reshape(self.direction, (3, 3)) * np.asarray(self.spacing[::-1])
+        corner = [0, 0, 0]  # x, y, z of the voxel that becomes the first
+        for axis in turn.reversed_axes:
+            corner[2 - turn.order[axis]] = self.shape[turn.order[axis]] - 1
+        signs = [-1 if axis in turn.reversed_axes else 1 for axis in (2, 1, 0)]
+        columns = [2 - turn.order[axis] for axis in (2, 1, 0)]
+        x, y, z = (float(value) for value in np.asarray(self.origin) + moves @ corner)
+        return dataclasses.replace(
+            self,
+            shape=turn.triple(self.shape),
+            spacing=turn.triple(self.spacing),
+            origin=(x, y, z),
+            direction=tuple((np.reshape(self.direction, (3, 3))[:, columns] * signs + 0.0).ravel().tolist()),
+        )
+
+    def shift(self, other: "Geometry", *, about_middle: bool = False) -> float:
+        """How far a voxel of another grid of this shape lies at most from this one's of the same index, in voxels.
+
+        With `about_middle` the middles of both are laid upon each other first.
+        """
+        ends = itertools.product(*((0, size - 1) for size in self.shape[::-1]))
+        corners = np.array([(*corner, 1) for corner in ends]).T
+        apart = ((other.affine - self.affine) @ corners)[:3]
+        if about_middle:
+            apart -= apart.mean(axis=1, keepdims=True)
+        return float(np.abs(np.linalg.lstsq(self.affine[:3, :3], apart, rcond=None)[0]).max())
+
     def difference(self, other: "Geometry", *, tolerance: float = 1e-3) -> str | None:
         """Say in words how another grid differs, or None.
 
@@ -75,9 +142,9 @@ class Geometry:
 class CaseProperties:
     """What `restore_case` needs to bring a result back onto the image's own grid.
 
-    Preprocessing goes: read -> crop to `crop` (original order) -> permute by `axis_order` -> resample to
-    `resampled_shape` (permuted order). `raw` are the image and label files as they were read; empty where nobody noted
-    them (prediction, and data of earlier versions).
+    Preprocessing goes: read -> crop to `crop` (original order) -> permute by `axis_order` -> reverse `reversed_axes` (of
+    the permuted order) -> resample to `resampled_shape` (permuted order). `raw` are the image and label files as they
+    were read; empty where nobody noted them (prediction, and data of earlier versions).
     """
 
     identifier: str
@@ -87,14 +154,19 @@ class CaseProperties:
     spacing: Triple
     resampled_shape: Shape
     files: tuple[str, ...] = ()
+    reversed_axes: tuple[int, ...] = ()
     raw: tuple[RawFile, ...] = ()
 
     def __post_init__(self) -> None:
-        if sorted(self.axis_order) != [0, 1, 2]:
-            raise ImageError(f"axis_order must be a permutation of (0, 1, 2), got {self.axis_order}")
+        Turn(order=self.axis_order, reversed_axes=self.reversed_axes)  # refuses what is none
         for (low, high), size in zip(self.crop, self.geometry.shape, strict=True):
             if not 0 <= low < high <= size:
                 raise ImageError(f"crop {self.crop} does not lie within shape {self.geometry.shape}")
+
+    @property
+    def turn(self) -> Turn:
+        """From the image's own axes to those that the network sees."""
+        return Turn(order=self.axis_order, reversed_axes=self.reversed_axes)
 
     @property
     def cropped_shape(self) -> Shape:

@@ -7,8 +7,9 @@ from typing import Literal
 from masam_auto.core.checks import check, check_finite, check_name, check_range
 from masam_auto.core.encoders import CUSTOM, DecoderName, EncoderSpec, check_sam_form
 from masam_auto.core.errors import PlanError
-from masam_auto.core.geometry import Shape, Triple
+from masam_auto.core.geometry import Geometry, Shape, Triple
 from masam_auto.core.jsonio import digest, to_plain
+from masam_auto.core.turning import STAY, UNKNOWN_AXES, Turn, is_axes_code, turn_between
 
 Range = tuple[float, float]
 # From electron microscopes (nanometres) to far beyond any scanner; outside, a number was mistyped.
@@ -83,8 +84,13 @@ class StepSize:
 class Configuration:
     """How volumes become windows: one view of the data set.
 
-    `axis_order` permutes the file's (Z, Y, X) so that the slice axis comes first; everything else here is in the
-    permuted order. `spacing` is the target in mm. `window` is N. `canvas` is (height, width) in pixels of the network's
+    `axis_order` permutes the turned image's (Z, Y, X) so that the slice axis comes first; everything else here is in the
+    permuted order. `axes` says where the training images' voxel axes x, y, z point ("LPS", "RAS", ...): every image is turned
+    to them before anything else; "unknown" where their files do not say, None in plans of older releases, and then nothing
+    is turned. `training_axes`: all codes that the training images have; their arrays depend on `axes` where one differs.
+    `slices_along`: the letter of `axes` across slices that lie far apart, or single ones; an image's slices across a
+    direction near it are taken to be across it.
+    `spacing` is the target in mm. `window` is N. `canvas` is (height, width) in pixels of the network's
     input; `magnification` is canvas pixels per preprocessed pixel. `mirror_axes`: 0 slices, 1 height, 2 width.
     `separate_slices`: resample slices in-plane only, and between slices with `order_slices`.
     `batch_size` is windows per device and step; `accumulation` steps are summed into one update.
@@ -107,6 +113,9 @@ class Configuration:
     mirror_axes: tuple[int, ...]
     batch_size: int
     accumulation: int = 1
+    axes: str | None = None
+    training_axes: tuple[str, ...] = ()
+    slices_along: str | None = None
     sizes: tuple[StepSize, ...] = ()
 
     def __post_init__(self) -> None:
@@ -140,6 +149,10 @@ class Configuration:
         check(
             self.batch_size >= 1 and self.accumulation >= 1, f"{where}: batch_size and accumulation must be at least 1"
         )
+        check(
+            self.axes is None or self.axes == UNKNOWN_AXES or is_axes_code(self.axes),
+            f"{where}: axes must name three axes by where they point, like LPS or RAS, or be {UNKNOWN_AXES}, got {self.axes}",
+        )
         check(len(self.normalization) >= 1, f"{where}: normalization needs one entry a channel")
         orders = (self.order_image, self.order_labels, self.order_slices)
         check(
@@ -167,11 +180,27 @@ class Configuration:
     @property
     def preprocessing_digest(self) -> str:
         """Digest of the fields that preprocessed arrays depend on."""
-        parts = (
+        parts: tuple = (
             self.axis_order, self.spacing, self.normalization, self.separate_slices,
             self.order_image, self.order_labels, self.order_slices,
         )  # fmt: skip
+        if self.turns and any(axes != self.axes for axes in self.training_axes):
+            parts = (*parts, self.axes)
         return digest([to_plain(part) for part in parts])
+
+    @property
+    def turns(self) -> bool:
+        """Whether images are turned to `axes`."""
+        return self.axes not in (None, UNKNOWN_AXES)
+
+    def axes_of(self, grid: Geometry) -> str | None:
+        """What an image's axes are taken to be."""
+        return grid.axes_with_slices(self.slices_along)
+
+    def turn_of(self, grid: Geometry) -> Turn:
+        """The turn of an image to `axes`."""
+        own = self.axes_of(grid)
+        return turn_between(own, self.axes) if self.turns and self.axes and own else STAY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,7 +1,7 @@
 """Planning rules about space: slice axis, target spacing, resampling, canvas and window length.
 
 Each rule is a pure function of the fingerprint that returns its decision and one sentence with the numbers behind it.
-Axes are the file's (Z, Y, X) unless a function says that they are permuted.
+Axes are the fingerprint's (Z, Y, X) unless a function says that they are permuted.
 """
 
 import math

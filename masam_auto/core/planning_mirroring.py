@@ -27,14 +27,14 @@ PICTURE_AXES = {"left": (2,), "anterior": (1, 2), "ventral": (1, 2), "superior":
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MirrorRule:
-    """Whether one axis of the file's (Z, Y, X) may be mirrored, and why."""
+    """Whether one axis of the fingerprint's (Z, Y, X) may be mirrored, and why."""
 
     allowed: bool
     reason: str
 
 
 def choose_mirroring(fingerprint: Fingerprint) -> tuple[MirrorRule, MirrorRule, MirrorRule]:
-    """Decide mirroring for the three axes of the file's order.
+    """Decide mirroring for the three axes of the fingerprint's order.
 
     An axis is forbidden if label names say sides along it, or if a pair of classes with overlapping intensities keeps
     its centroids in the same order along it in at least 90 % of the cases that hold both. A pair seen in fewer than

@@ -48,7 +48,7 @@ def read_bitmap_geometry(path: Path) -> Geometry:
 
 def bitmap_geometry(height: int, width: int) -> Geometry:
     """The grid of a picture of unknown pixel size."""
-    return Geometry(shape=(1, height, width), spacing=(1.0, 1.0, 1.0), dimensions=2)
+    return Geometry(shape=(1, height, width), spacing=(1.0, 1.0, 1.0), dimensions=2, oriented=False)
 
 
 def write_bitmap(path: Path, labels: np.ndarray, geometry: Geometry) -> None:

@@ -15,6 +15,7 @@ from masam_auto.core.errors import ImageError, MasamError
 from masam_auto.core.geometry import Geometry
 from masam_auto.imaging import bitmaps, tiff, volumes
 from masam_auto.imaging.dicom import read_series
+from masam_auto.imaging.placement import SAME_PLACE, turned_to_place
 from masam_auto.imaging.videos import is_video, read_video
 from masam_auto.imaging.volumes import RawImage
 
@@ -142,7 +143,8 @@ def read_case(case: Case, description: DatasetDescription) -> tuple[np.ndarray, 
         description: says how many channels to expect.
 
     Returns:
-        float32 (C, Z, Y, X) with C = `description.num_channels` and the first channel's geometry. A video has its
+        float32 (C, Z, Y, X) with C = `description.num_channels` and the first channel's geometry: channels at the same
+        place that are stored along other axes are turned to the first one's. A video has its
         frames along Z, spacing 1 there.
 
     Raises:
@@ -180,6 +182,7 @@ def read_case_labels(case: Case, description: DatasetDescription) -> tuple[np.nd
 def _read_series_channels(case: Case, description: DatasetDescription) -> tuple[np.ndarray, Geometry]:
     """Read a DICOM series for each channel; scanners write true positions, so that the origins must agree as well."""
     channels = [(raw.array, raw.geometry) for raw in map(read_series, case.series)]
+    channels = [turned_to_place(*channel, channels[0][1]) for channel in channels]
     folders = tuple(file.parent for file in case.images[0])
     for folder, (_, geometry) in zip(folders, channels, strict=True):
         if problem := channels[0][1].difference(geometry):
@@ -194,6 +197,7 @@ def read_frame(files: tuple[Path, ...], description: DatasetDescription, name: s
     """Read the channel files of one image. Returns and raises as `read_case`; `name` is for messages."""
     expected = description.num_channels
     read = [read_image(path, channels=expected if len(files) == 1 else 1) for path in files]
+    read = [turned_to_place(*channel, read[0][1]) for channel in read]
     return _channels_together(files, read, description, name)
 
 
@@ -224,8 +228,15 @@ def _warn_once(text: str) -> None:
 
 
 def grid_difference(expected: Geometry, found: Geometry) -> str | None:
-    """Say in words how the shape, spacing or direction of two grids differ, or None. The origin may differ."""
-    return expected.difference(dataclasses.replace(found, origin=expected.origin))
+    """Say in words how the shape, spacing or direction of two grids differ, or None.
+
+    The origin may differ, and the direction by so little that about the middle no voxel moves by more than half its size.
+    """
+    found = dataclasses.replace(found, origin=expected.origin)
+    problem = expected.difference(found)
+    if problem and not expected.difference(dataclasses.replace(found, direction=expected.direction)):
+        return problem if expected.shift(found, about_middle=True) > SAME_PLACE else None
+    return problem
 
 
 def write_labels(path: Path, labels: np.ndarray, geometry: Geometry) -> None:

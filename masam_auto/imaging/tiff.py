@@ -135,7 +135,10 @@ def _read_rare_compression(path: Path, spacing: Triple) -> RawImage:
 def _geometry(shape: tuple[int, ...], spacing: Triple, *, flat: bool) -> Geometry:
     z, y, x = shape[1:]
     return Geometry(
-        shape=(z, y, x), spacing=(1.0, *spacing[1:]) if flat else spacing, dimensions=2 if flat and z == 1 else 3
+        shape=(z, y, x),
+        spacing=(1.0, *spacing[1:]) if flat else spacing,
+        dimensions=2 if flat and z == 1 else 3,
+        oriented=False,
     )
 
 

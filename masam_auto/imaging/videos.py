@@ -55,7 +55,7 @@ def read_video(path: Path, channels: int) -> RawImage:
         raise ImageError(f"{path}: its frames change in size. Convert it to one size.")
     array = np.stack(frames)
     array = array[None] if array.ndim == 3 else np.moveaxis(array, -1, 0)
-    return RawImage(array=array, geometry=Geometry(shape=array.shape[1:], spacing=(1.0, 1.0, 1.0)))
+    return RawImage(array=array, geometry=Geometry(shape=array.shape[1:], spacing=(1.0, 1.0, 1.0), oriented=False))
 
 
 def write_overlay(path: Path, video: Path, labels: np.ndarray) -> None:

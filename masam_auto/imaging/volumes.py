@@ -10,7 +10,7 @@ import gzip
 import io
 import re
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel
@@ -29,6 +29,9 @@ LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SHEAR_TOLERANCE = 1e-3
 GZIP_LEVEL = 5
 """Label volumes compress to within a few per cent of level 9's size in a fraction of the time."""
+
+MGH_DIRECTIONS = slice(28, 30)
+"""The bytes of an MGH file (goodRASFlag) that say whether it holds directions."""
 
 DETACHED_HEADERS = {".mhd": ".mha", ".nhdr": ".nrrd"}
 """Header-only endings and the single-file form of the same format, whose readers take either."""
@@ -64,7 +67,7 @@ def read_itk(path: Path) -> RawImage:
     if dimensions == 2:
         array = array[:, None]
     series = dimensions == 4 and array.shape[0] > 1
-    return RawImage(array=array, geometry=_from_itk(image), is_series=series)
+    return RawImage(array=array, geometry=_from_itk(path, image), is_series=series)
 
 
 def read_itk_geometry(path: Path) -> Geometry:
@@ -72,7 +75,7 @@ def read_itk_geometry(path: Path) -> Geometry:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    return _from_itk(reader)
+    return _from_itk(path, reader)
 
 
 def read_nifti(path: Path) -> RawImage:
@@ -103,15 +106,16 @@ def read_nifti_geometry(path: Path) -> Geometry:
 
 def read_mgh(path: Path) -> RawImage:
     """Read FreeSurfer's .mgh or .mgz."""
-    image = nibabel.MGHImage.from_bytes(decompressed(path))
+    content = decompressed(path)
+    image = nibabel.MGHImage.from_bytes(content)
     array, series = _channels_first(path, np.asanyarray(image.dataobj))
-    return RawImage(array=array, geometry=_from_affine(image.affine, image.shape), is_series=series)
+    return RawImage(array=array, geometry=_mgh_geometry(image, content), is_series=series)
 
 
 def read_mgh_geometry(path: Path) -> Geometry:
     """Read only the header of a .mgh or .mgz file."""
-    image = _header(path)
-    return _from_affine(image.affine, image.shape)
+    with nibabel.openers.ImageOpener(str(path)) as file:
+        return _mgh_geometry(_header(path), file.read(MGH_DIRECTIONS.stop))
 
 
 def write_nifti(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
@@ -234,6 +238,7 @@ def _scaled(array: np.ndarray, slope: float, intercept: float) -> np.ndarray:
 
 
 def _nifti_geometry(path: Path, image: nibabel.Nifti1Image) -> Geometry:
+    oriented = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
     sheared = int(image.header["sform_code"]) > 0 and _is_sheared(image.header.get_sform())
     if not sheared and not isinstance(image, nibabel.Nifti2Image):  # ITK reads no NIfTI-2
         with contextlib.suppress(RuntimeError):  # a q-form that ITK cannot make orthonormal
@@ -241,8 +246,13 @@ def _nifti_geometry(path: Path, image: nibabel.Nifti1Image) -> Geometry:
             reader.SetImageIO("NiftiImageIO")
             reader.SetFileName(str(path))
             reader.ReadImageInformation()
-            return _from_itk(reader)
-    return _from_affine(image.affine, image.shape)
+            return replace(_from_itk(path, reader), oriented=oriented)
+    return replace(_from_affine(image.affine, image.shape), oriented=oriented)
+
+
+def _mgh_geometry(image: SpatialImage, start: bytes) -> Geometry:
+    """nibabel takes directions for granted where the file's first bytes say that it has none."""
+    return replace(_from_affine(image.affine, image.shape), oriented=any(start[MGH_DIRECTIONS]))
 
 
 def _is_sheared(affine: np.ndarray) -> bool:
@@ -269,7 +279,7 @@ def _from_affine(affine: np.ndarray, size: tuple[int, ...]) -> Geometry:
     )
 
 
-def _from_itk(source: sitk.Image | sitk.ImageFileReader) -> Geometry:
+def _from_itk(path: Path, source: sitk.Image | sitk.ImageFileReader) -> Geometry:
     """Geometry from ITK's header; a picture's third axis gets spacing 1."""
     dimensions = source.GetDimension()
     flat = dimensions == 2
@@ -284,7 +294,15 @@ def _from_itk(source: sitk.Image | sitk.ImageFileReader) -> Geometry:
         origin=(*source.GetOrigin()[:2], 0.0) if flat else source.GetOrigin()[:3],
         direction=tuple(direction.ravel().tolist()),
         dimensions=2 if flat else 3,
+        oriented=_says_where_axes_point(path, source),
     )
+
+
+def _says_where_axes_point(path: Path, source: sitk.Image | sitk.ImageFileReader) -> bool:
+    """ITK gives the identity where a NRRD file names no space, and for GIPL, whose directions it does not read."""
+    if path.suffix.lower() in (".nrrd", ".nhdr"):
+        return "NRRD_space" in source.GetMetaDataKeys()
+    return path.suffix.lower() != ".gipl"
 
 
 def _compressed(path: Path, content: bytes, ending: str) -> bytes:

@@ -14,6 +14,7 @@ from masam_auto.core.labels import Labels
 from masam_auto.imaging.crop import bounding_box
 from masam_auto.imaging.inputs import find_inputs
 from masam_auto.imaging.io import label_ending, read_geometry, read_labels
+from masam_auto.imaging.placement import turned_onto
 from masam_auto.stages.predict import Predictor
 from masam_auto.stages.predict_folder import Outcome, predict_folder
 from masam_auto.stages.segment import check_takes_boxes
@@ -108,9 +109,10 @@ def reference_boxes(
     """One box a case, around all foreground of its reference; cases without foreground are left out."""
     boxes = {}
     for case in cases:
-        frames = [read_labels(references / f"{frame}{ending}")[0] for frame in case.frames]
+        grid = read_geometry(case.images[0][0])
+        frames = [turned_onto(*read_labels(references / f"{frame}{ending}"), grid)[0] for frame in case.frames]
         reference = np.concatenate(frames)
-        depth, *plane = read_geometry(case.images[0][0]).shape
+        depth, *plane = grid.shape
         image = (depth * len(case.frames), *plane)
         if reference.shape != image:
             raise DatasetError(

@@ -17,6 +17,7 @@ from masam_auto.core.geometry import Box, Geometry
 from masam_auto.core.jsonio import read_plain, write_json
 from masam_auto.core.labels import Labels
 from masam_auto.core.parallel import choose_workers, map_cases
+from masam_auto.core.turning import STAY
 from masam_auto.imaging.crop import crop_to
 from masam_auto.imaging.io import label_ending, write_labels
 from masam_auto.imaging.probability_files import (
@@ -55,7 +56,7 @@ def average_files(files: Sequence[Path], labels: Labels, *, saved: Path | None =
     """Segment one image by the mean of the probabilities in several files.
 
     Args:
-        files: .npz files of one image.
+        files: .npz files of one image; where its copies have other voxel axes, they are turned to the first one's.
         labels: what the outputs mean: the most probable class, or regions above 1/2 in `regions_class_order`.
         saved: also write the mean probabilities to this .npz file.
 
@@ -67,7 +68,7 @@ def average_files(files: Sequence[Path], labels: Labels, *, saved: Path | None =
         OutputError: no space.
     """
     with contextlib.ExitStack() as stack:
-        members = [stack.enter_context(open_probabilities(file)) for file in files]
+        members = _turned_alike([stack.enter_context(open_probabilities(file)) for file in files])
         _check_members(files, members, labels)
         box = _common_box(members)
         result = np.zeros(members[0].geometry.shape, dtype=np.uint8 if max(labels.declared) <= 255 else np.int16)
@@ -257,7 +258,24 @@ def _add_rows(total: torch.Tensor, member: Probabilities, box: Box, z: int, rows
     if z_low <= z < z_high and first < last:
         if not member.has_regions:
             inside[0] -= 1
-        inside += torch.from_numpy(member.values[:, z - z_low, first - y_low : last - y_low])
+        # a copy where the values were turned: torch takes no array that runs backwards
+        inside += torch.from_numpy(np.ascontiguousarray(member.values[:, z - z_low, first - y_low : last - y_low]))
+
+
+def _turned_alike(members: Sequence[Probabilities]) -> list[Probabilities]:
+    """All members along the voxel axes of the first one's image; views of their values."""
+    turns = [member.geometry.turn_to(members[0].geometry.axes) for member in members]
+    return [
+        replace(
+            member,
+            values=turn.array(member.values),
+            crop=turn.ranges(member.crop, member.geometry.shape),
+            geometry=member.geometry.turned(turn),
+        )
+        if turn != STAY
+        else member
+        for member, turn in zip(members, turns, strict=True)
+    ]
 
 
 def _common_box(members: Sequence[Probabilities]) -> Box:

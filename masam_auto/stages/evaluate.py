@@ -20,6 +20,7 @@ from masam_auto.core.parallel import Workers, map_cases
 from masam_auto.core.summary import mean_iou, summarise_cases, summarise_subsets, summary_key
 from masam_auto.imaging.io import label_values, read_labels
 from masam_auto.imaging.metrics import compare_masks, measure
+from masam_auto.imaging.placement import labels_on_grid
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class _Pair:
     reference: Path
     labels: Labels
     scoring: Scoring
+    checked: bool
 
 
 def evaluate_folder(
@@ -82,7 +84,7 @@ def evaluate_folder(
 
     Raises:
         DatasetError: a folder is missing, there are no references, or some have no segmentation; or as `evaluate_files`.
-        CaseErrors: files that cannot be read, or whose shapes differ.
+        CaseErrors: files that cannot be read, or that lie on different grids.
         OutputError: the summary cannot be written.
     """
     names = _find_names(prediction_folder, reference_folder, file_ending)
@@ -102,8 +104,11 @@ def evaluate_files(
     subsets: Subsets | None = None,
     workers: Workers = 0,
     protocol: Mapping[str, Any] | None = None,
+    checked: bool = False,
 ) -> dict[str, Any]:
     """Compare segmentations with references and write a summary.
+
+    They are compared by their place in the patient: where the voxel axes have another order or direction, they are turned.
 
     Args:
         pairs: (segmentation, reference), at least one.
@@ -114,6 +119,7 @@ def evaluate_files(
             summary, where a subset has cases.
         workers: processes, 0 for this one, or a cluster.
         protocol: how the segmentations were made; stands as "protocol" in the summary.
+        checked: the references are a data set's own, see `imaging.placement.labels_on_grid`.
 
     Returns:
         The summary: "foreground_mean", "mean" per label, "mIoU", "metric_per_case", "scoring" and the subsets. Values that
@@ -121,7 +127,7 @@ def evaluate_files(
 
     Raises:
         DatasetError: the scoring names a class that is not among the labels.
-        CaseErrors: files that cannot be read, or whose shapes differ.
+        CaseErrors: files that cannot be read, or that lie on different grids.
         OutputError: the summary cannot be written.
 
     Source: schema and conventions of nnU-Net v2's summary.json. Unlike there, a class that no case holds is left out of
@@ -130,7 +136,13 @@ def evaluate_files(
     scoring = scoring or Scoring()
     check_classes(scoring, labels)
     items = [  # absolute, because workers elsewhere have another working folder
-        _Pair(prediction=prediction.absolute(), reference=reference.absolute(), labels=labels, scoring=scoring)
+        _Pair(
+            prediction=prediction.absolute(),
+            reference=reference.absolute(),
+            labels=labels,
+            scoring=scoring,
+            checked=checked,
+        )
         for prediction, reference in pairs
     ]
     names = [prediction.name for prediction, _ in pairs]
@@ -230,13 +242,9 @@ def _list_files(folder: Path, file_ending: str, *, what: str) -> set[str]:
 def _evaluate_pair(pair: _Pair) -> dict[str, Any]:
     prediction, own = read_labels(pair.prediction)
     reference, geometry = read_labels(pair.reference)
-    if prediction.shape != reference.shape:
-        raise DatasetError(
-            f"{pair.prediction} has shape {prediction.shape}, but its reference {reference.shape} (Z, Y, X). "
-            "Both must lie on the image's grid."
-        )
-    if difference := geometry.difference(own):
-        logger.warning("%s: grid differs from the reference's: %s; the reference's counts", pair.prediction, difference)
+    prediction = labels_on_grid(
+        prediction, own, geometry, path=pair.prediction, reference=pair.reference, checked=pair.checked
+    )
     prediction = map_labels(prediction, pair.scoring.prediction_values)
     reference = map_labels(reference, pair.scoring.reference_values)
     _warn_of_undeclared(pair.prediction, prediction, pair.labels)

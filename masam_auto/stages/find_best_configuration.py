@@ -19,6 +19,7 @@ from masam_auto.core.postprocessing import POSTPROCESSING_NAME
 from masam_auto.core.selection import SELECTION_NAME, TEXT_NAME, Candidate, Selection
 from masam_auto.imaging.confusion import class_dice, count_confusion, mean_dice
 from masam_auto.imaging.io import label_ending, read_labels
+from masam_auto.imaging.placement import turned_onto
 from masam_auto.imaging.workers import workers_for
 from masam_auto.stages.cross_validation import (
     CrossValidation,
@@ -204,13 +205,18 @@ def _compare(
 
 def _count_case(task: _Task) -> list[list[np.ndarray]]:
     """Confusion tables of every candidate: one for each reference file."""
-    references = [read_labels(path)[0] for path in task.references]
+    read = [read_labels(path) for path in task.references]
+    references, grids = [labels for labels, _ in read], [geometry for _, geometry in read]
     tables = []
     for files in task.predictions:
-        tables.append(_count(task, [read_labels(path)[0] for path in files], references, files[0]))
+        turned = [turned_onto(*read_labels(path), grid)[0] for path, grid in zip(files, grids, strict=True)]
+        tables.append(_count(task, turned, references, files[0]))
     for files in task.probabilities:
-        labels, _ = average_files(files, task.labels)
-        frames = [labels] if len(references) == 1 else [labels[z : z + 1] for z in range(len(labels))]
+        labels, geometry = average_files(files, task.labels)
+        if len(references) == 1:
+            frames = [turned_onto(labels, geometry, grids[0])[0]]
+        else:
+            frames = [labels[z : z + 1] for z in range(len(labels))]
         tables.append(_count(task, frames, references, files[0]))
     return tables
 
@@ -262,7 +268,7 @@ def _evaluate(folder: Path, truths: Mapping[str, Path], labels: Labels, workers:
     """Write summary.json of the files of a folder against their references."""
     pairs = [(folder / name, truth) for name, truth in truths.items()]
     count = workers_for(list(truths.values()), bytes_per_voxel=EVALUATION_BYTES_PER_VOXEL, asked=workers)
-    evaluate_files(pairs, labels, output=folder / SUMMARY_NAME, workers=count)
+    evaluate_files(pairs, labels, output=folder / SUMMARY_NAME, workers=count, checked=True)
 
 
 def _reasons(ranked: Sequence[tuple[Members, float]], findings: Findings, cases: int) -> list[str]:

@@ -1,5 +1,6 @@
 """Measure a data set, once: shapes, spacings, foreground intensities, and where each class lies. Decides nothing."""
 
+import collections
 import dataclasses
 import logging
 import math
@@ -22,8 +23,12 @@ from masam_auto.core.fingerprint import (
 from masam_auto.core.geometry import Geometry, Triple
 from masam_auto.core.jsonio import read_json, write_json
 from masam_auto.core.parallel import Workers, map_cases
+from masam_auto.core.turning import UNKNOWN_AXES, turn_between
 from masam_auto.imaging.crop import nonzero_box
 from masam_auto.imaging.io import read_case, read_case_labels
+from masam_auto.imaging.placement import turned_to_place
+
+logger = logging.getLogger(__name__)
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +78,9 @@ def extract_fingerprint(dataset: Dataset, *, workers: Workers) -> Fingerprint:
     measured = map_cases(
         _measure_file, items, names=names, what="fingerprint", workers=workers, folders=[dataset.folder]
     )
-    return summarise(dataset.description, measured)
+    fingerprint = summarise(dataset.description, measured)
+    _say_axes(fingerprint)
+    return fingerprint
 
 
 def write_fingerprint(path: Path, fingerprint: Fingerprint) -> None:
@@ -139,6 +146,7 @@ def measure_case(
         shape_after_cropping=(labels.shape[0], labels.shape[1], labels.shape[2]),
         direction=geometry.direction,
         classes=measurements,
+        axes=geometry.axes,
     )
     return _Measured(
         case=case,
@@ -151,12 +159,15 @@ def measure_case(
 
 
 def summarise(description: DatasetDescription, measured: Sequence[_Measured]) -> Fingerprint:
-    """Join the cases' measurements.
+    """Join the cases' measurements, all of them turned to the most frequent axes.
 
     Raises:
         DatasetError: no case holds any foreground.
     """
     names = tuple(description.labels.foreground)
+    axes = most_frequent_axes([item.case.axes for item in measured])
+    along = _slices_along([item.case for item in measured if item.case.axes == axes])
+    measured = [dataclasses.replace(item, case=_turned(item.case, axes, along)) for item in measured]
     if not any(item.class_samples for item in measured):
         raise DatasetError(
             f"{description.name}: none of the {len(measured)} training cases has a labelled foreground voxel "
@@ -187,14 +198,55 @@ def summarise(description: DatasetDescription, measured: Sequence[_Measured]) ->
         histogram_edges=tuple(tuple(row.tolist()) for row in edges),
         cases=tuple(item.case for item in measured),
         num_outputs=description.labels.num_outputs,
+        axes=axes,
+        slices_along=along,
     )
+
+
+def most_frequent_axes(found: Sequence[str | None]) -> str:
+    """The code that most cases have, of equally frequent ones the first; "unknown" where no case says."""
+    known = [axes for axes in found if axes is not None]
+    return collections.Counter(known).most_common(1)[0][0] if known else UNKNOWN_AXES
+
+
+def _slices_along(cases: Sequence[CaseMeasurement]) -> str | None:
+    """The letter of the axis across slices in most cases of one code, where slices are evident in most."""
+    found = [
+        None if (axis := case.grid.slice_axis) is None or case.axes is None else case.axes[2 - axis] for case in cases
+    ]
+    return collections.Counter(found).most_common(1)[0][0] if found else None
+
+
+def _turned(case: CaseMeasurement, axes: str, along: str | None) -> CaseMeasurement:
+    """A case turned to `axes`; its own are those that its slices make it have (`Geometry.axes_with_slices`)."""
+    if case.axes is None:
+        return case
+    own = case.grid.axes_with_slices(along) or case.axes
+    return dataclasses.replace(case.turned(turn_between(own, axes)), axes=own)
+
+
+def _say_axes(fingerprint: Fingerprint) -> None:
+    """Log which cases are turned, and which cannot be."""
+    counts = collections.Counter(case.axes for case in fingerprint.cases)
+    silent = counts.pop(None, 0)
+    if len(counts) > 1:
+        listed = ", ".join(f"{axes} in {count}" for axes, count in counts.most_common())
+        logger.warning(
+            "the voxel axes (x, y, z) of the training images point in different directions (%s): all are turned to %s",
+            listed, fingerprint.axes,
+        )  # fmt: skip
+    if silent:
+        logger.info(
+            "%s of %s training images do not say where their axes point: they are taken as they are stored",
+            silent, len(fingerprint.cases),
+        )  # fmt: skip
 
 
 def _measure_file(item: tuple[Case, DatasetDescription, int]) -> _Measured:
     """Read and measure a case (in a worker). Raises MasamError where its files cannot be used."""
     case, description, samples = item
     image, geometry = read_case(case, description)
-    labels, _ = read_case_labels(case, description)
+    labels, _ = turned_to_place(*read_case_labels(case, description), geometry)
     if labels.shape != image.shape[1:]:
         raise DatasetError(
             f"{case.identifier}: image has shape {image.shape[1:]}, but labels {labels.shape} (Z, Y, X). They must lie "

@@ -36,6 +36,7 @@ from masam_auto.core.planning_geometry import (
 )
 from masam_auto.core.planning_mirroring import MirrorRule, choose_mirroring
 from masam_auto.core.planning_network import Reasons, channels_reason, choose_network, choose_training
+from masam_auto.core.turning import UNKNOWN_AXES
 from masam_auto.imaging.normalize import choose_scheme
 from masam_auto.learning.schedule import parse_budget
 
@@ -54,7 +55,7 @@ class _View:
 
     @property
     def axis_order(self) -> tuple[int, int, int]:
-        """The slice axis first, the other two in the file's order."""
+        """The slice axis first, the other two in the fingerprint's order."""
         first, second = (axis for axis in range(3) if axis != self.axis)
         return (self.axis, first, second)
 
@@ -93,7 +94,7 @@ def make_plan(
         backbone: encoder to use, or None to choose.
         sam_weights: names of the encoders whose SAM weights are on disk.
         from_scratch: go without SAM's weights, also with a SAM encoder.
-        target_spacing: mm in the file's order (Z, Y, X), or None to choose.
+        target_spacing: mm in the fingerprint's order (Z, Y, X), or None to choose.
         speed: of this machine without a GPU, as `stages.speed` measures it; where None, steps are as small as the rules
             allow.
         overrides: "section.field=value" assignments, applied last.
@@ -229,7 +230,8 @@ def _configure(
     mirrored, mirror_reason = _mirror_axes(basis, view)
     target = permute(spacing, order)
     reasons = {
-        "axis_order": f"slices across axis {view.axis} of the file's (Z, Y, X); everything below is in this order",
+        "axes": _axes_reason(fingerprint),
+        "axis_order": f"slices across axis {view.axis} of the image's (Z, Y, X); everything below is in this order",
         "spacing": basis.spacing_reason,
         "median_shape": f"median of {len(fingerprint.cases)} cropped cases at the target spacing",
         "normalization": _normalization_reason(basis),
@@ -265,7 +267,20 @@ def _configure(
         batch_size=size.batch_size,
         accumulation=batch.accumulation,
         sizes=sizes,
+        axes=fingerprint.axes,
+        slices_along=fingerprint.slices_along,
+        training_axes=tuple(sorted({case.axes for case in fingerprint.cases if case.axes is not None})),
     ), reasons
+
+
+def _axes_reason(fingerprint: Fingerprint) -> str:
+    count, same = len(fingerprint.cases), sum(case.axes == fingerprint.axes for case in fingerprint.cases)
+    if fingerprint.axes is None:
+        return "not turned: the fingerprint is of an older release, which did not note where the images' axes point"
+    if fingerprint.axes == UNKNOWN_AXES:
+        return "not turned: the images do not say where their axes point"
+    which = f"all {count}" if same == count else f"{same} of {count}"
+    return f"the axes (x, y, z) of {which} cases; every other image is turned to them, and its segmentation back"
 
 
 def _mirror_axes(basis: _Basis, view: _View) -> tuple[tuple[int, ...], str]:

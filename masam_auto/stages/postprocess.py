@@ -21,6 +21,7 @@ from masam_auto.imaging.components import (
 )
 from masam_auto.imaging.confusion import class_dice, count_confusion, known_values, mean_dice, table_size
 from masam_auto.imaging.io import IMAGE_ENDINGS, read_labels, write_labels
+from masam_auto.imaging.placement import labels_on_grid
 from masam_auto.imaging.workers import workers_for
 from masam_auto.stages.output_folder import check_output, refuse_to_overwrite
 from masam_auto.stages.predict_folder import Outcome
@@ -176,13 +177,9 @@ def _look(
 
 
 def _look_at(task: _Task) -> _Case:
-    prediction, _ = read_labels(task.prediction)
+    prediction, own = read_labels(task.prediction)
     reference, geometry = read_labels(task.reference)
-    if prediction.shape != reference.shape:
-        raise DatasetError(
-            f"{task.prediction} has shape {prediction.shape}, but its reference {reference.shape} (Z, Y, X). "
-            "Both must lie on the image's grid."
-        )
+    prediction = labels_on_grid(prediction, own, geometry, path=task.prediction, reference=task.reference, checked=True)
     size, voxel_volume = table_size(task.labels), geometry.voxel_volume
     prediction = apply_postprocessing(known_values(prediction, size), task.so_far, voxel_volume=voxel_volume)
     reference = known_values(reference, size)

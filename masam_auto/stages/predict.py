@@ -1,5 +1,6 @@
 """Trained models in memory, for any number of images: arrays, files, or whatever an iterator gives."""
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +37,10 @@ from masam_auto.stages.segment import (
     check_takes_boxes,
     prepare_image,
     segment_prepared,
+    turning_notes,
 )
+
+logger = logging.getLogger(__name__)
 
 Returned = Literal["labels", "probabilities", "both"]
 Files = Path | str | Sequence[Path | str]
@@ -167,7 +171,8 @@ class Predictor:
 
         Args:
             image: (C, Z, Y, X), or (C, Y, X) for a picture, in the file's units. It is not changed.
-            geometry: its grid, or its spacing in mm along (Z, Y, X) or (Y, X).
+            geometry: its grid, or its spacing in mm along (Z, Y, X) or (Y, X). With a grid the image is turned to the axes
+                that the model was trained with, and the result back; with a spacing it is taken as it is.
             boxes: prompts; without any the model segments automatically.
             returned: what to give.
             identifier: a name for messages.
@@ -182,6 +187,9 @@ class Predictor:
         """
         if returned not in get_args(Returned):
             raise ModelError(f"returned={returned!r}: expected is one of {', '.join(get_args(Returned))}")
+        said = turning_notes(self.members, geometry) if isinstance(geometry, Geometry) else ()
+        for note in said:
+            logger.info("%s: %s", identifier, note)
         image, geometry = _as_volume(image, geometry, identifier)
         if boxes:
             check_takes_boxes(self.members)
@@ -333,7 +341,7 @@ def _as_volume(image: np.ndarray, geometry: Geometry | Sequence[float], identifi
         if len(geometry) != axes:
             raise ImageError(f"case {identifier} needs a spacing along {axes} axes (mm), got {tuple(geometry)}.{hint}")
         z, y, x = (1.0, *geometry) if axes == 2 else geometry
-        geometry = Geometry(shape=shape, spacing=(float(z), float(y), float(x)), dimensions=axes)
+        geometry = Geometry(shape=shape, spacing=(float(z), float(y), float(x)), dimensions=axes, oriented=False)
     elif geometry.shape != shape:
         raise ImageError(f"case {identifier} has shape {shape} (Z, Y, X), but its geometry {geometry.shape}.{hint}")
     return np.asarray(image, dtype=np.float32), geometry

@@ -12,7 +12,7 @@ import math
 import shutil
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from masam_auto.core.jsonio import partial_prefix
 from masam_auto.core.log import progress
 from masam_auto.core.overlap import Steps, overlap
 from masam_auto.core.parallel import is_out_of_memory
+from masam_auto.core.turning import STAY
 from masam_auto.imaging.box_files import Boxes, read_boxes
 from masam_auto.imaging.inputs import find_inputs
 from masam_auto.imaging.io import read_case, read_geometry
@@ -45,7 +46,7 @@ from masam_auto.stages.output_folder import (
 )
 from masam_auto.stages.predict import Predictor
 from masam_auto.stages.probabilities import new_case_probabilities
-from masam_auto.stages.segment import PreparedCase, check_takes_boxes
+from masam_auto.stages.segment import PreparedCase, check_takes_boxes, turning_notes
 
 logger = logging.getLogger(__name__)
 
@@ -91,10 +92,14 @@ class _Job:
     save_probabilities: bool
     overwrite: bool
     shared: SharedCases
+    said: dict[str, str] = field(default_factory=dict)
 
     def load(self, case: Case) -> _Loaded:
-        """Read and preprocess."""
+        """Read and preprocess. What is said of the turn is said of the first such case alone."""
         image, geometry = read_case(case, self.predictor.description)
+        for note in turning_notes(self.predictor.members, geometry):
+            if self.said.setdefault(note, case.identifier) == case.identifier:
+                logger.info("%s (said once): %s", case.identifier, note)
         placed = place_boxes(self.boxes.get(case.identifier, ()), geometry, identifier=case.identifier)
         prepared = self.predictor.prepare(image, geometry, identifier=case.identifier)
         return _Loaded(geometry=geometry, prepared=prepared, boxes=tuple(placed))
@@ -307,13 +312,14 @@ def _memory_estimate(predictor: Predictor) -> Callable[[Case], float]:
             return 16.0 * sum(file.stat().st_size for files in case.series for file in files)
         voxels = math.prod(geometry.shape) * len(case.frames)
         # members that preprocess alike share an image
+        configurations = [member.configuration for member in predictor.members]
         resampled = {
-            member.configuration.preprocessing_digest: math.prod(geometry.spacing)
-            / math.prod(member.configuration.spacing)
-            for member in predictor.members
+            (one.preprocessing_digest, one.axes): math.prod(geometry.spacing) / math.prod(one.spacing)
+            for one in configurations
         }.values()
-        # read, normalised, resampled for each, and on the way to that
-        return 4.0 * channels * voxels * (2 + sum(resampled) + max(resampled))
+        turned = any(one.turn_of(geometry) != STAY for one in configurations)
+        # read, turned, normalised, resampled for each, and on the way to that
+        return 4.0 * channels * voxels * (2 + turned + sum(resampled) + max(resampled))
 
     return estimate
 

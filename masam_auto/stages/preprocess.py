@@ -23,9 +23,11 @@ from masam_auto.core.parallel import Workers, choose_workers, map_cases
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, Plan
 from masam_auto.core.raw_files import are_unchanged, note_files
+from masam_auto.core.turning import STAY
 from masam_auto.imaging.crop import crop_to, nonzero_box
 from masam_auto.imaging.io import read_case, read_case_labels, read_geometry
 from masam_auto.imaging.normalize import normalize
+from masam_auto.imaging.placement import turned_to_place
 from masam_auto.imaging.resample import resample_image, resample_labels, resampled_shape
 from masam_auto.imaging.storage import find_locations, write_array, write_locations
 
@@ -80,7 +82,7 @@ def preprocess_case(
     identifier: str,
     files: Sequence[str] = (),
 ) -> PreprocessedCase:
-    """Crop to the non-zero box, normalise, put the slice axis first and resample.
+    """Turn to the plan's axes, crop to the non-zero box, normalise, put the slice axis first and resample.
 
     Args:
         image: (C, Z, Y, X) in the file's units and axis order; it is not changed.
@@ -98,20 +100,24 @@ def preprocess_case(
         raise DatasetError(
             f"{identifier}: image has shape {image.shape[1:]}, but labels {labels.shape} (Z, Y, X). They must lie on one grid."
         )
-    box = nonzero_box(image)
-    order = configuration.axis_order
+    box, order = nonzero_box(image), configuration.axis_order
+    turn = configuration.turn_of(geometry)
+    seen = turn.then(order)
+    if turn != STAY:  # in memory as if it had been stored so: sums over voxels depend on their order in the last digit
+        image = np.ascontiguousarray(turn.array(image))
     try:
-        normalized = normalize(crop_to(image, box), configuration.normalization)
+        normalized = normalize(crop_to(image, turn.ranges(box, geometry.shape)), configuration.normalization)
     except MasamError as error:
         raise type(error)(f"{identifier}: {error}") from error
     normalized = normalized.transpose(0, *(axis + 1 for axis in order))
-    spacing = tuple(geometry.spacing[axis] for axis in order)
+    spacing = seen.triple(geometry.spacing)
     shape = resampled_shape(normalized.shape[1:], spacing, configuration.spacing)
     properties = CaseProperties(
         identifier=identifier,
         geometry=geometry,
         crop=box,
-        axis_order=order,
+        axis_order=seen.order,
+        reversed_axes=seen.reversed_axes,
         spacing=configuration.spacing,
         resampled_shape=shape,
         files=tuple(files),
@@ -121,7 +127,7 @@ def preprocess_case(
         normalized, shape, order=configuration.order_image, separate_slices=apart, order_slices=between
     )
     if labels is not None:
-        cropped = crop_to(labels, box).transpose(order)
+        cropped = seen.array(crop_to(labels, box))
         labels = resample_labels(
             cropped, shape, order=configuration.order_labels, separate_slices=apart, order_slices=between
         )
@@ -172,6 +178,11 @@ def preprocess_dataset(
         return
     if workers is None:
         workers = _affordable_workers(tasks)
+    if any(configuration.axes is None for configuration in chosen) and not dataset.description.is_video:
+        logger.info(
+            "the plan is of an older release, which did not note where the images' axes point: nothing is turned. "
+            "Plan anew (masam_plan_and_preprocess) to have images of mixed orientation turned"
+        )
     logger.info("preprocessing %d of %d cases, workers: %s", len(tasks), len(dataset.cases), workers)
     names = [task.case.identifier for task in tasks]
     places = [dataset.folder, *(folder for _, folder in folders)]
@@ -280,7 +291,7 @@ def _preprocess_files(task: _Task) -> None:
         raise DatasetError(f"{case.identifier}: has no label file. Add it to labelsTr, or move its image to imagesTs.")
     noted = note_files(_raw_files(case))  # first: what changes while it is read is then seen the next time
     image, geometry = read_case(case, description)
-    labels, _ = read_case_labels(case, description)
+    labels, _ = turned_to_place(*read_case_labels(case, description), geometry)
     raw_files = [os.fspath(file) for frame in case.images for file in frame]
     for configuration, folder in task.configurations:
         done = preprocess_case(image, geometry, labels, configuration, identifier=case.identifier, files=raw_files)
@@ -310,9 +321,9 @@ def _estimate(task: _Task) -> tuple[float, float]:
     raw = float(np.prod(geometry.shape)) * len(task.case.images)
     resampled = []
     for configuration, _ in task.configurations:
-        spacing = [geometry.spacing[axis] for axis in configuration.axis_order]
-        resampled.append(raw * float(np.prod(spacing) / np.prod(configuration.spacing)))
+        resampled.append(raw * float(np.prod(geometry.spacing) / np.prod(configuration.spacing)))
     channels = task.description.num_channels
-    # raw, normalised and resampled image; one channel's float32 between the axes; labels, a score and its maximum
-    peak = raw * (8 * channels + 8) + max(resampled) * (4 * channels + 20)
+    turned = any(configuration.turn_of(geometry) != STAY for configuration, _ in task.configurations)
+    # raw, turned, normalised and resampled image; one channel's float32 between the axes; labels, a score and its maximum
+    peak = raw * ((12 if turned else 8) * channels + 8) + max(resampled) * (4 * channels + 20)
     return raw * len(resampled) + sum(resampled), peak

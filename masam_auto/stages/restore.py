@@ -14,6 +14,7 @@ from masam_auto.core.errors import ModelError
 from masam_auto.core.geometry import CaseProperties
 from masam_auto.core.labels import Labels
 from masam_auto.core.plan import Configuration
+from masam_auto.core.turning import Turn
 from masam_auto.imaging.crop import crop_to
 from masam_auto.imaging.resample import iterate_slabs
 from masam_auto.imaging.scratch import scratch_array
@@ -40,7 +41,7 @@ def restore_case(
     """Label map on the image's own grid from the logits of one model, or from the mean probabilities of several.
 
     Logits are interpolated linearly (between slices to the nearest one where the configuration says so) and decided a
-    few rows at a time. Models of one axis order are averaged slice by slice; where there are several orders, the sums of
+    few rows at a time. Models of one axis order (and its flips) are averaged slice by slice; where there are several orders, the sums of
     all but the last are kept in float16: in `probabilities`, else in memory or in a temporary file (`imaging.scratch`).
 
     Args:
@@ -57,9 +58,9 @@ def restore_case(
         ModelError: logits do not have the shape that properties and labels ask for.
         OutputError: no space for the sums.
     """
-    by_order: dict[tuple[int, int, int], list[MemberLogits]] = {}
+    by_order: dict[Turn, list[MemberLogits]] = {}
     for member in members:
-        by_order.setdefault(member.properties.axis_order, []).append(member)
+        by_order.setdefault(member.properties.turn, []).append(member)
     *earlier, last = by_order.values()
     properties, share = last[0].properties, 1 / len(members)
     with torch.inference_mode():
@@ -112,9 +113,8 @@ def empty_labels(properties: CaseProperties, labels: Labels) -> np.ndarray:
 
 
 def in_order(array: np.ndarray, properties: CaseProperties) -> np.ndarray:
-    """View of the last three axes of an array of the crop, permuted: what is written to it lands where it belongs."""
-    leading = array.ndim - 3
-    return array.transpose(*range(leading), *(axis + leading for axis in properties.axis_order))
+    """View of an array (..., Z, Y, X) of the crop as the network sees it: what is written to it lands where it belongs."""
+    return properties.turn.array(array)
 
 
 def _write_slabs(

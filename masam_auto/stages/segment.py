@@ -13,6 +13,7 @@ from masam_auto.core.errors import ImageError, ModelError
 from masam_auto.core.geometry import Box, CaseProperties, Geometry
 from masam_auto.core.labels import Labels
 from masam_auto.core.plan import Configuration, Plan
+from masam_auto.core.turning import UNKNOWN_AXES
 from masam_auto.learning.device import autocast
 from masam_auto.network.volume import Volume, predict_slices
 from masam_auto.stages.box_prompts import segment_boxes
@@ -58,14 +59,38 @@ def prepare_image(
         ImageError: wrong number of channels, values that are not finite, or the image looks like a segmentation.
     """
     check_image(members, description, image, identifier=identifier)
-    known: dict[str, PreprocessedCase] = {}
-    for member in members:
-        digest = member.configuration.preprocessing_digest
-        if digest not in known:
-            known[digest] = preprocess_case(image, geometry, None, member.configuration, identifier=identifier)
-    cases = [known[member.configuration.preprocessing_digest] for member in members]
+    known: dict[tuple[str, str | None], PreprocessedCase] = {}
+    keys = [(member.configuration.preprocessing_digest, member.configuration.axes) for member in members]
+    for key, member in zip(keys, members, strict=True):
+        if key not in known:
+            known[key] = preprocess_case(image, geometry, None, member.configuration, identifier=identifier)
+    cases = [known[key] for key in keys]
     images, properties = tuple(case.image for case in cases), tuple(case.properties for case in cases)
     return PreparedCase(images=images, properties=properties)
+
+
+def turning_notes(members: Sequence[Member], geometry: Geometry) -> list[str]:
+    """What is to be said of how an image's voxel axes meet those that the models were trained with; nothing where they
+    are the same."""
+    notes = []
+    for axes, own in dict.fromkeys((one.configuration.axes, one.configuration.axes_of(geometry)) for one in members):
+        if geometry.axes is None:
+            notes.append("the image does not say where its axes point: it is taken as it is stored")
+        elif axes is None:
+            notes.append(
+                f"its axes (x, y, z) point to {geometry.axes}; the model, imported or of an older release, does not say where "
+                "those of its training images did: nothing is turned. Where they differ, sides are exchanged"
+            )
+        elif axes == UNKNOWN_AXES:
+            notes.append(
+                f"its axes (x, y, z) point to {geometry.axes}; the model's training images did not say where theirs do: "
+                "nothing is turned"
+            )
+        elif axes != own:
+            notes.append(
+                f"the image is turned from its axes (x, y, z) {own} to the model's {axes}, and the segmentation back"
+            )
+    return list(dict.fromkeys(notes))
 
 
 def segment_prepared(

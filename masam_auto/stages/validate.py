@@ -128,6 +128,7 @@ def validate_fold(
     return evaluate_files(
         pairs, dataset.description.labels, output=output / SUMMARY_NAME, workers=workers,
         subsets=subsets_of(dataset.description, ending), protocol={"checkpoint": checkpoint, "mirror": chosen},
+        checked=True,
     )  # fmt: skip
 
 

@@ -36,11 +36,10 @@ IN_PROCESS_BYTES = 32e6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaseReport:
-    """What was found in one case. `axes` says where its voxel axes x, y, z point, e.g. "LPS"."""
+    """What was found in one case."""
 
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
-    axes: str | None
 
 
 def verify_dataset(dataset: Dataset, *, workers: Workers) -> None:
@@ -73,7 +72,7 @@ def verify_dataset(dataset: Dataset, *, workers: Workers) -> None:
         folders=[dataset.folder],
     )
     problems += [problem for report in reports for problem in report.problems]
-    _warn([*_dataset_warnings(dataset, reports), *(warning for report in reports for warning in report.warnings)])
+    _warn([*_dataset_warnings(dataset), *(warning for report in reports for warning in report.warnings)])
     if problems:
         inside = f"{dataset.folder}/"
         raise CaseErrors([text.replace(inside, "") for text in problems], what=f"verifying {dataset.folder}")
@@ -97,7 +96,7 @@ def verify_case(item: tuple[Case, DatasetDescription]) -> CaseReport:
                 f"{files[0]}: frame of shape {grid.shape} (Z, Y, X) in sequence {case.identifier}, whose first frame has "
                 f"{first.shape}. All frames of a sequence must be pictures of one size; resize or take it out."
             )
-    return CaseReport(problems=tuple(problems), warnings=tuple(warnings), axes=None if first is None else _axes(first))
+    return CaseReport(problems=tuple(problems), warnings=tuple(warnings))
 
 
 def _check_image(
@@ -159,7 +158,12 @@ def _check_labels(
 def _compare(
     path: Path, geometry: Geometry, reference: Path, grid: Geometry, problems: list[str], warnings: list[str]
 ) -> None:
-    if problem := grid_difference(grid, geometry):
+    turned = geometry.turned(geometry.turn_to(grid.axes))
+    if turned.axes != geometry.axes and grid.difference(turned) is None:
+        warnings.append(
+            f"{path}: its axes (x, y, z) point to {geometry.axes}, those of {reference.name} to {grid.axes}: it is turned"
+        )
+    elif problem := grid_difference(grid, geometry):
         problems.append(f"{path}: does not lie on the grid of {reference.name}: {problem} there. {SAME_GRID}")
     elif shift := grid.difference(geometry):
         warnings.append(f"{path}: {shift} in {reference.name}, taken as the same place. Do they overlap in a viewer?")
@@ -264,7 +268,7 @@ def _alike(names: list[str]) -> list[tuple[str, ...]]:
     return [tuple(group) for group in spellings.values() if len(group) > 1]
 
 
-def _dataset_warnings(dataset: Dataset, reports: list[CaseReport]) -> list[str]:
+def _dataset_warnings(dataset: Dataset) -> list[str]:
     warnings = []
     count = len(dataset.cases)
     noun = "videos and single pictures" if dataset.description.is_video else "cases"
@@ -276,13 +280,6 @@ def _dataset_warnings(dataset: Dataset, reports: list[CaseReport]) -> list[str]:
     announced = dataset.description.raw.get("numTraining")
     if announced is not None and announced != present:
         warnings.append(f"dataset.json says numTraining {announced}, but there are {present}; nnU-Net would refuse it")
-    axes = collections.Counter(report.axes for report in reports if report.axes is not None)
-    if len(axes) > 1:
-        listed = ", ".join(f"{name} in {number}" for name, number in axes.most_common())
-        warnings.append(
-            f"the voxel axes (x, y, z) of the cases point in different directions ({listed}), so that a slice shows "
-            "different planes or sides. Bring all cases to one orientation."
-        )
     labels = dataset.description.labels
     for value in labels.declared if labels.has_regions else ():
         if (written := labels.written(value)) != value:
@@ -290,7 +287,9 @@ def _dataset_warnings(dataset: Dataset, reports: list[CaseReport]) -> list[str]:
                 f"label {value} belongs to the same regions as label {written} and will be written as {written} in predictions"
             )
     if dataset.description.reader == "NibabelIOWithReorient":
-        warnings.append("NibabelIOWithReorient: volumes are not turned here; they keep the axes of their files")
+        warnings.append(
+            "NibabelIOWithReorient: volumes are not turned to RAS here, but to the axes that most of them have"
+        )
     warnings += _other_endings(dataset)
     return warnings
 
@@ -326,12 +325,6 @@ def _count_not_finite(array: np.ndarray) -> int:
     if np.isfinite(array.sum(dtype=np.float64)):
         return 0
     return int(array.size - np.count_nonzero(np.isfinite(array)))
-
-
-def _axes(geometry: Geometry) -> str:
-    columns = np.reshape(geometry.direction, (3, 3)).T
-    letters = [("LPS" if c[np.abs(c).argmax()] > 0 else "RAI")[int(np.abs(c).argmax())] for c in columns]
-    return "".join(letters)
 
 
 def _warn(warnings: list[str]) -> None:

@@ -104,7 +104,7 @@ def acdc_plan(planning: ModuleType, **options: object) -> Plan:
 def test_a_budget_moves_the_step_size_and_nothing_else(planning: ModuleType):
     plan = acdc_plan(planning)
     assert plan.configuration(None).size == plan.configuration(None).sizes[2]
-    seconds = plan.configuration(None).sizes[0].pixels * STEPS_WANTED / SPEED.cpu
+    seconds = plan.configuration(None).sizes[0].pixels ** 2 / PIXELS_PER_STEP * STEPS_WANTED / SPEED.cpu
     longer = fit_budget(plan, "axis0", seconds=seconds, cpu=True)
     assert longer.configuration("axis0").size == plan.configuration("axis0").sizes[0]
     assert longer.configuration("2d") == plan.configuration("2d") and longer.training == plan.training

@@ -28,7 +28,7 @@ def test_grey_png(tmp_path: Path, kind: type) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
     image, geometry = read_image(tmp_path / "a.png")
     np.testing.assert_array_equal(image, pixels[None, None])
-    assert geometry == Geometry(shape=(1, 6, 5), spacing=(1, 1, 1), dimensions=2)
+    assert geometry == Geometry(shape=(1, 6, 5), spacing=(1, 1, 1), dimensions=2, oriented=False)
     assert read_geometry(tmp_path / "a.png") == geometry
     np.testing.assert_array_equal(read_labels(tmp_path / "a.png")[0], pixels[None])
 
@@ -81,7 +81,7 @@ def test_jpeg_and_bmp(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", [".png", ".bmp", ".tif"])
 def test_picture_labels_round_trip(tmp_path: Path, ending: str) -> None:
-    geometry = Geometry(shape=(1, 6, 5), spacing=(1, 1, 1), dimensions=2)
+    geometry = Geometry(shape=(1, 6, 5), spacing=(1, 1, 1), dimensions=2, oriented=False)
     labels = numbers((1, 6, 5), np.int16)
     write_labels(tmp_path / f"a{ending}", labels, geometry)
     found, where = read_labels(tmp_path / f"a{ending}")

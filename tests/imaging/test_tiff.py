@@ -77,7 +77,7 @@ def test_tiff_spacing_from_imagej_ome_and_side_car(tmp_path: Path) -> None:
 
 
 def test_tiff_stack_labels_keep_their_spacing(tmp_path: Path) -> None:
-    geometry = Geometry(shape=SHAPE, spacing=(2.0, 0.5, 0.25))
+    geometry = Geometry(shape=SHAPE, spacing=(2.0, 0.5, 0.25), oriented=False)
     write_labels(tmp_path / "a.tif", numbers(kind=np.uint8), geometry)
     found, where = read_labels(tmp_path / "a.tif")
     np.testing.assert_array_equal(found, numbers())

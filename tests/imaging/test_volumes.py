@@ -184,3 +184,53 @@ def test_a_gzip_name_on_uncompressed_content_is_read(tmp_path: Path, raw_data: M
     content = gzip.decompress((tmp_path / "a.nii.gz").read_bytes())
     (tmp_path / "a.nii.gz").write_bytes(content)
     np.testing.assert_array_equal(read_image(tmp_path / "a.nii.gz")[0][0], numbers())
+
+
+def write_gipl(path: Path) -> None:
+    sitk.WriteImage(sitk.GetImageFromArray(numbers(kind=np.int16)), str(path))
+
+
+def write_spaceless_nrrd(path: Path) -> None:
+    header = "NRRD0004\ntype: short\ndimension: 3\nsizes: 5 6 4\nspacings: 0.8 1 3\nencoding: raw\nendian: little\n\n"
+    path.write_bytes(header.encode() + numbers(kind="<i2").tobytes())
+
+
+def write_mgh_without_directions(path: Path) -> None:
+    image = nibabel.MGHImage(numbers(kind=np.int16).T, np.diag([1.0, 1.0, 3.0, 1.0]))
+    image.header["goodRASFlag"] = 0
+    image.to_filename(path)
+
+
+def write_nifti_without_forms(path: Path, kind: type = nibabel.Nifti1Image) -> None:
+    header = kind.header_class()
+    header["pixdim"][1:4] = (0.8, 1.0, 3.0)
+    nibabel.save(kind(numbers(kind=np.int16).T, None, header), path)
+
+
+def write_nifti2_without_forms(path: Path) -> None:
+    write_nifti_without_forms(path, nibabel.Nifti2Image)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.gipl", write_gipl),
+        ("a.nrrd", write_spaceless_nrrd),
+        ("a.mgz", write_mgh_without_directions),
+        ("a.nii", write_nifti_without_forms),
+        ("b.nii.gz", write_nifti2_without_forms),
+    ],
+)
+def test_files_that_do_not_say_where_their_axes_point(tmp_path: Path, name: str, write: Any) -> None:
+    write(tmp_path / name)
+    image, geometry = read_image(tmp_path / name)
+    assert image.shape == (1, *SHAPE)
+    assert not geometry.oriented and geometry.axes is None
+    assert read_geometry(tmp_path / name) == geometry
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".mgz"])
+def test_files_that_say_where_their_axes_point(tmp_path: Path, raw_data: ModuleType, ending: str) -> None:
+    geometry = raw_data.oblique_geometry(SHAPE)
+    write_labels(tmp_path / f"a{ending}", numbers(kind=np.int16), geometry)
+    assert read_geometry(tmp_path / f"a{ending}").axes == geometry.axes == "LPS"

@@ -1,5 +1,6 @@
 """Summaries: nnU-Net's schema, means, and what is refused."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -160,12 +161,35 @@ def test_values_below_the_labels_are_warned_about_in_references_too(
     )
 
 
-def test_another_grid_is_warned_about(folders: Folders, caplog: pytest.LogCaptureFixture) -> None:
-    write(folders[0], "x", picture(0, 0, 1, 2), spacing=(1.0, 1.0, 1.0))
-    with caplog.at_level(logging.WARNING, logger="masam_auto"):
-        summary = evaluate_folder(*folders, LABELS, ".nii.gz")
-    assert "spacing" in caplog.text
-    assert summary["metric_per_case"][0]["metrics"]["1"]["HD95_mm"] == 2.0  # the reference's spacing
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"spacing": (1.0, 1.0, 1.0)}, "spacing (3.0, 1.0, 2.0) against (1.0, 1.0, 1.0) mm"),
+        ({"origin": (0.0, 0.0, 1.6)}, "up to 0.533 voxels apart"),
+        ({"direction": (0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)}, "has shape (2, 4, 3)"),
+    ],
+)
+def test_another_grid_is_refused_but_for_a_data_sets_own_labels(
+    folders: Folders, tmp_path: Path, changes: dict, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A label file whose origin is off was warned of when its image was verified, and goes on being used."""
+    grid = dataclasses.replace(Geometry(shape=(2, 3, 4), spacing=(3.0, 1.0, 2.0)), **changes)
+    write_labels(folders[0] / "x.nii.gz", picture(0, 0, 1, 2), grid)
+    with pytest.raises(CaseErrors) as raised:
+        evaluate_folder(*folders, LABELS, ".nii.gz")
+    assert words in str(raised.value) and str(folders[0] / "x.nii.gz") in str(raised.value)
+    if "shape" not in words:
+        pairs = [(folders[0] / "x.nii.gz", folders[1] / "x.nii.gz")]
+        summary = evaluate_files(pairs, LABELS, output=tmp_path / "summary.json", checked=True)
+        assert "grid differs from the reference's" in caplog.text
+        assert summary["metric_per_case"][0]["metrics"]["1"]["HD95_mm"] == 2.0  # the reference's spacing
+
+
+def test_half_a_voxel_is_the_same_place(folders: Folders, caplog: pytest.LogCaptureFixture) -> None:
+    grid = Geometry(shape=(2, 3, 4), spacing=(3.0, 1.0, 2.0), origin=(0.9, 0.0, 1.4))
+    write_labels(folders[0] / "x.nii.gz", picture(0, 0, 1, 2), grid)
+    evaluate_folder(*folders, LABELS, ".nii.gz")
+    assert "grid differs from the reference's: origin" in caplog.text
 
 
 def test_missing_and_empty_folders(folders: Folders, tmp_path: Path) -> None:

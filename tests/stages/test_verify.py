@@ -100,6 +100,23 @@ def test_labels_and_channels_must_share_the_grid(
     assert all("Resample it onto that grid, or correct its header" in problem for problem in problems)
 
 
+@pytest.mark.parametrize(("angle", "accepted"), [(0.003, True), (0.2, False)])
+def test_a_direction_that_moves_no_voxel_by_half_is_a_warning(
+    raw_dataset: Callable[..., Path], caplog: pytest.LogCaptureFixture, angle: float, accepted: bool
+) -> None:
+    """About the middle of the grid, because the origin is free anyway."""
+    folder = raw_dataset(oblique=False, shape=(6, 16, 14))
+    image = sitk.ReadImage(str(folder / LABEL))
+    image.SetDirection((np.cos(angle), -np.sin(angle), 0, np.sin(angle), np.cos(angle), 0, 0, 0, 1))
+    sitk.WriteImage(image, str(folder / LABEL))
+    with caplog.at_level(logging.WARNING, "masam_auto"):
+        if accepted:
+            verify_dataset(opened(folder), workers=0)
+            assert "case_000.nii.gz: direction" in caplog.text and "taken as the same place" in caplog.text
+        else:
+            assert "does not lie on the grid of case_000_0000.nii.gz: direction" in problems_of(folder)[0]
+
+
 def test_another_origin_is_a_warning(
     raw_dataset: Callable[..., Path], raw_data: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -197,18 +214,17 @@ def test_few_cases_and_a_wrong_count_are_warnings(
     assert "a single case" in caplog.text
 
 
-def test_mixed_orientations_and_reorienting_readers_are_warnings(
+def test_labels_and_channels_along_other_axes_are_turned_and_a_reorienting_reader_is_not_obeyed(
     raw_dataset: Callable[..., Path], raw_data: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = raw_dataset(oblique=False)
-    turned = sitk.DICOMOrient(sitk.ReadImage(str(folder / FIRST)), "PIR")
-    sitk.WriteImage(turned, str(folder / FIRST))
-    sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(folder / LABEL)), "PIR"), str(folder / LABEL))
+    folder = raw_dataset(oblique=False, channels=2)
+    for name in (LABEL, FIRST.replace("_0000", "_0001")):
+        sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(folder / name)), "PIR"), str(folder / name))
     raw_data.change_description(folder, overwrite_image_reader_writer="NibabelIOWithReorient")
     with caplog.at_level(logging.WARNING, "masam_auto"):
         verify_dataset(opened(folder), workers=0)
-    assert "point in different directions (LPS in 4, PIR in 1)" in caplog.text
-    assert "volumes are not turned here" in caplog.text
+    assert caplog.text.count("its axes (x, y, z) point to PIR, those of case_000_0000.nii.gz to LPS: it is turned") == 2
+    assert "volumes are not turned to RAS here" in caplog.text
 
 
 def test_only_the_first_warnings_are_shown(

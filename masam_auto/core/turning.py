@@ -1,0 +1,140 @@
+"""Which way the voxel axes of an image point in the patient, and the turn (a permutation and flips) to other axes.
+
+Codes such as "RAS" name the voxel axes x, y, z in this order, each by the side that it runs to: Left or Right, Posterior
+or Anterior, Superior or Inferior. Arrays are (Z, Y, X), so that the last letter is that of an array's first axis.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+
+from masam_auto.core.errors import ImageError
+
+Order = tuple[int, int, int]
+Ranges = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+
+UNKNOWN_AXES = "unknown"
+"""In place of a code: of a data set whose files do not say where their axes point."""
+
+TOWARDS, AWAY = "LPS", "RAI"  # the sides that ITK's world axes run to, and come from
+STEEP = 0.5  # cosine: slices stay slices up to this angle from the model's
+TIE = 1e-3  # directions, and sums of them, that differ by less are equal: files round them
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """A permutation and flips of the last three axes of an array: it moves voxels and changes none.
+
+    `order` is that of `np.transpose`; `reversed_axes` are those of the permuted array (0, 1, 2) that then run backwards.
+    """
+
+    order: Order = (0, 1, 2)
+    reversed_axes: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if sorted(self.order) != [0, 1, 2]:
+            raise ImageError(f"axis_order must be a permutation of (0, 1, 2), got {self.order}")
+        if not set(self.reversed_axes) <= {0, 1, 2}:
+            raise ImageError(f"reversed_axes must be among 0, 1, 2, got {self.reversed_axes}")
+
+    @property
+    def back(self) -> "Turn":
+        """The turn that undoes this one."""
+        z, y, x = (self.order.index(axis) for axis in range(3))
+        return Turn(order=(z, y, x), reversed_axes=tuple(sorted(self.order[axis] for axis in self.reversed_axes)))
+
+    def then(self, order: Order) -> "Turn":
+        """This turn and then a permutation."""
+        z, y, x = (self.order[axis] for axis in order)
+        return Turn(
+            order=(z, y, x), reversed_axes=tuple(axis for axis in range(3) if order[axis] in self.reversed_axes)
+        )
+
+    def array(self, array: np.ndarray) -> np.ndarray:
+        """View of (..., Z, Y, X): what is written to it lands in `array` where it belongs."""
+        leading = array.ndim - 3
+        turned = array.transpose(*range(leading), *(axis + leading for axis in self.order))
+        z, y, x = (slice(None, None, -1 if axis in self.reversed_axes else 1) for axis in range(3))
+        return turned[..., z, y, x]
+
+    def triple(self, values: tuple) -> tuple:
+        """Sizes, spacings and the like, which have no sign."""
+        return tuple(values[axis] for axis in self.order)
+
+    def ranges(self, ranges: Ranges, shape: tuple[int, int, int]) -> Ranges:
+        """Half-open ranges of voxels of an array of `shape` (both before the turn)."""
+        z, y, x = (
+            (shape[axis] - ranges[axis][1], shape[axis] - ranges[axis][0])
+            if place in self.reversed_axes
+            else ranges[axis]
+            for place, axis in enumerate(self.order)
+        )
+        return z, y, x
+
+
+STAY = Turn()
+
+
+def nearest_axes(
+    direction: tuple[float, ...], *, slices: tuple[int, int] | None = None, steepest: float = STEEP
+) -> str:
+    """The code of the axes that a direction matrix (ITK's, see `Geometry`) lies nearest to.
+
+    `slices`: the voxel axis (0 x, 1 y, 2 z) across thick slices and the world axis that it is taken for, where the cosine of
+    their angle is at least `steepest`: slices of the heart, say, lie between the body's planes, and must not become a cut across slices where they lean a little
+    further than others.
+
+    Where two codes are equally near, as at 45 degrees, the choice depends on how the voxel axes lie in space and not on
+    their order or signs, so that all ways to store an image agree.
+    """
+    left, _, right = np.linalg.svd(np.reshape(direction, (3, 3)))
+    columns = (left @ right).T  # the nearest axes at right angles, where those of the file are sheared
+    lines = [_without_sign(column) for column in columns]
+
+    def nearness(voxel_axes: tuple[int, ...]) -> float:
+        return float(sum(abs(columns[axis][world]) for world, axis in enumerate(voxel_axes)))
+
+    choices = list(itertools.permutations(range(3)))  # the voxel axis of each world axis
+    if slices is not None and abs(columns[slices[0]][slices[1]]) >= steepest:
+        choices = [voxel_axes for voxel_axes in choices if voxel_axes[slices[1]] == slices[0]]
+    best = max(map(nearness, choices))
+    chosen = max(
+        (voxel_axes for voxel_axes in choices if nearness(voxel_axes) > best - TIE),
+        key=lambda voxel_axes: [lines[axis] for axis in voxel_axes],
+    )
+
+    def letter(axis: int) -> str:
+        world = chosen.index(axis)
+        along = columns[axis][world]
+        along = along if abs(along) > TIE else columns[axis] @ np.asarray(lines[axis])
+        return (TOWARDS if along > 0 else AWAY)[world]
+
+    return "".join(map(letter, range(3)))
+
+
+def turn_between(axes: str, target: str) -> Turn:
+    """The turn of arrays (Z, Y, X) from some axes to others, by their codes."""
+    own, wanted = ([world_axis(letter) for letter in reversed(code)] for code in (axes, target))
+    z, y, x = (own.index(axis) for axis in wanted)
+    pairs = zip((z, y, x), reversed(target), strict=True)
+    return Turn(
+        order=(z, y, x),
+        reversed_axes=tuple(place for place, (axis, letter) in enumerate(pairs) if axes[::-1][axis] != letter),
+    )
+
+
+def is_axes_code(text: str) -> bool:
+    """Whether a text names three different axes, as "RAS" does."""
+    return len(text) == 3 and all(any(letter in pair for letter in text) for pair in zip(TOWARDS, AWAY, strict=True))
+
+
+def world_axis(letter: str) -> int:
+    """0, 1 or 2 for an axis between left and right, front and back, head and feet."""
+    return TOWARDS.index(letter) if letter in TOWARDS else AWAY.index(letter)
+
+
+def _without_sign(direction: np.ndarray) -> tuple[float, ...]:
+    """The same for a direction and its opposite, rounded."""
+    first = next(value for value in direction if abs(value) > TIE)
+    return tuple(round(float(value), 3) + 0.0 for value in direction * np.sign(first))
