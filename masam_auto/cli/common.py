@@ -4,6 +4,7 @@ import argparse
 import atexit
 import contextlib
 import errno
+import io
 import logging
 import os
 import re
@@ -48,6 +49,9 @@ def run(main: Main, arguments: Sequence[str] | None = None) -> int:
         when the reader of the output went away. A bug's exception passes through with its traceback.
     """
     limit_spinning(os.environ)
+    for stream in (sys.stdout, sys.stderr):  # a path must not end a command in a terminal that lacks its letters
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     with _signals_raise():
         try:
             code = main(arguments)

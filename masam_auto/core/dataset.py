@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from masam_auto.core.errors import DatasetError, first_few
-from masam_auto.core.labels import Labels, parse_labels
+from masam_auto.core.labels import Labels, as_number, parse_labels
 from masam_auto.core.paths import DATASET_NAME, Paths, find_dataset_name
 
 
@@ -165,6 +165,7 @@ def parse_description(raw: Any, *, name: str) -> DatasetDescription:
     if reader is not None and not isinstance(reader, str):
         raise DatasetError(f'dataset.json: "overwrite_image_reader_writer" must be a name, got {reader!r}')
     order = raw.get("regions_class_order")
+    order = [as_number(value) for value in order] if isinstance(order, list) else order
     if order is not None and not (isinstance(order, list) and all(isinstance(v, int) for v in order)):
         raise DatasetError(f'dataset.json: "regions_class_order" must be a list of label values, got {order!r}')
     return DatasetDescription(
@@ -199,19 +200,38 @@ def find_images(folder: Path, file_ending: str) -> dict[str, tuple[Path, ...]]:
     """Images in a folder by case identifier: `ID_0000.ext`, `ID_0001.ext`, ... in channel order.
 
     Raises:
-        DatasetError: the folder is missing.
+        DatasetError: the folder is missing, or two files differ by upper and lower case alone.
     """
     if not folder.is_dir():
         raise DatasetError(f"folder not found: {folder}")
     found: dict[str, dict[int, Path]] = {}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or not path.name.endswith(file_ending):
+        if path.name.startswith(".") or not has_ending(path, file_ending):
             continue
         stem = path.name[: -len(file_ending)]
         identifier, _, channel = stem.rpartition("_")
         if identifier and len(channel) == 4 and channel.isdecimal():
-            found.setdefault(identifier, {})[int(channel)] = path
+            channels = found.setdefault(identifier, {})
+            if int(channel) in channels:
+                raise DatasetError(
+                    f"{path} and {channels[int(channel)].name} differ by upper and lower case alone. Keep one of them."
+                )
+            channels[int(channel)] = path
     return {identifier: tuple(files[i] for i in sorted(files)) for identifier, files in sorted(found.items())}
+
+
+def has_ending(path: Path, ending: str) -> bool:
+    """Whether a file has an ending, in upper or lower case: cameras and old servers write .PNG and .NII.GZ."""
+    return path.name.lower().endswith(ending.lower())
+
+
+def with_ending(folder: Path, name: str, ending: str) -> Path:
+    """The file `name` + `ending` in a folder as it is spelt there; in the given spelling where there is none."""
+    exact = folder / f"{name}{ending}"
+    if exact.is_file() or not folder.is_dir():
+        return exact
+    spellings = {ending.lower(), ending.upper()}
+    return next((file for other in spellings if (file := folder / f"{name}{other}").is_file()), exact)
 
 
 def group_sequences(singles: dict[str, Case], description: DatasetDescription) -> tuple[Case, ...]:
@@ -259,7 +279,7 @@ def _listed_cases(folder: Path, description: DatasetDescription) -> dict[str, Ca
     ending = description.file_ending
     cases = {}
     for identifier, files in find_images(folder / "imagesTr", ending).items():
-        label = folder / "labelsTr" / f"{identifier}{ending}"
+        label = with_ending(folder / "labelsTr", identifier, ending)
         cases[identifier] = Case(
             identifier=identifier, frames=(identifier,), images=(files,), labels=(label,) if label.is_file() else None
         )

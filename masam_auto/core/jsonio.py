@@ -17,6 +17,7 @@ import msgspec
 from masam_auto.core.errors import MasamError, OutputError, PlanError
 
 T = TypeVar("T")
+NAME_MAX = 255  # bytes; most file systems take no longer names
 
 
 def partial_prefix(process: int | None = None) -> str:
@@ -29,8 +30,10 @@ def partial_prefix(process: int | None = None) -> str:
 
 
 def partial_path(path: Path) -> Path:
-    """A new name beside `path` for what is not finished. It keeps the whole ending."""
-    return path.with_name(f"{partial_prefix(os.getpid())}{secrets.token_hex(4)}-{path.name}")
+    """A new name beside `path` for what is not finished. It keeps the whole ending, and the end of a name that is too long."""
+    prefix = f"{partial_prefix(os.getpid())}{secrets.token_hex(4)}-"
+    kept = path.name.encode()[-(NAME_MAX - len(prefix)) :].decode(errors="ignore")
+    return path.with_name(f"{prefix}{kept}")
 
 
 def process_of(path: Path) -> int | None:

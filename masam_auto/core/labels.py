@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from masam_auto.core.errors import DatasetError
 
@@ -107,13 +108,13 @@ def parse_labels(raw: dict, regions_class_order: list | None) -> Labels:
     """
     if not isinstance(raw, dict) or not raw:
         raise DatasetError('dataset.json: "labels" must map names to values, e.g. {"background": 0, "liver": 1}')
-    if all(isinstance(value, str) for value in raw.values()):
+    if all(isinstance(value, str) and not value.strip().isdecimal() for value in raw.values()):
         raise DatasetError(
             'dataset.json: "labels" maps values to names (nnU-Net v1). Turn it round: {"background": 0, "liver": 1}'
         )
     values: dict[str, tuple[int, ...]] = {}
     for name, value in raw.items():
-        members = value if isinstance(value, list) else [value]
+        members = [as_number(member) for member in (value if isinstance(value, list) else [value])]
         if not members or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in members):
             raise DatasetError(
                 f'dataset.json: label "{name}" must be a non-negative whole number or a list of them, got {value!r}'
@@ -125,6 +126,11 @@ def parse_labels(raw: dict, regions_class_order: list | None) -> Labels:
     ignore = values["ignore"][0] if "ignore" in values else None
     order = tuple(regions_class_order) if has_regions and regions_class_order is not None else None
     return Labels(values=values, has_regions=has_regions, regions_class_order=order, ignore=ignore)
+
+
+def as_number(value: Any) -> Any:
+    """A whole number that was written as text ("1") as what is meant; anything else as it is."""
+    return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
 
 
 def named_sides(names: Sequence[str]) -> tuple[tuple[str, str], ...]:

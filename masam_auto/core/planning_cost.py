@@ -25,9 +25,8 @@ SHORTEST_WINDOW = 3
 PIXELS_ACROSS = 8.0  # the smallest class is not shrunk below this
 SMALLEST_TILE = 64  # px, side of a canvas that shows part of a slice
 FOLD_SECONDS = 3600.0  # a fold without a budget
-STEPS_WANTED = (
-    2400  # of PIXELS_PER_STEP; a budget twice as large allows steps 1.4 times as large, and 1.4 times as many
-)
+# Steps of PIXELS_PER_STEP that a budget should hold; one twice as large has steps 1.4 times as large, and 1.4 times as many.
+STEPS_WANTED = 7200
 
 
 def step_sizes(natural: StepSize, *, encoder: PlannedEncoder, diameter: float) -> tuple[StepSize, ...]:
@@ -39,9 +38,12 @@ def step_sizes(natural: StepSize, *, encoder: PlannedEncoder, diameter: float) -
         diameter: of the smallest class, px at the target spacing.
 
     Returns:
-        the natural size, then those of 100,000 px, twice and half as many, and so on, that are smaller than it.
+        the natural size, alone where it is small enough; else also those of 100,000 px, twice and half as many, and so on,
+        that are smaller than it.
     """
     sizes = [natural]
+    if natural.pixels <= TOLERANCE * PIXELS_PER_STEP:
+        return (natural,)
     largest = math.ceil(math.log2(max(natural.pixels / PIXELS_PER_STEP, 1.0)))
     for power in range(largest, HALVINGS - 1, -1):
         limit = round(PIXELS_PER_STEP * 2.0**power)

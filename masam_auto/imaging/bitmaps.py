@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry
@@ -16,6 +16,7 @@ Image.MAX_IMAGE_PIXELS = None  # whole-slide sized pictures are data here, not a
 BITMAP_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg")
 FORMATS = {".png": "PNG", ".bmp": "BMP"}
 ALPHA_MODES = ("LA", "La", "RGBA", "RGBa", "PA")
+ORIENTATION, LYING = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
 GREY_WITH_ALPHA = 4  # colour type in a PNG's header
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -25,7 +26,7 @@ def read_bitmap(path: Path) -> RawImage:
     if _is_deep_png(path):
         return _read_deep(path)
     with Image.open(path) as file:
-        picture = _plain(file)
+        picture = _plain(_upright(file))
         return _from_pixels(np.asarray(picture), alpha=picture.mode in ALPHA_MODES)
 
 
@@ -33,8 +34,8 @@ def read_bitmap_labels(path: Path) -> RawImage:
     """Read a picture as labels: palette pictures give their indices, two-level ones 0 and 1."""
     if _is_deep_png(path):
         return _read_deep(path)
-    with Image.open(path) as picture:
-        picture.load()
+    with Image.open(path) as file:
+        picture = _upright(file)
         pixels = np.asarray(picture)
         return _from_pixels(pixels, alpha=picture.mode in ALPHA_MODES)
 
@@ -43,6 +44,8 @@ def read_bitmap_geometry(path: Path) -> Geometry:
     """Read only the header of a picture."""
     with Image.open(path) as picture:
         width, height = picture.size
+        if picture.getexif().get(ORIENTATION) in LYING:
+            width, height = height, width
     return bitmap_geometry(height, width)
 
 
@@ -67,6 +70,11 @@ def write_bitmap(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
     packed = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(labels[0])).save(packed, format=kind)
     write_bytes(path, packed.getvalue())
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """As viewers show it: cameras and phones store how they were held, and masks are drawn on what one sees."""
+    return ImageOps.exif_transpose(picture)
 
 
 def _plain(picture: Image.Image) -> Image.Image:

@@ -12,6 +12,7 @@ from masam_auto.core.dataset import (
     DatasetDescription,
     find_images,
     group_sequences,
+    has_ending,
     parse_sequences,
 )
 from masam_auto.core.errors import DatasetError, first_few
@@ -19,7 +20,7 @@ from masam_auto.core.jsonio import read_plain
 from masam_auto.imaging.bitmaps import BITMAP_ENDINGS
 from masam_auto.imaging.dicom import is_dicom
 from masam_auto.imaging.dicom_series import Series, find_dicom_files, find_series, name_series
-from masam_auto.imaging.io import IMAGE_ENDINGS
+from masam_auto.imaging.io import IMAGE_ENDINGS, is_image
 from masam_auto.imaging.videos import VIDEO_ENDINGS, is_video
 
 logger = logging.getLogger(__name__)
@@ -88,12 +89,12 @@ def _choose_ending(source: Path, preferred: str) -> str:
         return source.name[-len(found[0]) :]
     files = [path for path in sorted(source.iterdir()) if path.is_file() and not path.name.startswith(".")]
     names = [path.name for path in files]
-    if any(name.endswith(preferred) for name in names):
-        others = [name for name in names if name.endswith(tuple(IMAGE_ENDINGS)) or is_video(Path(name))]
-        if others := [name for name in others if not name.endswith(preferred)]:
-            logger.warning("%s: left out beside the images: %s", source, first_few(others))
+    if any(has_ending(file, preferred) for file in files):
+        others = [file for file in files if is_image(file) or is_video(file) or is_dicom(file)]
+        if left := [file.name for file in others if not has_ending(file, preferred)]:
+            logger.warning("%s: left out, because they are not %s: %s", source, preferred, first_few(left))
         return preferred
-    present = {next((ending for ending in endings if name.endswith(ending)), None) for name in names} - {None}
+    present = {next((ending for ending in endings if has_ending(file, ending)), None) for file in files} - {None}
     present |= {VIDEO_ENDINGS[0] for path in files if is_video(path)} | {DICOM for path in files if is_dicom(path)}
     if not present and next(find_dicom_files(source), None):
         return DICOM
@@ -167,7 +168,7 @@ def _series_by_channel(names: dict[str, Series], description: DatasetDescription
 
 
 def _folder_images(folder: Path, ending: str) -> dict[str, tuple[Path, ...]]:
-    names = [p for p in sorted(folder.iterdir()) if p.name.endswith(ending) and not p.name.startswith(".")]
+    names = [p for p in sorted(folder.iterdir()) if has_ending(p, ending) and not p.name.startswith(".")]
     plain = [path for path in names if not CHANNEL.fullmatch(path.name[: -len(ending)])]
     if len(plain) == len(names):
         return {path.name[: -len(ending)]: (path,) for path in plain}

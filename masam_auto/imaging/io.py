@@ -21,6 +21,7 @@ from masam_auto.imaging.volumes import RawImage
 
 logger = logging.getLogger(__name__)
 
+LABEL_TOLERANCE = 1e-3
 SAME_GRID = "Resample it onto that grid, or correct its header."
 T = TypeVar("T")
 
@@ -77,6 +78,11 @@ IMAGE_ENDINGS = tuple(sorted(READERS, key=len, reverse=True))
 """Known file endings, longest first, so that the first one that fits a name is the right one."""
 
 
+def is_image(path: Path) -> bool:
+    """Whether a file has the ending of an image that can be read, in upper or lower case."""
+    return path.name.lower().endswith(IMAGE_ENDINGS)
+
+
 def read_image(path: Path, *, channels: int = 1) -> tuple[np.ndarray, Geometry]:
     """Read an image.
 
@@ -85,7 +91,8 @@ def read_image(path: Path, *, channels: int = 1) -> tuple[np.ndarray, Geometry]:
 
     Args:
         path: the file; its ending decides the reader.
-        channels: a 4D file is accepted if it holds just so many volumes, which become channels.
+        channels: a 4D file is accepted if it holds just so many volumes, which become channels. Where one is expected, a
+            picture that was saved in colours, all of them grey, is the grey picture.
 
     Returns:
         float32 (C, Z, Y, X) and its geometry. Colour pictures and vector images have several channels.
@@ -94,6 +101,8 @@ def read_image(path: Path, *, channels: int = 1) -> tuple[np.ndarray, Geometry]:
         ImageError: missing, unreadable, truncated, unknown ending, complex voxels, or 4D.
     """
     raw = _guarded(path, find_reader(path).read)
+    if channels == 1 and _is_grey_in_colour(raw):
+        raw = dataclasses.replace(raw, array=raw.array[:1])
     if raw.is_series and raw.array.shape[0] != channels:
         raise volumes_error(path, raw, channels)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -120,7 +129,7 @@ def read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
             f"{path}: has {raw.array.shape[0]} colours or channels, but labels need one whole number a pixel. "
             "Convert it: one grey value for each class."
         )
-    return _whole_numbers(path, raw.array[0]), raw.geometry
+    return _whole_numbers(path, raw), raw.geometry
 
 
 def label_values(labels: np.ndarray) -> list[int]:
@@ -285,6 +294,12 @@ def volumes_error(path: Path, raw: RawImage, expected: int) -> ImageError:
     )
 
 
+def _is_grey_in_colour(raw: RawImage) -> bool:
+    """Whether a picture was saved as red, green and blue, though they are equal in every pixel."""
+    picture = raw.array.shape[0] == 3 and raw.geometry.dimensions == 2 and not raw.is_series
+    return picture and all(np.array_equal(raw.array[0], raw.array[channel]) for channel in (1, 2))
+
+
 def _guarded(path: Path, function: Callable[[Path], T]) -> T:
     """Call a reader; whatever a broken file makes it raise becomes one ImageError that names the file."""
     path = Path(path)
@@ -315,15 +330,27 @@ def _cause(error: Exception) -> str:
     return text[:200] if text else type(error).__name__
 
 
-def _whole_numbers(path: Path, array: np.ndarray) -> np.ndarray:
-    """int16 copy of label values. Raises ImageError for fractions, not-a-number and what int16 cannot hold."""
+def _whole_numbers(path: Path, raw: RawImage) -> np.ndarray:
+    """int16 copy of label values.
+
+    Programs that store labels scaled (nibabel, with a slope of 1/65535 of their range) give 1.00001526 for 1: what is within
+    half a step of the scale, at least 0.001, of a whole number is that number.
+
+    Raises:
+        ImageError: fractions, not-a-number and what int16 cannot hold.
+    """
+    array = raw.array[0]
     if array.dtype.kind == "f":
-        odd = array != np.rint(array)  # true for not-a-number; infinity is caught by the range below
+        whole = np.rint(array)
+        with np.errstate(invalid="ignore"):
+            odd = ~(np.abs(array - whole) <= max(LABEL_TOLERANCE, raw.step / 2))  # true for not-a-number
+        odd &= np.isfinite(array) | np.isnan(array)  # infinity is caught by the range below
         if odd.any():
             raise ImageError(
-                f"{path}: labels must be whole numbers, but there is {array[odd].flat[0]:g}. "
+                f"{path}: labels must be whole numbers, but there is {array[odd].flat[0]!s}. "
                 "Was it interpolated when resampled, or is it an image? Resample labels with nearest neighbour."
             )
+        array = whole
     low, high = (array.min(), array.max()) if array.size else (0, 0)
     limits = np.iinfo(np.int16)
     if low < limits.min or high > limits.max:

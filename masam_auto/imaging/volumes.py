@@ -27,8 +27,12 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SHEAR_TOLERANCE = 1e-3
+LARGEST_STEP = 0.1  # of a scale slope that can come from rounding; labels in larger steps were chosen by somebody
 GZIP_LEVEL = 5
 """Label volumes compress to within a few per cent of level 9's size in a fraction of the time."""
+
+MILLIMETRES = {"meter": 1e3, "micron": 1e-3}
+"""Of a NIfTI file's unit of length; files that name none count in millimetres."""
 
 MGH_DIRECTIONS = slice(28, 30)
 """The bytes of an MGH file (goodRASFlag) that say whether it holds directions."""
@@ -42,12 +46,14 @@ class RawImage:
     """An image as its file has it.
 
     `array` is (C, Z, Y, X) in the file's type, scale slope and intercept applied. `is_series`: the first axis counts
-    the volumes of a 4D file, which may be channels or times.
+    the volumes of a 4D file, which may be channels or times. `step`: the scale slope, between two values that it can hold;
+    0 where the values are as they were stored.
     """
 
     array: np.ndarray
     geometry: Geometry
     is_series: bool = False
+    step: float = 0.0
 
 
 def read_itk(path: Path) -> RawImage:
@@ -94,7 +100,8 @@ def read_nifti(path: Path) -> RawImage:
     scale = (float(proxy.slope), float(proxy.inter))
     if scale != (1.0, 0.0):
         array = _scaled(array, *scale)
-    return RawImage(array=array, geometry=_nifti_geometry(path, image), is_series=series)
+    step = 0.0 if scale == (1.0, 0.0) else min(abs(scale[0]), LARGEST_STEP)
+    return RawImage(array=array, geometry=_nifti_geometry(path, image), is_series=series, step=step)
 
 
 def read_nifti_geometry(path: Path) -> Geometry:
@@ -247,7 +254,9 @@ def _nifti_geometry(path: Path, image: nibabel.Nifti1Image) -> Geometry:
             reader.SetFileName(str(path))
             reader.ReadImageInformation()
             return replace(_from_itk(path, reader), oriented=oriented)
-    return replace(_from_affine(image.affine, image.shape), oriented=oriented)
+    # ITK gives millimetres whatever the file counts in
+    to_mm = MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+    return replace(_from_affine(np.diag([to_mm, to_mm, to_mm, 1.0]) @ image.affine, image.shape), oriented=oriented)
 
 
 def _mgh_geometry(image: SpatialImage, start: bytes) -> Geometry:
@@ -288,6 +297,9 @@ def _from_itk(path: Path, source: sitk.Image | sitk.ImageFileReader) -> Geometry
     direction = np.eye(3)
     kept = min(dimensions, 3)
     direction[:kept, :kept] = np.reshape(source.GetDirection(), (dimensions, dimensions))[:kept, :kept]
+    # Analyze and SPM wrote negative voxel sizes for axes that run the other way
+    direction = direction * np.where(np.less(spacing, 0), -1.0, 1.0)
+    spacing = tuple(abs(length) for length in spacing)
     return Geometry(
         shape=(z, y, x),
         spacing=(spacing[2], spacing[1], spacing[0]),

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from masam_auto.core.dataset import DatasetDescription
+from masam_auto.core.dataset import DatasetDescription, has_ending
 from masam_auto.core.errors import DatasetError, first_few
 from masam_auto.core.jsonio import to_plain, write_json
 from masam_auto.core.label_map import map_labels
 from masam_auto.core.labels import Labels
 from masam_auto.core.parallel import Workers, map_cases
 from masam_auto.core.summary import mean_iou, summarise_cases, summarise_subsets, summary_key
-from masam_auto.imaging.io import label_values, read_labels
+from masam_auto.imaging.io import is_image, label_values, read_labels
 from masam_auto.imaging.metrics import compare_masks, measure
 from masam_auto.imaging.placement import labels_on_grid
 
@@ -87,8 +87,7 @@ def evaluate_folder(
         CaseErrors: files that cannot be read, or that lie on different grids.
         OutputError: the summary cannot be written.
     """
-    names = _find_names(prediction_folder, reference_folder, file_ending)
-    pairs = [(prediction_folder / name, reference_folder / name) for name in names]
+    pairs = _find_pairs(prediction_folder, reference_folder, file_ending)
     output = prediction_folder / SUMMARY_NAME
     return evaluate_files(
         pairs, labels, output=output, scoring=scoring, subsets=subsets, workers=workers, protocol=protocol
@@ -215,28 +214,32 @@ def evaluate_arrays(
     return metrics
 
 
-def _find_names(prediction_folder: Path, reference_folder: Path, file_ending: str) -> list[str]:
-    """File names to compare. Raises DatasetError."""
+def _find_pairs(prediction_folder: Path, reference_folder: Path, file_ending: str) -> list[tuple[Path, Path]]:
+    """Segmentations and references of one name. Raises DatasetError."""
     predictions = _list_files(prediction_folder, file_ending, what="segmentations")
     references = _list_files(reference_folder, file_ending, what="references")
     if not references:
         raise DatasetError(
             f"{reference_folder}: no references that end in {file_ending}. Give the folder of the true labels."
         )
-    if missing := sorted(references - predictions):
+    if missing := [references[name].name for name in sorted(references.keys() - predictions.keys())]:
         raise DatasetError(
             f"{prediction_folder}: {len(missing)} of {len(references)} segmentations are missing: {first_few(missing)}. "
             "Predict them, or take their references out of the folder."
         )
-    if extra := sorted(predictions - references):
+    if extra := [predictions[name].name for name in sorted(predictions.keys() - references.keys())]:
         logger.warning("%s: no reference for %s; not evaluated", prediction_folder, first_few(extra))
-    return sorted(references)
+    return [(predictions[name], references[name]) for name in sorted(references)]
 
 
-def _list_files(folder: Path, file_ending: str, *, what: str) -> set[str]:
+def _list_files(folder: Path, file_ending: str, *, what: str) -> dict[str, Path]:
+    """Label files by their name without the ending; other images are left out, and said to be."""
     if not folder.is_dir():
         raise DatasetError(f"folder of {what} not found: {folder}")
-    return {path.name for path in folder.iterdir() if path.name.endswith(file_ending) and not path.name.startswith(".")}
+    there = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    if left := [path.name for path in there if is_image(path) and not has_ending(path, file_ending)]:
+        logger.warning("%s: left out, because they are not %s: %s", folder, file_ending, first_few(left))
+    return {path.name[: -len(file_ending)]: path for path in there if has_ending(path, file_ending)}
 
 
 def _evaluate_pair(pair: _Pair) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from masam_auto.core.companions import NNUNET_SPLITS_NAME, SPLITS_NAME
-from masam_auto.core.dataset import Case, Dataset, DatasetDescription
+from masam_auto.core.dataset import Case, Dataset, DatasetDescription, has_ending
 from masam_auto.core.errors import CaseErrors, DatasetError, ImageError, PlanError
 from masam_auto.core.geometry import Geometry
+from masam_auto.core.labels import as_number
 from masam_auto.core.parallel import Workers, map_cases
 from masam_auto.core.patients import patients_of
 from masam_auto.core.splits import read_splits
@@ -278,7 +279,7 @@ def _dataset_warnings(dataset: Dataset) -> list[str]:
         warnings.append(f"{dataset.name} has only {count} {noun}: there will be {count} folds instead of {USUAL_FOLDS}")
     present = sum(len(case.frames) for case in dataset.cases)
     announced = dataset.description.raw.get("numTraining")
-    if announced is not None and announced != present:
+    if announced is not None and as_number(announced) != present:
         warnings.append(f"dataset.json says numTraining {announced}, but there are {present}; nnU-Net would refuse it")
     labels = dataset.description.labels
     for value in labels.declared if labels.has_regions else ():
@@ -295,17 +296,22 @@ def _dataset_warnings(dataset: Dataset) -> list[str]:
 
 
 def _other_endings(dataset: Dataset) -> list[str]:
-    """Images of a case that exist a second time with another ending."""
+    """Images and labels that are not used, because their ending is not the data set's."""
     if "dataset" in dataset.description.raw:
         return []
     known = {f"{frame}_0000" for case in dataset.cases for frame in case.frames}
     ending = dataset.description.file_ending
-    doubled = []
-    for path in sorted((dataset.folder / "imagesTr").iterdir()):
-        other = next((e for e in IMAGE_ENDINGS if path.name.lower().endswith(e)), None)
-        if other and not path.name.endswith(ending) and path.name[: -len(other)] in known:
-            doubled.append(f"{path}: the same image exists as {ending}, which is the one that is used")
-    return doubled
+    unused = []
+    for folder in ("imagesTr", "labelsTr"):
+        for path in sorted((dataset.folder / folder).iterdir()) if (dataset.folder / folder).is_dir() else ():
+            other = next((e for e in IMAGE_ENDINGS if has_ending(path, e)), None)
+            if other is None or has_ending(path, ending) or path.name.startswith("."):
+                continue
+            if path.name[: -len(other)] in known:
+                unused.append(f"{path}: the same image exists as {ending}, which is the one that is used")
+            else:
+                unused.append(f"{path}: is not used, because file_ending in dataset.json is {ending}. Convert it.")
+    return unused
 
 
 def _size(dataset: Dataset) -> int:
@@ -317,7 +323,7 @@ def _size(dataset: Dataset) -> int:
 def _files(folder: Path, ending: str) -> list[Path]:
     if not folder.is_dir():
         return []
-    return [path for path in sorted(folder.iterdir()) if path.name.endswith(ending) and not path.name.startswith(".")]
+    return [path for path in sorted(folder.iterdir()) if has_ending(path, ending) and not path.name.startswith(".")]
 
 
 def _count_not_finite(array: np.ndarray) -> int:

@@ -39,6 +39,11 @@ def test_acdc_is_halved_from_100000_px_both_ways():
     assert [s.magnification for s in sizes] == [1.0, 0.6875, 0.5, 0.34375]
 
 
+def test_what_is_small_enough_stays_as_the_data_ask_for():
+    hippocampus = size(window=15, canvas=(48, 64), batch=2)
+    assert step_sizes(hippocampus, encoder=VIT_T, diameter=12.0) == (hippocampus,)
+
+
 def test_a_size_that_cannot_be_made_smaller_stands_alone():
     smallest = size(window=1, canvas=(64, 64), batch=1)
     assert step_sizes(smallest, encoder=VIT_T, diameter=2.0) == (smallest,)
@@ -139,6 +144,6 @@ def test_plans_for_a_gpu_have_no_sizes_and_no_speed(planning: ModuleType):
 
 
 def test_a_plan_made_for_a_budget_keeps_it(planning: ModuleType):
-    plan = acdc_plan(planning, overrides=["training.budget=40000cpus"])
-    assert plan.training.budget == "40000cpus"
+    plan = acdc_plan(planning, overrides=["training.budget=90h"])
+    assert plan.training.budget == "90h"
     assert plan.configuration("axis0").size == plan.configuration("axis0").sizes[0]

@@ -144,7 +144,7 @@ def test_video_files_are_cases(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     (folder / "a.1.mov").unlink()
     touch(folder, "x_0000.png", "y_0000.tif", "notes.txt")
     assert list(found(folder, video())) == ["x"]
-    assert "left out beside the images: a.1.avi, b.MP4, y_0000.tif\n" in caplog.text
+    assert "left out, because they are not .png: a.1.avi, b.MP4, y_0000.tif\n" in caplog.text
     (folder / "y_0000.tif").unlink()
     touch(folder, "x_0000.png").joinpath("x_0000.png").rename(folder / "x_0000.jpg")
     with pytest.raises(DatasetError, match=r"several kinds \(\.jpg, \.mp4\)"):
