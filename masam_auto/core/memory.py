@@ -4,6 +4,7 @@ It counts the values that the layers keep for the backward pass (or need at once
 measured peaks stands in documentation/benchmarks.md; `SAFETY` covers that, the allocator's losses and the libraries.
 """
 
+import math
 from dataclasses import dataclass
 
 from masam_auto.core.encoders import EncoderSpec
@@ -71,7 +72,7 @@ def count_parameters(load: Load) -> Parameters:
 
 def training_bytes(load: Load, *, batch: int, checkpointing: bool) -> float:
     """Peak bytes of a training step on `batch` windows, without the context of the device's libraries."""
-    activations = batch * _window_training_bytes(load, checkpointing)
+    activations = _tables_bytes(load) + batch * _window_training_bytes(load, checkpointing)
     return _learner_bytes(load) + max(activations, _update_bytes(load, checkpointing))
 
 
@@ -85,7 +86,7 @@ def fitting_batch(load: Load, *, gpu_memory_gb: float, checkpointing: bool) -> i
     room = available_bytes(gpu_memory_gb) - _learner_bytes(load)
     if room < _update_bytes(load, checkpointing):
         return 0
-    return int(room // _window_training_bytes(load, checkpointing))
+    return max(0, int((room - _tables_bytes(load)) // _window_training_bytes(load, checkpointing)))
 
 
 def fitting_slices(load: Load, *, gpu_memory_gb: float) -> int:
@@ -232,12 +233,30 @@ def _attention_values(load: Load) -> float:
 
 
 def _grid_attention_values(load: Load, height: int, width: int, *, scores: int) -> float:
-    """Queries, keys, values, and as many (tokens x tokens) arrays as `scores` says; fused: padded values, the result."""
+    """Queries, keys, values, and as many (tokens x tokens) arrays as `scores` says; fused: padded values, the result.
+
+    What the projection gives is kept besides, because queries and values are parts of it: 1 and 1.5 times the channels by
+    measurement.
+    """
     encoder, tokens = load.encoder, height * width
-    channels = encoder.dim + encoder.heads * (height + width)  # relative positions are extra channels
+    channels = encoder.heads * _wide(encoder, height, width)
     if load.fused:
-        return tokens * 4.0 * channels
-    return tokens * (2.0 * channels + encoder.dim + scores * encoder.heads * tokens)
+        return tokens * (4.0 * channels + 1.5 * encoder.dim)
+    return tokens * (2.0 * channels + 2.0 * encoder.dim + scores * encoder.heads * tokens)
+
+
+def _wide(encoder: EncoderSpec, height: int, width: int) -> int:
+    """Channels of a head's queries and keys: relative positions are extra ones, filled up to a multiple of 8."""
+    return math.ceil((encoder.dim // encoder.heads + height + width) / 8) * 8
+
+
+def _tables_bytes(load: Load) -> float:
+    """Tables of relative positions that the blocks keep once, whatever the number of windows: one for each token."""
+    encoder = load.encoder
+    height, width = _grid(load)
+    side, whole = encoder.window, len(encoder.global_blocks)
+    values = whole * height * width * (height + width) + (encoder.depth - whole) * 2 * side**3
+    return load.precision_bytes * values * encoder.dim / encoder.heads
 
 
 def _window_training_bytes(load: Load, checkpointing: bool) -> float:

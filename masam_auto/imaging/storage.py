@@ -4,8 +4,9 @@ Nothing here is ever unpickled: arrays are plain blosc2 frames, locations plain 
 """
 
 import logging
+import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,43 @@ COMPRESSION = {
     "nthreads": 1,
 }
 MAX_LOCATIONS = 10_000
+LOCATIONS = "_locations.npz"
+# Case-blind, as many file systems are. Names with the mark get another one, so that no two cases end up alike.
+TAKEN = re.compile(r"(_seg|^preprocessing)@*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArrayFiles:
+    """The preprocessed files of one case, in the order in which they are written."""
+
+    image: Path
+    labels: Path
+    locations: Path
+    properties: Path
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter((self.image, self.labels, self.locations, self.properties))
+
+
+def array_files(folder: Path, identifier: str) -> ArrayFiles:
+    """Where the preprocessed files of a case lie. No two cases share one, whatever they are called.
+
+    A case whose own name ends as the labels of another, or is that of the folder's record, gets a mark: the image of "a_seg" is
+    a_seg@.b2nd, and a_seg.b2nd the labels of "a".
+    """
+    stem = f"{identifier}@" if TAKEN.search(identifier) else identifier
+    return ArrayFiles(
+        image=folder / f"{stem}.b2nd",
+        labels=folder / f"{stem}_seg.b2nd",
+        locations=folder / f"{stem}{LOCATIONS}",
+        properties=folder / f"{stem}.json",
+    )
+
+
+def stored_cases(folder: Path) -> tuple[str, ...]:
+    """Identifiers of the cases whose class locations are in a folder, sorted."""
+    stems = sorted(path.name.removesuffix(LOCATIONS) for path in folder.glob(f"*{LOCATIONS}"))
+    return tuple(stem[:-1] if stem.endswith("@") and TAKEN.search(stem[:-1]) else stem for stem in stems)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

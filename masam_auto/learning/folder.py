@@ -10,7 +10,7 @@ from masam_auto.core.errors import ModelError, OutputError
 from masam_auto.core.jsonio import read_json, read_plain, write_bytes, write_json
 from masam_auto.core.plan import Configuration, Plan
 from masam_auto.core.splits import Split, choose_shots, find_split, parse_splits, read_splits
-from masam_auto.imaging.storage import read_locations
+from masam_auto.imaging.storage import array_files, read_locations, stored_cases
 from masam_auto.learning.checkpoint import has_checkpoint, plan_digest, remove_leftovers
 
 Folds = list[dict[str, Any]]
@@ -95,7 +95,9 @@ def few_shot_folds(splits_file: Path, description: DatasetDescription, arrays: P
     splits = read_splits(splits_file, cases)
     frames = {case.identifier: case.frames for case in cases}
     held = {
-        name: [label for label, found in read_locations(arrays / f"{name}_locations.npz").items() if len(found.voxels)]
+        name: [
+            label for label, found in read_locations(array_files(arrays, name).locations).items() if len(found.voxels)
+        ]
         for name in sorted({name for split in splits for name in split.train})
     }
     folds = []
@@ -131,8 +133,7 @@ def fold_cases(
     split = find_split(splits, fold, where=splits_file)
     if fold != "all":
         return split
-    there = {path.name.removesuffix("_locations.npz") for path in arrays.glob("*_locations.npz")}
-    everything = tuple(sorted({*split.train, *split.val, *there}))
+    everything = tuple(sorted({*split.train, *split.val, *stored_cases(arrays)}))
     return Split(train=everything, val=everything)
 
 

@@ -16,7 +16,7 @@ import torch
 from masam_auto.core.plan import AugmentationPlan, Configuration
 from masam_auto.core.windows import SliceWindow
 from masam_auto.imaging.canvas import lay_out
-from masam_auto.imaging.storage import ClassLocations, open_array, read_locations
+from masam_auto.imaging.storage import ClassLocations, array_files, open_array, read_locations
 from masam_auto.learning.augment import IDENTITY, View, apply_augmentation, draw_augmentation
 from masam_auto.learning.prompts import BoxDraws, draw_box
 
@@ -65,15 +65,16 @@ class Sampling:
 
 def find_case_files(folder: Path, identifiers: Sequence[str]) -> tuple[CaseFiles, ...]:
     """Open the preprocessed files of cases. Raises ImageError where one is missing or damaged."""
+    found = [(name, array_files(folder, name)) for name in identifiers]
     return tuple(
         CaseFiles(
             identifier=name,
-            image=folder / f"{name}.b2nd",
-            labels=folder / f"{name}_seg.b2nd",
-            locations=folder / f"{name}_locations.npz",
-            shape=_shape_of(folder / f"{name}_seg.b2nd"),
+            image=files.image,
+            labels=files.labels,
+            locations=files.locations,
+            shape=_shape_of(files.labels),
         )
-        for name in identifiers
+        for name, files in found
     )
 
 

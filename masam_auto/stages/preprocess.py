@@ -29,7 +29,7 @@ from masam_auto.imaging.io import read_case, read_case_labels, read_geometry
 from masam_auto.imaging.normalize import normalize
 from masam_auto.imaging.placement import turned_to_place
 from masam_auto.imaging.resample import resample_image, resample_labels, resampled_shape
-from masam_auto.imaging.storage import find_locations, write_array, write_locations
+from masam_auto.imaging.storage import array_files, find_locations, write_array, write_locations
 
 logger = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ def check_preprocessed(
         )
     if labels is not None and record.labels_digest != digest(labels):
         raise PlanError(f"{folder} was preprocessed with other labels than dataset.json has now. {remedy}")
-    missing = [name for name in sorted(cases) if not all(file.is_file() for file in _files(folder, name))]
+    missing = [name for name in sorted(cases) if not all(file.is_file() for file in array_files(folder, name))]
     if missing:
         named = ", ".join(missing[:NAMED_CASES_LIMIT])
         raise PlanError(
@@ -262,10 +262,10 @@ def _is_done(case: Case, folder: Path) -> bool:
 
     Data of earlier versions say nothing of their raw files: there, they count as made from them if they are newer.
     """
-    made, raw = _files(folder, case.identifier), _raw_files(case)
+    made, raw = array_files(folder, case.identifier), _raw_files(case)
     if not all(file.is_file() for file in made):
         return False
-    noted = read_json(made[-1], CaseProperties, what="case properties").raw
+    noted = read_json(made.properties, CaseProperties, what="case properties").raw
     if noted:
         return are_unchanged(noted, raw)
     try:
@@ -279,12 +279,6 @@ def _raw_files(case: Case) -> list[Path]:
     return [file for frame in case.images for file in frame] + list(case.labels or ())
 
 
-def _files(folder: Path, identifier: str) -> tuple[Path, ...]:
-    """What belongs to a case, in the order of writing: image, labels, locations, properties."""
-    endings = (".b2nd", "_seg.b2nd", "_locations.npz", ".json")
-    return tuple(folder / f"{identifier}{ending}" for ending in endings)
-
-
 def _preprocess_files(task: _Task) -> None:
     case, description = task.case, task.description
     if case.labels is None:
@@ -296,11 +290,11 @@ def _preprocess_files(task: _Task) -> None:
     for configuration, folder in task.configurations:
         done = preprocess_case(image, geometry, labels, configuration, identifier=case.identifier, files=raw_files)
         assert done.labels is not None
-        image_file, labels_file, locations_file, properties_file = _files(folder, case.identifier)
-        write_array(image_file, done.image)
-        write_array(labels_file, done.labels)
-        write_locations(locations_file, find_locations(done.labels, description.labels, seed=LOCATIONS_SEED))
-        write_json(properties_file, replace(done.properties, raw=noted))
+        files = array_files(folder, case.identifier)
+        write_array(files.image, done.image)
+        write_array(files.labels, done.labels)
+        write_locations(files.locations, find_locations(done.labels, description.labels, seed=LOCATIONS_SEED))
+        write_json(files.properties, replace(done.properties, raw=noted))
 
 
 def _affordable_workers(tasks: Sequence[_Task]) -> int:

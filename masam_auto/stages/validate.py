@@ -19,7 +19,7 @@ from masam_auto.core.plan import Configuration, InferencePlan, Plan
 from masam_auto.imaging.io import label_ending
 from masam_auto.imaging.outputs import write_segmentation
 from masam_auto.imaging.probability_files import ENDING as PROBABILITIES
-from masam_auto.imaging.storage import open_array
+from masam_auto.imaging.storage import array_files, open_array
 from masam_auto.imaging.workers import workers_for
 from masam_auto.learning.checkpoint import STATE_FILE
 from masam_auto.learning.distributed import ALONE, World
@@ -95,7 +95,9 @@ def validate_fold(
     state_file = checkpoint_path(output.parent, checkpoint) / STATE_FILE
     if not world.first:
         world.meet()  # the first one has decided, and written its record
-    sizes = {case.identifier: prod(open_array(preprocessed / f"{case.identifier}.b2nd").shape) for case in cases}
+    sizes = {
+        case.identifier: prod(open_array(array_files(preprocessed, case.identifier).image).shape) for case in cases
+    }
     chosen, why = choose_mirroring(
         plan, configuration, output, state_file, sizes, asked=mirror, processes=world.size,
         predict=lambda name: predictor.changed(mirror=False).segment(_prepared(name, preprocessed)),
@@ -185,8 +187,9 @@ def predict_preprocessed(
 
 
 def _prepared(name: str, preprocessed: Path) -> PreparedCase:
-    properties = read_json(preprocessed / f"{name}.json", CaseProperties, what="case properties")
-    return PreparedCase(images=(open_array(preprocessed / f"{name}.b2nd"),), properties=(properties,))
+    files = array_files(preprocessed, name)
+    properties = read_json(files.properties, CaseProperties, what="case properties")
+    return PreparedCase(images=(open_array(files.image),), properties=(properties,))
 
 
 def _record(output: Path, checkpoint: Path, inference: InferencePlan, *, why: str) -> int:

@@ -10,7 +10,7 @@ from masam_auto.baselines.results import MEAN, Result, differences, largest_diff
 from masam_auto.core.labels import Labels
 
 LABELS = Labels(
-    values={"background": (0,), "liver": (1,), "whole": (1, 2)}, has_regions=True, regions_class_order=(2, 1)
+    values={"background": (0,), "whole": (1, 2), "liver": (1,)}, has_regions=True, regions_class_order=(2, 1)
 )
 NAN = math.nan
 

@@ -123,10 +123,10 @@ def test_a_folder_of_the_users_is_kept(tmp_path: Path) -> None:
 
 def test_names_of_segments() -> None:
     assert segment_names(LABELS) == {1: "liver", 2: "lesion"}
-    regions = parse_labels({"background": 0, "whole": [1, 2, 3], "core": [2, 3], "rim": 3}, [1, 3, 2])
-    assert segment_names(regions) == {1: "whole", 2: "rim", 3: "core"}
-    gap = parse_labels({"background": 0, "whole": [1, 2], "core": 3}, [3, 1])
-    assert segment_names(gap) == {1: "core", 2: "label 2", 3: "whole"}
+    regions = parse_labels({"background": 0, "whole": [1, 2, 3], "core": [2, 3], "rim": 3}, [1, 2, 3])
+    assert segment_names(regions) == {1: "whole", 2: "core", 3: "rim"}
+    gap = parse_labels({"background": 0, "whole": [1, 2], "core": 3}, [1, 3])
+    assert segment_names(gap) == {1: "whole", 2: "label 2", 3: "core"}
 
 
 def test_seg_of_a_series(tmp_path: Path, dicom_files: ModuleType) -> None:
