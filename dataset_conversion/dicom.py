@@ -79,7 +79,7 @@ def find_dicom(
         )
     labels = {"background": 0} | {roi: value for value, roi in enumerate(chosen, start=1)}
     cases, left = _make_cases(studies, chosen, renamed)
-    kinds = sorted({one.modality for one in studies.series if studies.drawn.get(one.uid)})
+    kinds = sorted({one.modality for one in studies.series if studies.drawn.get(one.key)})
     splits, about_patients = _folds_by_patient(cases, studies)
     return (
         Conversion(
@@ -192,22 +192,22 @@ def _make_cases(
     taken: dict[str, Drawn] = {}
     notes = []
     for one in studies.series:
-        taken[one.uid], said = _newest(studies.drawn.get(one.uid, []), chosen, renamed)
+        taken[one.key], said = _newest(studies.drawn.get(one.key, []), chosen, renamed)
         notes += said
-    training = [one for one in studies.series if taken[one.uid]]
-    done = {one.study or one.uid for one in training}
+    training = [one for one in studies.series if taken[one.key]]
+    done = {one.study_key for one in training}
     test = []
-    for one in sorted(studies.series, key=lambda one: (-len(one.files), one.number or 0, studies.names[one.uid])):
-        if (one.study or one.uid) not in done:
-            done.add(one.study or one.uid)
+    for one in sorted(studies.series, key=lambda one: (-len(one.files), one.number or 0, studies.names[one.key])):
+        if (one.study_key) not in done:
+            done.add(one.study_key)
             test.append(one)
-            if one.uid in studies.drawn:
-                notes.append(f"{studies.names[one.uid]}: a test case, as none of the ROIs is drawn on it")
-        elif not taken[one.uid]:
+            if one.key in studies.drawn:
+                notes.append(f"{studies.names[one.key]}: a test case, as none of the ROIs is drawn on it")
+        elif not taken[one.key]:
             notes.append(f"left out beside another series of its study: {one}")
     cases = []
     for one in (*training, *test):
-        drawn, name = taken[one.uid], studies.names[one.uid]
+        drawn, name = taken[one.key], studies.names[one.key]
         image = DrawnSeries(
             identifier=name,
             image=one.folder,

@@ -19,7 +19,7 @@ STRUCTURES, SEGMENTS = "RTSTRUCT", "SEG"
 TAGS = (
     "Modality", "FrameOfReferenceUID", "ReferencedFrameOfReferenceSequence", "StructureSetROISequence",
     "ROIContourSequence", "ReferencedSeriesSequence", "SegmentSequence", "StructureSetDate", "StructureSetTime",
-    "ContentDate", "ContentTime",
+    "ContentDate", "ContentTime", "PatientID", "StudyInstanceUID",
 )  # fmt: skip
 
 
@@ -28,11 +28,13 @@ class Annotation:
     """One RTSTRUCT or SEG object.
 
     `series` are the UIDs of the series that it refers to; where it names none, those of its `frames` of reference. `rois`
-    are the numbers and names, as written, of all that are drawn. `made` is its date and time, which sorts as text.
+    are the numbers and names, as written, of all that are drawn. `patient` and `study` are only compared. `made` is its date and time, which sorts as text.
     """
 
     file: Path
     modality: str
+    patient: str
+    study: str
     series: frozenset[str]
     frames: frozenset[str]
     rois: tuple[tuple[int, str], ...]
@@ -59,6 +61,8 @@ def read_annotation(file: Path) -> Annotation:
         return Annotation(
             file=file,
             modality=str(tags.Modality),
+            patient=str(tags.get("PatientID") or ""),
+            study=str(tags.get("StudyInstanceUID") or ""),
             series=frozenset(series),
             frames=frozenset(frames),
             rois=tuple(_drawn_structures(tags) if structures else _segments(tags)),

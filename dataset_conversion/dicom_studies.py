@@ -1,7 +1,7 @@
 """The series and annotations that a folder of DICOM studies holds, and which belong together."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,13 +9,12 @@ from dataset_conversion.dicom_annotations import Annotation, is_annotation, norm
 from dataset_conversion.download import archives_hint, check_download
 from masam_auto.core.errors import DatasetError, ImageError
 from masam_auto.core.jsonio import read_plain
-from masam_auto.imaging.dicom import read_tags
 from masam_auto.imaging.dicom_series import Series, find_dicom_files, find_series, name_series
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Studies:
-    """What a folder holds, by the series' UIDs.
+    """What a folder holds, by the series' keys.
 
     `series` are those that may be taken, `drawn` what is drawn on them, newest first. `names` are for files; `patients` are
     only compared, never written. `missing` lists annotations that cannot be used.
@@ -43,10 +42,8 @@ def look_through(download: Path, modality: str | None, description: str | None) 
     check_download(download)
     annotations, images, broken = _sort_files(find_dicom_files(download))
     every, left_out = find_series(images)
-    wanted = {one.uid for one in every if _is_wanted(one, modality, description)}
-    tags = {one.uid: read_tags(one.files[0], ("FrameOfReferenceUID", "PatientID")) for one in every}
-    spaces = {uid: str(found.get("FrameOfReferenceUID")) for uid, found in tags.items()}
-    drawn, missing, passed = _belong_together(annotations, every, wanted, spaces)
+    wanted = {one.key for one in every if _is_wanted(one, modality, description)}
+    drawn, missing, passed = _belong_together(annotations, every, wanted)
     missing = [*broken, *missing]
     if not drawn:
         listed = f" Not usable: {'; '.join(missing)}." if missing else ""
@@ -54,14 +51,14 @@ def look_through(download: Path, modality: str | None, description: str | None) 
             f"{download}: holds no DICOM series with an RTSTRUCT or SEG object that refers to it.{listed}"
             f"{archives_hint(download)}"
         )
-    kinds = Counter(one.modality for one in every if one.uid in drawn)
+    kinds = Counter(one.modality for one in every if one.key in drawn)
     if len(kinds) > 1:
         listed = ", ".join(f"{kind} ({count} series)" for kind, count in sorted(kinds.items()))
         raise DatasetError(f"{download}: ROIs are drawn on {listed}. Choose one with --modality.")
     return Studies(
-        series=tuple(one for one in every if one.uid in wanted and one.modality in kinds),
-        names={one.uid: name for name, one in name_series(every, download).items()},
-        patients={one.uid: str(tags[one.uid].get("PatientID") or one.study or one.uid) for one in every},
+        series=tuple(one for one in every if one.key in wanted and one.modality in kinds),
+        names={one.key: name for name, one in name_series(every, download).items()},
+        patients={one.key: one.patient or one.study or one.key for one in every},
         drawn=drawn,
         missing=tuple(missing),
         notes=(*passed, *left_out),
@@ -74,11 +71,12 @@ def _is_wanted(series: Series, modality: str | None, description: str | None) ->
 
 
 def _belong_together(
-    annotations: Iterable[Annotation], every: Iterable[Series], wanted: set[str], spaces: Mapping[str, str]
+    annotations: Iterable[Annotation], every: Sequence[Series], wanted: set[str]
 ) -> tuple[dict[str, list[Annotation]], list[str], list[str]]:
     """Annotations by the series that they refer to, newest first; those without one; what was passed over.
 
-    One that names no series belongs to the series in its frame of reference (`spaces`).
+    One that names no series belongs to the series in its frame of reference. Both are of one patient and, where several fit,
+    of one study: UIDs alone are not unique after careless anonymisation.
     """
     drawn: dict[str, list[Annotation]] = {}
     missing, passed = [], []
@@ -86,13 +84,15 @@ def _belong_together(
         fitting = [
             one
             for one in every
-            if (one.uid in annotation.series if annotation.series else spaces[one.uid] in annotation.frames)
+            if (one.uid in annotation.series if annotation.series else one.frame in annotation.frames)
+            and annotation.patient in ("", one.patient)
         ]
-        taken = [one for one in fitting if one.uid in wanted]
+        fitting = [one for one in fitting if one.study == annotation.study] or fitting
+        taken = [one for one in fitting if one.key in wanted]
         if not annotation.rois:
             passed.append(f"{annotation.file}: left out, as nothing is drawn in it")
         elif len(taken) == 1:
-            drawn.setdefault(taken[0].uid, []).append(annotation)
+            drawn.setdefault(taken[0].key, []).append(annotation)
         elif taken:
             listed = "; ".join(map(str, taken))
             missing.append(

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PREAMBLE, MAGIC = 128, b"DICM"
+# Lengths of their groups, FileMetaInformationVersion's neighbour MediaStorageSOPClassUID, SpecificCharacterSet, ImageType, SOPClassUID.
+FIRST_TAGS = tuple(
+    bytes((group, 0, element, 0)) for group, element in ((2, 0), (2, 2), (8, 0), (8, 5), (8, 8), (8, 0x16))
+)
 SAME_DIRECTION = 1e-3
 """Difference of direction cosines; scanners write them with six digits."""
 
@@ -37,6 +41,15 @@ TILT_COSINE = 1 - 1e-6
 """Slices stacked within 0.08 degrees of their normal count as upright."""
 
 GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+SHOWN_TAGS = (
+    "PhotometricInterpretation",
+    "PixelRepresentation",
+    "BitsStored",
+    "NumberOfFrames",
+    "RescaleSlope",
+    "RescaleIntercept",
+    *GROUPS,
+)
 SLICE_TAGS = (
     "Rows", "Columns", "NumberOfFrames", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "SliceThickness",
     "SpacingBetweenSlices", *GROUPS,
@@ -62,12 +75,22 @@ class Slice:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file starts as DICOM files do, whatever its name."""
+    """Whether a file starts as DICOM files do, whatever its name; old ones lack the preamble and begin with their tags."""
     try:
         with open(path, "rb") as handle:
-            return handle.read(PREAMBLE + len(MAGIC))[PREAMBLE:] == MAGIC
+            start = handle.read(PREAMBLE + len(MAGIC))
     except OSError:
         return False
+    return start[PREAMBLE:] == MAGIC or _starts_with_tags(start)
+
+
+def _starts_with_tags(start: bytes) -> bool:
+    """Whether bytes are a first tag of group 2 or 8, of a length after which another tag of these groups comes."""
+    if start[:4] not in FIRST_TAGS:
+        return False
+    explicit = start[4:6].isalpha() and start[4:6].isupper()
+    length = int.from_bytes(start[6:8] if explicit else start[4:8], "little")
+    return start[8 + length : 10 + length] in (b"\x02\x00", b"\x08\x00")
 
 
 def read_series(files: Sequence[Path]) -> RawImage:
@@ -138,7 +161,10 @@ def read_tags(file: Path, names: Sequence[str] | None = None) -> "Dataset":
             f"{file}: reading DICOM needs pydicom. Install it (pip install 'masam_auto[dicom]'), or convert to .nii.gz."
         ) from error
     with telling_damage(file):
-        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=None if names is None else list(names))
+        wanted = None if names is None else list(names)
+        return pydicom.dcmread(
+            file, stop_before_pixels=True, specific_tags=wanted, force=True
+        )  # without a preamble too
 
 
 @contextlib.contextmanager
@@ -254,6 +280,7 @@ def _check_steps(slices: Sequence[Slice], normal: np.ndarray) -> None:
     positions = np.stack([one.position for one in slices])
     steps = np.diff(positions @ normal)
     usual = float(np.median(steps))
+    rounded = _is_rounding(positions, normal)
     for before, after, step in zip(slices, slices[1:], steps, strict=False):
         pair = f"{before.file} and {after.file.name}" + (
             f", frames {before.frame} and {after.frame}" if before.file == after.file else ""
@@ -263,7 +290,7 @@ def _check_steps(slices: Sequence[Slice], normal: np.ndarray) -> None:
                 f"{pair}: two slices at one place (of {len(slices)} in the series). Keep one time point, echo or "
                 "reconstruction in a folder."
             )
-        if abs(step - usual) > EVEN_STEP * usual:
+        if abs(step - usual) > EVEN_STEP * usual and not rounded:
             missing = round(step / usual) - 1
             what = f"{missing} slice{'s are' if missing > 1 else ' is'} missing" if missing > 0 else "slices are uneven"
             raise ImageError(
@@ -277,6 +304,19 @@ def _check_steps(slices: Sequence[Slice], normal: np.ndarray) -> None:
             f"{worst.file}: is shifted by {sideways.max():.3g} mm against the line through the other slices of its "
             "series. Take it out, or export the series again."
         )
+
+
+def _is_rounding(positions: np.ndarray, normal: np.ndarray) -> bool:
+    """Whether (slices, 3) positions were written with one or two decimals, and lie evenly but for that."""
+    along = positions @ normal
+    off = np.abs(along - np.linspace(along[0], along[-1], len(along))).max()
+    for unit in (0.1, 0.01):
+        if np.allclose(positions / unit, np.rint(positions / unit), atol=1e-4):
+            # half a unit in each coordinate, and as much again in the ends of the line
+            return bool(
+                off <= unit * np.abs(normal).sum() + 1e-6 and off < abs(along[-1] - along[0]) / (len(along) - 1) / 3
+            )
+    return False
 
 
 def _stack_geometry(slices: Sequence[Slice]) -> Geometry:
@@ -308,4 +348,21 @@ def _read_pixels(file: Path) -> np.ndarray:
     except RuntimeError as error:
         raise ImageError(f"{file}: the pixels cannot be read ({itk_cause(error)}). Export it again.") from error
     array = sitk.GetArrayFromImage(image)
-    return array if array.ndim == 3 else array[None]
+    array = array if array.ndim == 3 else array[None]
+    tags = read_tags(file, SHOWN_TAGS)
+    with telling_damage(file):
+        return _as_stored(array, tags) if tags.get("PhotometricInterpretation") == "MONOCHROME1" else array
+
+
+def _as_stored(array: np.ndarray, tags: "Dataset") -> np.ndarray:
+    """Values as they were stored, rescaled. MONOCHROME1 says how pixels are shown, but GDCM turns their values round.
+
+    Source: DICOM PS3.3 C.7.6.3.1.2; GDCM gives (the largest value that can be stored - stored), which is -1 - stored for
+    signed pixels.
+    """
+    groups = next(iter(frame_groups(tags)))
+    slope, intercept = (1.0 if name == "RescaleSlope" else 0.0 for name in ("RescaleSlope", "RescaleIntercept"))
+    given = _rescaling(groups)
+    slope, intercept = float(given[0] or slope), float(given[1] or intercept)
+    largest = -1 if int(tags.get("PixelRepresentation") or 0) else 2 ** int(tags.BitsStored) - 1
+    return slope * largest + 2 * intercept - array.astype(np.float64)

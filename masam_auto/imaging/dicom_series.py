@@ -29,21 +29,37 @@ DICOMDIR = "1.2.840.10008.1.3.10"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 TAGS = (
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "SeriesNumber", "SeriesDescription",
-    "Modality", "ImageType", "Rows", "NumberOfFrames", "SamplesPerPixel", "ImageOrientationPatient", *GROUPS,
+    "Modality", "ImageType", "Rows", "NumberOfFrames", "SamplesPerPixel", "ImageOrientationPatient", "ImagePositionPatient",
+    "PatientID", "FrameOfReferenceUID", *GROUPS,
 )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
-    """A series of slices that can be segmented. `files` are in no particular order; `folder` holds all of them."""
+    """A series of slices that can be segmented. `files` are in no particular order; `folder` holds all of them.
+
+    `patient` and `frame` of reference are only compared, never written; "" where the files do not say.
+    """
 
     uid: str
     study: str
+    patient: str = ""
+    frame: str = ""
     number: int | None
     description: str
     modality: str
     folder: Path
     files: tuple[Path, ...]
+
+    @property
+    def key(self) -> str:
+        """What tells it from every other series: careless anonymisation gives several patients the same UIDs."""
+        return "\n".join((self.patient, self.study, self.frame, self.uid))
+
+    @property
+    def study_key(self) -> str:
+        """What tells its study from every other one; itself where the files name no study."""
+        return f"{self.patient}\n{self.study}" if self.study else self.key
 
     def __str__(self) -> str:
         """For messages."""
@@ -54,12 +70,18 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Instance:
-    """What is needed of one file. `directions`: six cosines a slice; `reason`: why it cannot belong to a volume."""
+    """What is needed of one file.
+
+    `directions`: six cosines a slice, `places`: its position; `reason`: why it cannot belong to a volume.
+    """
 
     file: Path
     uid: str
+    patient: str
     study: str
+    frame: str
     series: str
+    places: tuple[tuple[float, ...], ...]
     number: int | None
     description: str
     modality: str
@@ -85,7 +107,8 @@ def find_series(files: Iterable[Path]) -> tuple[tuple[Series, ...], tuple[str, .
 
     Left out are objects without pixels, segmentations and dose, localizers, colour pictures, images without a direction
     in space (secondary captures, most ultrasound), series of fewer than three slices, and series of slices in several
-    directions. Copies of the same image count once. A damaged file is counted to every series in its folder, so that
+    directions. A series is one of its patient, study and frame of reference. Copies of the same image count once: those of one
+    place and equal pixels, whatever their UIDs say. A damaged file is counted to every series in its folder, so that
     reading these fails, and no series is used of which a part may be missing.
 
     Args:
@@ -97,7 +120,7 @@ def find_series(files: Iterable[Path]) -> tuple[tuple[Series, ...], tuple[str, .
     Raises:
         DatasetError: pydicom is not installed.
     """
-    instances: dict[str, dict[str, _Instance]] = {}
+    instances: dict[tuple[str, ...], list[_Instance]] = {}
     damaged: dict[Path, str] = {}
     for file in files:
         try:
@@ -106,10 +129,11 @@ def find_series(files: Iterable[Path]) -> tuple[tuple[Series, ...], tuple[str, .
             damaged[file] = str(error)
             continue
         if instance is not None:
-            instances.setdefault(instance.series, {}).setdefault(instance.uid, instance)
+            key = (instance.patient, instance.study, instance.frame, instance.series)
+            instances.setdefault(key, []).append(instance)
     found, left_out = [], []
-    for copies in instances.values():
-        every = list(copies.values())
+    for together in instances.values():
+        every = _without_copies(together)
         kept = [one for one in every if one.reason is None]
         if kept:  # a file without pixels among images has been cut short: reading it will say so
             kept = [one for one in every if one.reason is None or not one.has_pixels]
@@ -121,7 +145,7 @@ def find_series(files: Iterable[Path]) -> tuple[tuple[Series, ...], tuple[str, .
             left_out.append(f"{series}: {reason or _name_parts(every)}")
     failing = {file for one in found for file in one.files}
     left_out += [message for file, message in damaged.items() if file not in failing]
-    return tuple(sorted(found, key=lambda one: (one.folder, one.number or 0, one.uid))), tuple(sorted(left_out))
+    return tuple(sorted(found, key=lambda one: (one.folder, one.number or 0, one.key))), tuple(sorted(left_out))
 
 
 def name_series(series: Sequence[Series], folder: Path) -> dict[str, Series]:
@@ -138,9 +162,32 @@ def name_series(series: Sequence[Series], folder: Path) -> dict[str, Series]:
     ]
     repeated = Counter(names)
     return {
-        name if repeated[name] == 1 else f"{name}_{hashlib.sha256(one.uid.encode()).hexdigest()[:8]}": one
+        name if repeated[name] == 1 else f"{name}_{hashlib.sha256(one.key.encode()).hexdigest()[:8]}": one
         for name, one in zip(names, series, strict=True)
     }
+
+
+def _without_copies(instances: Sequence[_Instance]) -> list[_Instance]:
+    """The images, each once. Two of one UID, or at one place, that differ in place or pixels are two images."""
+    kept: list[_Instance] = []
+    known: dict[tuple[object, ...], list[_Instance]] = {}
+    for one in instances:
+        others = known.setdefault((one.uid, one.places), [])
+        if not any(_have_equal_pixels(one.file, other.file) for other in others):
+            others.append(one)
+            kept.append(one)
+    return kept
+
+
+def _have_equal_pixels(first: Path, second: Path) -> bool:
+    """Whether two files hold the same stored pixels. Raises nothing: what cannot be compared is not a copy."""
+    import pydicom  # optional: extra `dicom`; there, since the tags were read
+
+    try:
+        pixels = [pydicom.dcmread(file, force=True).get("PixelData") for file in (first, second)]
+    except Exception:  # pydicom raises almost anything at a damaged file, which reading the series will tell of
+        return False
+    return bool(pixels[0] == pixels[1])
 
 
 def _read_instance(file: Path) -> _Instance | None:
@@ -149,6 +196,11 @@ def _read_instance(file: Path) -> _Instance | None:
     with telling_damage(file):
         if tags.file_meta.get("MediaStorageSOPClassUID") == DICOMDIR:
             return None
+        if not tags.get("SeriesInstanceUID"):
+            raise ImageError(
+                f"{file}: has no SeriesInstanceUID (0020,000E), so that nobody knows which slices belong together. Export it "
+                "again, or convert it to .nii.gz."
+            )
         number = tags.get("SeriesNumber")
         modality = str(tags.get("Modality", "unknown"))
         directions = tuple(
@@ -160,8 +212,15 @@ def _read_instance(file: Path) -> _Instance | None:
             raise ImageError(f"{file}: ImageOrientationPatient must be six numbers. Export it again.")
         return _Instance(
             file=file,
-            uid=str(tags.get("SOPInstanceUID", file)),
-            study=str(tags.get("StudyInstanceUID", "")),
+            uid=str(tags.get("SOPInstanceUID") or file),
+            patient=str(tags.get("PatientID") or ""),
+            study=str(tags.get("StudyInstanceUID") or ""),
+            frame=str(tags.get("FrameOfReferenceUID") or ""),
+            places=tuple(
+                tuple(float(value) for value in place)
+                for groups in frame_groups(tags)
+                if (place := from_groups(groups, "PlanePositionSequence", "ImagePositionPatient"))
+            ),
             series=str(tags.SeriesInstanceUID),
             number=None if number is None else int(number),
             description=str(tags.get("SeriesDescription", "")).strip(),
@@ -213,6 +272,8 @@ def _make_series(instances: Sequence[_Instance], damaged: Iterable[Path]) -> Ser
     return Series(
         uid=first.series,
         study=first.study,
+        patient=first.patient,
+        frame=first.frame,
         number=first.number,
         description=first.description,
         modality=first.modality,
