@@ -64,8 +64,8 @@ def array_files(folder: Path, identifier: str) -> ArrayFiles:
 
 def stored_cases(folder: Path) -> tuple[str, ...]:
     """Identifiers of the cases whose class locations are in a folder, sorted."""
-    stems = sorted(path.name.removesuffix(LOCATIONS) for path in folder.glob(f"*{LOCATIONS}"))
-    return tuple(stem[:-1] if stem.endswith("@") and TAKEN.search(stem[:-1]) else stem for stem in stems)
+    stems = (path.name.removesuffix(LOCATIONS) for path in folder.glob(f"*{LOCATIONS}"))
+    return tuple(sorted(stem[:-1] if stem.endswith("@") and TAKEN.search(stem[:-1]) else stem for stem in stems))
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

@@ -14,6 +14,7 @@ from masam_auto.core.errors import OutputError, PlanError
 from masam_auto.core.jsonio import (
     atomic_path,
     digest,
+    partial_path,
     partial_prefix,
     process_of,
     read_json,
@@ -148,3 +149,9 @@ def test_an_unfinished_file_tells_its_process_on_its_own_machine_only(
         monkeypatch.setattr(platform, "node", lambda: "another machine / with odd characters")
         assert process_of(unfinished) is None
         assert not unfinished.name.startswith(partial_prefix(os.getpid()))
+
+
+def test_the_longest_names_can_be_written(tmp_path: Path) -> None:
+    for name in ("a" * 248 + ".nii.gz", "ü" * 124 + ".nii.gz"):
+        write_bytes(tmp_path / name, b"x")
+        assert partial_path(tmp_path / name).name.endswith(".nii.gz") and (tmp_path / name).read_bytes() == b"x"

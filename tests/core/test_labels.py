@@ -87,3 +87,9 @@ def test_named_sides() -> None:
     assert named_sides(["Anterior", "Posterior", "leftKidney"]) == (("left", "right"), ("anterior", "posterior"))
     assert named_sides(["vitamin_l", "liver"]) == ()
     assert named_sides(["kidney_l", "lung_r"]) == ()
+
+
+def test_numbers_that_were_written_as_text_are_numbers() -> None:
+    assert parse_labels({"background": "0", "liver": "1"}, None) == parse_labels({"background": 0, "liver": 1}, None)
+    regions = {"background": "0", "whole": ["1", 2], "core": "2"}
+    assert parse_labels(regions, [1, 2]).foreground == {"whole": (1, 2), "core": (2,)}

@@ -58,12 +58,11 @@ def study(tmp_path: Path, dicom_files: ModuleType) -> Callable[..., list[Path]]:
 
 @pytest.fixture
 def structures(tmp_path: Path, dicom_files: ModuleType) -> Callable[..., Path]:
-    """Write an RTSTRUCT beside the series of a study."""
+    """Write an RTSTRUCT beside the series of a study. It names no patient, unless told to."""
 
     def write(folder: str, rois: dict[str, list[np.ndarray]], *, file: str = "rs", **options: Any) -> Path:
-        return dicom_files.write_structures(
-            tmp_path / "download" / folder / file, rois, **{"series": folder, **options}
-        )
+        given = {"series": folder, "PatientID": None, **options}
+        return dicom_files.write_structures(tmp_path / "download" / folder / file, rois, **given)
 
     return write
 
@@ -168,11 +167,11 @@ def test_segmentation_objects(study: Callable, structures: Callable, converted: 
 def test_which_series(study: Callable, structures: Callable, tmp_path: Path) -> None:
     """The one that is referred to; else, of a study without annotation, the one of the most files."""
     study("a", StudyInstanceUID="1.5")
-    study("a/second", StudyInstanceUID="1.5")
+    study("a/second", StudyInstanceUID="1.5", PatientID="a")
     structures("a", {"liver": box(*LIVER, AXIAL)}, series="a/second")
-    study("b/less", StudyInstanceUID="1.6")
+    study("b/less", StudyInstanceUID="1.6", PatientID="b")
     (tmp_path / "download" / "b" / "less" / "IM0005").unlink()
-    study("b/more", StudyInstanceUID="1.6")
+    study("b/more", StudyInstanceUID="1.6", PatientID="b")
     study("c", Modality="MR", StudyInstanceUID="1.7")
     (conversion,) = find_dicom(tmp_path / "download")
     assert [(case.identifier, case.test) for case in conversion.cases] == [("a_second", False), ("b_more", True)]
@@ -334,3 +333,23 @@ def test_command(download: Path, roi_map: Path, tmp_path: Path, capsys: pytest.C
     capsys.readouterr()
     assert run(main, [*arguments, "--rois", "liver"]) == 2
     assert "was converted with other settings (labels" in capsys.readouterr().err
+
+
+def test_patients_of_equal_uids_keep_what_is_drawn_on_them(
+    tmp_path: Path, study: Callable, structures: Callable, converted: Callable
+) -> None:
+    """Careless anonymisation: two patients whose series and studies have the same UIDs."""
+    where = {"a": LIVER, "b": KIDNEY}
+    for folder, box_of in where.items():
+        study(folder, name="series", StudyInstanceUID="1.5", PatientID=folder)
+        structures(folder, {"organ": box(*box_of, AXIAL)}, series="series", PatientID=folder, StudyInstanceUID="1.5")
+    folder, _ = converted(find_dicom(tmp_path / "download"))
+    for name, box_of in where.items():
+        assert np.array_equal(read_labels(folder / "labelsTr" / f"{name}.nii.gz")[0], filled(*box_of).astype(int))
+
+
+def test_what_is_drawn_on_another_patient_is_not_taken(tmp_path: Path, study: Callable, structures: Callable) -> None:
+    study("a", name="series")
+    structures("a", {"organ": box(*LIVER, AXIAL)}, series="series", PatientID="b")
+    with pytest.raises(DatasetError, match="the series that this RTSTRUCT refers to"):
+        find_dicom(tmp_path / "download")

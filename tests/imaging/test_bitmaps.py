@@ -100,3 +100,30 @@ def test_a_picture_holds_one_slice(tmp_path: Path) -> None:
     geometry = Geometry(shape=(2, 6, 5), spacing=(1, 1, 1))
     with pytest.raises(ImageError, match="hold one slice, but there are 2"):
         write_labels(tmp_path / "a.png", np.zeros((2, 6, 5), np.uint8), geometry)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_read_as_viewers_show_them(tmp_path: Path, orientation: int) -> None:
+    shown = np.zeros((16, 24), np.uint8)
+    shown[:8, :6] = 200  # in the upper left corner
+    turns = {
+        1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose,
+        6: lambda a: np.rot90(a, 1), 7: lambda a: np.rot90(np.transpose(a), 2), 8: lambda a: np.rot90(a, -1),
+    }  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for ending in (".jpg", ".png"):
+        file = tmp_path / f"photo{ending}"
+        Image.fromarray(np.ascontiguousarray(turns[orientation](shown))).save(file, exif=exif)
+        array, geometry = read_image(file)
+        assert geometry.shape == read_geometry(file).shape == (1, 16, 24)
+        assert np.abs(array[0, 0] - shown).mean() < 8
+
+
+def test_grey_saved_in_colours_is_one_channel_and_real_colours_are_not(tmp_path: Path) -> None:
+    grey = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    Image.fromarray(np.stack([grey] * 3, axis=-1)).save(tmp_path / "grey.png")
+    assert read_image(tmp_path / "grey.png")[0].shape == (1, 1, 6, 8)
+    assert read_image(tmp_path / "grey.png", channels=3)[0].shape == (3, 1, 6, 8)
+    Image.fromarray(np.stack([grey, grey, grey + 1], axis=-1)).save(tmp_path / "colour.png")
+    assert read_image(tmp_path / "colour.png")[0].shape == (3, 1, 6, 8)

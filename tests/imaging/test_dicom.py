@@ -187,3 +187,53 @@ def test_enhanced_files_with_fewer_places_than_frames(tmp_path: Path, dicom_file
         ImageError, match=r"one\.dcm: has 6 slices of \(5, 6\) pixels by its header, but \(7, 5, 6\) are"
     ):
         read_series([file])
+
+
+@pytest.mark.parametrize("unsigned", [True, False])
+def test_monochrome1_gives_the_values_that_were_stored(tmp_path: Path, dicom_files: ModuleType, unsigned: bool) -> None:
+    """It says that low values are shown white, and nothing of what they mean."""
+    tags = {"slope": 2.0, "intercept": -1024.0, "unsigned": unsigned, "PhotometricInterpretation": "MONOCHROME1"}
+    files = dicom_files.write_series(tmp_path, STORED, STRAIGHT, **tags)
+    assert np.array_equal(read_series(files).array[0], 2.0 * STORED - 1024)
+
+
+def test_files_without_a_preamble_are_dicom(tmp_path: Path, dicom_files: ModuleType) -> None:
+    import pydicom
+
+    files = dicom_files.write_series(tmp_path, STORED, STRAIGHT)
+    for file in files:
+        tags = pydicom.dcmread(file)
+        del tags.file_meta
+        pydicom.dcmwrite(file, tags, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    assert all(map(is_dicom, files)) and len(list(find_dicom_files(tmp_path))) == len(files)
+    (series,), _ = find_series(files)
+    assert np.array_equal(read_series(series.files).array[0], STORED)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08\x00\x05\x00", b"\x08\x00" + bytes(200), b"P5 4 4 255\n", bytes(400)])
+def test_other_files_are_not_dicom(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x").write_bytes(content)
+    assert not is_dicom(tmp_path / "x")
+
+
+def test_positions_that_were_rounded_are_even_and_missing_slices_are_not(
+    tmp_path: Path, dicom_files: ModuleType
+) -> None:
+    import pydicom
+
+    def place(files: list[Path], heights: list[float]) -> None:
+        for file, height in zip(files, heights, strict=True):
+            tags = pydicom.dcmread(file)
+            tags.ImagePositionPatient = [-10.0, 20.0, height]
+            tags.save_as(file)
+
+    files = dicom_files.write_series(tmp_path, STORED, STRAIGHT)
+    even = [5 + 0.625 * index for index in range(len(files))]
+    place(files, [round(height + 1e-9, 1) for height in even])
+    assert read_series_geometry(files).spacing[0] == pytest.approx(0.625, abs=0.02)
+    place(files, [*even[:4], *(height + 0.625 for height in even[4:])])
+    with pytest.raises(ImageError, match="1 slice is missing"):
+        read_series_geometry(files)
+    place(files, [height + 0.2 * (index == 3) for index, height in enumerate(even)])
+    with pytest.raises(ImageError, match="slices are uneven"):
+        read_series_geometry(files)

@@ -11,7 +11,7 @@ import pytest
 from masam_auto.core.errors import DatasetError, ImageError
 from masam_auto.core.geometry import Geometry
 from masam_auto.imaging.dicom import read_series
-from masam_auto.imaging.dicom_series import find_dicom_files, find_series
+from masam_auto.imaging.dicom_series import find_dicom_files, find_series, name_series
 
 STORED = np.random.default_rng(0).integers(0, 3000, (7, 5, 6))
 STRAIGHT = Geometry(shape=(7, 5, 6), spacing=(2.5, 0.7, 0.9), origin=(-10.0, 20.0, 30.5))
@@ -155,3 +155,43 @@ def test_scanners_own_files(dicom_files: ModuleType) -> None:
     assert raw.array.min() == -888  # Hounsfield units
     _, pilots = find_series(find_dicom_files(folder / "98892003" / "MR2"))
     assert sum(sentence.endswith("slices in several directions, as scout views have") for sentence in pilots) == 2
+
+
+def test_two_patients_of_the_same_uids_are_two_series(tmp_path: Path, dicom_files: ModuleType) -> None:
+    for patient in ("a", "b"):
+        dicom_files.write_series(tmp_path / patient, STORED, STRAIGHT, PatientID=patient)
+    series, left_out = find_series(find_dicom_files(tmp_path))
+    assert [one.folder.name for one in series] == ["a", "b"] and not left_out
+    assert len({one.key for one in series}) == 2 and len(name_series(series, tmp_path)) == 2
+
+
+def test_a_copy_has_the_same_place_and_pixels(tmp_path: Path, dicom_files: ModuleType) -> None:
+    files = dicom_files.write_series(tmp_path / "a", STORED, STRAIGHT)
+    (tmp_path / "b").mkdir()
+    for file in files:
+        (tmp_path / "b" / file.name).write_bytes(file.read_bytes())
+    (series,), _ = find_series(find_dicom_files(tmp_path))
+    assert len(series.files) == len(files)
+    other = dicom_files.write_series(tmp_path / "c", STORED + 1, STRAIGHT)
+    (series,), _ = find_series([*files, *other])
+    assert len(series.files) == 2 * len(files), "equal UIDs, other pixels: reading them says that two lie at one place"
+    with pytest.raises(ImageError, match="two slices at one place"):
+        read_series(series.files)
+
+
+def test_slices_of_one_uid_at_several_places_are_all_kept(tmp_path: Path, dicom_files: ModuleType) -> None:
+    dicom_files.write_series(tmp_path, STORED, STRAIGHT, SOPInstanceUID="1.2.3")
+    (series,), _ = find_series(find_dicom_files(tmp_path))
+    assert len(series.files) == len(STORED)
+
+
+def test_a_series_without_its_uid_is_named(tmp_path: Path, dicom_files: ModuleType) -> None:
+    files = dicom_files.write_series(tmp_path, STORED, STRAIGHT, SeriesInstanceUID=None)
+    series, left_out = find_series(files)
+    assert not series and len(left_out) == len(files) and "SeriesInstanceUID (0020,000E)" in left_out[0]
+
+
+def test_without_patient_and_frame_of_reference_a_series_is_one(tmp_path: Path, dicom_files: ModuleType) -> None:
+    dicom_files.write_series(tmp_path, STORED, STRAIGHT, PatientID=None, FrameOfReferenceUID=None)
+    (series,), _ = find_series(find_dicom_files(tmp_path))
+    assert len(series.files) == len(STORED) and (series.patient, series.frame) == ("", "")

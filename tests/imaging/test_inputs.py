@@ -214,3 +214,17 @@ def test_dicom_without_a_volume_and_beside_images(tmp_path: Path, dicom_files: M
     touch(tmp_path / "in", "preview.png")
     with pytest.raises(DatasetError, match=r"several kinds \(\.dcm, \.png\)"):
         find_inputs(tmp_path / "in", description())
+
+
+def test_endings_in_upper_case_are_endings(tmp_path: Path) -> None:
+    folder = touch(tmp_path / "in", "a_0000.nii.gz", "b_0000.NII.GZ")
+    assert found(folder, description()) == {"a": [["a_0000.nii.gz"]], "b": [["b_0000.NII.GZ"]]}
+    touch(folder, "a_0000.NII.gz")
+    with pytest.raises(DatasetError, match="differ by upper and lower case alone"):
+        find_inputs(folder, description())
+
+
+def test_images_of_another_ending_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = touch(tmp_path / "in", "a_0000.nii.gz", "b_0000.nii", "notes.txt")
+    assert list(found(folder, description())) == ["a"]
+    assert "left out, because they are not .nii.gz: b_0000.nii\n" in caplog.text

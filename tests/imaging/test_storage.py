@@ -13,9 +13,11 @@ from masam_auto.core.labels import Labels
 from masam_auto.imaging.storage import (
     ClassLocations,
     StoredArray,
+    array_files,
     find_locations,
     open_array,
     read_locations,
+    stored_cases,
     write_array,
     write_locations,
 )
@@ -163,3 +165,15 @@ def test_damaged_missing_and_pickled_locations_are_refused(tmp_path: Path) -> No
     np.savez(path, names=np.array([{"a": 1}], dtype=object))
     with pytest.raises(ImageError, match="is damaged"):
         read_locations(path)
+
+
+@pytest.mark.parametrize("folded", [False, True])
+def test_no_two_cases_share_a_file_whatever_they_are_called(tmp_path: Path, folded: bool) -> None:
+    names = ["a", "a_seg", "a_seg@", "a_seg_seg", "a_locations", "preprocessing", "preprocessing@", "b", "ü_seg"]
+    files = [file.name for name in names for file in array_files(tmp_path, name)] + ["preprocessing.json"]
+    spelt = [name.casefold() for name in files] if folded else files
+    assert len(set(spelt)) == len(files)
+    assert [file.name for file in array_files(tmp_path, "case_001")][:2] == ["case_001.b2nd", "case_001_seg.b2nd"]
+    for name in names:
+        array_files(tmp_path, name).locations.touch()
+    assert stored_cases(tmp_path) == tuple(sorted(names))

@@ -234,3 +234,43 @@ def test_files_that_say_where_their_axes_point(tmp_path: Path, raw_data: ModuleT
     geometry = raw_data.oblique_geometry(SHAPE)
     write_labels(tmp_path / f"a{ending}", numbers(kind=np.int16), geometry)
     assert read_geometry(tmp_path / f"a{ending}").axes == geometry.axes == "LPS"
+
+
+@pytest.mark.parametrize("slope", [1.00001526, 0.5 / 32767 * 3])
+def test_labels_that_were_stored_with_a_scale_are_labels(tmp_path: Path, slope: float) -> None:
+    """nibabel scales float labels into integers; 1 comes back as 1.00001526."""
+    labels = np.arange(24).reshape(2, 3, 4) % 4
+    image = nibabel.Nifti1Image(np.rint(labels.T / slope).astype(np.int32), np.eye(4))
+    image.header.set_slope_inter(slope, 0)
+    nibabel.save(image, tmp_path / "x.nii.gz")
+    assert np.array_equal(read_labels(tmp_path / "x.nii.gz")[0], labels)
+
+
+def test_fractions_are_no_labels_and_are_printed_as_they_are(tmp_path: Path) -> None:
+    labels = np.full((2, 3, 4), 1.002, np.float32)
+    nibabel.save(nibabel.Nifti1Image(labels.T, np.eye(4)), tmp_path / "x.nii.gz")
+    with pytest.raises(ImageError, match=r"there is 1\.002"):
+        read_labels(tmp_path / "x.nii.gz")
+
+
+@pytest.mark.parametrize("unit, factor", [("mm", 1.0), ("micron", 1e-3), ("meter", 1e3), ("unknown", 1.0)])
+@pytest.mark.parametrize("sheared", [False, True])
+def test_units_of_length_count_on_every_grid(tmp_path: Path, unit: str, factor: float, sheared: bool) -> None:
+    affine = np.diag([2.0, 3.0, 4.0, 1.0])
+    affine[0, 2] = 0.5 * sheared
+    image = nibabel.Nifti1Image(np.zeros((4, 3, 2), np.uint8), affine)
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, tmp_path / "x.nii.gz")
+    assert read_geometry(tmp_path / "x.nii.gz").spacing[1:] == pytest.approx((3.0 * factor, 2.0 * factor))
+
+
+def test_negative_voxel_sizes_turn_an_axis_round(tmp_path: Path) -> None:
+    content = bytearray(nibabel.Nifti1Image(np.zeros((4, 3, 2), np.uint8), None).to_bytes())
+    content[76:92] = np.array([1, -2, 3, 4], "<f4").tobytes()
+    content[252:256] = bytes(4)
+    (tmp_path / "x.nii").write_bytes(bytes(content))
+    geometry = read_geometry(tmp_path / "x.nii")
+    assert geometry.spacing == (4.0, 3.0, 2.0) and not geometry.oriented
+    itk = sitk.ReadImage(str(tmp_path / "x.nii"))
+    ends = itk.TransformIndexToPhysicalPoint((3, 2, 1))
+    assert np.allclose((geometry.affine @ (3, 2, 1, 1))[:3], ends)
