@@ -55,7 +55,9 @@ _BITMAP = Reader(
     write=bitmaps.write_bitmap,
 )
 _JPEG = Reader(read=bitmaps.read_bitmap, geometry=bitmaps.read_bitmap_geometry, read_labels=None, write=None)
-_TIFF = Reader(read=tiff.read_tiff, geometry=tiff.read_tiff_geometry, read_labels=tiff.read_tiff, write=tiff.write_tiff)
+_TIFF = Reader(
+    read=tiff.read_tiff, geometry=tiff.read_tiff_geometry, read_labels=tiff.read_tiff_labels, write=tiff.write_tiff
+)
 
 READERS: dict[str, Reader] = {
     ".nii.gz": _NIFTI,

@@ -7,6 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -29,7 +30,8 @@ UNKNOWN_SPACING = (1.0, 1.0, 1.0)
 
 
 def read_tiff(path: Path) -> RawImage:
-    """Read a TIFF: a picture, a stack, or a stack with channels. Alpha is dropped.
+    """Read a TIFF: a picture, a stack, or a stack with channels. Alpha is dropped, and where 0 is white, values are turned
+    round, so that bright is high as in every other picture.
 
     Raises:
         ImageError: more axes than channels, one stack axis, height and width; or the file is truncated.
@@ -45,8 +47,24 @@ def read_tiff(path: Path) -> RawImage:
             return _read_rare_compression(path, _spacing(path, file))
         page = series.keyframe
         alpha = "S" in axes and (len(page.extrasamples) > 0 or page.samplesperpixel == 2)
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and stored.dtype.kind in "bu":
+            stored = ~stored if stored.dtype.kind == "b" else 2**page.bitspersample - 1 - stored
         array, has_stack = _ordered(path, stored, axes, size, alpha=alpha)
         return RawImage(array=array, geometry=_geometry(array.shape, _spacing(path, file), flat=not has_stack))
+
+
+def read_tiff_labels(path: Path) -> RawImage:
+    """Read a TIFF of labels, whose values mean classes and not shades: they stay as they were stored, but for two levels."""
+    raw = read_tiff(path)
+    with _no_damage(path), tifffile.TiffFile(path) as file:
+        page = file.series[0].keyframe
+        if (
+            page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
+            and page.bitspersample > 1
+            and raw.array.dtype.kind == "u"
+        ):
+            return replace(raw, array=2**page.bitspersample - 1 - raw.array)
+    return raw
 
 
 def read_tiff_geometry(path: Path) -> Geometry:

@@ -216,7 +216,7 @@ def predict_folder(
         refuse_another_model(folder, predictor)
         if not continue_prediction:
             refuse_to_overwrite(folder, [file for files in names.values() for file in files])
-        return [name for name, files in names.items() if not all((folder / file).exists() for file in files)]
+        return [name for name, files in names.items() if not all(_is_written(folder / file) for file in files)]
 
     waiting = shared.agreed("cases", choose)
     if without := [name for name in waiting if boxes is not None and not boxes.get(name)]:
@@ -327,3 +327,8 @@ def _memory_estimate(predictor: Predictor) -> Callable[[Case], float]:
 def _memory_room(processes: int) -> float:
     """Bytes that the cases may take that a process loads, of several on this machine."""
     return MEMORY_SHARE * psutil.virtual_memory().available / processes
+
+
+def _is_written(path: Path) -> bool:
+    """Whether an output is there: a folder of masks, or a file that holds something. Full disks leave files of 0 bytes."""
+    return path.is_dir() or (path.is_file() and path.stat().st_size > 0)

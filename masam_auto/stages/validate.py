@@ -111,7 +111,9 @@ def validate_fold(
         world.meet()
     waiting = [
         case for case in cases
-        if redo or not _is_done(case, output, ending, since, probabilities=save_probabilities)
+        if redo or not _is_done(
+            case, output, ending, _changed(preprocessed, case, since), probabilities=save_probabilities
+        )
     ]  # fmt: skip
     if len(waiting) < len(cases):
         logger.info("validation: %s of %s cases are done already", len(cases) - len(waiting), len(cases))
@@ -209,7 +211,13 @@ def _record(output: Path, checkpoint: Path, inference: InferencePlan, *, why: st
     return max(record.stat().st_mtime_ns, checkpoint.stat().st_mtime_ns)
 
 
+def _changed(preprocessed: Path, case: Case, since: int) -> int:
+    """Since when (nanoseconds) a prediction may be by the present model and the present arrays of a case."""
+    return max(since, array_files(preprocessed, case.identifier).properties.stat().st_mtime_ns)
+
+
 def _is_done(case: Case, output: Path, ending: str, since: int, *, probabilities: bool) -> bool:
     files = [output / f"{frame}{ending}" for frame in case.frames]
     files += [output / f"{case.identifier}{PROBABILITIES}"] if probabilities else []
-    return all(file.is_file() and file.stat().st_mtime_ns >= since for file in files)
+    states = [file.stat() for file in files if file.is_file()]
+    return len(states) == len(files) and all(state.st_size and state.st_mtime_ns >= since for state in states)

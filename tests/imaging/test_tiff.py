@@ -118,3 +118,12 @@ def test_lzw_tiff_is_read(tmp_path: Path) -> None:
         image, geometry = read_image(tmp_path / "a.tif")
         np.testing.assert_array_equal(image.reshape(shape), numbers(shape))
         assert geometry.dimensions == len(shape)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_where_zero_is_white_bright_is_high_and_labels_stay(tmp_path: Path, dtype: type) -> None:
+    stored = np.arange(12, dtype=dtype).reshape(3, 4)
+    tifffile.imwrite(tmp_path / "x.tif", stored, photometric="miniswhite")
+    assert np.array_equal(read_image(tmp_path / "x.tif")[0][0, 0], np.iinfo(dtype).max - stored.astype(np.float32))
+    if dtype == np.uint8:
+        assert np.array_equal(read_labels(tmp_path / "x.tif")[0][0], stored)
