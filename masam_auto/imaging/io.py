@@ -196,7 +196,7 @@ def _read_series_channels(case: Case, description: DatasetDescription) -> tuple[
     channels = [turned_to_place(*channel, channels[0][1]) for channel in channels]
     folders = tuple(file.parent for file in case.images[0])
     for folder, (_, geometry) in zip(folders, channels, strict=True):
-        if problem := channels[0][1].difference(geometry):
+        if problem := geometry.difference(channels[0][1]):
             raise ImageError(
                 f"{case.identifier}: the series in {folder} does not lie on the grid of that in {folders[0].name}: {problem}. "
                 "Resample it onto that grid."
@@ -218,9 +218,9 @@ def _channels_together(
     """Join channels that were read from `files`; raises as `read_case`."""
     expected = description.num_channels
     for path, (_, geometry) in zip(files, read, strict=True):
-        if problem := grid_difference(read[0][1], geometry):
+        if problem := grid_difference(geometry, read[0][1]):
             raise ImageError(f"{name}: {path.name} does not lie on the grid of {files[0].name}: {problem}. {SAME_GRID}")
-        if shift := read[0][1].difference(geometry):
+        if shift := geometry.difference(read[0][1]):
             _warn_once(f"{path}: {shift} in {files[0].name}, taken as the same place. Do they overlap in a viewer?")
     found = sum(array.shape[0] for array, _ in read)
     if found != expected:

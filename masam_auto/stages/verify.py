@@ -164,9 +164,9 @@ def _compare(
         warnings.append(
             f"{path}: its axes (x, y, z) point to {geometry.axes}, those of {reference.name} to {grid.axes}: it is turned"
         )
-    elif problem := grid_difference(grid, geometry):
+    elif problem := grid_difference(geometry, grid):
         problems.append(f"{path}: does not lie on the grid of {reference.name}: {problem} there. {SAME_GRID}")
-    elif shift := grid.difference(geometry):
+    elif shift := geometry.difference(grid):
         warnings.append(f"{path}: {shift} in {reference.name}, taken as the same place. Do they overlap in a viewer?")
 
 

@@ -89,6 +89,9 @@ def test_existing_segmentations_are_not_overwritten_unasked(
     outcome = predict_folder(predictor, raw / "imagesTr", out, continue_prediction=True)
     assert (outcome.predicted, outcome.skipped) == (("case_000",), ("case_001",))
     assert (out / "case_001.nii.gz").read_bytes() == b"mine"
+    (out / "case_001.nii.gz").write_bytes(b"")  # what a full disk leaves
+    outcome = predict_folder(predictor, raw / "imagesTr", out, continue_prediction=True)
+    assert (outcome.predicted, outcome.skipped) == (("case_001",), ("case_000",))
     outcome = predict_folder(predictor, raw / "imagesTr", out, overwrite=True)
     assert len(outcome.predicted) == 2
     assert read_labels(out / "case_001.nii.gz")[0].max() == 2

@@ -111,6 +111,11 @@ def test_predictions_newer_than_the_checkpoint_are_kept(raw_dataset: Make, build
     os.utime(mark, ns=(made + 10**9, made + 10**9))  # trained further since
     house.validate()
     assert file.stat().st_mtime_ns > made
+    made = file.stat().st_mtime_ns
+    (arrays,) = [path for path in house.paths.preprocessed.rglob(f"{file.name.removesuffix('.nii.gz')}.json")]
+    os.utime(arrays, ns=(made + 10**9, made + 10**9))  # its image was corrected and preprocessed again
+    house.validate()
+    assert file.stat().st_mtime_ns > made
 
 
 def test_a_summary_never_stands_beside_predictions_of_another_checkpoint(
