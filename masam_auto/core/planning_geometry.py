@@ -22,6 +22,8 @@ VIDEO_WINDOW = 5  # Source: MA-SAM
 TOKENS_ACROSS = 4.0  # tokens wanted across the smallest class
 LARGEST_MAGNIFICATION, SMALLEST_MAGNIFICATION = 8.0, 0.75
 PERCENTILE = 95.0
+# Slices so little above the budget keep their own pixels on a slightly larger canvas: shrinking would blur for nothing.
+BLUR_TOLERANCE = 1.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -214,8 +216,8 @@ def choose_canvas(
     seen = f"95 % of the slices are within {extent[0]:.0f} x {extent[1]:.0f} px"
     diameter, smallest = smallest_diameter(fingerprint, spacing, axis_order)
     wanted = max(1.0, TOKENS_ACROSS * encoder.detail / diameter)
-    if longest <= encoder.budget:
-        limits = (encoder.budget / longest, wanted, LARGEST_MAGNIFICATION)
+    if longest <= encoder.budget * BLUR_TOLERANCE:
+        limits = (max(1.0, encoder.budget / longest), wanted, LARGEST_MAGNIFICATION)
         magnification = _to_whole_windows(min(limits), longest, encoder)
         because = (
             f"they would use the {encoder.budget} px that {encoder.name} works at",
@@ -223,7 +225,9 @@ def choose_canvas(
             f"{encoder.detail} px that {encoder.name} resolves",
             "8 is the most",
         )[int(np.argmin(limits))]
-        if min(limits) == 1.0:
+        if longest > encoder.budget:
+            because = f"they are hardly more than the {encoder.budget} px that {encoder.name} works at"
+        elif min(limits) == 1.0:
             because = f'the smallest class, "{smallest}", is {diameter:.1f} px across and needs no magnification'
         rounded = (
             "" if magnification == min(limits) else f", less a little to fill whole {encoder.windowed}-token windows"

@@ -170,3 +170,11 @@ def test_height_and_width_are_independent_and_ignore_rare_large_cases(planning: 
     shapes = [(40, 100, 60)] * 99 + [(40, 250, 250)]
     fingerprint = planning.make_fingerprint(count=100, shapes=shapes)
     assert choose_canvas(fingerprint, (3.0, 1.0, 1.0), AXIAL, VIT_T).canvas == (104, 64)
+
+
+@pytest.mark.parametrize("side", [514, 530])
+def test_a_few_pixels_above_the_budget_are_not_blurred_away(planning: ModuleType, side: int) -> None:
+    fingerprint = planning.make_fingerprint(shape=(40, side, side), spacing=(3.0, 1.0, 1.0))
+    choice = choose_canvas(fingerprint, (3.0, 1.0, 1.0), (0, 1, 2), PLANNED_ENCODERS["vit_b"])
+    assert choice.magnification == 1 and side <= choice.canvas[0] < side + 16
+    assert "hardly more than the 512 px" in choice.magnification_reason

@@ -112,7 +112,7 @@ def test_predictions_newer_than_the_checkpoint_are_kept(raw_dataset: Make, build
     house.validate()
     assert file.stat().st_mtime_ns > made
     made = file.stat().st_mtime_ns
-    (arrays,) = [path for path in house.paths.preprocessed.rglob(f"{file.name.removesuffix('.nii.gz')}.json")]
+    (arrays,) = house.paths.preprocessed.rglob(f"{file.name.removesuffix('.nii.gz')}.json")
     os.utime(arrays, ns=(made + 10**9, made + 10**9))  # its image was corrected and preprocessed again
     house.validate()
     assert file.stat().st_mtime_ns > made
