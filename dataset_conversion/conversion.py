@@ -4,7 +4,7 @@ Each data set's file makes one from a download; `convert` writes the raw data se
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Conversion:
     `about` goes into dataset.json: description, licence, source, citation. `channel_files` is the number of image files
     a case has. `write` makes the files of one image and says what it had to decide; it is called in worker processes.
     `missing` lists what the download should hold and does not, `notes` what else is worth knowing. `splits` are by case;
-    None makes five folds of the training cases.
+    None makes five folds of the training cases, in which those of one of `patients` (case -> a number) stay together.
     """
 
     number: int
@@ -74,6 +74,7 @@ class Conversion:
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     splits: tuple[Split, ...] | None = None
+    patients: dict[str, str] = field(default_factory=dict)
 
     @property
     def folder_name(self) -> str:

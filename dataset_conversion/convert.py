@@ -21,6 +21,7 @@ from masam_auto.core.errors import DatasetError, OutputError, first_few
 from masam_auto.core.jsonio import digest, read_plain, write_bytes, write_json
 from masam_auto.core.parallel import choose_workers, map_cases
 from masam_auto.core.paths import DATASET_NAME
+from masam_auto.core.patients import FILE_NAME as PATIENTS_NAME
 from masam_auto.core.splits import make_splits, write_splits
 
 RECORD_NAME = "conversion.json"
@@ -289,7 +290,7 @@ def _convert_case(task: _Task) -> CaseRecord:
 
 
 def _write_description(conversion: Conversion, folder: Path) -> None:
-    """splits.json, and last dataset.json, without which the folder is no data set."""
+    """patients.json where some have several cases, splits.json, and last dataset.json, without which it is no data set."""
     training = [case for case in conversion.cases if not case.test]
     raw: dict[str, Any] = {
         "name": conversion.name,
@@ -306,7 +307,9 @@ def _write_description(conversion: Conversion, folder: Path) -> None:
             group: [case.identifier for case in conversion.cases if case.group == group] for group in groups
         }
     cases = find_training_cases(folder, parse_description(raw, name=folder.name))
-    splits = conversion.splits or make_splits([case.identifier for case in cases])
+    splits = conversion.splits or make_splits([case.identifier for case in cases], patients=conversion.patients)
+    if conversion.patients:
+        write_json(folder / PATIENTS_NAME, conversion.patients)
     test = [image.identifier for case in conversion.cases if case.test for image in case.images]
     write_splits(folder / "splits.json", splits, cases, test=test)
     write_json(folder / "dataset.json", raw)

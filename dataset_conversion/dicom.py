@@ -18,7 +18,6 @@ from dataset_conversion.dicom_annotations import Annotation, draw_rois, normal_n
 from dataset_conversion.dicom_studies import Studies, count_rois, look_through, name_in_data_set, read_map, tell_rois
 from masam_auto.core.errors import DatasetError
 from masam_auto.core.geometry import Geometry
-from masam_auto.core.splits import Split, make_splits
 from masam_auto.imaging.dicom import read_series
 from masam_auto.imaging.io import write_labels
 from masam_auto.imaging.volumes import write_nifti
@@ -80,7 +79,7 @@ def find_dicom(
     labels = {"background": 0} | {roi: value for value, roi in enumerate(chosen, start=1)}
     cases, left = _make_cases(studies, chosen, renamed)
     kinds = sorted({one.modality for one in studies.series if studies.drawn.get(one.key)})
-    splits, about_patients = _folds_by_patient(cases, studies)
+    patients, about_patients = _number_patients(cases, studies)
     return (
         Conversion(
             number=NUMBER,
@@ -110,7 +109,7 @@ def find_dicom(
                 *left,
                 *studies.notes,
             ),
-            splits=splits,
+            patients=patients,
         ),
     )
 
@@ -238,23 +237,18 @@ def _newest(
     return tuple(taken), notes
 
 
-def _folds_by_patient(
-    cases: Sequence[SourceCase], studies: Studies
-) -> tuple[tuple[Split, ...] | None, tuple[str, ...]]:
-    """Folds that keep a patient's cases on one side; None where every patient has one case, or nobody can be told apart."""
-    uids = {name: uid for uid, name in studies.names.items()}
-    training = [case.identifier for case in cases if not case.test]
-    by_patient: dict[str, list[str]] = {}
-    for name in training:
-        by_patient.setdefault(studies.patients[uids[name]], []).append(name)
-    if len(by_patient) == len(training):
-        return None, ()
-    if len(by_patient) == 1:
-        return None, ("all cases have the same PatientID: folds may divide patients",)
-    members = {group[0]: group for group in by_patient.values()}
+def _number_patients(cases: Sequence[SourceCase], studies: Studies) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The patient of each training case as a number that says nothing of them, and what to tell.
 
-    def of_patients(names: Sequence[str]) -> tuple[str, ...]:
-        return tuple(sorted(one for name in names for one in members[name]))
-
-    splits = tuple(Split(train=of_patients(s.train), val=of_patients(s.val)) for s in make_splits(list(members)))
-    return splits, (f"{len(training)} cases of {len(by_patient)} patients: folds keep a patient's cases together",)
+    None where every patient has one case, or nobody can be told apart.
+    """
+    keys = {name: key for key, name in studies.names.items()}
+    training = sorted(case.identifier for case in cases if not case.test)
+    patients = dict.fromkeys(studies.patients[keys[name]] for name in training)
+    if len(patients) == len(training):
+        return {}, ()
+    if len(patients) == 1:
+        return {}, ("all cases have the same PatientID: folds may divide patients",)
+    numbers = {patient: f"patient_{number:03d}" for number, patient in enumerate(patients, start=1)}
+    told = f"{len(training)} cases of {len(patients)} patients: folds keep a patient's cases together"
+    return {name: numbers[studies.patients[keys[name]]] for name in training}, (told,)

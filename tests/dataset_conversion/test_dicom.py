@@ -254,20 +254,25 @@ def test_missing_empty_and_parted_rois(
     assert list(record.cases) == ["a", "b", "c"] and record.cases["c"].test
 
 
-def test_a_patients_cases_stay_together(study: Callable, structures: Callable, tmp_path: Path) -> None:
+def test_a_patients_cases_stay_together(
+    study: Callable, structures: Callable, converted: Callable, tmp_path: Path
+) -> None:
     place = tmp_path / "download"
     for number in range(6):
         study(f"s{number}", PatientID=f"patient {number // 2}")
         structures(f"s{number}", {"liver": box(*LIVER, AXIAL)})
-    (conversion,) = find_dicom(place)
-    assert conversion.splits is not None and len(conversion.splits) == 3
-    for fold in conversion.splits:
-        assert sorted(fold.train + fold.val) == [f"s{number}" for number in range(6)]
-        assert [int(name[1]) // 2 for name in fold.val] in ([0, 0], [1, 1], [2, 2])
+    folder, _ = converted(find_dicom(place))
+    patients = {f"s{number}": f"patient_{number // 2 + 1:03d}" for number in range(6)}
+    assert json.loads((folder / "patients.json").read_text()) == patients
+    folds = json.loads((folder / "splits.json").read_text())
+    assert len(folds) == 3
+    for fold in folds:
+        assert sorted(fold["train"] + fold["val"]) == sorted(patients)
+        assert len({patients[name] for name in fold["val"]}) == 1
     for number in range(6):
         study(f"s{number}", PatientID="ANONYMOUS")
     (conversion,) = find_dicom(place)
-    assert conversion.splits is None
+    assert not conversion.patients
     assert "all cases have the same PatientID: folds may divide patients" in conversion.notes
 
 
