@@ -259,9 +259,12 @@ def choose_canvas(
 
 
 def smallest_diameter(fingerprint: Fingerprint, spacing: Triple, axis_order: tuple[int, int, int]) -> tuple[float, str]:
-    """Median in-plane diameter of the smallest class, in px at the target spacing, and its name."""
-    pixel = math.sqrt(spacing[axis_order[1]] * spacing[axis_order[2]])
-    return min((c.median_diameters[axis_order[0]] / pixel, name) for name, c in fingerprint.classes.items())
+    """Median in-plane diameter of the smallest class, or of its components where it is several, in px; and its name."""
+    pixel, axis = math.sqrt(spacing[axis_order[1]] * spacing[axis_order[2]]), axis_order[0]
+    return min(
+        (min(c.median_diameters[axis], (c.median_components or c.median_diameters)[axis]) / pixel, name)
+        for name, c in fingerprint.classes.items()
+    )
 
 
 def _to_whole_windows(magnification: float, longest: float, encoder: PlannedEncoder) -> float:

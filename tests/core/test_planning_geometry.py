@@ -1,5 +1,6 @@
 """Rules about slice axis, spacing, resampling, canvas and window, each on a fingerprint made to trigger it."""
 
+import dataclasses
 from types import ModuleType
 
 import numpy as np
@@ -14,6 +15,7 @@ from masam_auto.core.planning_geometry import (
     choose_spacing,
     choose_window,
     median_shape,
+    smallest_diameter,
 )
 
 AXIAL = (0, 1, 2)
@@ -178,3 +180,16 @@ def test_a_few_pixels_above_the_budget_are_not_blurred_away(planning: ModuleType
     choice = choose_canvas(fingerprint, (3.0, 1.0, 1.0), (0, 1, 2), PLANNED_ENCODERS["vit_b"])
     assert choice.magnification == 1 and side <= choice.canvas[0] < side + 16
     assert "hardly more than the 512 px" in choice.magnification_reason
+
+
+def test_the_smallest_class_is_as_small_as_its_components(planning: ModuleType) -> None:
+    fingerprint = planning.make_fingerprint(shape=(40, 200, 200), diameter=30.0)
+    specks = {
+        name: dataclasses.replace(c, median_components=(3.0, 3.0, 3.0)) for name, c in fingerprint.classes.items()
+    }
+    order, spacing = (0, 1, 2), (3.0, 1.0, 1.0)
+    assert smallest_diameter(fingerprint, spacing, order)[0] == 30.0, "a fingerprint of an earlier version"
+    small = dataclasses.replace(fingerprint, classes=specks)
+    assert smallest_diameter(small, spacing, order)[0] == 3.0
+    before, after = (choose_canvas(found, spacing, order, VIT_B).magnification for found in (fingerprint, small))
+    assert after > before

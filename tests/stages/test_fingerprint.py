@@ -200,3 +200,28 @@ def test_real_data(hippocampus):
     assert {case.spacing for case in fingerprint.cases} == {(1.0, 1.0, 1.0)}
     summary = fingerprint.classes["Anterior"]
     assert summary.cases == 25 and 500 < summary.median_volume < 3000
+
+
+def component_sizes(mask: np.ndarray) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Median diameters of the class as a whole and of its components, mm."""
+    image = np.ones((1, *mask.shape), np.float32)
+    geometry = dataclasses.replace(GEOMETRY, shape=mask.shape, spacing=(1.0, 1.0, 1.0))
+    found = measure_case(image, mask.astype(np.int16), geometry, identifier="x", classes={"it": (1,)}).case.classes[
+        "it"
+    ]
+    return found.diameters, found.components
+
+
+def test_a_class_of_many_specks_is_as_small_as_they_are():
+    specks = np.zeros((12, 40, 40), bool)
+    specks[::2, 2::8, 2::8] = specks[::2, 3::8, 2::8] = specks[::2, 2::8, 3::8] = specks[::2, 3::8, 3::8] = True
+    whole, parts = component_sizes(specks)
+    assert parts[0] == pytest.approx(2 * (4 / np.pi) ** 0.5) and whole[0] > 4 * parts[0]
+
+
+def test_stray_voxels_do_not_make_an_organ_small():
+    organ = np.zeros((12, 40, 40), bool)
+    organ[2:10, 8:28, 8:28] = True
+    organ[2:10, 32:38:2, ::4] = True
+    whole, parts = component_sizes(organ)
+    assert parts[0] == pytest.approx(2 * (400 / np.pi) ** 0.5) and whole[0] == pytest.approx(parts[0], rel=0.05)
