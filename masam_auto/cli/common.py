@@ -52,6 +52,13 @@ def run(main: Main, arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a path must not end a command in a terminal that lacks its letters
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    try:
+        return _run_guarded(main, arguments)
+    except Terminated as error:  # a second signal, while the first one's handlers were given back
+        return _report_end(error)
+
+
+def _run_guarded(main: Main, arguments: Sequence[str] | None) -> int:
     with _signals_raise():
         try:
             code = main(arguments)
@@ -76,8 +83,12 @@ def run(main: Main, arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             return _report("interrupted. Files that were finished are kept.", INTERRUPTED)
         except Terminated as error:
-            name = signal.Signals(error.signal_number).name
-            return _report(f"terminated ({name}). Files that were finished are kept.", 128 + error.signal_number)
+            return _report_end(error)
+
+
+def _report_end(error: Terminated) -> int:
+    name = signal.Signals(error.signal_number).name
+    return _report(f"terminated ({name}). Files that were finished are kept.", 128 + error.signal_number)
 
 
 def run_rank(main: Main) -> NoReturn:

@@ -1,6 +1,7 @@
 """What all commands share: roots, exit codes, argument types, and that help is quick."""
 
 import argparse
+import contextlib
 import errno
 import os
 import runpy
@@ -8,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from masam_auto.cli.common import (
     start,
     whole_number,
 )
-from masam_auto.core.errors import CaseErrors, DatasetError
+from masam_auto.core.errors import CaseErrors, DatasetError, Terminated
 from masam_auto.core.log import setup_logging
 from masam_auto.core.paths import Paths
 
@@ -224,3 +225,18 @@ def test_unknown_options_end_with_code_2(capsys: pytest.CaptureFixture[str]) -> 
         make_parser("masam_x", "y").parse_args(["--pre", "folder"])
     assert ended.value.code == 2
     assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_a_signal_that_comes_last_of_all_ends_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After main has returned, and before the handlers are given back."""
+
+    @contextlib.contextmanager
+    def leaving_late() -> Iterator[None]:
+        yield
+        raise Terminated(signal.SIGTERM)
+
+    monkeypatch.setattr(common, "_signals_raise", leaving_late)
+    assert common.run(lambda arguments: 0) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err.splitlines() == ["error: terminated (SIGTERM). Files that were finished are kept."]
