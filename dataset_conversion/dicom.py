@@ -240,7 +240,7 @@ def _newest(
 def _number_patients(cases: Sequence[SourceCase], studies: Studies) -> tuple[dict[str, str], tuple[str, ...]]:
     """The patient of each training case as a number that says nothing of them, and what to tell.
 
-    None where every patient has one case, or nobody can be told apart.
+    Nobody is numbered where every patient has one case, or all cases have one PatientID.
     """
     keys = {name: key for key, name in studies.names.items()}
     training = sorted(case.identifier for case in cases if not case.test)

@@ -69,7 +69,8 @@ def our_method(
     model = describe_model(folder)
     expected = None
     if baseline.plan_name:
-        expected = plan_for_budget(override(plan, baseline.overrides), chosen, budget, folder / f"fold_{fold}")
+        changed = override(plan, baseline.overrides)
+        expected = plan_for_budget(changed, chosen, budget, folder / f"fold_{fold}", device)
     return Method(
         name=name,
         train=functools.partial(_train, model, fold, paths, baseline.overrides, expected, budget, device),

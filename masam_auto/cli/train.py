@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train_and_validate(parsed: argparse.Namespace, paths: Paths, device: "torch.device", world: "World") -> int:
     name = known_dataset(paths, parsed.dataset)
-    plan = _read_plan(paths, name, parsed)
+    plan = _read_plan(paths, name, parsed, device)
     configuration = plan.configuration(parsed.configuration)
 
     from masam_auto.core.dataset import read_description
@@ -176,8 +176,8 @@ def _at_least_one(text: str) -> int:
     return number
 
 
-def _read_plan(paths: Paths, name: str, parsed: argparse.Namespace) -> "Plan":
-    """The data set's plan with the command line's changes; with --val and --c the model's own plan."""
+def _read_plan(paths: Paths, name: str, parsed: argparse.Namespace, device: "torch.device") -> "Plan":
+    """The data set's plan with the command line's changes, shaped for its budget; with --val and --c the model's own."""
     from masam_auto.core.jsonio import read_json
     from masam_auto.core.overrides import override
     from masam_auto.core.plan import Plan
@@ -197,7 +197,7 @@ def _read_plan(paths: Paths, name: str, parsed: argparse.Namespace) -> "Plan":
 
     chosen = plan.configuration(parsed.configuration).name
     fold_folder = paths.model_folder(name, plan.name, chosen) / f"fold_{parsed.fold}"
-    return plan_for_budget(plan, chosen, parsed.budget, fold_folder)
+    return plan_for_budget(plan, chosen, parsed.budget, fold_folder, device)
 
 
 def _asked_mirroring(parsed: argparse.Namespace, plan: "Plan") -> bool | None:

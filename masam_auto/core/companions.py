@@ -1,11 +1,13 @@
 """What stands beside a data set's preprocessed arrays: its description, where its raw data are, and its folds."""
 
+import contextlib
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from masam_auto.core.dataset import Dataset
+from masam_auto.core.errors import PlanError
 from masam_auto.core.jsonio import read_plain, write_bytes, write_json
 from masam_auto.core.patients import divided_patients, patients_of
 from masam_auto.core.splits import make_splits, read_splits, write_splits
@@ -42,11 +44,10 @@ def write_companions(dataset: Dataset, folder: Path, *, nnunet_preprocessed: Pat
     given = given_splits(dataset.folder, folder, nnunet_preprocessed)
     if path.is_file():
         warn_of_other_splits(path, given)
-    elif given:
-        read_splits(given[0], dataset.cases)  # refuses what does not fit, before it is copied
-        write_bytes(path, given[0].read_bytes())
-        logger.info("folds: those of %s", given[0])
-        warn_of_other_splits(path, given[1:])
+    elif fitting := _fitting(given, dataset):
+        write_bytes(path, fitting[0].read_bytes())
+        logger.info("folds: those of %s", fitting[0])
+        warn_of_other_splits(path, fitting[1:])
     else:
         write_splits(path, make_splits(identifiers, patients=patients), dataset.cases)
         if (number := len(set(patients.values()))) not in (1, len(identifiers)):
@@ -85,13 +86,33 @@ def given_splits(raw: Path, preprocessed: Path, nnunet_preprocessed: Path | None
 
 
 def warn_of_other_splits(path: Path, given: Sequence[Path]) -> None:
-    """Say which of the given files have other folds than splits.json, which stays. Raises PlanError for what is no JSON."""
+    """Say which of the given files have other folds than splits.json, which stays."""
     for file in given:
-        if read_plain(path, what="splits file") != read_plain(file, what="splits file"):
-            logger.warning(
-                "warning: %s has other folds than %s and is not used: that stays. Remove it and preprocess again to take "
-                "those (nothing else is made again).", file, path,
-            )  # fmt: skip
+        with _only_told(file):
+            if read_plain(path, what="splits file") != read_plain(file, what="splits file"):
+                logger.warning(
+                    "warning: %s has other folds than %s and is not used: that stays. Remove it and preprocess again to take "
+                    "those (nothing else is made again).", file, path,
+                )  # fmt: skip
+
+
+def _fitting(given: Sequence[Path], dataset: Dataset) -> list[Path]:
+    """The given files that fit the data set. Raises PlanError where one in the raw folder does not: it was put there for it."""
+    fitting = []
+    for file in given:
+        with contextlib.nullcontext() if file.parent == dataset.folder else _only_told(file):
+            read_splits(file, dataset.cases)
+            fitting.append(file)
+    return fitting
+
+
+@contextlib.contextmanager
+def _only_told(file: Path) -> Iterator[None]:
+    """Folds that are not used cannot stop anything: what is wrong with them is a warning."""
+    try:
+        yield
+    except PlanError as error:
+        logger.warning("warning: %s is not used: %s", file, error)
 
 
 def _said(patients: Mapping[str, str]) -> str:

@@ -90,6 +90,7 @@ def _turned_class(found: ClassMeasurement, turn: Turn, size: tuple[float, ...]) 
         extent=turn.triple(found.extent),
         diameters=turn.triple(found.diameters),
         slices=turn.triple(found.slices),
+        components=None if found.components is None else turn.triple(found.components),
     )
 
 

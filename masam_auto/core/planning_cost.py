@@ -2,8 +2,8 @@
 
 There a step's cost grows with the canvas pixels that it sees, and a short training learns more from many small steps than
 from few large ones. A plan therefore keeps several step sizes, each about half of the one before. A fold without a budget
-takes about 100,000 px a step, or more where its steps then fit into an hour; a budget of time takes the largest that
-leaves it enough steps.
+takes about 100,000 px a step, or more where its steps then fit into an hour; a budget of time takes larger steps the
+longer it is.
 
 Source: ours, measured on ACDC, SarcomaCT and Hippocampus (documentation/decisions.md).
 """
@@ -19,7 +19,7 @@ from masam_auto.core.planning_geometry import choose_depth
 PIXELS_PER_STEP = 100_000  # of a fold without a budget, or more where the machine has the time
 HALVINGS = -1  # the smallest size is half of it
 TOLERANCE = 1.1  # canvas sides are whole tokens, so that sizes are only about as planned
-FEWEST_WINDOWS = 2  # a step, as long as the window is longer than the shortest
+FEWEST_WINDOWS = 2  # a step; one only where nothing else is left to shorten
 ENOUGH_SLICES = 5  # a window is not shortened below this before the canvas is
 SHORTEST_WINDOW = 3
 PIXELS_ACROSS = 8.0  # the smallest class is not shrunk below this
@@ -41,10 +41,10 @@ def step_sizes(natural: StepSize, *, encoder: PlannedEncoder, diameter: float) -
         the natural size, alone where it is small enough; else also those of 100,000 px, twice and half as many, and so on,
         that are smaller than it.
     """
-    sizes = [natural]
     if natural.pixels <= TOLERANCE * PIXELS_PER_STEP:
         return (natural,)
-    largest = math.ceil(math.log2(max(natural.pixels / PIXELS_PER_STEP, 1.0)))
+    sizes = [natural]
+    largest = math.ceil(math.log2(natural.pixels / PIXELS_PER_STEP))
     for power in range(largest, HALVINGS - 1, -1):
         limit = round(PIXELS_PER_STEP * 2.0**power)
         smaller = shrink(natural, limit, encoder=encoder, diameter=diameter)
@@ -95,7 +95,7 @@ def choose_size(
 
     Args:
         sizes: as `step_sizes` gives them.
-        speed: of the machine; None takes the smallest size.
+        speed: of the machine; None takes about 100,000 px.
         training: its planned number of steps.
     """
     steps = training.num_epochs * training.steps_per_epoch
@@ -129,14 +129,21 @@ def fit_budget(plan: Plan, name: str, *, seconds: float, cpu: bool) -> Plan:
         cpu: whether they are CPU-seconds, not wall clock.
 
     Returns:
-        the plan itself where nothing is known of the machine or the size was set by hand.
+        the plan itself where nothing is known of the machine, or size or encoder were set by hand.
     """
     configuration = plan.configuration(name)
-    if plan.speed is None or configuration.size not in configuration.sizes:
+    if plan.speed is None or not has_planned_size(plan, name):
         return plan
     speed = plan.speed.cpu if cpu else plan.speed.wall
     pixels = math.sqrt(PIXELS_PER_STEP * speed * seconds / STEPS_WANTED)
     return with_size(plan, name, size_within(configuration.sizes, pixels))
+
+
+def has_planned_size(plan: Plan, name: str) -> bool:
+    """Whether a configuration has one of its planned sizes, and the encoder that these were planned for."""
+    configuration = plan.configuration(name)
+    planned = PLANNED_ENCODERS.get(plan.network.encoder)
+    return planned is not None and not planned.sam and configuration.size in configuration.sizes
 
 
 def with_size(plan: Plan, name: str, size: StepSize) -> Plan:

@@ -184,20 +184,20 @@ def choose_depth(window: int, encoder: PlannedEncoder) -> tuple[Literal["whole",
     In a short window most slices lie at its ends, where the network sees zeros beyond; a slice in the middle of a whole
     volume is then something that it has hardly met.
 
-    Source: measured (documentation/decisions.md): vit_t lost 0.09 to 0.18 Dice with the whole depth after windows of 3 and 5
+    Source: measured (documentation/decisions.md): vit_t lost up to 0.18 Dice with the whole depth after windows of 3 and 5
     slices, and nothing after 9 and 15; a SAM-shaped network lost nothing after 5.
     """
-    longest = encoder.whole_from
-    if window == 1 or window >= longest:
+    least = encoder.whole_from
+    if window == 1:
+        return "whole", "slices do not see one another"
+    if window >= least:
         return "whole", (
-            "slices do not see one another"
-            if window == 1
-            else f"the whole depth as one window: each slice is encoded once, and after windows of {longest} or more "
-            "slices it is as accurate as overlapping ones (measured)"
+            f"the whole depth as one window: each slice is encoded once, and after windows of {least} or more slices it is "
+            "as accurate as overlapping ones (measured)"
         )
     return "windows", (
         f"overlapping windows of {window} slices, as in training: the whole depth at once is less accurate after windows of "
-        f"fewer than {longest} slices (measured)"
+        f"fewer than {least} slices (measured)"
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PREAMBLE, MAGIC = 128, b"DICM"
-# Lengths of their groups, FileMetaInformationVersion's neighbour MediaStorageSOPClassUID, SpecificCharacterSet, ImageType, SOPClassUID.
+# What a file without a preamble may begin with: a group's length, a character set, an image type, a SOP class.
 FIRST_TAGS = tuple(
     bytes((group, 0, element, 0)) for group, element in ((2, 0), (2, 2), (8, 0), (8, 5), (8, 8), (8, 0x16))
 )
@@ -78,10 +78,10 @@ def is_dicom(path: Path) -> bool:
     """Whether a file starts as DICOM files do, whatever its name; old ones lack the preamble and begin with their tags."""
     try:
         with open(path, "rb") as handle:
-            start = handle.read(PREAMBLE + len(MAGIC))
+            start = handle.read(1024)
     except OSError:
         return False
-    return start[PREAMBLE:] == MAGIC or _starts_with_tags(start)
+    return start[PREAMBLE : PREAMBLE + len(MAGIC)] == MAGIC or _starts_with_tags(start)
 
 
 def _starts_with_tags(start: bytes) -> bool:
@@ -360,9 +360,7 @@ def _as_stored(array: np.ndarray, tags: "Dataset") -> np.ndarray:
     Source: DICOM PS3.3 C.7.6.3.1.2; GDCM gives (the largest value that can be stored - stored), which is -1 - stored for
     signed pixels.
     """
-    groups = next(iter(frame_groups(tags)))
-    slope, intercept = (1.0 if name == "RescaleSlope" else 0.0 for name in ("RescaleSlope", "RescaleIntercept"))
-    given = _rescaling(groups)
-    slope, intercept = float(given[0] or slope), float(given[1] or intercept)
+    slope, intercept = _rescaling(next(iter(frame_groups(tags))))
+    slope, intercept = float(1 if slope is None else slope), float(intercept or 0)
     largest = -1 if int(tags.get("PixelRepresentation") or 0) else 2 ** int(tags.BitsStored) - 1
     return slope * largest + 2 * intercept - array.astype(np.float64)

@@ -107,8 +107,8 @@ def find_series(files: Iterable[Path]) -> tuple[tuple[Series, ...], tuple[str, .
 
     Left out are objects without pixels, segmentations and dose, localizers, colour pictures, images without a direction
     in space (secondary captures, most ultrasound), series of fewer than three slices, and series of slices in several
-    directions. A series is one of its patient, study and frame of reference. Copies of the same image count once: those of one
-    place and equal pixels, whatever their UIDs say. A damaged file is counted to every series in its folder, so that
+    directions. A series is one of its patient, study and frame of reference. Copies of the same image count once: files of one
+    UID, one place and equal pixels. A damaged file is counted to every series in its folder, so that
     reading these fails, and no series is used of which a part may be missing.
 
     Args:
@@ -168,7 +168,7 @@ def name_series(series: Sequence[Series], folder: Path) -> dict[str, Series]:
 
 
 def _without_copies(instances: Sequence[_Instance]) -> list[_Instance]:
-    """The images, each once. Two of one UID, or at one place, that differ in place or pixels are two images."""
+    """The images, each once. Two of one UID that differ in place or pixels are two images."""
     kept: list[_Instance] = []
     known: dict[tuple[object, ...], list[_Instance]] = {}
     for one in instances:

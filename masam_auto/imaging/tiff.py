@@ -7,7 +7,6 @@ import logging
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -36,6 +35,15 @@ def read_tiff(path: Path) -> RawImage:
     Raises:
         ImageError: more axes than channels, one stack axis, height and width; or the file is truncated.
     """
+    return _read(path, as_shown=True)
+
+
+def read_tiff_labels(path: Path) -> RawImage:
+    """As `read_tiff`, of labels: their values mean classes and not shades, and stay as stored unless there are only two."""
+    return _read(path, as_shown=False)
+
+
+def _read(path: Path, *, as_shown: bool) -> RawImage:
     with _no_damage(path), tifffile.TiffFile(path) as file:
         series = file.series[0]
         axes, size = series.axes, series.shape
@@ -47,24 +55,17 @@ def read_tiff(path: Path) -> RawImage:
             return _read_rare_compression(path, _spacing(path, file))
         page = series.keyframe
         alpha = "S" in axes and (len(page.extrasamples) > 0 or page.samplesperpixel == 2)
-        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and stored.dtype.kind in "bu":
-            stored = ~stored if stored.dtype.kind == "b" else 2**page.bitspersample - 1 - stored
+        if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and (as_shown or page.bitspersample == 1):
+            stored = _turned_round(stored, page.bitspersample)
         array, has_stack = _ordered(path, stored, axes, size, alpha=alpha)
         return RawImage(array=array, geometry=_geometry(array.shape, _spacing(path, file), flat=not has_stack))
 
 
-def read_tiff_labels(path: Path) -> RawImage:
-    """Read a TIFF of labels, whose values mean classes and not shades: they stay as they were stored, but for two levels."""
-    raw = read_tiff(path)
-    with _no_damage(path), tifffile.TiffFile(path) as file:
-        page = file.series[0].keyframe
-        if (
-            page.photometric == tifffile.PHOTOMETRIC.MINISWHITE
-            and page.bitspersample > 1
-            and raw.array.dtype.kind == "u"
-        ):
-            return replace(raw, array=2**page.bitspersample - 1 - raw.array)
-    return raw
+def _turned_round(stored: np.ndarray, bits: int) -> np.ndarray:
+    """White becomes high; values with a sign or a fraction have no white and stay."""
+    if stored.dtype.kind == "b":
+        return ~stored
+    return 2**bits - 1 - stored if stored.dtype.kind == "u" else stored
 
 
 def read_tiff_geometry(path: Path) -> Geometry:

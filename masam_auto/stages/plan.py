@@ -95,8 +95,7 @@ def make_plan(
         sam_weights: names of the encoders whose SAM weights are on disk.
         from_scratch: go without SAM's weights, also with a SAM encoder.
         target_spacing: mm in the fingerprint's order (Z, Y, X), or None to choose.
-        speed: of this machine without a GPU, as `stages.speed` measures it; where None, steps are as small as the rules
-            allow.
+        speed: of this machine without a GPU, as `stages.speed` measures it; where None, a step has about 100,000 px.
         overrides: "section.field=value" assignments, applied last.
         name: the plan's name.
 

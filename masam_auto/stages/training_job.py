@@ -12,7 +12,7 @@ from masam_auto.core.errors import ModelError
 from masam_auto.core.jsonio import read_json
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, Plan
-from masam_auto.core.planning_cost import fit_budget, with_size
+from masam_auto.core.planning_cost import fit_budget, has_planned_size, with_size
 from masam_auto.core.sam_files import SamWeights
 from masam_auto.learning.batches import BatchLoader, make_batch
 from masam_auto.learning.checkpoint import (
@@ -57,8 +57,8 @@ class Job:
     few_shot: Folds | None
 
 
-def plan_for_budget(plan: Plan, name: str, budget: str | None, fold_folder: Path) -> Plan:
-    """The plan that a new training follows: its steps are as large as a budget of time allows.
+def plan_for_budget(plan: Plan, name: str, budget: str | None, fold_folder: Path, device: torch.device) -> Plan:
+    """The plan that a new training follows: on a CPU, its steps are as large as a budget of time allows.
 
     Folds of one model share a plan: where another one was trained, its step size is taken.
 
@@ -67,18 +67,19 @@ def plan_for_budget(plan: Plan, name: str, budget: str | None, fold_folder: Path
         name: of the configuration.
         budget: as `learning.schedule.parse_budget` reads it; where None, or in steps or epochs, nothing changes.
         fold_folder: of the training to be.
+        device: where it will compute; the speed that the plan knows is a CPU's.
 
     Raises:
         PlanError: the budget is not understood.
     """
     configuration, amount = plan.configuration(name), parse_budget(budget, plan.training)
     chosen = plan
-    if amount.kind != "steps":
+    if amount.kind != "steps" and device.type == "cpu":
         chosen = fit_budget(plan, name, seconds=amount.amount, cpu=amount.kind == "cpu")
     model_plan = fold_folder.parent / "plan.json"
     if other_folds(fold_folder) and model_plan.is_file():
         there = read_json(model_plan, Plan, what="plan").configurations.get(name)
-        if there is not None and {there.size, configuration.size} <= set(configuration.sizes):
+        if there is not None and has_planned_size(plan, name) and there.size in configuration.sizes:
             chosen = with_size(plan, name, there.size)
     before, after = configuration.size, chosen.configuration(name).size
     if after != before:

@@ -119,3 +119,26 @@ def test_folds_of_the_raw_folder_that_do_not_fit_are_not_taken(
     with pytest.raises(PlanError, match=words):
         write_companions(opened(raw), tmp_path / "pre")
     assert not (tmp_path / "pre" / "splits.json").exists()
+
+
+def test_folds_elsewhere_that_do_not_fit_are_told_and_stop_nothing(
+    raw_dataset: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """nnU-Net's folder may be of an older copy of the data set, or damaged."""
+    raw, pre, nnunet = raw_dataset(cases=3), tmp_path / "pre" / "Dataset001_Toy", tmp_path / "nnunet"
+    given = nnunet / "Dataset001_Toy" / "splits_final.json"
+    given.parent.mkdir(parents=True)
+    for text, words in (
+        ('[{"train": ["gone"], "val": ["case_000"]}]', "unknown cases in train: gone"),
+        ("{", "not valid JSON"),
+    ):
+        given.write_text(text)
+        for _ in range(2):  # while folds are made, and beside those that are there
+            caplog.clear()
+            write_companions(opened(raw), pre, nnunet_preprocessed=nnunet)
+        assert str(given) in caplog.text
+        (pre / "splits.json").unlink()
+        caplog.clear()
+        write_companions(opened(raw), pre, nnunet_preprocessed=nnunet)
+        assert f"{given} is not used" in caplog.text and words in caplog.text
+        (pre / "splits.json").unlink()

@@ -225,3 +225,17 @@ def test_stray_voxels_do_not_make_an_organ_small():
     organ[2:10, 32:38:2, ::4] = True
     whole, parts = component_sizes(organ)
     assert parts[0] == pytest.approx(2 * (400 / np.pi) ** 0.5) and whole[0] == pytest.approx(parts[0], rel=0.05)
+
+
+@pytest.mark.parametrize("code", ["LPS", "RAS", "PIR", "SLA"])
+def test_a_turned_measurement_is_that_of_the_turned_image(code):
+    image, labels = box_case()
+    labels[1, 2:4, 1] = labels[4, 8, 10] = 1  # specks, so that components differ by axis
+    plain = measure_case(image, labels, GEOMETRY, identifier="x", classes={"it": (1,)}).case
+    turn = GEOMETRY.turn_to(code)
+    arrays, grid = (np.ascontiguousarray(turn.array(array)) for array in (image, labels)), GEOMETRY.turned(turn)
+    turned = measure_case(*arrays, grid, identifier="x", classes={"it": (1,)}).case
+    for name in ("volume", "centroid", "extent", "diameters", "slices", "components", "mean", "std"):
+        found, expected = (getattr(case.classes["it"], name) for case in (plain.turned(turn), turned))
+        assert found == pytest.approx(expected, rel=1e-5), name
+    assert plain.turned(turn).shape_after_cropping == turned.shape_after_cropping

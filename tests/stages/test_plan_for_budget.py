@@ -5,13 +5,16 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from masam_auto.core.errors import PlanError
 from masam_auto.core.jsonio import write_json
+from masam_auto.core.overrides import override
 from masam_auto.core.plan import Plan, Speed
 from masam_auto.stages.plan import make_plan
 from masam_auto.stages.training_job import plan_for_budget
 
+CPU = torch.device("cpu")
 SPEED = Speed(wall=300_000.0, cpu=200_000.0)
 
 
@@ -25,29 +28,35 @@ def test_a_short_budget_takes_smaller_steps_and_says_so(
     plan: Plan, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        short = plan_for_budget(plan, "axis0", "240cpus", tmp_path / "fold_0")
+        short = plan_for_budget(plan, "axis0", "240cpus", tmp_path / "fold_0", CPU)
     before, after = plan.configuration("axis0").size, short.configuration("axis0").size
     assert after.pixels < before.pixels and f"see {after.pixels} px instead of {before.pixels}" in caplog.text
-    assert plan_for_budget(plan, "axis0", "90h", tmp_path / "fold_0").configuration("axis0").magnification == 1.0
+    assert plan_for_budget(plan, "axis0", "90h", tmp_path / "fold_0", CPU).configuration("axis0").magnification == 1.0
 
 
 @pytest.mark.parametrize("budget", [None, "700steps", "3epochs"])
 def test_steps_and_epochs_leave_the_plan_alone(plan: Plan, tmp_path: Path, budget: str | None) -> None:
-    assert plan_for_budget(plan, "axis0", budget, tmp_path / "fold_0") is plan
+    assert plan_for_budget(plan, "axis0", budget, tmp_path / "fold_0", CPU) is plan
 
 
 def test_folds_of_a_model_share_a_size(plan: Plan, tmp_path: Path) -> None:
-    first = plan_for_budget(plan, "axis0", "240cpus", tmp_path / "fold_0")
+    first = plan_for_budget(plan, "axis0", "240cpus", tmp_path / "fold_0", CPU)
     write_json(tmp_path / "plan.json", first)
-    again = plan_for_budget(plan, "axis0", "10h", tmp_path / "fold_0")
+    again = plan_for_budget(plan, "axis0", "10h", tmp_path / "fold_0", CPU)
     assert again != first, "no other fold is trained yet"
     checkpoint = tmp_path / "fold_0" / "checkpoint_latest"
     checkpoint.mkdir(parents=True)
     (checkpoint / "checkpoint.json").write_text("{}")
-    second = plan_for_budget(plan, "axis0", "10h", tmp_path / "fold_1")
+    second = plan_for_budget(plan, "axis0", "10h", tmp_path / "fold_1", CPU)
     assert second.configurations == first.configurations and second.inference == first.inference
 
 
 def test_what_is_no_budget_is_refused(plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="budget 'soon'"):
-        plan_for_budget(plan, "axis0", "soon", tmp_path / "fold_0")
+        plan_for_budget(plan, "axis0", "soon", tmp_path / "fold_0", CPU)
+
+
+def test_a_gpu_and_another_encoder_keep_the_plan(plan: Plan, tmp_path: Path) -> None:
+    assert plan_for_budget(plan, "axis0", "240cpus", tmp_path / "fold_0", torch.device("cuda")) is plan
+    sam = override(plan, ["network.encoder=vit_b", "network.decoder=progressive"])
+    assert plan_for_budget(sam, "axis0", "240cpus", tmp_path / "fold_0", CPU) is sam
