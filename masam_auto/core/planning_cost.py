@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from masam_auto.core.encoders import PLANNED_ENCODERS, PlannedEncoder
 from masam_auto.core.plan import Plan, Speed, StepSize, TrainingPlan
-from masam_auto.core.planning_geometry import choose_depth
+from masam_auto.core.planning_geometry import PIXELS_ACROSS, choose_depth
 
 PIXELS_PER_STEP = 100_000  # of a fold without a budget, or more where the machine has the time
 HALVINGS = -1  # the smallest size is half of it
@@ -22,7 +22,6 @@ TOLERANCE = 1.1  # canvas sides are whole tokens, so that sizes are only about a
 FEWEST_WINDOWS = 2  # a step; one only where nothing else is left to shorten
 ENOUGH_SLICES = 5  # a window is not shortened below this before the canvas is
 SHORTEST_WINDOW = 3
-PIXELS_ACROSS = 8.0  # the smallest class is not shrunk below this
 SMALLEST_TILE = 64  # px, side of a canvas that shows part of a slice
 FOLD_SECONDS = 3600.0  # a fold without a budget
 # Steps of PIXELS_PER_STEP that a budget should hold; one twice as large has steps 1.4 times as large, and 1.4 times as many.

@@ -1,7 +1,8 @@
 """Planning rule: along which axes mirroring leaves the labels true.
 
-Mirroring is harmless where classes can be told apart by how they look. Where two classes look alike and only their
-order along an axis tells which is which, a mirrored image with mirrored labels teaches the opposite of the truth.
+Mirroring is harmless where classes can be told apart by what they are like: their intensities, and as whole things their
+size and shape. Where only their order along an axis tells which is which, a mirrored image with mirrored labels teaches the
+opposite of the truth.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from itertools import combinations
 
 import numpy as np
 
-from masam_auto.core.fingerprint import CaseMeasurement, ClassSummary, Fingerprint
+from masam_auto.core.fingerprint import CaseMeasurement, ClassMeasurement, ClassSummary, Fingerprint
 from masam_auto.core.labels import named_sides
 
 LOOK_ALIKE = 0.5  # shared histogram area from which on two classes cannot be told apart by intensity
@@ -18,6 +19,11 @@ LOOK_ALIKE = 0.5  # shared histogram area from which on two classes cannot be to
 # a share of 0.93 still cost 0.008 Dice in a short training (documentation/decisions.md).
 SAME_ORDER = 0.90
 FEWEST_CASES = 3  # two cases agree by chance half of the time
+FEWEST_TO_TELL = 10  # cases from which on it can be seen whether two classes can be told apart otherwise
+TOLD_APART = 0.95  # share of the cases from which on a pair does not need its place
+PARTS = 10  # of the cases; each is tested by what the others say
+SHRINKAGE = 0.1
+OFTEN = 0.5  # share of cases from which on two classes touch
 ALONG = 0.5  # an image axis runs along an anatomical one within 60 degrees
 # anatomical axis (ITK's physical x, y, z in LPS) that each pair of side words lies along
 ANATOMICAL_AXES = {"left": 0, "anterior": 1, "ventral": 1, "superior": 2, "upper": 2}
@@ -37,8 +43,8 @@ def choose_mirroring(fingerprint: Fingerprint) -> tuple[MirrorRule, MirrorRule, 
     """Decide mirroring for the three axes of the fingerprint's order.
 
     An axis is forbidden if label names say sides along it, or if a pair of classes with overlapping intensities keeps
-    its centroids in the same order along it in at least 90 % of the cases that hold both. A pair seen in fewer than
-    three cases says nothing.
+    its centroids in the same order along it in at least 90 % of the cases that hold both, and cannot be told apart
+    otherwise. A pair seen in fewer than three cases says nothing; in fewer than ten, nothing of how to tell it apart.
 
     Source: ours. On the Hippocampus data nnU-Net's mirroring along all axes cost 0.21 Dice in a short training.
     """
@@ -59,41 +65,136 @@ def order_consistency(cases: Sequence[CaseMeasurement], first: str, second: str,
         share of the cases holding both classes in which the more frequent order is seen (0.5 to 1; 0 without any),
         and the number of those cases. Equal centroids count for neither order.
     """
-    pairs = [(c.classes[first], c.classes[second]) for c in cases if first in c.classes and second in c.classes]
+    pairs = _both(cases, first, second)
     if not pairs:
         return 0.0, 0
     differences = np.array([a.centroid[axis] - b.centroid[axis] for a, b in pairs])
     return float(max((differences > 0).mean(), (differences < 0).mean())), len(pairs)
 
 
+def often_touch(cases: Sequence[CaseMeasurement], first: str, second: str) -> bool:
+    """Whether two classes touch in half or more of the cases that hold both; of older fingerprints, which do not say, yes."""
+    pairs = _both(cases, first, second)
+    return bool(pairs) and bool(np.mean([second in (a.touches or ()) or a.touches is None for a, _ in pairs]) >= OFTEN)
+
+
+def told_apart(cases: Sequence[CaseMeasurement], first: str, second: str, *, by_shape: bool) -> float:
+    """How well two classes can be told apart by what they are like, wherever they lie.
+
+    A linear discriminant of volume and intensity (mean and standard deviation of every channel), tested on cases that it
+    has not seen.
+
+    Args:
+        cases: only those that hold both count.
+        by_shape: also by extent and median diameter along each axis.
+
+    Returns:
+        share (0 to 1) of the cases in which the class that is harder to recognise is recognised; 0 of fewer than ten.
+
+    Source: linear discriminant analysis (R. A. Fisher, Annals of Eugenics 7, 1936), its covariance shrunk by a tenth.
+    """
+    pairs = _both(cases, first, second)
+    if len(pairs) < FEWEST_TO_TELL:
+        return 0.0
+    features = np.array([[_features(found, shape=by_shape) for found in pair] for pair in pairs])
+    right = np.zeros((len(pairs), 2), bool)
+    for part in range(PARTS):
+        seen = np.arange(len(pairs)) % PARTS != part
+        weights, middle = _discriminant(features[seen])
+        right[~seen] = (features[~seen] @ weights > middle) == (False, True)
+    return float(right.mean(axis=0).min())
+
+
+def _both(cases: Sequence[CaseMeasurement], first: str, second: str) -> list[tuple[ClassMeasurement, ClassMeasurement]]:
+    return [(c.classes[first], c.classes[second]) for c in cases if first in c.classes and second in c.classes]
+
+
+def _features(found: ClassMeasurement, *, shape: bool) -> list[float]:
+    lengths = (*found.extent, *found.diameters) if shape else ()
+    return [*np.log([found.volume, *lengths]), *found.mean, *found.std]
+
+
+def _discriminant(features: np.ndarray) -> tuple[np.ndarray, float]:
+    """The direction (F,) that separates two classes best, and the place between them, from (cases, 2, F)."""
+    means = features.mean(axis=0)
+    within = np.einsum("ncf,ncg->fg", features - means, features - means) / (2 * len(features))
+    spread = np.diag(np.maximum(within.diagonal(), 1e-9 * features.var(axis=(0, 1))))
+    # least squares, because features that never change make it singular
+    weights = np.linalg.lstsq((1 - SHRINKAGE) * within + SHRINKAGE * spread, means[1] - means[0])[0]
+    return weights, float(weights @ means.mean(axis=0))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Pair:
+    """Two classes whose intensities overlap, seen along one axis."""
+
+    names: tuple[str, str]
+    overlap: float
+    share: float
+    count: int
+    touch: bool
+    known: float  # as `told_apart` says, 0 where the order is not steady
+
+    @property
+    def steady(self) -> bool:
+        return self.share >= SAME_ORDER
+
+    @property
+    def needs_place(self) -> bool:
+        return self.steady and self.known < TOLD_APART
+
+    def __str__(self) -> str:
+        first, second = self.names
+        sentence = (
+            f'"{first}" and "{second}" look alike (histograms share {self.overlap:.0%}) and come in the same order along it '
+            f"in {self.share:.1%} of {self.count} cases"
+        )
+        if not self.steady:
+            return f"{sentence}, below {SAME_ORDER:.0%}"
+        if self.count < FEWEST_TO_TELL:
+            return f"{sentence}, too few to see whether they can be told apart otherwise"
+        # where a part of something ends is what a network has to find: its shape cannot help it
+        likeness = "volume and intensity (they touch)" if self.touch else "volume, intensity and shape"
+        told = f"{likeness} tell them apart in {self.known:.0%}"
+        return f"{sentence}; {told} only" if self.needs_place else f"{sentence}, but {told}"
+
+
 def _rule(fingerprint: Fingerprint, axis: int) -> MirrorRule:
-    share, found = _steadiest_pair(fingerprint, axis)
+    pairs = _look_alikes(fingerprint, axis)
+    # that which is closest to needing its place: of a steady order, and hardest to tell apart
+    closest = max(pairs, key=lambda pair: (pair.steady, -pair.known, pair.share), default=None)
     against = []
     if words := _sides_along(fingerprint, axis):
         against.append(f"label names tell {words[0]} from {words[1]} along it")
-    if share >= SAME_ORDER:
-        against.append(found)
+    if closest and closest.needs_place:
+        against.append(str(closest))
     if against:
         return MirrorRule(allowed=False, reason=f"no: {', and '.join(against)}")
+    if closest:
+        return MirrorRule(allowed=True, reason=f"yes: {closest}")
     if len(fingerprint.classes) == 1:
         return MirrorRule(allowed=True, reason="yes: a single class, without a side in its name")
-    return MirrorRule(allowed=True, reason=f"yes: {found}" + (f", below {SAME_ORDER:.0%}" if share else ""))
+    return MirrorRule(
+        allowed=True,
+        reason=f"yes: no two classes with overlapping intensities are seen together in {FEWEST_CASES} cases or more",
+    )
 
 
-def _steadiest_pair(fingerprint: Fingerprint, axis: int) -> tuple[float, str]:
-    """Of the pairs that look alike, the one whose order along an axis is steadiest: its share, and a sentence."""
-    best = (0.0, f"no two classes with overlapping intensities are seen together in {FEWEST_CASES} cases or more")
+def _look_alikes(fingerprint: Fingerprint, axis: int) -> list[_Pair]:
+    """The pairs of classes with overlapping intensities that are seen together often enough to say something."""
+    pairs = []
     for first, second in combinations(fingerprint.classes, 2):
         overlap = histogram_overlap(fingerprint.classes[first], fingerprint.classes[second])
-        share, count = order_consistency(fingerprint.cases, first, second, axis)
-        if overlap < LOOK_ALIKE or count < FEWEST_CASES or share <= best[0]:
+        if overlap < LOOK_ALIKE:
             continue
-        sentence = (
-            f'"{first}" and "{second}" look alike (histograms share {overlap:.0%}) and come in the same order along it '
-            f"in {share:.1%} of {count} cases"
-        )
-        best = (share, sentence)
-    return best
+        share, count = order_consistency(fingerprint.cases, first, second, axis)
+        if count >= FEWEST_CASES:
+            touch = often_touch(fingerprint.cases, first, second)
+            known = 0.0 if share < SAME_ORDER else told_apart(fingerprint.cases, first, second, by_shape=not touch)
+            pairs.append(
+                _Pair(names=(first, second), overlap=overlap, share=share, count=count, touch=touch, known=known)
+            )
+    return pairs
 
 
 def _sides_along(fingerprint: Fingerprint, axis: int) -> tuple[str, str] | None:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from masam_auto.core.encoders import PLANNED_ENCODERS
 from masam_auto.core.plan import Plan, Speed, StepSize
 from masam_auto.core.planning_cost import (
-    PIXELS_ACROSS,
     PIXELS_PER_STEP,
     STEPS_WANTED,
     choose_size,
@@ -20,6 +19,7 @@ from masam_auto.core.planning_cost import (
     step_sizes,
     with_size,
 )
+from masam_auto.core.planning_geometry import PIXELS_ACROSS
 from masam_auto.core.planning_network import SCRATCH
 from masam_auto.stages.plan import make_plan
 

@@ -9,6 +9,7 @@ import pytest
 from masam_auto.core.encoders import PLANNED_ENCODERS
 from masam_auto.core.errors import PlanError
 from masam_auto.core.planning_geometry import (
+    PIXELS_ACROSS,
     choose_canvas,
     choose_separate_slices,
     choose_slice_axes,
@@ -125,7 +126,8 @@ def test_canvas_invariants(planning: ModuleType, encoder, shape, diameter):
     assert 0.75 <= choice.magnification <= 8
     for side, length in zip(choice.canvas, shape, strict=True):
         fits = side >= length * choice.magnification - 1e-6
-        assert fits or choice.magnification == pytest.approx(0.75), "tiles only after shrinking as far as allowed"
+        least = min(1.0, max(0.75, PIXELS_ACROSS / diameter))
+        assert fits or choice.magnification == pytest.approx(least), "tiles only after shrinking as far as allowed"
     if max(shape) <= encoder.budget:
         assert choice.magnification >= 1
 
@@ -161,6 +163,31 @@ def test_shrink_then_tile_beyond_the_budget(planning: ModuleType):
     assert shrunk.magnification == pytest.approx(512 / 600) and shrunk.canvas[0] == 512
     tiled = canvas_of(planning, (480, 854), VIT_B)
     assert tiled.magnification == 0.75 and tiled.canvas == (368, 448) and "tiles" in tiled.canvas_reason
+
+
+def test_small_things_are_tiled_rather_than_shrunk(planning: ModuleType):
+    small = canvas_of(planning, (600, 400), VIT_B, diameter=5.0)
+    assert small.magnification == 1 and small.canvas[0] == 448 and "at their own resolution" in small.canvas_reason
+    assert '"liver" is only 5.0 px across' in small.magnification_reason
+    between = canvas_of(planning, (600, 400), VIT_B, diameter=9.0)
+    assert between.magnification == pytest.approx(PIXELS_ACROSS / 9.0) and "tiles" in between.canvas_reason
+    enough = canvas_of(planning, (600, 400), VIT_B, diameter=PIXELS_ACROSS * 600 / 512)
+    assert enough.magnification == pytest.approx(512 / 600) and "tiles" not in enough.canvas_reason
+
+
+@pytest.mark.parametrize(("large", "decides"), [(4, False), (25, False), (26, True), (100, True)])
+def test_a_few_large_cases_are_tiled_for_themselves(planning: ModuleType, large: int, decides: bool):
+    shapes = [(40, 200, 160)] * (100 - large) + [(40, 900, 900)] * large
+    fingerprint = planning.make_fingerprint(count=100, shapes=shapes, diameter=100.0)
+    choice = choose_canvas(fingerprint, (3.0, 1.0, 1.0), AXIAL, VIT_T)
+    assert (choice.magnification, choice.canvas) == ((0.75, (256, 256)) if decides else (1.0, (200, 160)))
+    assert (f"{large} of 100 cases are larger" in choice.canvas_reason) is (large == 25)
+
+
+def test_large_cases_that_shrink_into_the_budget_decide_as_before(planning: ModuleType):
+    shapes = [(40, 200, 160)] * 80 + [(40, 320, 320)] * 20
+    fingerprint = planning.make_fingerprint(count=100, shapes=shapes, diameter=100.0)
+    assert choose_canvas(fingerprint, (3.0, 1.0, 1.0), AXIAL, VIT_T).magnification == pytest.approx(0.8)
 
 
 def test_small_encoder_sees_its_finest_level_not_its_tokens(planning: ModuleType):

@@ -1,11 +1,13 @@
 """Mirroring is allowed axis by axis, where it leaves the labels true."""
 
+import dataclasses
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-from masam_auto.core.planning_mirroring import choose_mirroring, histogram_overlap, order_consistency
+from masam_auto.core.fingerprint import Fingerprint
+from masam_auto.core.planning_mirroring import choose_mirroring, histogram_overlap, order_consistency, told_apart
 
 AB = ("a", "b")
 
@@ -106,3 +108,77 @@ def test_pictures_have_left_along_their_width_and_upper_along_their_height(plann
     for names, expected in ((("left eye",), (True, True, False)), (("upper lid",), (True, False, True))):
         for options in ({"dimensions": 2, "shape": (1, 50, 50)}, {"is_video": True}):
             assert allowed(planning.make_fingerprint(classes=names, **options)) == expected
+
+
+def look_alikes(
+    planning: ModuleType, count: int = 40, *, touching: bool | None = False, **unlike: float
+) -> Fingerprint:
+    """Classes "a" and "b" in one order along axis 2; by `unlike` the second's volume, extent or mean is that much more.
+
+    All of both scatter by a tenth.
+    """
+    fingerprint = planning.make_fingerprint(
+        count=count, classes=AB, centroids=planning.ordered(count, axis=2, agreeing=count)
+    )
+    random = np.random.default_rng(0)
+    cases = []
+    for case in fingerprint.cases:
+        classes = {}
+        for name, other in (("a", "b"), ("b", "a")):
+            more = {key: 1 + (value if name == "b" else 0) for key, value in unlike.items()}
+            scatter = random.normal(1, 0.1, 5)
+            classes[name] = dataclasses.replace(
+                case.classes[name],
+                volume=1000 * more.get("volume", 1) * scatter[0],
+                extent=(20 * more.get("extent", 1) * scatter[1], 20.0 * scatter[2], 20.0 * scatter[3]),
+                mean=(100 * more.get("mean", 1) * scatter[4],),
+                touches=None if touching is None else (other,) if touching else (),
+            )
+        cases.append(dataclasses.replace(case, classes=classes))
+    return dataclasses.replace(fingerprint, cases=tuple(cases))
+
+
+@pytest.mark.parametrize("unlike", [{"volume": 2.0}, {"mean": 1.0}, {"extent": 1.0}])
+def test_look_alikes_that_size_intensity_or_shape_tell_apart_may_be_mirrored(planning: ModuleType, unlike):
+    rule = choose_mirroring(look_alikes(planning, **unlike))[2]
+    assert rule.allowed and "100.0% of 40 cases, but volume, intensity and shape tell them apart in" in rule.reason
+
+
+def test_look_alikes_that_nothing_tells_apart_may_not(planning: ModuleType):
+    rules = choose_mirroring(look_alikes(planning))
+    assert [rule.allowed for rule in rules] == [True, True, False]
+    assert '"a" and "b"' in rules[2].reason and rules[2].reason.endswith(" only")
+
+
+@pytest.mark.parametrize("touching", [True, None])  # None: a fingerprint of an older version, which does not say
+def test_the_shape_of_a_part_tells_nothing(planning: ModuleType, touching):
+    """A network has to find where the part ends, so that it cannot go by where it ends."""
+    assert not choose_mirroring(look_alikes(planning, touching=touching, extent=1.0))[2].allowed
+    assert choose_mirroring(look_alikes(planning, touching=touching, volume=2.0))[2].allowed
+
+
+def test_few_cases_do_not_show_that_classes_can_be_told_apart(planning: ModuleType):
+    for count, free in ((9, False), (10, True)):
+        rule = choose_mirroring(look_alikes(planning, count, volume=2.0))[2]
+        assert rule.allowed is free and ("too few" in rule.reason) is not free
+
+
+def test_the_pair_that_decides_is_named(planning: ModuleType):
+    """Of three classes of one order, the two that are alike decide."""
+    fingerprint = look_alikes(planning)
+    cases = []
+    for case in fingerprint.cases:
+        organ = case.classes["a"]
+        large = dataclasses.replace(organ, volume=50 * organ.volume, centroid=(50.0, 50.0, 0.0))
+        cases.append(dataclasses.replace(case, classes={"large": large, **case.classes}))
+    classes = {"large": fingerprint.classes["a"], **fingerprint.classes}
+    fingerprint = dataclasses.replace(fingerprint, cases=tuple(cases), classes=classes, class_names=("large", *AB))
+    assert told_apart(fingerprint.cases, "large", "a", by_shape=False) == 1
+    rule = choose_mirroring(fingerprint)[2]
+    assert not rule.allowed and '"a" and "b"' in rule.reason and "large" not in rule.reason
+
+
+def test_recognition_of_classes_that_differ_in_nothing_is_a_guess(planning: ModuleType):
+    assert told_apart(look_alikes(planning, 400).cases, "a", "b", by_shape=True) < 0.6
+    same = planning.make_fingerprint(count=20, classes=AB)
+    assert told_apart(same.cases, "a", "b", by_shape=True) == 0
