@@ -93,7 +93,7 @@ def write_volume(
         )
     if turned:
         labels, grid = orientations.apply_orientation(labels.T, turn).T, read_geometry(target.images[0])
-    write_labels(target.label, labels, grid)
+    write_labels(target.label, labels, grid, like=target.images[0])
     return (*notes, *changes)
 
 

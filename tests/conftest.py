@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
@@ -113,6 +114,15 @@ def cross_validated() -> ModuleType:
 def network_double() -> Callable[[str], ModuleType]:
     """`network_double("plain_masam")`: a module of tests/network."""
     return lambda name: sys.modules.get(name) or _load(name, HERE / "network")
+
+
+@pytest.fixture(scope="session")
+def held() -> dict[int, Callable[[np.ndarray], np.ndarray]]:
+    """By the value of the tag Orientation: what a camera stores of the (Y, X, ...) picture that is to be seen."""
+    return {
+        1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: np.swapaxes(a, 0, 1),
+        6: lambda a: np.rot90(a, 1), 7: lambda a: np.rot90(np.swapaxes(a, 0, 1), 2), 8: lambda a: np.rot90(a, -1),
+    }  # fmt: skip
 
 
 @pytest.fixture

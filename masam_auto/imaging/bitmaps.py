@@ -16,7 +16,8 @@ Image.MAX_IMAGE_PIXELS = None  # whole-slide sized pictures are data here, not a
 BITMAP_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg")
 FORMATS = {".png": "PNG", ".bmp": "BMP"}
 ALPHA_MODES = ("LA", "La", "RGBA", "RGBa", "PA")
-ORIENTATION, LYING = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that exchange width and height
+ORIENTATION, LYING = 0x0112, (5, 6, 7, 8)  # the tag of EXIF and TIFF, and its values that exchange width and height
+REVERSED_AXES = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}  # of its values, after the exchange
 GREY_WITH_ALPHA = 4  # colour type in a PNG's header
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -26,7 +27,7 @@ def read_bitmap(path: Path) -> RawImage:
     if _is_deep_png(path):
         return _read_deep(path)
     with Image.open(path) as file:
-        picture = _plain(_upright(file))
+        picture = _plain(ImageOps.exif_transpose(file))
         return _from_pixels(np.asarray(picture), alpha=picture.mode in ALPHA_MODES)
 
 
@@ -35,7 +36,7 @@ def read_bitmap_labels(path: Path) -> RawImage:
     if _is_deep_png(path):
         return _read_deep(path)
     with Image.open(path) as file:
-        picture = _upright(file)
+        picture = ImageOps.exif_transpose(file)
         pixels = np.asarray(picture)
         return _from_pixels(pixels, alpha=picture.mode in ALPHA_MODES)
 
@@ -72,9 +73,17 @@ def write_bitmap(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
     write_bytes(path, packed.getvalue())
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """As viewers show it: cameras and phones store how they were held, and masks are drawn on what one sees."""
-    return ImageOps.exif_transpose(picture)
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """(..., Y, X) pixels as viewers show them: cameras and phones store how they were held, and masks are drawn on what one sees.
+
+    Args:
+        pixels: as stored.
+        orientation: the value of the tag Orientation; unknown ones turn nothing.
+
+    Source: TIFF 6.0, section 8, Orientation; EXIF has it from there.
+    """
+    turned = np.swapaxes(pixels, -1, -2) if orientation in LYING else pixels
+    return np.flip(turned, REVERSED_AXES.get(orientation, ()))
 
 
 def _plain(picture: Image.Image) -> Image.Image:
@@ -103,7 +112,9 @@ def _read_deep(path: Path) -> RawImage:
             raise ImageError(
                 f"{path}: 16-bit grey pictures with an alpha channel cannot be read. Save it without alpha."
             )
-    array = read_itk(path).array
+    with Image.open(path) as picture:
+        orientation = picture.getexif().get(ORIENTATION, 1)
+    array = upright(read_itk(path).array, orientation)
     return _from_pixels(np.moveaxis(array[:, 0], 0, -1), alpha=array.shape[0] == 4)
 
 

@@ -76,6 +76,7 @@ READERS: dict[str, Reader] = {
     ".tif": _TIFF,
     ".tiff": _TIFF,
 }
+NIFTI_ENDINGS = tuple(ending for ending, reader in READERS.items() if reader is _NIFTI)
 IMAGE_ENDINGS = tuple(sorted(READERS, key=len, reverse=True))
 """Known file endings, longest first, so that the first one that fits a name is the right one."""
 
@@ -250,24 +251,28 @@ def grid_difference(expected: Geometry, found: Geometry) -> str | None:
     return problem
 
 
-def write_labels(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
+def write_labels(path: Path, labels: np.ndarray, geometry: Geometry, *, like: Path | None = None) -> None:
     """Write a label file, atomically and compressed, in the smallest type that holds it.
 
     Args:
         path: its ending decides the format; TIFF gets its spacing as OME metadata.
         labels: whole numbers (Z, Y, X), shape as `geometry`.
         geometry: where it lies; reading the file gives it back, shear included.
+        like: the image that was labelled. Where both are NIfTI, the label file says in the same words where it lies.
 
     Raises:
         ImageError: unknown ending, or a format that cannot hold these labels.
         OutputError: the folder is not writable or the disk is full.
     """
     assert labels.shape == geometry.shape, f"labels {labels.shape} on a grid of {geometry.shape}"
-    writer = find_reader(path).write
+    reader = find_reader(path)
+    writer = reader.write
     if writer is None:
         raise ImageError(f"{path}: JPEG alters label values when it compresses. Write labels as .png.")
     low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
     smallest = np.uint8 if low >= 0 and high <= 255 else np.uint16 if low >= 0 else np.int16
+    if reader is _NIFTI and like is not None and like.name.lower().endswith(NIFTI_ENDINGS) and like.is_file():
+        writer = functools.partial(volumes.write_nifti, like=like)
     writer(Path(path), np.ascontiguousarray(labels, dtype=smallest), geometry)
 
 

@@ -88,10 +88,11 @@ def write_segmentation(
             for number, mask in enumerate(segmentation):
                 write_labels(place / f"frame{number:06d}{ending}", mask[None], bitmap_geometry(*mask.shape))
     elif not case.is_sequence:
-        write_labels(folder / f"{case.identifier}{ending}", segmentation, geometry)
+        write_labels(folder / f"{case.identifier}{ending}", segmentation, geometry, like=case.images[0][0])
     else:
-        for number, (frame, channels) in enumerate(zip(case.frames, case.images, strict=True)):
-            write_labels(folder / f"{frame}{ending}", segmentation[number : number + 1], read_geometry(channels[0]))
+        for number, (frame, (first, *_)) in enumerate(zip(case.frames, case.images, strict=True)):
+            mask = segmentation[number : number + 1]
+            write_labels(folder / f"{frame}{ending}", mask, read_geometry(first), like=first)
 
 
 def segment_names(labels: Labels) -> dict[int, str]:

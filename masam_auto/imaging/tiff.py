@@ -16,6 +16,7 @@ import tifffile
 from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry, Triple
 from masam_auto.core.jsonio import write_bytes
+from masam_auto.imaging.bitmaps import LYING, ORIENTATION, upright
 from masam_auto.imaging.volumes import RawImage, axes_error, read_itk
 
 MILLIMETRES = {
@@ -26,14 +27,16 @@ DAMAGE = re.compile(r"invalid page offset|corrupted|failed to reshape|zeroed|inv
 """tifffile only logs these, and gives what is left of the file."""
 
 UNKNOWN_SPACING = (1.0, 1.0, 1.0)
+UPRIGHT = 1
 
 
 def read_tiff(path: Path) -> RawImage:
     """Read a TIFF: a picture, a stack, or a stack with channels. Alpha is dropped, and where 0 is white, values are turned
-    round, so that bright is high as in every other picture.
+    round, so that bright is high as in every other picture. Pictures that say how they are to be turned are turned.
 
     Raises:
-        ImageError: more axes than channels, one stack axis, height and width; or the file is truncated.
+        ImageError: more axes than channels, one stack axis, height and width; the file is truncated; or it is to be turned
+            and compressed in a way that only ITK reads.
     """
     return _read(path, as_shown=True)
 
@@ -52,12 +55,18 @@ def _read(path: Path, *, as_shown: bool) -> RawImage:
         except ValueError as error:
             if "imagecodecs" not in str(error):
                 raise
+            if _orientation(file) != UPRIGHT:
+                raise ImageError(
+                    f"{path}: is compressed in a way that can only be read upright, and says that it is to be turned (tag "
+                    "Orientation). Save it without compression, or upright."
+                ) from error
             return _read_rare_compression(path, _spacing(path, file))
         page = series.keyframe
         alpha = "S" in axes and (len(page.extrasamples) > 0 or page.samplesperpixel == 2)
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and (as_shown or page.bitspersample == 1):
             stored = _turned_round(stored, page.bitspersample)
         array, has_stack = _ordered(path, stored, axes, size, alpha=alpha)
+        array = upright(array, _orientation(file))
         return RawImage(array=array, geometry=_geometry(array.shape, _spacing(path, file), flat=not has_stack))
 
 
@@ -74,6 +83,7 @@ def read_tiff_geometry(path: Path) -> Geometry:
         series = file.series[0]
         empty = np.broadcast_to(np.uint8(0), series.shape)
         array, has_stack = _ordered(path, empty, series.axes, series.shape, alpha=False)
+        array = upright(array, _orientation(file))
         return _geometry(array.shape, _spacing(path, file), flat=not has_stack)
 
 
@@ -161,8 +171,19 @@ def _geometry(shape: tuple[int, ...], spacing: Triple, *, flat: bool) -> Geometr
     )
 
 
+def _orientation(file: tifffile.TiffFile) -> int:
+    tag = file.pages.first.tags.get(ORIENTATION)
+    return UPRIGHT if tag is None else int(tag.value)
+
+
 def _spacing(path: Path, file: tifffile.TiffFile) -> Triple:
-    """Spacing (Z, Y, X) in mm from nnU-Net's side-car, OME or ImageJ metadata; 1 where nothing is known."""
+    """Spacing (Z, Y, X) in mm of the upright picture; 1 where nothing is known."""
+    z, y, x = _stored_spacing(path, file)
+    return (z, x, y) if _orientation(file) in LYING else (z, y, x)
+
+
+def _stored_spacing(path: Path, file: tifffile.TiffFile) -> Triple:
+    """From nnU-Net's side-car, OME or ImageJ metadata."""
     side_car = _side_car_spacing(path)
     if side_car is not None:
         return side_car

@@ -34,6 +34,12 @@ GZIP_LEVEL = 5
 MILLIMETRES = {"meter": 1e3, "micron": 1e-3}
 """Of a NIfTI file's unit of length; files that name none count in millimetres."""
 
+PLACE_FIELDS = (
+    *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units", "descrip"),
+)
+"""Fields of a NIfTI header that, with the voxel sizes, say where an image lies, and its description."""
+
 MGH_DIRECTIONS = slice(28, 30)
 """The bytes of an MGH file (goodRASFlag) that say whether it holds directions."""
 
@@ -125,14 +131,25 @@ def read_mgh_geometry(path: Path) -> Geometry:
         return _mgh_geometry(_header(path), file.read(MGH_DIRECTIONS.stop))
 
 
-def write_nifti(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
-    """Write labels (Z, Y, X) as NIfTI-1 with s-form and q-form, atomically; sheared grids keep their shear."""
+def write_nifti(path: Path, labels: np.ndarray, geometry: Geometry, like: Path | None = None) -> None:
+    """Write labels (Z, Y, X) as NIfTI-1, atomically.
+
+    Both forms, their codes, the units and the description are those of the NIfTI file `like`, on whose grid the labels lie.
+    Without it both forms say where `geometry` lies; sheared grids keep their shear.
+    """
     array = labels[0].T if geometry.dimensions == 2 else labels.T
-    affine = LPS_FROM_RAS @ geometry.affine
-    image = nibabel.Nifti1Image(array, affine)
-    image.set_sform(affine, code="scanner")
-    image.set_qform(affine, code="scanner", strip_shears=True)
-    image.header.set_xyzt_units("mm")
+    image = nibabel.Nifti1Image(array, None)
+    header = image.header
+    if like is None:
+        affine = LPS_FROM_RAS @ geometry.affine
+        header.set_sform(affine, code="scanner")
+        header.set_qform(affine, code="scanner", strip_shears=True)
+        header.set_xyzt_units("mm")
+    else:
+        source = _nifti_header(like)
+        header["pixdim"][:4] = source["pixdim"][:4]
+        for name in PLACE_FIELDS:
+            header[name] = source[name]
     write_bytes(path, _compressed(path, image.to_bytes(), ".gz"))
 
 
@@ -207,6 +224,14 @@ def _header(path: Path) -> SpatialImage:
     image = nibabel.load(path)  # voxels are left on disk
     assert isinstance(image, SpatialImage)
     return image
+
+
+def _nifti_header(path: Path) -> nibabel.Nifti1Header:
+    """The header as it stands in the file; nibabel's own reading corrects what it takes for mistakes."""
+    with nibabel.openers.ImageOpener(str(path)) as file:
+        start = file.read(nibabel.Nifti2Header.sizeof_hdr)
+    kind = _nifti_class(path, start).header_class
+    return kind(start[: kind.sizeof_hdr], check=False)
 
 
 def _nifti_class(path: Path, content: bytes) -> type[nibabel.Nifti1Image]:

@@ -172,16 +172,17 @@ def average_cases(
 
 
 def write_case_labels(
-    folder: Path, identifier: str, labels: np.ndarray, geometry: Geometry, description: DatasetDescription
+    folder: Path, identifier: str, labels: np.ndarray, geometry: Geometry, description: DatasetDescription, source: Path
 ) -> None:
     """Write (Z, Y, X) labels as ID.ext, or a video as one file a frame.
 
-    Frames of a video that is none of the data set's are numbered: ID_0000.ext, ID_0001.ext, ...
+    Frames of a video that is none of the data set's are numbered: ID_0000.ext, ID_0001.ext, ... `source` is a folder with
+    segmentations of the same images; where they are NIfTI, these say in the same words where they lie.
     """
     ending = label_ending(description.file_ending)
     depth = geometry.shape[0]
     if identifier not in description.sequences and (depth == 1 or not description.is_video):
-        write_labels(folder / f"{identifier}{ending}", labels, geometry)
+        write_labels(folder / f"{identifier}{ending}", labels, geometry, like=source / f"{identifier}{ending}")
         return
     numbered = tuple(f"{identifier}_{number:04d}" for number in range(depth))
     frame_geometry = replace(geometry, shape=(1, *geometry.shape[1:]), dimensions=2)
@@ -204,7 +205,8 @@ def _ensemble_case(task: _Task) -> str | None:
     saved = task.folder / f"{task.identifier}{ENDING}" if task.save_probabilities else None
     try:
         labels, geometry = average_files(task.files, task.description.labels, saved=saved)
-        write_case_labels(task.folder, task.identifier, labels, geometry, task.description)
+        source = task.files[0].parent
+        write_case_labels(task.folder, task.identifier, labels, geometry, task.description, source)
     except OutputError:
         raise  # the next case could not be written either
     except MasamError as error:

@@ -152,7 +152,8 @@ def _postprocess_file(item: tuple[Path, Path, Postprocessing]) -> str | None:
     source, target, postprocessing = item
     try:
         labels, geometry = read_labels(source)
-        write_labels(target, apply_postprocessing(labels, postprocessing, voxel_volume=geometry.voxel_volume), geometry)
+        kept = apply_postprocessing(labels, postprocessing, voxel_volume=geometry.voxel_volume)
+        write_labels(target, kept, geometry, like=source)
     except OutputError:
         raise  # the next file could not be written either
     except MasamError as error:

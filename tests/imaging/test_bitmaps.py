@@ -1,5 +1,7 @@
 """imaging.bitmaps: grey, colour, palette and 16-bit pictures."""
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -102,22 +104,35 @@ def test_a_picture_holds_one_slice(tmp_path: Path) -> None:
         write_labels(tmp_path / "a.png", np.zeros((2, 6, 5), np.uint8), geometry)
 
 
+SHOWN = np.zeros((16, 24), np.uint8)
+SHOWN[:8, :6] = 200  # in the upper left corner
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_photos_are_read_as_viewers_show_them(tmp_path: Path, orientation: int) -> None:
-    shown = np.zeros((16, 24), np.uint8)
-    shown[:8, :6] = 200  # in the upper left corner
-    turns = {
-        1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: np.transpose,
-        6: lambda a: np.rot90(a, 1), 7: lambda a: np.rot90(np.transpose(a), 2), 8: lambda a: np.rot90(a, -1),
-    }  # fmt: skip
+def test_photos_are_read_as_viewers_show_them(tmp_path: Path, held: dict[int, Any], orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     for ending in (".jpg", ".png"):
         file = tmp_path / f"photo{ending}"
-        Image.fromarray(np.ascontiguousarray(turns[orientation](shown))).save(file, exif=exif)
+        Image.fromarray(np.ascontiguousarray(held[orientation](SHOWN))).save(file, exif=exif)
         array, geometry = read_image(file)
         assert geometry.shape == read_geometry(file).shape == (1, 16, 24)
-        assert np.abs(array[0, 0] - shown).mean() < 8
+        assert np.abs(array[0, 0] - SHOWN).mean() < 8
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_deep_photos_are_read_as_viewers_show_them(tmp_path: Path, held: dict[int, Any], orientation: int) -> None:
+    colours = np.stack([SHOWN, SHOWN, SHOWN + 1], axis=-1).astype(np.uint16) * 200
+    stored = sitk.GetImageFromArray(np.ascontiguousarray(held[orientation](colours)), isVector=True)
+    sitk.WriteImage(stored, str(tmp_path / "photo.png"))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content, chunk = (tmp_path / "photo.png").read_bytes(), b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    packed = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "photo.png").write_bytes(content[:33] + packed + content[33:])  # behind the header
+    array, geometry = read_image(tmp_path / "photo.png", channels=3)
+    assert geometry.shape == read_geometry(tmp_path / "photo.png").shape == (1, 16, 24)
+    np.testing.assert_array_equal(array[:, 0], np.moveaxis(colours, -1, 0))
 
 
 def test_grey_saved_in_colours_is_one_channel_and_real_colours_are_not(tmp_path: Path) -> None:

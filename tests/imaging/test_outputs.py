@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 from types import ModuleType
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -65,6 +66,33 @@ def test_every_volume_format_keeps_the_grid(tmp_path: Path, ending: str) -> None
     labels, geometry = read_labels(tmp_path / f"volume{ending}")
     np.testing.assert_array_equal(labels, SEGMENTATION)
     assert geometry.difference(OBLIQUE, tolerance=1e-5) is None
+
+
+def write_coded(path: Path, shape: tuple[int, ...]) -> None:
+    """An image whose header says "MNI"."""
+    image = nibabel.Nifti1Image(np.zeros(shape[::-1], np.float32), np.diag([1.0, 1.0, 2.0, 1.0]))
+    image.set_sform(image.affine, code=4)
+    nibabel.save(image, path)
+
+
+def test_a_segmentation_says_where_it_lies_as_its_image_does(tmp_path: Path) -> None:
+    write_coded(tmp_path / "volume_0000.nii.gz", (4, 5, 6))
+    volume = case("volume", str(tmp_path / "volume_0000.nii.gz"))
+    geometry = read_geometry(tmp_path / "volume_0000.nii.gz")
+    write_segmentation(volume, SEGMENTATION, geometry, tmp_path, ".nii.gz", LABELS)
+    assert nibabel.load(tmp_path / "volume.nii.gz").header["sform_code"] == 4
+
+
+def test_frames_say_where_they_lie_as_their_images_do(tmp_path: Path) -> None:
+    frames = ("f1", "f2", "f3", "f4")
+    for frame in frames:
+        write_coded(tmp_path / f"{frame}_0000.nii.gz", (5, 6))
+    sequence = Case(identifier="s", frames=frames, images=tuple((tmp_path / f"{f}_0000.nii.gz",) for f in frames))
+    write_segmentation(sequence, SEGMENTATION, OBLIQUE, tmp_path, ".nii.gz", LABELS)
+    for number, frame in enumerate(frames):
+        found = nibabel.load(tmp_path / f"{frame}.nii.gz")
+        assert found.header["sform_code"] == 4
+        np.testing.assert_array_equal(np.asarray(found.dataobj).T, SEGMENTATION[number])
 
 
 def test_dicom_as_nifti(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
+from PIL import Image, TiffImagePlugin
 
 from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry
@@ -127,3 +128,29 @@ def test_where_zero_is_white_bright_is_high_and_labels_stay(tmp_path: Path, dtyp
     assert np.array_equal(read_image(tmp_path / "x.tif")[0][0, 0], np.iinfo(dtype).max - stored.astype(np.float32))
     if dtype == np.uint8:
         assert np.array_equal(read_labels(tmp_path / "x.tif")[0][0], stored)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("depth", [1, 3])
+def test_pictures_are_read_as_viewers_show_them(
+    tmp_path: Path, held: dict[int, Any], orientation: int, depth: int
+) -> None:
+    shown = np.arange(depth * 4 * 6, dtype=np.uint8).reshape(depth, 4, 6)
+    stored = np.stack([held[orientation](one) for one in shown])
+    tag = (274, "H", 1, orientation, True)
+    tifffile.imwrite(tmp_path / "a.tif", stored if depth > 1 else stored[0], extratags=[tag], photometric="minisblack")
+    spacing = [5.0, 2.0, 3.0] if orientation in (5, 6, 7, 8) else [5.0, 3.0, 2.0]
+    (tmp_path / "a.json").write_text(json.dumps({"spacing": spacing}))  # of the pixels as they are stored
+    array, geometry = read_image(tmp_path / "a.tif")
+    np.testing.assert_array_equal(array[0], shown)
+    assert read_geometry(tmp_path / "a.tif") == geometry
+    assert geometry.spacing[1:] == (3.0, 2.0)
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif")[0], shown)
+
+
+def test_what_only_itk_reads_must_be_upright(tmp_path: Path) -> None:
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    info[274] = 6
+    Image.fromarray(np.ones((4, 6), np.uint8)).save(tmp_path / "a.tif", compression="tiff_lzw", tiffinfo=info)
+    with pytest.raises(ImageError, match=r"a\.tif: .*Save it without compression, or upright"):
+        read_image(tmp_path / "a.tif")

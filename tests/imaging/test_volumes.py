@@ -85,6 +85,70 @@ def test_written_nifti_has_both_forms_and_the_smallest_type(tmp_path: Path, raw_
         assert read_labels(tmp_path / "a.nii.gz")[0].max() == highest
 
 
+def headers() -> dict[str, nibabel.Nifti1Image]:
+    """NIfTI images that say in different ways where they lie."""
+    turned = np.array([[0, 0, 3.0, 7], [0.8, 0, 0, 3], [0, 1.0, 0, 11], [0, 0, 0, 1]])
+    made = {}
+    for name, affine, sform, qform in (
+        ("both", turned, 4, 1),
+        ("s-form only", turned, 2, 0),
+        ("q-form only", turned, 0, 3),
+        ("none", np.diag([0.8, 1.0, 3.0, 1.0]), 0, 0),
+        ("shear", SHEAR, 1, 1),
+    ):
+        image = nibabel.Nifti1Image(numbers().T, affine)
+        image.set_sform(affine if sform else None, code=sform)
+        image.set_qform(affine if qform else None, code=qform, strip_shears=True)
+        image.header["descrip"] = f"made for {name}".encode()
+        made[name] = image
+    two = made["NIfTI-2"] = nibabel.Nifti2Image(numbers().T, turned)
+    two.set_qform(turned, code=2)
+    microns = made["micrometres"] = nibabel.Nifti1Image(numbers().T, turned @ np.diag([1e3, 1e3, 1e3, 1]))
+    microns.header.set_xyzt_units("micron", "msec")
+    negative = made["negative sizes"] = nibabel.Nifti1Image(numbers().T, None)
+    negative.header["pixdim"][:4] = 1, -0.8, 1.0, 3.0
+    return made
+
+
+@pytest.mark.parametrize("name", headers())
+def test_labels_say_where_they_lie_as_their_image_does(tmp_path: Path, name: str) -> None:
+    nibabel.save(headers()[name], tmp_path / "a.nii")
+    geometry = read_geometry(tmp_path / "a.nii")
+    labels = numbers(kind=np.uint8) % 3
+    write_labels(tmp_path / "b.nii.gz", labels, geometry, like=tmp_path / "a.nii")
+    found, where = read_labels(tmp_path / "b.nii.gz")
+    np.testing.assert_array_equal(found, labels)
+    assert where.oriented == geometry.oriented and where.difference(geometry, tolerance=1e-6) is None
+    stored = ((tmp_path / "a.nii").read_bytes(), gzip.decompress((tmp_path / "b.nii.gz").read_bytes()))
+    kinds = (type(headers()[name].header), nibabel.Nifti1Header)
+    before, after = (kind(data[: kind.sizeof_hdr], check=False) for kind, data in zip(kinds, stored, strict=True))
+    assert after["magic"] == b"n+1" and after.get_data_dtype() == np.uint8 and after.get_slope_inter() == (1, 0)
+    np.testing.assert_array_equal(after["pixdim"][:4], before["pixdim"][:4].astype(np.float32))
+    for form in ("sform", "qform"):
+        assert after[f"{form}_code"] == before[f"{form}_code"]
+    np.testing.assert_allclose(after.get_sform(), before.get_sform(), rtol=1e-6)
+    for field in ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"):
+        assert after[field] == pytest.approx(before[field])
+    assert after.get_xyzt_units() == before.get_xyzt_units() and after["descrip"] == before["descrip"]
+
+
+def test_a_picture_of_two_dimensions_stays_one(tmp_path: Path) -> None:
+    nibabel.save(nibabel.Nifti1Image(numbers((6, 5)).T, np.diag([0.5, 0.7, 1, 1])), tmp_path / "a.nii.gz")
+    _, geometry = read_image(tmp_path / "a.nii.gz")
+    write_labels(tmp_path / "b.nii.gz", np.ones((1, 6, 5), np.uint8), geometry, like=tmp_path / "a.nii.gz")
+    assert read_labels(tmp_path / "b.nii.gz")[1] == geometry
+    assert nibabel.load(tmp_path / "b.nii.gz").shape == (5, 6)
+
+
+@pytest.mark.parametrize("other", ["gone.nii.gz", "image.mha"])
+def test_forms_are_made_where_there_is_no_nifti_image(tmp_path: Path, raw_data: ModuleType, other: str) -> None:
+    geometry = raw_data.oblique_geometry(SHAPE)
+    (tmp_path / "image.mha").touch()
+    write_labels(tmp_path / "b.nii.gz", np.ones(SHAPE, np.uint8), geometry, like=tmp_path / other)
+    assert read_labels(tmp_path / "b.nii.gz")[1].difference(geometry, tolerance=1e-5) is None
+    assert nibabel.load(tmp_path / "b.nii.gz").header["sform_code"] == 1
+
+
 def test_equal_labels_give_equal_bytes(tmp_path: Path, raw_data: ModuleType) -> None:
     for name in ("a.nii.gz", "b.nii.gz"):
         write_labels(tmp_path / name, np.ones(SHAPE, np.uint8), raw_data.oblique_geometry(SHAPE))

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from masam_auto.core.geometry import CaseProperties, Geometry
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.labels import Labels, parse_labels
 from masam_auto.core.plan import Configuration, NormalizationPlan
-from masam_auto.imaging.io import read_geometry, read_labels
+from masam_auto.imaging.io import read_geometry, read_labels, write_labels
 from masam_auto.imaging.probability_files import new_probabilities, read_probabilities
 from masam_auto.stages import ensemble
 from masam_auto.stages.ensemble import average_files, ensemble_folders
@@ -126,6 +127,17 @@ def test_a_folder_of_cases(tmp_path: Path) -> None:
     assert np.array_equal(labels, average_files([source / "q.npz" for source in sources], CLASSES)[0])
     again = ensemble_folders([tmp_path / "out", tmp_path / "out"], tmp_path / "again", workers=0)
     assert again.predicted == ("p", "q")
+
+
+def test_the_mean_says_where_it_lies_as_the_segmentations_do(tmp_path: Path) -> None:
+    sources = [write_folder(tmp_path / name, "p", "q") for name in "ab"]
+    write_labels(sources[0] / "p.nii.gz", np.zeros(GEOMETRY.shape, np.uint8), GEOMETRY)
+    image = nibabel.load(sources[0] / "p.nii.gz")
+    image.set_sform(image.affine, code=4)
+    nibabel.save(image, sources[0] / "p.nii.gz")
+    ensemble_folders(sources, tmp_path / "out", workers=0)
+    codes = [int(nibabel.load(tmp_path / "out" / f"{name}.nii.gz").header["sform_code"]) for name in "pq"]
+    assert codes == [4, 1], "q has no segmentation"
 
 
 def test_validation_folders_take_the_models_description(tmp_path: Path) -> None:

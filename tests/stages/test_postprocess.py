@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -154,13 +155,15 @@ def test_a_folder_is_postprocessed_and_bad_files_are_reported(tmp_path: Path) ->
     source, folder = tmp_path / "predicted", tmp_path / "out"
     write_json(source / "dataset.json", {"a": 1})
     pairs[1][0].write_bytes(b"damaged")
+    image = nibabel.load(pairs[2][0])
+    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine), pairs[2][0])  # an s-form, no q-form
     outcome = postprocess_folder(source, folder, LARGEST, workers=0)
     assert outcome.predicted == ("0.nii.gz", "2.nii.gz")
     assert len(outcome.problems) == 1
     assert "1.nii.gz: is not a NIfTI" in outcome.problems[0]
     assert sorted(path.name for path in folder.iterdir()) == ["0.nii.gz", "2.nii.gz", "dataset.json"]
     done, geometry = read_labels(folder / "2.nii.gz")
-    assert geometry == GEOMETRY
+    assert geometry == GEOMETRY and int(nibabel.load(folder / "2.nii.gz").header["qform_code"]) == 0
     assert np.array_equal(done, apply_postprocessing(read_labels(pairs[2][0])[0], LARGEST, voxel_volume=2.0))
 
 
