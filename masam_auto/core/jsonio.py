@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from masam_auto.core.errors import MasamError, OutputError, PlanError
+from masam_auto.core.errors import ImageError, MasamError, OutputError, PlanError
 
 T = TypeVar("T")
 NAME_MAX = 255  # bytes; most file systems take no longer names
@@ -50,6 +50,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Raises:
         OutputError: the folder is not writable or the disk is full; `path` keeps its old content.
+        ImageError: the name is too long, which is no matter of the other cases.
     """
     path = Path(path)
     temporary = partial_path(path)
@@ -60,6 +61,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise ImageError(
+                f"cannot write {path}: the disk does not take names as long as this. Rename the case, or choose a folder with a "
+                "shorter path."
+            ) from error
         if error.errno in WRITE_FAILURES:
             remedy = "Free some space or choose" if error.errno in NO_SPACE else "Choose"
             raise OutputError(
@@ -74,7 +80,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 WRITE_FAILURES = NO_SPACE | {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP,
 }  # fmt: skip
 
 

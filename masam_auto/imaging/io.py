@@ -1,5 +1,6 @@
 """Images and label files by file ending: into arrays with their geometry, and back."""
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -271,9 +272,15 @@ def write_labels(path: Path, labels: np.ndarray, geometry: Geometry, *, like: Pa
         raise ImageError(f"{path}: JPEG alters label values when it compresses. Write labels as .png.")
     low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
     smallest = np.uint8 if low >= 0 and high <= 255 else np.uint16 if low >= 0 else np.int16
-    if reader is _NIFTI and like is not None and like.name.lower().endswith(NIFTI_ENDINGS) and like.is_file():
+    if reader is _NIFTI and like is not None and _is_nifti_file(like):
         writer = functools.partial(volumes.write_nifti, like=like)
     writer(Path(path), np.ascontiguousarray(labels, dtype=smallest), geometry)
+
+
+def _is_nifti_file(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # a name that is too long
+        return path.name.lower().endswith(NIFTI_ENDINGS) and path.is_file()
+    return False
 
 
 def label_ending(file_ending: str) -> str:

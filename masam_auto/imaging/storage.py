@@ -14,8 +14,8 @@ from typing import Any
 import blosc2
 import numpy as np
 
-from masam_auto.core.errors import ImageError
-from masam_auto.core.jsonio import atomic_path, write_bytes
+from masam_auto.core.errors import DatasetError, ImageError
+from masam_auto.core.jsonio import NAME_MAX, atomic_path, write_bytes
 from masam_auto.core.labels import Labels
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,17 @@ def array_files(folder: Path, identifier: str) -> ArrayFiles:
         locations=folder / f"{stem}{LOCATIONS}",
         properties=folder / f"{stem}.json",
     )
+
+
+def check_name(identifier: str) -> None:
+    """Raise DatasetError where the names of a case's preprocessed files would be longer than file systems take."""
+    longest = max(len(file.name.encode()) for file in array_files(Path(), identifier))
+    if longest > NAME_MAX:
+        most = len(identifier.encode()) - (longest - NAME_MAX)
+        raise DatasetError(
+            f"{identifier}: this name is too long: its preprocessed files would have {longest} bytes in theirs, and "
+            f"{NAME_MAX} are the most. Rename its files to at most {most} bytes without channel and ending."
+        )
 
 
 def stored_cases(folder: Path) -> tuple[str, ...]:

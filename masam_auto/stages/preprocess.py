@@ -29,7 +29,7 @@ from masam_auto.imaging.io import read_case, read_case_labels, read_geometry
 from masam_auto.imaging.normalize import normalize
 from masam_auto.imaging.placement import turned_to_place
 from masam_auto.imaging.resample import resample_image, resample_labels, resampled_shape
-from masam_auto.imaging.storage import array_files, find_locations, write_array, write_locations
+from masam_auto.imaging.storage import array_files, check_name, find_locations, write_array, write_locations
 
 logger = logging.getLogger(__name__)
 
@@ -159,9 +159,12 @@ def preprocess_dataset(
     Raises:
         CaseErrors: cases that cannot be preprocessed, all together.
         OutputError: the folder is not writable or the disk is full.
+        DatasetError: a case whose name is too long.
         PlanError: unknown configuration, folds that do not fit the data set, or arrays of a newer version of masam_auto.
     """
     chosen = [plan.configuration(name) for name in configurations or plan.configurations]
+    for case in dataset.cases:
+        check_name(case.identifier)
     write_companions(dataset, paths.preprocessed / dataset.name, nnunet_preprocessed=paths.nnunet_preprocessed)
     folders = []
     for configuration in chosen:

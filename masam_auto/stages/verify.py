@@ -26,6 +26,7 @@ from masam_auto.imaging.io import (
     read_labels,
 )
 from masam_auto.imaging.reader_names import check_reader
+from masam_auto.imaging.storage import check_name
 from masam_auto.imaging.tiff import UNKNOWN_SPACING
 
 LOGGER = logging.getLogger(__name__)
@@ -220,7 +221,7 @@ def _folder_problems(dataset: Dataset) -> list[str]:
 
 
 def _identifier_problems(dataset: Dataset) -> list[str]:
-    """Identifiers that differ only by upper and lower case, and files that belong to two cases."""
+    """Identifiers that differ only by upper and lower case or are too long, and files that belong to two cases."""
     owners: dict[Path, list[str]] = collections.defaultdict(list)
     for case in dataset.cases:
         for name, files in zip(case.frames, case.images, strict=True):
@@ -242,6 +243,11 @@ def _identifier_problems(dataset: Dataset) -> list[str]:
             problems.append(
                 f"{path}: belongs to {' and '.join(names)}. Every file may be used once; correct dataset.json."
             )
+    for case in dataset.cases:
+        try:
+            check_name(case.identifier)
+        except DatasetError as error:
+            problems.append(str(error))
     return problems
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from masam_auto.core.errors import OutputError, PlanError
+from masam_auto.core.errors import ImageError, OutputError, PlanError
 from masam_auto.core.jsonio import (
     atomic_path,
     digest,
@@ -155,3 +155,9 @@ def test_the_longest_names_can_be_written(tmp_path: Path) -> None:
     for name in ("a" * 248 + ".nii.gz", "ü" * 124 + ".nii.gz"):
         write_bytes(tmp_path / name, b"x")
         assert partial_path(tmp_path / name).name.endswith(".nii.gz") and (tmp_path / name).read_bytes() == b"x"
+
+
+def test_names_that_the_disk_does_not_take_are_a_matter_of_their_case(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"names as long as this\. Rename the case"):
+        write_bytes(tmp_path / ("a" * 256), b"x")
+    assert not list(tmp_path.iterdir())

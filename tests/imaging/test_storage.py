@@ -8,12 +8,13 @@ import blosc2
 import numpy as np
 import pytest
 
-from masam_auto.core.errors import ImageError, OutputError
+from masam_auto.core.errors import DatasetError, ImageError, OutputError
 from masam_auto.core.labels import Labels
 from masam_auto.imaging.storage import (
     ClassLocations,
     StoredArray,
     array_files,
+    check_name,
     find_locations,
     open_array,
     read_locations,
@@ -177,3 +178,12 @@ def test_no_two_cases_share_a_file_whatever_they_are_called(tmp_path: Path, fold
     for name in names:
         array_files(tmp_path, name).locations.touch()
     assert stored_cases(tmp_path) == tuple(sorted(names))
+
+
+@pytest.mark.parametrize(("letter", "most"), [("a", 241), ("ü", 120)])
+def test_names_whose_files_the_disk_does_not_take_are_refused(tmp_path: Path, letter: str, most: int) -> None:
+    check_name(letter * most)
+    for file in array_files(tmp_path, letter * most):
+        file.touch()
+    with pytest.raises(DatasetError, match=r"too long.* 255 are the most. Rename its files to at most 241 bytes"):
+        check_name(letter * (most + 1))

@@ -246,6 +246,13 @@ def test_cases_that_do_not_fit_are_reported_and_the_others_done(tmp_path: Path) 
         average_files([sources[1] / "classes.npz"], CLASSES)
 
 
+def test_a_name_too_long_for_a_segmentation_fails_alone(tmp_path: Path) -> None:
+    name = "a" * 249  # with .npz the disk takes it, with .nii.gz it does not
+    sources = [write_folder(tmp_path / folder, name, "p") for folder in "ab"]
+    outcome = ensemble_folders(sources, tmp_path / "out", workers=0)
+    assert outcome.predicted == ("p",) and "Rename the case" in outcome.problems[0]
+
+
 def test_folders_predicted_with_and_without_flips_are_said_not_to_be_alike(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

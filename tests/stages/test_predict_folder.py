@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -107,6 +108,18 @@ def test_a_bad_case_does_not_stop_the_others(
     (problem,) = outcome.problems
     assert "case_001" in problem
     assert not (tmp_path / "out" / "case_001.nii.gz").exists()
+
+
+def test_a_name_too_long_for_the_segmentation_fails_alone(
+    intensity: ModuleType, raw_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    raw = raw_dataset(cases=2)
+    images = tmp_path / "in"
+    images.mkdir()
+    for name in ("a" * 249, "b"):
+        nibabel.save(nibabel.load(raw / "imagesTr/case_000_0000.nii.gz"), images / f"{name}.nii")
+    outcome = predict_folder(intensity.make_predictor(raw), images, tmp_path / "out", output_format=".nii.gz")
+    assert outcome.predicted == ("b",) and "Rename the case" in outcome.problems[0]
 
 
 def test_wrong_channels_name_the_case(intensity: ModuleType, raw_dataset: Callable[..., Path], tmp_path: Path) -> None:

@@ -229,6 +229,14 @@ def test_dataset_is_written_for_every_configuration(dataset: Dataset, paths: Pat
     assert len(list(folder.iterdir())) == 4 * len(CASES) + 1
 
 
+def test_a_name_too_long_is_told_before_anything_is_made(dataset: Dataset, paths: Paths) -> None:
+    first, *others = dataset.cases
+    long = dataclasses.replace(dataset, cases=(dataclasses.replace(first, identifier="a" * 242), *others))
+    with pytest.raises(DatasetError, match="this name is too long"):
+        preprocess_dataset(long, make_plan(configure()), paths, workers=0)
+    assert not paths.configuration_folder(dataset.name, "axis0").exists()
+
+
 def test_worker_processes_write_the_same(dataset: Dataset, paths: Paths, tmp_path: Path) -> None:
     plan = make_plan(configure())
     other = dataclasses.replace(paths, preprocessed=tmp_path / "other")

@@ -174,6 +174,15 @@ def test_identifiers_that_differ_by_case_only(raw_dataset: Callable[..., Path], 
     assert problem.startswith("CASE_000 and case_000: duplicate identifiers")
 
 
+def test_names_too_long_for_the_files_that_are_made_of_them(raw_dataset: Callable[..., Path]) -> None:
+    folder = raw_dataset()
+    name = "a" * 242
+    (folder / FIRST).rename(folder / f"imagesTr/{name}_0000.nii.gz")
+    (folder / LABEL).rename(folder / f"labelsTr/{name}.nii.gz")
+    (problem,) = problems_of(folder)
+    assert problem.startswith(f"{name}: this name is too long")
+
+
 def test_the_same_image_with_another_ending_is_a_warning(
     raw_dataset: Callable[..., Path], raw_data: ModuleType, caplog: pytest.LogCaptureFixture
 ) -> None:
