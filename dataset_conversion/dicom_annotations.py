@@ -21,14 +21,16 @@ TAGS = (
     "ROIContourSequence", "ReferencedSeriesSequence", "SegmentSequence", "StructureSetDate", "StructureSetTime",
     "ContentDate", "ContentTime", "PatientID", "StudyInstanceUID",
 )  # fmt: skip
+FRAMES = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Annotation:
     """One RTSTRUCT or SEG object.
 
-    `series` are the UIDs of the series that it refers to; where it names none, those of its `frames` of reference. `rois`
-    are the numbers and names, as written, of all that are drawn. `patient` and `study` are only compared. `made` is its date and time, which sorts as text.
+    `series` are the UIDs of the series that it refers to; where it names none, `images` are those of the images, and `frames` of
+    its frames of reference. `rois` are the numbers and names, as written, of all that are drawn. `patient` and `study` are
+    only compared. `made` is its date and time, which sorts as text.
     """
 
     file: Path
@@ -36,6 +38,7 @@ class Annotation:
     patient: str
     study: str
     series: frozenset[str]
+    images: frozenset[str]
     frames: frozenset[str]
     rois: tuple[tuple[int, str], ...]
     made: str
@@ -64,6 +67,7 @@ def read_annotation(file: Path) -> Annotation:
             patient=str(tags.get("PatientID") or ""),
             study=str(tags.get("StudyInstanceUID") or ""),
             series=frozenset(series),
+            images=frozenset() if series else _image_references(file),
             frames=frozenset(frames),
             rois=tuple(_drawn_structures(tags) if structures else _segments(tags)),
             made="".join(str(tags.get(name) or "") for name in moment),
@@ -125,6 +129,26 @@ def _structure_references(tags: "Dataset") -> tuple[list[str], list[str]]:
 def _segment_references(tags: "Dataset") -> tuple[list[str], list[str]]:
     series = [str(one.SeriesInstanceUID) for one in _items(tags, "ReferencedSeriesSequence")]
     return series, [str(tags.FrameOfReferenceUID)] if "FrameOfReferenceUID" in tags else []
+
+
+def _image_references(file: Path) -> frozenset[str]:
+    """UIDs of the images that the frames of a SEG, or the contours of an RTSTRUCT, were drawn on, wherever they stand in it."""
+    tags = read_tags(file, (*FRAMES, "SourceImageSequence", "ROIContourSequence"))
+    derived = (
+        source
+        for name in FRAMES
+        for frame in _items(tags, name)
+        for derivation in _items(frame, "DerivationImageSequence")
+        for source in _items(derivation, "SourceImageSequence")
+    )
+    drawn = (
+        image
+        for roi in _items(tags, "ROIContourSequence")
+        for contour in _items(roi, "ContourSequence")
+        for image in _items(contour, "ContourImageSequence")
+    )
+    named = (*_items(tags, "SourceImageSequence"), *derived, *drawn)
+    return frozenset(str(one.ReferencedSOPInstanceUID) for one in named if "ReferencedSOPInstanceUID" in one)
 
 
 def _drawn_structures(tags: "Dataset") -> Iterator[tuple[int, str]]:

@@ -38,7 +38,8 @@ TAGS = (
 class Series:
     """A series of slices that can be segmented. `files` are in no particular order; `folder` holds all of them.
 
-    `patient` and `frame` of reference are only compared, never written; "" where the files do not say.
+    `patient` and `frame` of reference are only compared, never written; "" where the files do not say. `images` are the UIDs
+    of its images.
     """
 
     uid: str
@@ -50,6 +51,7 @@ class Series:
     modality: str
     folder: Path
     files: tuple[Path, ...]
+    images: frozenset[str] = frozenset()
 
     @property
     def key(self) -> str:
@@ -279,4 +281,5 @@ def _make_series(instances: Sequence[_Instance], damaged: Iterable[Path]) -> Ser
         modality=first.modality,
         folder=Path(os.path.commonpath(folders)),
         files=(*files, *(file for file in damaged if file.parent in folders)),
+        images=frozenset(one.uid for one in instances),
     )

@@ -179,6 +179,32 @@ def test_which_series(study: Callable, structures: Callable, tmp_path: Path) -> 
     assert len(beside) == 2 and "/download/a, series 1" in beside[0] and "/download/b/less, series 1" in beside[1]
 
 
+@pytest.mark.parametrize("kind", ["SEG", "RTSTRUCT"])
+def test_annotations_that_name_images_only_belong_to_their_series(
+    study: Callable, structures: Callable, tmp_path: Path, kind: str
+) -> None:
+    """Two series of one study and one frame of reference: only the images say which is meant."""
+    pydicom = pytest.importorskip("pydicom")
+    study("a/first", name="a1", StudyInstanceUID="1.5", PatientID="a", FrameOfReferenceUID="1.2.3")
+    files = study("a/second", name="a2", StudyInstanceUID="1.5", PatientID="a", FrameOfReferenceUID="1.2.3")
+    drawn = tmp_path / "download" / "a" / "drawn"
+    if kind == "SEG":
+        pytest.importorskip("highdicom", reason="the optional library highdicom (extra `dicom`) is not installed")
+        write_dicom_seg(drawn, filled(*LIVER).astype(int), read_series(files).geometry, files, {1: "liver"})
+        tags = pydicom.dcmread(drawn)
+        del tags.ReferencedSeriesSequence
+    else:
+        structures("a", {"liver": box(*LIVER, AXIAL)}, file="drawn", series=None)
+        tags = pydicom.dcmread(drawn)
+        image = pydicom.Dataset()
+        image.ReferencedSOPInstanceUID = pydicom.dcmread(files[2]).SOPInstanceUID
+        for contour in tags.ROIContourSequence[0].ContourSequence:
+            contour.ContourImageSequence = [image]
+    tags.save_as(drawn)
+    (conversion,) = find_dicom(tmp_path / "download")
+    assert [case.identifier for case in conversion.cases if not case.test] == ["a_second"]
+
+
 def test_several_series_are_chosen_from(study: Callable, structures: Callable, tmp_path: Path) -> None:
     place = tmp_path / "download"
     study("a/venous", name="a1", SeriesDescription="Venous phase", StudyInstanceUID="1.5")
