@@ -21,7 +21,7 @@ from masam_auto import __version__
 from masam_auto.core.cluster import Cluster
 from masam_auto.core.errors import Interrupted, MasamError, Terminated
 from masam_auto.core.jsonio import WRITE_FAILURES
-from masam_auto.core.log import LOGGER_NAME, setup_logging
+from masam_auto.core.log import LOGGER_NAME, setup_logging, shown
 from masam_auto.core.parallel import is_out_of_memory
 from masam_auto.core.paths import Paths, find_dataset_name, resolve_paths
 
@@ -297,5 +297,5 @@ def _report_memory(error: BaseException) -> int:
 
 def _report(message: str, code: int) -> int:
     with contextlib.suppress(OSError):
-        print(f"error: {message}", file=sys.stderr, flush=True)
+        print(f"error: {shown(message)}", file=sys.stderr, flush=True)
     return code

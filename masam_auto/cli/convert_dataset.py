@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from masam_auto.cli.common import DONE, add_workers, make_parser, run, whole_number
-from masam_auto.core.log import setup_logging
+from masam_auto.core.log import setup_logging, shown
 from masam_auto.core.paths import resolve_paths
 
 VOLUME_OPTIONS = ("ignore_label_geometry", "reorient")
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if options.pop("list_rois", False):
         chosen = {option: options.get(option) for option in ("roi_map", "modality", "series_description")}
-        print("\n".join(list_rois(parsed.input.expanduser(), **chosen)))
+        print("\n".join(map(shown, list_rois(parsed.input.expanduser(), **chosen))))
         return DONE
     if volumes := {option: options.pop(option) for option in VOLUME_OPTIONS if option in options}:
         options["volumes"] = VolumeOptions(**volumes)
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{folder}: {len(record.cases) - test} training cases, {test} test cases")
         notes = [*(f"missing: {text}" for text in record.missing), *record.notes, *record.case_notes]
         for note in notes[:NOTES_SHOWN]:
-            print(f"  - {note}")
+            print(f"  - {shown(note)}")
         if len(notes) > NOTES_SHOWN:
             print(f"  and {len(notes) - NOTES_SHOWN} more notes")
         print(f"  report: {folder / REPORT_NAME}")

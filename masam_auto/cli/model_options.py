@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from masam_auto.cli.common import DONE, FAILED, PARTLY, add_sam_checkpoint, fold
+from masam_auto.core.log import shown
 from masam_auto.core.paths import Paths, find_dataset_name
 from masam_auto.core.selection import SELECTION_NAME, Selection, read_selection
 
@@ -79,7 +80,7 @@ def report_outcome(outcome: "Outcome", *, done: str = "predicted") -> int:
     if not outcome.problems:
         return DONE
     print(f"error: {len(outcome.problems)} not {done}:", file=sys.stderr)
-    print("\n".join(f"  - {problem}" for problem in outcome.problems), file=sys.stderr)
+    print("\n".join(f"  - {shown(problem)}" for problem in outcome.problems), file=sys.stderr)
     return PARTLY if outcome.predicted or outcome.skipped else FAILED
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from masam_auto.core.errors import DatasetError, first_few
+from masam_auto.core.file_names import IMAGE_ENDINGS, check_file_name
 from masam_auto.core.labels import Labels, as_number, parse_labels
 from masam_auto.core.paths import DATASET_NAME, Paths, find_dataset_name
 
@@ -57,12 +58,8 @@ class Case:
     series: tuple[tuple[Path, ...], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in (self.identifier, *self.frames):  # they become file names
-            if not name or name.startswith(".") or "/" in name or "\\" in name:
-                raise DatasetError(
-                    f'dataset.json: "{name}" cannot name a case, because files are named after it: it must not be empty, '
-                    "start with a dot or hold a slash. Rename it."
-                )
+        for name in (self.identifier, *self.frames):
+            check_file_name(name, what="dataset.json:")
 
     @property
     def is_sequence(self) -> bool:
@@ -159,8 +156,11 @@ def parse_description(raw: Any, *, name: str) -> DatasetDescription:
         missing += [] if "channel_names" in raw or "modality" in raw else ["channel_names"]
         raise DatasetError(f"dataset.json: missing {', '.join(missing)}")
     ending = raw["file_ending"]
-    if not isinstance(ending, str) or not ending.startswith("."):
-        raise DatasetError(f'dataset.json: "file_ending" must be like ".nii.gz", got {ending!r}')
+    if not isinstance(ending, str) or ending.lower() not in IMAGE_ENDINGS:
+        raise DatasetError(
+            f'dataset.json: "file_ending" must be one of {", ".join(IMAGE_ENDINGS)}, got {ending!a}. Correct it, or convert '
+            "the files to one of these."
+        )
     reader = raw.get("overwrite_image_reader_writer")
     if reader is not None and not isinstance(reader, str):
         raise DatasetError(f'dataset.json: "overwrite_image_reader_writer" must be a name, got {reader!r}')
@@ -351,4 +351,6 @@ def parse_sequences(raw: Any) -> dict[str, tuple[str, ...]]:
         if repeated:
             raise DatasetError(f'dataset.json: frame "{repeated[0]}" stands twice in "sequences" (in "{name}")')
         seen.update(frames)
+        for part in (name, *frames):
+            check_file_name(part, what='dataset.json: "sequences":')
     return {name: tuple(frames) for name, frames in raw.items()}

@@ -9,9 +9,23 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from masam_auto.core.file_names import visible
+
 T = TypeVar("T")
 LOGGER_NAME = "masam_auto"
 SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Formatter(logging.Formatter):
+    """Names from files cannot command the terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return shown(super().formatMessage(record))
+
+
+def shown(message: str) -> str:
+    """A message of one or several lines as it can be printed."""
+    return "\n".join(map(visible, message.split("\n")))
 
 
 class _BarSafeHandler(logging.Handler):
@@ -28,7 +42,7 @@ def setup_logging(*, verbose: bool = False) -> None:
     logger.propagate = False
     logger.handlers.clear()
     handler = _BarSafeHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Formatter("%(message)s"))
     logger.addHandler(handler)
 
 
@@ -36,7 +50,7 @@ def log_to_file(path: Path) -> logging.Handler:
     """Also append the package's messages, with times, to a file. Remove with `stop_logging_to`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger(LOGGER_NAME).addHandler(handler)
     return handler
 

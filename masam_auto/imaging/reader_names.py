@@ -2,7 +2,6 @@
 
 from masam_auto.core.dataset import DatasetDescription
 from masam_auto.core.errors import DatasetError
-from masam_auto.imaging.io import READERS
 
 READER_NAMES: dict[str, tuple[str, ...]] = {
     "SimpleITKIO": (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl"),
@@ -15,20 +14,15 @@ READER_NAMES: dict[str, tuple[str, ...]] = {
 
 
 def check_reader(description: DatasetDescription) -> None:
-    """Check that a data set's file ending and reader are known.
+    """Check that a data set's reader is known.
 
     All readers of nnU-Net give the same voxels as ours, but NibabelIOWithReorient turns volumes first: here they keep
     their files' axes, and so do the results.
 
     Raises:
-        DatasetError: unknown ending, unknown reader, or a reader that does not read this ending.
+        DatasetError: unknown reader, or a reader that does not read this ending.
     """
     ending, name = description.file_ending, description.reader
-    if ending.lower() not in READERS:
-        raise DatasetError(
-            f'{description.name}: dataset.json has "file_ending" {ending!r}; known endings: {", ".join(READERS)}. '
-            "Convert the files to one of these."
-        )
     if name is None or name == "None":
         return
     if name not in READER_NAMES:

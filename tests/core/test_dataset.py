@@ -17,6 +17,7 @@ from masam_auto.core.dataset import (
     group_sequences,
     open_dataset,
     parse_description,
+    parse_sequences,
     read_description,
 )
 from masam_auto.core.errors import DatasetError
@@ -72,8 +73,8 @@ def test_a_good_description() -> None:
         ({"channel_names": {"0": "CT", "2": "MR"}}, "numbered from 0 without gaps"),
         ({"channel_names": {"0": 5}}, "must map numbers to names"),
         ({"channel_names": {"\u00b2": "CT"}}, "must have numbers as keys"),
-        ({"file_ending": "nii.gz"}, 'must be like ".nii.gz"'),
-        ({"file_ending": 3}, 'must be like ".nii.gz"'),
+        ({"file_ending": "nii.gz"}, "must be one of .nii.gz"),
+        ({"file_ending": 3}, "must be one of .nii.gz"),
         ({"overwrite_image_reader_writer": 3}, "must be a name"),
         ({"regions_class_order": "1"}, "must be a list of label values"),
         ({"sequences": ["a"]}, "must map each video to the list"),
@@ -152,12 +153,29 @@ def test_sequences_join_frames_in_their_order(tmp_path: Path) -> None:
     assert clip.labels is not None and [path.name for path in clip.labels] == ["f1.png", "f2.png", "f10.png"]
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "a\\b", ".hidden", ""])
+BAD_NAMES = ["../x", "a/b", "a\\b", ".hidden", "", "a\0", "a\x1b[2J", "a\nb", "a\udc80", "a\u2028"]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
 def test_identifiers_that_would_leave_their_folder_are_refused(name: str) -> None:
     with pytest.raises(DatasetError, match="cannot name a case"):
         Case(identifier=name, frames=(name,), images=())
     with pytest.raises(DatasetError, match="cannot name a case"):
         Case(identifier="clip", frames=("f1", name), images=())
+    for sequences in ({name: ["f1"]}, {"clip": ["f1", name]}):
+        with pytest.raises(DatasetError, match="cannot name a case") as caught:
+            parse_sequences(sequences)
+        assert str(caught.value).isascii() and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "ending", [".x/../../victim.nii.gz", "/../a.nii.gz", "nii.gz", ".dcm", "", 3, None, ".nii.gz\n"]
+)
+def test_an_ending_is_one_of_an_image(ending: object) -> None:
+    plain = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": 1}, "file_ending": ending}
+    with pytest.raises(DatasetError, match=r'"file_ending" must be one of \.nii\.gz, \.nii, .*Correct it'):
+        parse_description(plain, name="Dataset001_Toy")
+    assert parse_description({**plain, "file_ending": ".NII.GZ"}, name="D").file_ending == ".NII.GZ"
 
 
 def test_a_folder_of_the_same_name_elsewhere_does_not_shadow_the_raw_root(

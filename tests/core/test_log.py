@@ -21,3 +21,12 @@ def test_messages_also_go_to_a_file_until_it_is_closed(tmp_path: Path) -> None:
     text = (tmp_path / "run" / "training.log").read_text()
     assert "epoch 1" in text
     assert "epoch 2" not in text
+
+
+def test_names_in_messages_do_not_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    setup_logging()
+    handler = log_to_file(tmp_path / "training.log")
+    logging.getLogger(LOGGER_NAME).warning("odd: %s\nnext line", "a\x1b[2J\rb")
+    stop_logging_to(handler)
+    for text in (capsys.readouterr().err, (tmp_path / "training.log").read_text()):
+        assert r"odd: a\x1b[2J\rb" in text and "\nnext line" in text and "\x1b" not in text

@@ -304,6 +304,16 @@ def other_labels(inside: Path) -> None:
     write_json(file, read_plain(file, what="") | {"labels": {"background": 0, "organ": 1}})
 
 
+def ending_beyond_the_folder(inside: Path) -> None:
+    file = inside / "masam__axis0" / "dataset.json"
+    write_json(file, read_plain(file, what="") | {"file_ending": ".x/../../victim.nii.gz"})
+
+
+def frames_beyond_the_folder(inside: Path) -> None:
+    file = inside / "masam__axis0" / "dataset.json"
+    write_json(file, read_plain(file, what="") | {"sequences": {"clip": ["../victim"]}})
+
+
 def no_weights(inside: Path) -> None:
     for fold in (0, 1):
         shutil.rmtree(inside / "masam__axis0" / f"fold_{fold}" / "checkpoint_best")
@@ -335,6 +345,8 @@ def write_selection(inside: Path, member: SelectedModel) -> None:
         (rename_plan, "is plan x of Dataset001_Toy"),
         (no_plan, "plan not found"),
         (other_labels, "it was trained for 3 outputs"),
+        (ending_beyond_the_folder, r'"file_ending" must be one of'),
+        (frames_beyond_the_folder, r"'\.\./victim': cannot name a case"),
         (no_weights, "has no checkpoint"),
         (no_tensors, "model.safetensors is damaged"),
         (foreign_selection, "is of other models"),
