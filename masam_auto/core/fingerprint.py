@@ -27,9 +27,8 @@ class ClassMeasurement:
     `volume` is in cubic mm. `centroid` is in mm from the corner of the cropped image. `extent` is the side lengths of
     the bounding box. `diameters[a]` is the median, over the slices across axis a that hold the class, of the diameter
     of the disc of the same area; `slices[a]` is how many such slices there are. `components[a]` is the same of the connected
-    components in these slices, without the smallest that together hold a tenth of the area (stray voxels).
-    `mean` and `std` have one entry a channel, in the file's units. `touches` names the classes that have a voxel's face, or
-    voxels, in common with it. Fingerprints of earlier versions have None for `components` and `touches`.
+    components in these slices, without the smallest that together hold a tenth of the area (stray voxels); None in
+    fingerprints of earlier versions. `mean` and `std` have one entry a channel, in the file's units.
     """
 
     volume: float
@@ -40,7 +39,6 @@ class ClassMeasurement:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     components: Triple | None = None
-    touches: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

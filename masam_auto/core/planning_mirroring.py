@@ -1,10 +1,10 @@
 """Planning rule: along which axes mirroring leaves the labels true.
 
-Mirroring is harmless where classes can be told apart by what they are like: their intensities, and as whole things their
-size and shape. Where only their order along an axis tells which is which, a mirrored image with mirrored labels teaches the
-opposite of the truth.
+Mirroring is harmless where classes can be told apart by their intensities, and as whole things by their size. Where only
+their order along an axis tells which is which, a mirrored image with mirrored labels teaches the opposite of the truth.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -23,7 +23,6 @@ FEWEST_TO_TELL = 10  # cases from which on it can be seen whether two classes ca
 TOLD_APART = 0.95  # share of the cases from which on a pair does not need its place
 PARTS = 10  # of the cases; each is tested by what the others say
 SHRINKAGE = 0.1
-OFTEN = 0.5  # share of cases from which on two classes touch
 ALONG = 0.5  # an image axis runs along an anatomical one within 60 degrees
 # anatomical axis (ITK's physical x, y, z in LPS) that each pair of side words lies along
 ANATOMICAL_AXES = {"left": 0, "anterior": 1, "ventral": 1, "superior": 2, "upper": 2}
@@ -72,21 +71,14 @@ def order_consistency(cases: Sequence[CaseMeasurement], first: str, second: str,
     return float(max((differences > 0).mean(), (differences < 0).mean())), len(pairs)
 
 
-def often_touch(cases: Sequence[CaseMeasurement], first: str, second: str) -> bool:
-    """Whether two classes touch in half or more of the cases that hold both; of older fingerprints, which do not say, yes."""
-    pairs = _both(cases, first, second)
-    return bool(pairs) and bool(np.mean([second in (a.touches or ()) or a.touches is None for a, _ in pairs]) >= OFTEN)
+def told_apart(cases: Sequence[CaseMeasurement], first: str, second: str) -> float:
+    """How well two classes can be told apart by volume and intensity (mean and standard deviation of every channel).
 
-
-def told_apart(cases: Sequence[CaseMeasurement], first: str, second: str, *, by_shape: bool) -> float:
-    """How well two classes can be told apart by what they are like, wherever they lie.
-
-    A linear discriminant of volume and intensity (mean and standard deviation of every channel), tested on cases that it
-    has not seen.
+    A linear discriminant, tested on cases that it has not seen. Shape does not count, because it was seen not to help:
+    documentation/decisions.md.
 
     Args:
         cases: only those that hold both count.
-        by_shape: also by extent and median diameter along each axis.
 
     Returns:
         share (0 to 1) of the cases in which the class that is harder to recognise is recognised; 0 of fewer than ten.
@@ -96,7 +88,7 @@ def told_apart(cases: Sequence[CaseMeasurement], first: str, second: str, *, by_
     pairs = _both(cases, first, second)
     if len(pairs) < FEWEST_TO_TELL:
         return 0.0
-    features = np.array([[_features(found, shape=by_shape) for found in pair] for pair in pairs])
+    features = np.array([[(math.log(found.volume), *found.mean, *found.std) for found in pair] for pair in pairs])
     right = np.zeros((len(pairs), 2), bool)
     for part in range(PARTS):
         seen = np.arange(len(pairs)) % PARTS != part
@@ -107,11 +99,6 @@ def told_apart(cases: Sequence[CaseMeasurement], first: str, second: str, *, by_
 
 def _both(cases: Sequence[CaseMeasurement], first: str, second: str) -> list[tuple[ClassMeasurement, ClassMeasurement]]:
     return [(c.classes[first], c.classes[second]) for c in cases if first in c.classes and second in c.classes]
-
-
-def _features(found: ClassMeasurement, *, shape: bool) -> list[float]:
-    lengths = (*found.extent, *found.diameters) if shape else ()
-    return [*np.log([found.volume, *lengths]), *found.mean, *found.std]
 
 
 def _discriminant(features: np.ndarray) -> tuple[np.ndarray, float]:
@@ -132,7 +119,6 @@ class _Pair:
     overlap: float
     share: float
     count: int
-    touch: bool
     known: float  # as `told_apart` says, 0 where the order is not steady
 
     @property
@@ -153,9 +139,7 @@ class _Pair:
             return f"{sentence}, below {SAME_ORDER:.0%}"
         if self.count < FEWEST_TO_TELL:
             return f"{sentence}, too few to see whether they can be told apart otherwise"
-        # where a part of something ends is what a network has to find: its shape cannot help it
-        likeness = "volume and intensity (they touch)" if self.touch else "volume, intensity and shape"
-        told = f"{likeness} tell them apart in {self.known:.0%}"
+        told = f"volume and intensity tell them apart in {self.known:.0%}"
         return f"{sentence}; {told} only" if self.needs_place else f"{sentence}, but {told}"
 
 
@@ -189,11 +173,8 @@ def _look_alikes(fingerprint: Fingerprint, axis: int) -> list[_Pair]:
             continue
         share, count = order_consistency(fingerprint.cases, first, second, axis)
         if count >= FEWEST_CASES:
-            touch = often_touch(fingerprint.cases, first, second)
-            known = 0.0 if share < SAME_ORDER else told_apart(fingerprint.cases, first, second, by_shape=not touch)
-            pairs.append(
-                _Pair(names=(first, second), overlap=overlap, share=share, count=count, touch=touch, known=known)
-            )
+            known = told_apart(fingerprint.cases, first, second) if share >= SAME_ORDER else 0.0
+            pairs.append(_Pair(names=(first, second), overlap=overlap, share=share, count=count, known=known))
     return pairs
 
 

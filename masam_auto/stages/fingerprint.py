@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import logging
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,7 +127,6 @@ def measure_case(
     mean = image.mean(axis=(1, 2, 3), dtype=np.float64)
     std = np.maximum(image.std(axis=(1, 2, 3), dtype=np.float64), 1e-8)
     boxes = ndimage.find_objects(labels)
-    touching = _touching_values(labels[_bounding_box([box for box in boxes if box is not None]) or ()])
     measurements, class_samples = {}, {}
     for name, values in classes.items():
         inside = _bounding_box([boxes[v - 1] for v in values if 0 < v <= len(boxes) and boxes[v - 1] is not None])
@@ -135,8 +134,7 @@ def measure_case(
             continue
         mask = np.isin(labels[inside], values)
         intensities = image[(slice(None), *inside)][:, mask]
-        touches = tuple(other for other in classes if other != name and _touch(values, classes[other], touching))
-        measurements[name] = _measure_class(mask, inside, intensities, geometry, touches)
+        measurements[name] = _measure_class(mask, inside, intensities, geometry)
         picked = intensities[:, generator.integers(0, intensities.shape[1], CLASS_SAMPLES_PER_CASE)]
         class_samples[name] = ((picked - mean[:, None]) / std[:, None]).astype(np.float32)
     channels = len(image)
@@ -275,25 +273,8 @@ def _bounding_box(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...] | Non
     return tuple(slice(min(b.start for b in axis), max(b.stop for b in axis)) for axis in zip(*boxes, strict=True))
 
 
-def _touching_values(labels: np.ndarray) -> set[tuple[int, int]]:
-    """Pairs of different label values above 0, the smaller first, of which two voxels have a face in common."""
-    found: set[tuple[int, int]] = set()
-    for axis in range(labels.ndim):
-        ahead = np.moveaxis(labels, axis, 0)
-        one, other = ahead[:-1], ahead[1:]
-        border = (one != other) & (one > 0) & (other > 0)
-        pairs = np.sort(np.stack([one[border], other[border]], axis=1), axis=1)
-        found |= {(int(low), int(high)) for low, high in np.unique(pairs, axis=0)}
-    return found
-
-
-def _touch(first: Sequence[int], second: Sequence[int], touching: Set[tuple[int, int]]) -> bool:
-    """Whether two classes of these values touch, or have voxels in common."""
-    return any(a == b or (min(a, b), max(a, b)) in touching for a in first for b in second)
-
-
 def _measure_class(
-    mask: np.ndarray, box: tuple[slice, ...], intensities: np.ndarray, geometry: Geometry, touches: tuple[str, ...]
+    mask: np.ndarray, box: tuple[slice, ...], intensities: np.ndarray, geometry: Geometry
 ) -> ClassMeasurement:
     """Measure one class from its mask (Z, Y, X) within `box` and its intensities (C, voxels)."""
     spacing = np.asarray(geometry.spacing)
@@ -313,7 +294,6 @@ def _measure_class(
         mean=tuple(intensities.mean(axis=1, dtype=np.float64).tolist()),
         std=tuple(intensities.std(axis=1, dtype=np.float64).tolist()),
         components=_triple([_component_diameter(mask, axis) * _pixel(spacing, axis) for axis in range(3)]),
-        touches=touches,
     )
 
 

@@ -239,21 +239,3 @@ def test_a_turned_measurement_is_that_of_the_turned_image(code):
         found, expected = (getattr(case.classes["it"], name) for case in (plain.turned(turn), turned))
         assert found == pytest.approx(expected, rel=1e-5), name
     assert plain.turned(turn).shape_after_cropping == turned.shape_after_cropping
-
-
-def test_classes_touch_that_have_a_face_or_voxels_in_common():
-    labels = np.zeros((4, 8, 8), np.int16)
-    labels[:, :2, :2], labels[:, 2, :2], labels[0, 3, 2] = 1, 2, 3  # 2 lies at 1; 3 at an edge of 2
-    labels[3, 7, 7] = 4
-    classes = {"one": (1,), "two": (2,), "three": (3,), "four": (4,), "both": (1, 2), "none": (5,)}
-    geometry = dataclasses.replace(GEOMETRY, shape=labels.shape)
-    image = np.ones((1, *labels.shape), np.float32)
-    found = measure_case(image, labels, geometry, identifier="x", classes=classes).case.classes
-    touches = {name: measured.touches for name, measured in found.items()}
-    assert touches == {
-        "one": ("two", "both"),
-        "two": ("one", "both"),
-        "three": (),
-        "four": (),
-        "both": ("one", "two"),
-    }
