@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         check_processes(device, parsed.num_gpus)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // parsed.num_gpus)))
-        return launch("masam_auto.cli.train", given, processes=parsed.num_gpus, restarts=parsed.max_restarts)
+        return launch(
+            "masam_auto.cli.train", given, os.environ, processes=parsed.num_gpus, restarts=parsed.max_restarts
+        )
     with joined(world, device) as world:
         return _train_and_validate(parsed, paths, device, world)
 

@@ -5,7 +5,6 @@ itself, so the others go on.
 """
 
 import contextlib
-import socket
 import subprocess
 import sys
 import time
@@ -14,9 +13,9 @@ from collections.abc import Mapping, Sequence
 import torch.distributed as dist
 
 from masam_auto.core.errors import MasamError
+from masam_auto.learning.loopback import HOST, local_store
 from masam_auto.learning.shared_cases import PREFIX, REPORT
 
-HOST = "127.0.0.1"
 POLL_SECONDS = 0.1
 RESTARTS_EACH = 3
 SHUTDOWN_SECONDS = 60  # a file that is being written is finished first
@@ -37,7 +36,7 @@ def launch_for_cases(module: str, arguments: Sequence[str], environment: Mapping
     Raises:
         MasamError: processes were killed again and again.
     """
-    store = _local_store()
+    store = local_store()
     shared = dict(environment) | {
         "MASTER_ADDR": HOST,
         "MASTER_PORT": str(store.port),
@@ -79,13 +78,6 @@ def launch_for_cases(module: str, arguments: Sequence[str], environment: Mapping
         with contextlib.suppress(dist.DistError):
             dist.PrefixStore(PREFIX, store).add(f"claim/{REPORT}/0", 1)  # what is to be said is said here
         _end(list(running.values()))
-
-
-def _local_store() -> dist.TCPStore:
-    """A store that only this machine reaches; left to itself, it would listen on all of the machine's addresses."""
-    listener = socket.create_server((HOST, 0))
-    port = listener.getsockname()[1]
-    return dist.TCPStore(HOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -1,25 +1,23 @@
 """Starting several training processes on this machine, with torch's elastic agent, which is what torchrun runs."""
 
 import logging
-import os
 import signal
 import sys
-import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 
 import torch
+from torch.distributed import PrefixStore
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.rendezvous import RendezvousParameters
-from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
 from masam_auto.core.errors import MasamError
+from masam_auto.learning.loopback import HOST, local_store, stay_within
 
 # So long after a signal the processes have time to finish their step and save it.
 SHUTDOWN_SECONDS = 60
-ADDRESS = "127.0.0.1"
 # What a process ends with that has said what its user can mend, and what one ends with that a signal has stopped in
 # good order is from 128 on. One that a signal has killed has a negative code, and a bug's is 1.
 MENDABLE = 2
@@ -33,6 +31,43 @@ def check_processes(device: torch.device, processes: int) -> None:
             f"-num_gpus {processes}: this machine has {there} device{'s' if there != 1 else ''} of the kind "
             f"{device.type}. Give -num_gpus {there}."
         )
+
+
+class _Meeting(RendezvousHandler):
+    """One machine meets itself, over a store that it alone reaches.
+
+    torch's own handlers listen on every address, and the usual one unpickles what lies in the store.
+    """
+
+    def __init__(self) -> None:
+        self._store, self._round = local_store(), 0
+
+    def get_backend(self) -> str:
+        return "loopback"
+
+    @property
+    def use_agent_store(self) -> bool:
+        return True
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        self._round += 1  # what the processes before a restart left must not be read
+        store = PrefixStore(f"agent/{self._round}", self._store)
+        return RendezvousInfo(store, 0, 1, RendezvousStoreInfo(HOST, self._store.port))
+
+    def is_closed(self) -> bool:
+        return False
+
+    def set_closed(self) -> None:
+        """Nobody else could come."""
+
+    def num_nodes_waiting(self) -> int:
+        return 0
+
+    def get_run_id(self) -> str:
+        return "masam"
+
+    def shutdown(self) -> bool:
+        return True
 
 
 class _Agent(LocalElasticAgent):
@@ -59,7 +94,9 @@ def has_died(codes: Iterable[int]) -> bool:
     return any(code < MENDABLE for code in codes)
 
 
-def launch(module: str, arguments: Sequence[str], *, processes: int, restarts: int) -> int:
+def launch(
+    module: str, arguments: Sequence[str], environment: MutableMapping[str, str], *, processes: int, restarts: int
+) -> int:
     """Run `python -m module arguments` in several processes that find one another, as torchrun does.
 
     SIGTERM, SIGINT and SIGUSR1 are passed on to them.
@@ -67,6 +104,7 @@ def launch(module: str, arguments: Sequence[str], *, processes: int, restarts: i
     Args:
         module: full name of the module.
         arguments: its command line.
+        environment: of this process, which they inherit; what keeps them within this machine is added.
         processes: how many.
         restarts: how often all of them may be started again when one has died.
 
@@ -75,33 +113,22 @@ def launch(module: str, arguments: Sequence[str], *, processes: int, restarts: i
     """
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the processes say what is wrong
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-    meeting = get_rendezvous_handler(
-        RendezvousParameters(
-            backend="c10d",
-            endpoint=f"{ADDRESS}:0",
-            run_id=uuid.uuid4().hex,
-            min_nodes=1,
-            max_nodes=1,
-            local_addr=ADDRESS,
-        )
-    )
+    environment["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    stay_within(environment)
     spec = WorkerSpec(
         role="default_role",
         local_world_size=processes,
-        rdzv_handler=meeting,
+        rdzv_handler=_Meeting(),
         entrypoint=sys.executable,
         args=("-m", module, *arguments),
         max_restarts=restarts,
         monitor_interval=0.2,
-        local_addr=ADDRESS,
+        local_addr=HOST,
     )
     try:
         result = _Agent(spec, logs_specs=DefaultLogsSpecs()).run()
     except SignalException as error:
         return 128 + error.sigval
-    finally:
-        meeting.shutdown()
     failures = sorted(result.failures.values(), key=lambda failure: failure.timestamp)
     return exit_code([failure.exitcode for failure in failures])
 

@@ -1,5 +1,7 @@
 """Starting processes: exit codes, and what a machine can bear."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from torch.distributed.elastic.multiprocessing import LogsSpecs
 
 from masam_auto.core.errors import MasamError
 from masam_auto.learning.launcher import check_processes, exit_code, has_died, launch
+from masam_auto.learning.loopback import stay_within
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,9 +34,35 @@ def test_the_processes_know_one_another_and_their_exit_code_is_handed_on(
         "sys.exit(int(sys.argv[1]))\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert launch("rank_of_test", ["0"], processes=2, restarts=0) == 0
+    assert launch("rank_of_test", ["0"], os.environ, processes=2, restarts=0) == 0
     assert [(tmp_path / rank).read_text() for rank in ("0", "1")] == ["2", "2"]
-    assert launch("rank_of_test", ["138"], processes=2, restarts=0) == 138
+    assert launch("rank_of_test", ["138"], os.environ, processes=2, restarts=0) == 138
+
+
+def test_nobody_beyond_this_machine_reaches_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the launcher's store nor what gloo opens in each process listens on another address."""
+    (tmp_path / "rank_that_listens.py").write_text(
+        "import json, os, pathlib, psutil, torch\n"
+        "from masam_auto.learning.distributed import joined, read_world\n"
+        "with joined(read_world(os.environ), torch.device('cpu')) as world:\n"
+        "    torch.distributed.all_reduce(torch.ones(1))\n"
+        "    opened = [c for pid in (os.getpid(), os.getppid()) for c in psutil.Process(pid).net_connections('inet')]\n"
+        "    places = sorted({c.laddr.ip for c in opened if c.status == psutil.CONN_LISTEN})\n"
+        f"    pathlib.Path({str(tmp_path)!r}, f'{{world.rank}}.json').write_text(json.dumps(places))\n"
+        "    torch.distributed.barrier()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert launch("rank_that_listens", [], os.environ, processes=2, restarts=0) == 0
+    for rank in (0, 1):
+        assert set(json.loads((tmp_path / f"{rank}.json").read_text())) <= {"127.0.0.1", "::1"}, "and no other"
+
+
+def test_an_interface_that_the_user_names_is_kept() -> None:
+    environment = {"GLOO_SOCKET_IFNAME": "eth0"}
+    stay_within(environment)
+    assert environment["GLOO_SOCKET_IFNAME"] == "eth0" and environment["NCCL_SOCKET_IFNAME"].startswith("lo")
 
 
 @pytest.mark.parametrize(
@@ -55,7 +84,7 @@ def test_what_has_died_is_started_again_and_what_says_why_it_ends_is_not(
         f"pathlib.Path({str(tmp_path)!r}, f'{{again}}_{{rank}}').touch()\n" + ends
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert launch("rank_that_ends", [], processes=2, restarts=1) == code
+    assert launch("rank_that_ends", [], os.environ, processes=2, restarts=1) == code
     assert len(list(tmp_path.glob("?_1"))) == starts
 
 
@@ -88,4 +117,4 @@ def test_no_argument_is_used_that_torch_2_11_lacks(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(LocalElasticAgent, "__init__", as_in_2_11)
     (tmp_path / "rank_that_is_well.py").write_text("")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert launch("rank_that_is_well", [], processes=1, restarts=0) == 0
+    assert launch("rank_that_is_well", [], os.environ, processes=1, restarts=0) == 0
