@@ -11,6 +11,7 @@ from masam_auto.baselines.comparison_figures import draw_boxes, draw_extremes, d
 from masam_auto.baselines.comparison_tables import describe_comparison
 from masam_auto.baselines.method import Method, Prediction, Training, raw_digest
 from masam_auto.baselines.results import TOLERANCE, Result, differences, largest_difference, read_scores
+from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Case, Dataset
 from masam_auto.core.errors import DatasetError, MasamError, OutputError, first_few
 from masam_auto.core.jsonio import read_json, to_plain, write_bytes, write_json
@@ -65,29 +66,30 @@ def compare_methods(
 
     Raises:
         DatasetError: a case has no labels.
-        OutputError: a method's folder is of another request.
+        OutputError: a method's folder is of another request, or another process compares there.
         MasamError: of any kind that a method raises; those that are finished are kept.
     """
-    ending = label_ending(dataset.description.file_ending)
-    references = _link_references(cases, folder / "references", ending)
-    raw = raw_digest(dataset)
-    results = []
-    for method in methods:
-        result = run_method(method, cases, folder / method.name, raw=raw, hardware=hardware)
-        results.append(_score(result, dataset, references, folder / method.name, ending, second_opinion, workers))
-    ours, *others = results
-    case_of = {frame: case.identifier for case in cases for frame in case.frames}
-    found = {other.name: differences(ours, other, case_of) for other in others}
-    write_json(
-        folder / "comparison.json",
-        {"heading": list(heading), "methods": results, "ours_minus": found},
-    )
-    draw_boxes(folder / "dice.png", results)
-    draw_time(folder / "dice_and_time.png", results, case_of)
-    pictures = draw_extremes(folder, results, cases, dataset.description, ending)
-    text = describe_comparison(results, found, heading, ["dice.png", "dice_and_time.png", *pictures])
-    write_bytes(folder / "comparison.md", text.encode())
-    return tuple(results)
+    with claimed(folder, "comparison"):
+        ending = label_ending(dataset.description.file_ending)
+        references = _link_references(cases, folder / "references", ending)
+        raw = raw_digest(dataset)
+        results = []
+        for method in methods:
+            result = run_method(method, cases, folder / method.name, raw=raw, hardware=hardware)
+            results.append(_score(result, dataset, references, folder / method.name, ending, second_opinion, workers))
+        ours, *others = results
+        case_of = {frame: case.identifier for case in cases for frame in case.frames}
+        found = {other.name: differences(ours, other, case_of) for other in others}
+        write_json(
+            folder / "comparison.json",
+            {"heading": list(heading), "methods": results, "ours_minus": found},
+        )
+        draw_boxes(folder / "dice.png", results)
+        draw_time(folder / "dice_and_time.png", results, case_of)
+        pictures = draw_extremes(folder, results, cases, dataset.description, ending)
+        text = describe_comparison(results, found, heading, ["dice.png", "dice_and_time.png", *pictures])
+        write_bytes(folder / "comparison.md", text.encode())
+        return tuple(results)
 
 
 def run_method(method: Method, cases: Sequence[Case], folder: Path, *, raw: str, hardware: str) -> Result:

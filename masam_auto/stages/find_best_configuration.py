@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Case, Dataset
 from masam_auto.core.errors import CaseErrors, DatasetError
 from masam_auto.core.jsonio import write_bytes, write_json
@@ -78,10 +79,18 @@ def find_best_configuration(
         ModelError: as `stages.cross_validation.gather` and `common_cases`.
         CaseErrors: files that cannot be read.
         DatasetError: the raw data set is gone.
-        OutputError: the results cannot be written.
+        OutputError: the results cannot be written, or another process selects.
     """
     dataset = open_raw_data(paths, dataset_name)
     models, notes = gather(paths, dataset, configurations=configurations, plan_names=plan_names, folds=folds)
+    with claimed(paths.results / dataset.name, "selection"):
+        return _select(paths, dataset, models, notes, workers)
+
+
+def _select(
+    paths: Paths, dataset: Dataset, models: Sequence[CrossValidation], notes: Sequence[str], workers: int | None
+) -> Selection:
+    """Compare, and record the best."""
     cases, said = common_cases(models, dataset)
     pairs, lacking = _pairs(models, cases, dataset.name)
     notes = [*notes, *said, *lacking]

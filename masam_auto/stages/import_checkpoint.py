@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import DatasetDescription
 from masam_auto.core.encoders import ENCODERS
 from masam_auto.core.errors import ModelError, OutputError, PlanError
@@ -203,7 +204,8 @@ def import_checkpoint(
     )
     load_sam_weights(network, sam_state, origin=str(sam.path))
     load_published_checkpoint(network, state, origin=origin)
-    _write(folder, plan, configuration, description, network, sam)
+    with claimed(folder.parent, "models"):
+        _write(folder, plan, configuration, description, network, sam)
     logger.info("%s: %s of %s, rank %d, adapters %s", folder, plan.network.decoder, plan.network.encoder, variant.rank,
                 variant.adapters)  # fmt: skip
     return folder

@@ -1,9 +1,11 @@
 """An archive of models is checked wholly, then takes its place among the trained models."""
 
+import contextlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+from masam_auto.core.claims import claimed
 from masam_auto.core.errors import MasamError, ModelError, OutputError
 from masam_auto.core.model_archive import Manifest, extract_archive, read_manifest, scratch_folder
 from masam_auto.core.selection import SELECTION_NAME, TEXT_NAME, read_selection
@@ -26,10 +28,21 @@ def install_model(archive: Path, results: Path, *, weights: Path, overwrite: boo
 
     Raises:
         ModelError: the archive is damaged, holds what it should not, or a model in it cannot be used.
-        OutputError: a model of that name is there, or the folder is not writable.
+        OutputError: a model of that name is there, or in training, or the folder is not writable.
     """
     manifest = read_manifest(archive)
     dataset = results / manifest.dataset_name
+    with contextlib.ExitStack() as claims:
+        claims.enter_context(claimed(dataset, "models"))
+        for fold in sorted(fold for name in manifest.models for fold in (dataset / name).glob("fold_*")):
+            claims.enter_context(claimed(fold.parent, fold.name))  # it may be in training
+        return _install(archive, manifest, dataset, weights=weights, overwrite=overwrite)
+
+
+def _install(
+    archive: Path, manifest: Manifest, dataset: Path, *, weights: Path, overwrite: bool
+) -> tuple[TrainedModel, ...]:
+    """Lay the models out beside their place, check them, and exchange them with what is there."""
     bring_back(dataset)
     names = [*manifest.models, *(file.name for file in manifest.files if file.name == SELECTION_NAME)]
     there = [name for name in names if (dataset / name).exists()]

@@ -20,6 +20,7 @@ import psutil
 import torch
 
 from masam_auto.core.boxes import GivenBox
+from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Case
 from masam_auto.core.errors import CaseErrors, MasamError, ModelError, OutputError
 from masam_auto.core.geometry import Box, Geometry
@@ -187,7 +188,7 @@ def predict_folder(
         DatasetError: no images, or their names make no sense.
         ModelError: boxes for a model that was trained without, or together with probabilities.
         OutputError: files are there and neither option is given, or another model's without `overwrite`; the folder is the
-            input's; or nothing can be written.
+            input's; another process predicts into it; or nothing can be written.
     """
     if boxes is not None:
         check_takes_boxes(predictor.members)
@@ -221,8 +222,11 @@ def predict_folder(
     waiting = shared.agreed("cases", choose)
     if without := [name for name in waiting if boxes is not None and not boxes.get(name)]:
         logger.warning("no box for %s: predicted without a prompt", ", ".join(without))
-    _predict_cases(job, {name: cases[name] for name in waiting})
-    results = shared.results(waiting)
+    # the processes of one command are of one mind, and parts know of one another
+    mine = claimed(folder, "prediction", together=part[1] > 1) if shared.world.first else contextlib.nullcontext()
+    with mine if waiting else contextlib.nullcontext():
+        _predict_cases(job, {name: cases[name] for name in waiting})
+        results = shared.results(waiting)
     return Outcome(
         predicted=tuple(name for name in waiting if not results[name]),
         skipped=tuple(name for name in cases if name not in results),

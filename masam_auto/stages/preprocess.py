@@ -4,6 +4,7 @@
 a whole data set; it may be stopped at any moment, and makes only what is missing when it is run again.
 """
 
+import contextlib
 import logging
 import os
 from collections.abc import Collection, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
+from masam_auto.core.claims import claimed
 from masam_auto.core.companions import write_companions
 from masam_auto.core.dataset import Case, Dataset, DatasetDescription
 from masam_auto.core.errors import DatasetError, MasamError, OutputError, PlanError
@@ -158,13 +160,21 @@ def preprocess_dataset(
 
     Raises:
         CaseErrors: cases that cannot be preprocessed, all together.
-        OutputError: the folder is not writable or the disk is full.
+        OutputError: the folder is not writable, the disk is full, or another process is at it.
         DatasetError: a case whose name is too long.
         PlanError: unknown configuration, folds that do not fit the data set, or arrays of a newer version of masam_auto.
     """
     chosen = [plan.configuration(name) for name in configurations or plan.configurations]
     for case in dataset.cases:
         check_name(case.identifier)
+    with contextlib.ExitStack() as claims:
+        for configuration in chosen:
+            claims.enter_context(claimed(paths.preprocessed / dataset.name, configuration.name))
+        _preprocess_cases(dataset, chosen, paths, workers)
+
+
+def _preprocess_cases(dataset: Dataset, chosen: Sequence[Configuration], paths: Paths, workers: Workers | None) -> None:
+    """What is missing of these configurations."""
     write_companions(dataset, paths.preprocessed / dataset.name, nnunet_preprocessed=paths.nnunet_preprocessed)
     folders = []
     for configuration in chosen:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from masam_auto.core.claims import claimed
 from masam_auto.core.errors import Interrupted, ModelError
 from masam_auto.core.log import log_to_file, stop_logging_to
 from masam_auto.core.paths import Paths
@@ -115,7 +116,8 @@ def train_fold(
 
     Raises:
         PlanError: no preprocessed data, or of another plan; unknown fold; unknown names in the plan.
-        OutputError: there is a training already and neither resume nor overwrite is given, or no space is left.
+        OutputError: there is a training already and neither resume nor overwrite is given, another process is at it, or no
+            space is left.
         ModelError: nothing to resume, finished already, checkpoint of another plan, folds that changed since another
             one was trained, SAM weights that are missing, of another encoder or, when resuming, changed; or the loss
             went astray.
@@ -130,7 +132,8 @@ def train_fold(
         world=world, log_to=tuple(log_to), shots=shots,
     )  # fmt: skip
     source = paths.preprocessed / dataset_name
-    with torch_settings(threads, device):
+    alone = claimed(job.folder.parent, job.folder.name) if world.first else contextlib.nullcontext()
+    with torch_settings(threads, device), alone:
         # all that can be wrong with the plan is found before an earlier training is removed
         try_out(job)
         checkpoint = checkpoint_to_resume(job) if resume else None

@@ -1,5 +1,6 @@
 """The validation cases of a fold: predicted from the preprocessed arrays, written on their own grids, evaluated."""
 
+import contextlib
 import logging
 from dataclasses import replace
 from math import prod
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 
+from masam_auto.core.claims import claimed
 from masam_auto.core.companions import RAW_DATA_NAME
 from masam_auto.core.dataset import Case, Dataset, open_dataset
 from masam_auto.core.errors import DatasetError
@@ -79,6 +81,7 @@ def validate_fold(
         ModelError: the fold has no checkpoint, or its SAM file is missing or has changed.
         PlanError: the preprocessed data are of another plan or incomplete, or the fold does not exist.
         DatasetError: the raw data set, or a case of it, is gone.
+        OutputError: another process trains or validates the fold.
     """
     dataset = open_raw_data(paths, dataset_name)
     model = describe_model(paths.model_folder(dataset_name, plan.name, configuration.name))
@@ -92,48 +95,52 @@ def validate_fold(
     cases = validation_cases(dataset, fold, splits_of(model.folder, preprocessed.parent), preprocessed)
     check_preprocessed(preprocessed, configuration, [case.identifier for case in cases])
     output = model.folder / f"fold_{fold}" / "validation"
-    state_file = checkpoint_path(output.parent, checkpoint) / STATE_FILE
-    if not world.first:
-        world.meet()  # the first one has decided, and written its record
-    sizes = {
-        case.identifier: prod(open_array(array_files(preprocessed, case.identifier).image).shape) for case in cases
-    }
-    chosen, why = choose_mirroring(
-        plan, configuration, output, state_file, sizes, asked=mirror, processes=world.size,
-        predict=lambda name: predictor.changed(mirror=False).segment(_prepared(name, preprocessed)),
-    )  # fmt: skip
-    if mirror is not None or configuration.mirror_axes:
-        logger.info("validation with%s flips: %s", "" if chosen else "out", why)
-    predictor = predictor.changed(mirror=chosen)
-    since = _record(output, state_file, predictor.members[0].plan.inference, why=why)
-    ending = label_ending(dataset.description.file_ending)
-    if world.first:
+    alone = claimed(output.parent.parent, output.parent.name) if world.first else contextlib.nullcontext()
+    with alone:
+        state_file = checkpoint_path(output.parent, checkpoint) / STATE_FILE
+        if not world.first:
+            world.meet()  # the first one has decided, and written its record
+        sizes = {
+            case.identifier: prod(open_array(array_files(preprocessed, case.identifier).image).shape) for case in cases
+        }
+        chosen, why = choose_mirroring(
+            plan, configuration, output, state_file, sizes, asked=mirror, processes=world.size,
+            predict=lambda name: predictor.changed(mirror=False).segment(_prepared(name, preprocessed)),
+        )  # fmt: skip
+        if mirror is not None or configuration.mirror_axes:
+            logger.info("validation with%s flips: %s", "" if chosen else "out", why)
+        predictor = predictor.changed(mirror=chosen)
+        since = _record(output, state_file, predictor.members[0].plan.inference, why=why)
+        ending = label_ending(dataset.description.file_ending)
+        if world.first:
+            world.meet()
+        waiting = [
+            case for case in cases
+            if redo or not _is_done(
+                case, output, ending, _changed(preprocessed, case, since), probabilities=save_probabilities
+            )
+        ]  # fmt: skip
+        if len(waiting) < len(cases):
+            logger.info("validation: %s of %s cases are done already", len(cases) - len(waiting), len(cases))
+        for case in progress(waiting, what="validating") if world.first else waiting:
+            if world.claim(f"validation of {case.identifier}"):
+                predict_preprocessed(
+                    predictor, case, preprocessed, output, ending, save_probabilities=save_probabilities
+                )
         world.meet()
-    waiting = [
-        case for case in cases
-        if redo or not _is_done(
-            case, output, ending, _changed(preprocessed, case, since), probabilities=save_probabilities
-        )
-    ]  # fmt: skip
-    if len(waiting) < len(cases):
-        logger.info("validation: %s of %s cases are done already", len(cases) - len(waiting), len(cases))
-    for case in progress(waiting, what="validating") if world.first else waiting:
-        if world.claim(f"validation of {case.identifier}"):
-            predict_preprocessed(predictor, case, preprocessed, output, ending, save_probabilities=save_probabilities)
-    world.meet()
-    if not world.first:
-        return {}
-    pairs = [
-        (output / f"{frame}{ending}", reference)
-        for case in cases
-        for frame, reference in zip(case.frames, case.labels or (), strict=True)
-    ]
-    workers = workers_for([truth for _, truth in pairs], bytes_per_voxel=BYTES_PER_VOXEL, asked=workers)
-    return evaluate_files(
-        pairs, dataset.description.labels, output=output / SUMMARY_NAME, workers=workers,
-        subsets=subsets_of(dataset.description, ending), protocol={"checkpoint": checkpoint, "mirror": chosen},
-        checked=True,
-    )  # fmt: skip
+        if not world.first:
+            return {}
+        pairs = [
+            (output / f"{frame}{ending}", reference)
+            for case in cases
+            for frame, reference in zip(case.frames, case.labels or (), strict=True)
+        ]
+        workers = workers_for([truth for _, truth in pairs], bytes_per_voxel=BYTES_PER_VOXEL, asked=workers)
+        return evaluate_files(
+            pairs, dataset.description.labels, output=output / SUMMARY_NAME, workers=workers,
+            subsets=subsets_of(dataset.description, ending), protocol={"checkpoint": checkpoint, "mirror": chosen},
+            checked=True,
+        )  # fmt: skip
 
 
 def open_raw_data(paths: Paths, dataset_name: str) -> Dataset:

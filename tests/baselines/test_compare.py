@@ -14,6 +14,7 @@ import pytest
 from masam_auto.baselines.compare import compare_methods, run_method
 from masam_auto.baselines.method import Method, Prediction, Training
 from masam_auto.baselines.results import MEAN, Result
+from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Case, Dataset, open_dataset
 from masam_auto.core.errors import DatasetError, MasamError, OutputError
 from masam_auto.core.paths import Paths
@@ -254,3 +255,8 @@ def test_frames_of_a_video_are_scored_one_by_one(video_dataset: Callable[..., Pa
     assert (tmp_path / "case_best.png").is_file()
     written = json.loads((tmp_path / "comparison.json").read_text())
     assert written["ours_minus"]["shifted"][MEAN]["cases"] == 2
+
+
+def test_one_command_at_a_time_compares(dataset: Dataset, tmp_path: Path) -> None:
+    with claimed(tmp_path, "comparison"), pytest.raises(OutputError, match="another process works on comparison there"):
+        compare_methods([], dataset, dataset.cases, tmp_path, heading=["A title"], hardware="an abacus")

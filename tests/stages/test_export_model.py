@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from masam_auto.core.claims import claimed
 from masam_auto.core.errors import MasamError, ModelError, OutputError, PlanError
 from masam_auto.core.jsonio import read_plain, write_json
 from masam_auto.core.labels import parse_labels
@@ -361,7 +362,7 @@ def test_content_that_does_not_belong_together_is_refused_and_leaves_nothing(
         ModelError, match=f"bad.zip is not installed: its content does not belong together: .*{problem}"
     ):
         install(archive, tmp_path)
-    assert list((tmp_path / "here").iterdir()) == []
+    assert not (tmp_path / "here").exists()
 
 
 def test_a_refused_archive_leaves_what_was_there(model: Path, tmp_path: Path) -> None:
@@ -418,3 +419,13 @@ def test_a_header_of_later_versions_is_copied_whole(model: Path, tmp_path: Path)
     for field in dataclasses.fields(ModelHeader):
         if field.name != "pretrained_weights":
             assert getattr(before, field.name) == getattr(after, field.name)
+
+
+def test_a_model_in_training_is_not_replaced(model: Path, tmp_path: Path) -> None:
+    archive = export(model, tmp_path / "model.zip")
+    installed = install(archive, tmp_path)
+    before = content(installed)
+    for folder, what in ((installed, "fold_0"), (installed.parent, "models")):
+        with claimed(folder, what), pytest.raises(OutputError, match=f"another process works on {what} there"):
+            install(archive, tmp_path, overwrite=True)
+    assert content(installed) == before

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import open_dataset
-from masam_auto.core.errors import CaseErrors, ModelError, PlanError
+from masam_auto.core.errors import CaseErrors, ModelError, OutputError, PlanError
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.paths import Paths
 from masam_auto.core.postprocessing import Postprocessing, read_postprocessing
@@ -298,3 +299,13 @@ def test_regions_ignore_and_videos_are_compared_too(
         (folder,) = (house.results / "crossval_results").iterdir()
         summary = json.loads((folder / "summary.json").read_text())
         assert summary["foreground_mean"]["Dice"] == pytest.approx(dice_of(selection)[(A, B)], abs=1e-12)
+
+
+def test_one_command_at_a_time_selects(house: House) -> None:
+    house.models({"name": A})
+    with (
+        claimed(house.results, "selection"),
+        pytest.raises(OutputError, match="another process works on selection there"),
+    ):
+        house.find()
+    assert house.find().members

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from masam_auto.core.boxes import VoxelBox
+from masam_auto.core.claims import claimed
 from masam_auto.core.errors import ModelError, OutputError
 from masam_auto.core.jsonio import partial_prefix
 from masam_auto.imaging.inputs import find_inputs
@@ -337,3 +338,17 @@ def test_only_what_the_killed_process_of_this_machine_left_is_removed(tmp_path: 
     assert len(names(tmp_path)) == 5
     stage._remove_parts(tmp_path, 123)
     assert names(tmp_path) == sorted(others)
+
+
+def test_one_command_at_a_time_predicts_into_a_folder(
+    intensity: ModuleType, raw_dataset: Callable[..., Path], tmp_path: Path
+) -> None:
+    raw = raw_dataset(cases=2)
+    predictor, out = intensity.make_predictor(raw), tmp_path / "out"
+    with claimed(out, "prediction"):
+        with pytest.raises(OutputError, match="another process works on prediction there"):
+            predict_folder(predictor, raw / "imagesTr", out)
+        assert names(out) == [".prediction.lock"]
+    with claimed(out, "prediction", together=True):
+        assert predict_folder(predictor, raw / "imagesTr", out, part=(0, 2)).predicted == ("case_000",)
+    assert predict_folder(predictor, raw / "imagesTr", out, continue_prediction=True).predicted == ("case_001",)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Dataset, open_dataset
 from masam_auto.core.errors import CaseErrors, DatasetError, ImageError, ModelError, OutputError, PlanError
 from masam_auto.core.geometry import CaseProperties, Geometry
@@ -452,3 +453,12 @@ def test_workers_follow_memory_and_work(dataset: Dataset, monkeypatch: pytest.Mo
     (tasks[0].case.images[0][0]).write_bytes(b"junk")
     monkeypatch.undo()
     assert preprocess._affordable_workers(tasks) == 0
+
+
+def test_a_second_preprocessing_of_a_configuration_waits(dataset: Dataset, paths: Paths) -> None:
+    plan = make_plan(configure(), configure("axis2", axis_order=(2, 0, 1), spacing=(1.0, 3.0, 1.0)))
+    with claimed(paths.preprocessed / dataset.name, "axis2"):
+        with pytest.raises(OutputError, match="another process works on axis2 there"):
+            preprocess_dataset(dataset, plan, paths, workers=0)
+        assert not (paths.preprocessed / dataset.name / "axis0").exists()
+        preprocess_dataset(dataset, plan, paths, workers=0, configurations=["axis0"])

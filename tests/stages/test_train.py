@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from masam_auto.core.claims import claimed
 from masam_auto.core.errors import Interrupted, MasamError, ModelError, OutputError, PlanError
 from masam_auto.core.jsonio import digest, read_json, write_json
 from masam_auto.core.labels import parse_labels
@@ -534,3 +535,13 @@ def test_regions_and_ignore_are_trained(train: Train, tiny: ModuleType, tmp_path
     folder = train_fold(paths, tiny.DATASET, plan, plan.configuration(None), 0, **options)
     line = json.loads((folder / "metrics.jsonl").read_text())
     assert set(line["dice"]) == {"whole", "core"}
+
+
+def test_a_second_training_of_the_fold_touches_nothing(train: Train, tmp_path: Path) -> None:
+    folder = train()
+    with claimed(folder.parent, folder.name):
+        before = {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()}
+        for options in ({"overwrite": True}, {"resume": True}, {}):
+            with pytest.raises(OutputError, match=r"another process works on fold_0 there .*nothing has been changed"):
+                train(**options)
+        assert {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()} == before
