@@ -153,10 +153,9 @@ def _image_references(file: Path) -> frozenset[str]:
 
 def _drawn_structures(tags: "Dataset") -> Iterator[tuple[int, str]]:
     names = {int(roi.ROINumber): str(roi.get("ROIName") or "") for roi in _items(tags, "StructureSetROISequence")}
-    for roi in _items(tags, "ROIContourSequence"):
-        if _items(roi, "ContourSequence"):
-            number = int(roi.ReferencedROINumber)
-            yield number, names.get(number, "")
+    drawn = (roi for roi in _items(tags, "ROIContourSequence") if _items(roi, "ContourSequence"))
+    for number in dict.fromkeys(int(roi.ReferencedROINumber) for roi in drawn):
+        yield number, names.get(number, "")
 
 
 def _segments(tags: "Dataset") -> Iterator[tuple[int, str]]:

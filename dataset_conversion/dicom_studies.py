@@ -75,7 +75,7 @@ def _belong_together(
 ) -> tuple[dict[str, list[Annotation]], list[str], list[str]]:
     """Annotations by the series that they refer to, newest first; those without one; what was passed over.
 
-    One that names no series belongs to that of its images, or to the series in its frame of reference. Both are of one patient and, where several fit,
+    One that names no series belongs to that of its images; one that names none of these, to the series in its frame of reference. Both are of one patient and, where several fit,
     of one study: UIDs alone are not unique after careless anonymisation.
     """
     drawn: dict[str, list[Annotation]] = {}
@@ -83,7 +83,7 @@ def _belong_together(
     for annotation in sorted(annotations, key=lambda one: (one.made, str(one.file)), reverse=True):
         of_patient = [one for one in every if annotation.patient in ("", one.patient)]
         fitting = [one for one in of_patient if one.uid in annotation.series or one.images & annotation.images]
-        if not annotation.series and not fitting:
+        if not annotation.series and not annotation.images:
             fitting = [one for one in of_patient if one.frame in annotation.frames]
         fitting = [one for one in fitting if one.study == annotation.study] or fitting
         taken = [one for one in fitting if one.key in wanted]

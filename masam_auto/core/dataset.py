@@ -225,13 +225,21 @@ def has_ending(path: Path, ending: str) -> bool:
     return path.name.lower().endswith(ending.lower())
 
 
-def with_ending(folder: Path, name: str, ending: str) -> Path:
-    """The file `name` + `ending` in a folder as it is spelt there; in the given spelling where there is none."""
-    exact = folder / f"{name}{ending}"
-    if exact.is_file() or not folder.is_dir():
-        return exact
-    spellings = {ending.lower(), ending.upper()}
-    return next((file for other in spellings if (file := folder / f"{name}{other}").is_file()), exact)
+def files_by_name(folder: Path, ending: str) -> dict[str, Path]:
+    """Files of an ending by their names without it, sorted; hidden ones are left out.
+
+    Raises:
+        DatasetError: two files differ by upper and lower case of the ending alone.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or not has_ending(path, ending) or not path.is_file():
+            continue
+        name = path.name[: -len(ending)]
+        if name in found:
+            raise DatasetError(f"{path} and {found[name].name} differ by upper and lower case alone. Keep one of them.")
+        found[name] = path
+    return found
 
 
 def group_sequences(singles: dict[str, Case], description: DatasetDescription) -> tuple[Case, ...]:
@@ -277,13 +285,16 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _listed_cases(folder: Path, description: DatasetDescription) -> dict[str, Case]:
     ending = description.file_ending
-    cases = {}
-    for identifier, files in find_images(folder / "imagesTr", ending).items():
-        label = with_ending(folder / "labelsTr", identifier, ending)
-        cases[identifier] = Case(
-            identifier=identifier, frames=(identifier,), images=(files,), labels=(label,) if label.is_file() else None
+    labels = files_by_name(folder / "labelsTr", ending) if (folder / "labelsTr").is_dir() else {}
+    return {
+        identifier: Case(
+            identifier=identifier,
+            frames=(identifier,),
+            images=(files,),
+            labels=(labels[identifier],) if identifier in labels else None,
         )
-    return cases
+        for identifier, files in find_images(folder / "imagesTr", ending).items()
+    }
 
 
 def _mapped_cases(folder: Path, description: DatasetDescription) -> dict[str, Case]:

@@ -3,13 +3,16 @@
 A patient on both sides of a fold makes its Dice too good: the network has seen the same heart a moment later.
 """
 
+import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from masam_auto.core.errors import DatasetError
+from masam_auto.core.errors import DatasetError, first_few
 from masam_auto.core.jsonio import read_plain
 from masam_auto.core.splits import Split
+
+logger = logging.getLogger(__name__)
 
 FILE_NAME = "patients.json"
 # Words that tell images of one patient apart, with or without a number: patient001_frame01, sub-03_ses-2, P7_left.
@@ -31,7 +34,7 @@ def patients_of(identifiers: Collection[str], folder: Path) -> dict[str, str]:
         case -> patient, for all cases; a case of which nothing is known is its own patient.
 
     Raises:
-        DatasetError: patients.json is not in that form.
+        DatasetError: patients.json is not in that form, or names none of the cases.
         PlanError: it is not JSON.
     """
     file = folder / FILE_NAME
@@ -40,6 +43,13 @@ def patients_of(identifiers: Collection[str], folder: Path) -> dict[str, str]:
     known = read_plain(file, what="list of patients")
     if not isinstance(known, dict) or not all(isinstance(patient, str) and patient for patient in known.values()):
         raise DatasetError(f'{file}: expected {{"case": "patient", ...}}, both as text. Correct it or take it out.')
+    if known and identifiers and not known.keys() & set(identifiers):
+        raise DatasetError(
+            f"{file}: names none of the cases (it has {first_few(sorted(known))}; cases are called "
+            f"{first_few(sorted(identifiers))}). Write the cases as they are called without channel and ending, or take it out."
+        )
+    if lacking := sorted(set(identifiers) - known.keys()) if known else []:
+        logger.warning("warning: %s does not say the patient of %s: taken for one each", file, first_few(lacking))
     return {name: known.get(name, name) for name in identifiers}
 
 

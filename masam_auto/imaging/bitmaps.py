@@ -18,7 +18,7 @@ FORMATS = {".png": "PNG", ".bmp": "BMP"}
 ALPHA_MODES = ("LA", "La", "RGBA", "RGBa", "PA")
 ORIENTATION, LYING = 0x0112, (5, 6, 7, 8)  # the tag of EXIF and TIFF, and its values that exchange width and height
 REVERSED_AXES = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}  # of its values, after the exchange
-GREY_WITH_ALPHA = 4  # colour type in a PNG's header
+GREY, GREY_WITH_ALPHA = 0, 4  # colour types in a PNG's header
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
@@ -37,7 +37,7 @@ def read_bitmap_labels(path: Path) -> RawImage:
         return _read_deep(path)
     with Image.open(path) as file:
         picture = ImageOps.exif_transpose(file)
-        pixels = np.asarray(picture)
+        pixels = np.asarray(picture) // _stretched(path)
         return _from_pixels(pixels, alpha=picture.mode in ALPHA_MODES)
 
 
@@ -99,19 +99,28 @@ def _plain(picture: Image.Image) -> Image.Image:
     return red if red.tobytes() == green.tobytes() == blue.tobytes() else colours
 
 
-def _is_deep_png(path: Path) -> bool:
-    """Whether the file is a PNG of 16 bits a sample, which Pillow would cut to 8 when it has colours or alpha."""
+def _stretched(path: Path) -> int:
+    """What Pillow multiplies the values of a grey PNG of 2 or 4 bits by, to fill a byte; 1 for all other pictures."""
+    depth, kind = _png_kind(path)
+    return 255 // (2**depth - 1) if depth in (2, 4) and kind == GREY else 1
+
+
+def _png_kind(path: Path) -> tuple[int, int]:
+    """Bits a sample and colour type of a PNG; (0, 0) of other files."""
     with open(path, "rb") as handle:
         start = handle.read(26)
-    return start[:8] == PNG_SIGNATURE and len(start) == 26 and start[24] == 16 and start[25] != 0
+    return (start[24], start[25]) if start[:8] == PNG_SIGNATURE and len(start) == 26 else (0, 0)
+
+
+def _is_deep_png(path: Path) -> bool:
+    """Whether the file is a PNG of 16 bits a sample, which Pillow would cut to 8 when it has colours or alpha."""
+    depth, kind = _png_kind(path)
+    return depth == 16 and kind != GREY
 
 
 def _read_deep(path: Path) -> RawImage:
-    with open(path, "rb") as handle:
-        if handle.read(26)[25] == GREY_WITH_ALPHA:
-            raise ImageError(
-                f"{path}: 16-bit grey pictures with an alpha channel cannot be read. Save it without alpha."
-            )
+    if _png_kind(path)[1] == GREY_WITH_ALPHA:
+        raise ImageError(f"{path}: 16-bit grey pictures with an alpha channel cannot be read. Save it without alpha.")
     with Image.open(path) as picture:
         orientation = picture.getexif().get(ORIENTATION, 1)
     array = upright(read_itk(path).array, orientation)

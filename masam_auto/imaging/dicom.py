@@ -360,7 +360,9 @@ def _as_stored(array: np.ndarray, tags: "Dataset") -> np.ndarray:
     Source: DICOM PS3.3 C.7.6.3.1.2; GDCM gives (the largest value that can be stored - stored), which is -1 - stored for
     signed pixels.
     """
-    slope, intercept = _rescaling(next(iter(frame_groups(tags))))
+    given = zip(_rescaling(next(iter(frame_groups(tags)))), ("RescaleSlope", "RescaleIntercept"), strict=True)
+    # GDCM applies what stands at the top of a file of several frames, too
+    slope, intercept = (tags.get(name) if value is None else value for value, name in given)
     slope, intercept = float(1 if slope is None else slope), float(intercept or 0)
     largest = -1 if int(tags.get("PixelRepresentation") or 0) else 2 ** int(tags.BitsStored) - 1
     return slope * largest + 2 * intercept - array.astype(np.float64)

@@ -58,7 +58,7 @@ def read_segments(file: Path, image: Geometry) -> Segments:
     import pydicom  # optional: extra `dicom`
 
     with telling_damage(file):
-        tags = pydicom.dcmread(file)
+        tags = pydicom.dcmread(file, force=True)
         pixels = tags.pixel_array.reshape(-1, *grid.shape[1:])
         return Segments(file=file, pixels=_numbered(tags, pixels), slots=slots, grid=grid)
 

@@ -41,14 +41,16 @@ def read_contours(file: Path) -> dict[int, tuple[Contour, ...]]:
         ImageError: the file is damaged.
     """
     tags = read_tags(file, ("ROIContourSequence",))
+    found: dict[int, tuple[Contour, ...]] = {}
     with telling_damage(file):
-        return {
-            int(roi.ReferencedROINumber): tuple(
+        for roi in tags.get("ROIContourSequence") or ():
+            contours = (
                 Contour(kind=str(item.get("ContourGeometricType", CLOSED[0])), points=_points(item))
                 for item in roi.get("ContourSequence") or ()
             )
-            for roi in tags.get("ROIContourSequence") or ()
-        }
+            number = int(roi.ReferencedROINumber)
+            found[number] = (*found.get(number, ()), *contours)  # some programs write a ROI in several items
+    return found
 
 
 def fill_contours(contours: Sequence[Contour], grid: Geometry, *, where: str) -> tuple[np.ndarray, tuple[str, ...]]:

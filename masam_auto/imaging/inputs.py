@@ -10,6 +10,7 @@ from pathlib import Path
 from masam_auto.core.dataset import (
     Case,
     DatasetDescription,
+    files_by_name,
     find_images,
     group_sequences,
     has_ending,
@@ -26,7 +27,7 @@ from masam_auto.imaging.videos import VIDEO_ENDINGS, is_video
 logger = logging.getLogger(__name__)
 
 DICOM = ".dcm"
-CHANNEL = re.compile(r"(.+)_(\d{4})")
+CHANNEL = re.compile(r"(.+)_(\d{4})", re.DOTALL)
 FRAME = re.compile(r"(.*?)[_-]?(\d+)")
 
 
@@ -88,7 +89,6 @@ def _choose_ending(source: Path, preferred: str) -> str:
             )
         return source.name[-len(found[0]) :]
     files = [path for path in sorted(source.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    names = [path.name for path in files]
     if any(has_ending(file, preferred) for file in files):
         others = [file for file in files if is_image(file) or is_video(file) or is_dicom(file)]
         if left := [file.name for file in others if not has_ending(file, preferred)]:
@@ -99,7 +99,8 @@ def _choose_ending(source: Path, preferred: str) -> str:
     if not present and next(find_dicom_files(source), None):
         return DICOM
     if not present:
-        there = f"there: {', '.join(names[:5])}" if names else "the folder is empty"
+        names = sorted(f"{path.name}/" if path.is_dir() else path.name for path in source.iterdir())
+        there = f"there: {first_few(names)}" if names else "the folder is empty"
         raise DatasetError(f"{source}: no images like ID_0000{preferred} or ID{preferred} ({there})")
     if len(present) > 1:
         listed = ", ".join(sorted(str(ending) for ending in present))
@@ -168,12 +169,12 @@ def _series_by_channel(names: dict[str, Series], description: DatasetDescription
 
 
 def _folder_images(folder: Path, ending: str) -> dict[str, tuple[Path, ...]]:
-    names = [p for p in sorted(folder.iterdir()) if has_ending(p, ending) and not p.name.startswith(".")]
-    plain = [path for path in names if not CHANNEL.fullmatch(path.name[: -len(ending)])]
-    if len(plain) == len(names):
-        return {path.name[: -len(ending)]: (path,) for path in plain}
+    files = files_by_name(folder, ending)
+    plain = {name: path for name, path in files.items() if not CHANNEL.fullmatch(name)}
+    if len(plain) == len(files):
+        return {name: (path,) for name, path in plain.items()}
     if plain:
-        listed = ", ".join(path.name for path in plain[:5])
+        listed = ", ".join(path.name for path in list(plain.values())[:5])
         raise DatasetError(
             f"{folder}: some images are called ID_0000{ending} and {len(plain)} are not ({listed}). Those may be "
             "segmentations: move them elsewhere, or give every image its channel number."

@@ -28,6 +28,7 @@ DAMAGE = re.compile(r"invalid page offset|corrupted|failed to reshape|zeroed|inv
 
 UNKNOWN_SPACING = (1.0, 1.0, 1.0)
 UPRIGHT = 1
+ALPHA = (1, 2)  # of the values of ExtraSamples
 
 
 def read_tiff(path: Path) -> RawImage:
@@ -35,8 +36,8 @@ def read_tiff(path: Path) -> RawImage:
     round, so that bright is high as in every other picture. Pictures that say how they are to be turned are turned.
 
     Raises:
-        ImageError: more axes than channels, one stack axis, height and width; the file is truncated; or it is to be turned
-            and compressed in a way that only ITK reads.
+        ImageError: more axes than channels, one stack axis, height and width; images of several kinds; the file is truncated;
+            or compressed in a way that only ITK reads, and not plainly grey or coloured.
     """
     return _read(path, as_shown=True)
 
@@ -48,26 +49,69 @@ def read_tiff_labels(path: Path) -> RawImage:
 
 def _read(path: Path, *, as_shown: bool) -> RawImage:
     with _no_damage(path), tifffile.TiffFile(path) as file:
-        series = file.series[0]
-        axes, size = series.axes, series.shape
+        axes, size = _layout(path, file)
+        page = file.series[0].keyframe
         try:
-            stored = series.asarray()
+            one_series = len(file.series) == 1
+            whole = file.series[0].asarray() if one_series else np.stack([one.asarray() for one in file.pages])
         except ValueError as error:
             if "imagecodecs" not in str(error):
                 raise
-            if _orientation(file) != UPRIGHT:
-                raise ImageError(
-                    f"{path}: is compressed in a way that can only be read upright, and says that it is to be turned (tag "
-                    "Orientation). Save it without compression, or upright."
-                ) from error
+            _check_plain(path, file, page, error)
             return _read_rare_compression(path, _spacing(path, file))
-        page = series.keyframe
-        alpha = "S" in axes and (len(page.extrasamples) > 0 or page.samplesperpixel == 2)
+        stored: np.ndarray = whole
+        # a sample that the file does not say what it is for may be a channel
+        alpha = "S" in axes and any(int(extra) in ALPHA for extra in page.extrasamples)
+        if as_shown and page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
+            stored, axes, size = _coloured(stored, axes, page.colormap)
         if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE and (as_shown or page.bitspersample == 1):
             stored = _turned_round(stored, page.bitspersample)
         array, has_stack = _ordered(path, stored, axes, size, alpha=alpha)
         array = upright(array, _orientation(file))
         return RawImage(array=array, geometry=_geometry(array.shape, _spacing(path, file), flat=not has_stack))
+
+
+def _layout(path: Path, file: tifffile.TiffFile) -> tuple[str, tuple[int, ...]]:
+    """tifffile's axes and their lengths; pages of one size and kind are one stack, though stored differently.
+
+    Raises:
+        ImageError: images of several kinds, of which nobody can say which is meant.
+    """
+    if len(file.series) == 1:
+        return file.series[0].axes, file.series[0].shape
+    kinds = {(page.shape, page.axes, page.dtype, page.aspage().photometric) for page in file.pages}
+    if len(kinds) > 1:
+        listed = ", ".join(sorted(f"{'x'.join(map(str, shape))} {dtype}" for shape, _, dtype, _ in kinds)[:4])
+        raise ImageError(
+            f"{path}: holds images of different size or kind ({listed}). Save the one that is meant, or a stack of pages of one "
+            "kind."
+        )
+    ((shape, axes, _, _),) = kinds
+    return f"Q{axes}", (len(file.pages), *shape)
+
+
+def _check_plain(path: Path, file: tifffile.TiffFile, page: tifffile.TiffPage, error: ValueError) -> None:
+    """Refuse what would be read otherwise by ITK, which is all that reads this compression here. Raises ImageError."""
+    odd = (
+        (_orientation(file) != UPRIGHT, "is to be turned (tag Orientation)"),
+        (page.photometric == tifffile.PHOTOMETRIC.MINISWHITE, "stores white as zero"),
+        (page.photometric == tifffile.PHOTOMETRIC.PALETTE, "has a palette"),
+        (len(file.series) > 1, "has pages of several compressions"),
+    )
+    if said := [text for holds, text in odd if holds]:
+        raise ImageError(
+            f"{path}: {said[0]}, which cannot be read together with its compression ({tifffile.COMPRESSION(page.compression).name}). Save it without "
+            "compression, or with zlib's (deflate)."
+        ) from error
+
+
+def _coloured(stored: np.ndarray, axes: str, palette: np.ndarray) -> tuple[np.ndarray, str, tuple[int, ...]]:
+    """Indices as their colours, of which TIFF has 16 bits; one channel where all of them are grey."""
+    colours = palette >> 8 if not (palette & 0xFF).any() or (palette == (palette >> 8) * 257).all() else palette
+    if (colours == colours[:1]).all():
+        return colours[0][stored], axes, stored.shape
+    shown = np.moveaxis(colours[:, stored], 0, -1)
+    return shown, f"{axes}S", shown.shape
 
 
 def _turned_round(stored: np.ndarray, bits: int) -> np.ndarray:
@@ -80,9 +124,8 @@ def _turned_round(stored: np.ndarray, bits: int) -> np.ndarray:
 def read_tiff_geometry(path: Path) -> Geometry:
     """Read only the header of a TIFF."""
     with _no_damage(path), tifffile.TiffFile(path) as file:
-        series = file.series[0]
-        empty = np.broadcast_to(np.uint8(0), series.shape)
-        array, has_stack = _ordered(path, empty, series.axes, series.shape, alpha=False)
+        axes, size = _layout(path, file)
+        array, has_stack = _ordered(path, np.broadcast_to(np.uint8(0), size), axes, size, alpha=False)
         array = upright(array, _orientation(file))
         return _geometry(array.shape, _spacing(path, file), flat=not has_stack)
 

@@ -28,6 +28,7 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SHEAR_TOLERANCE = 1e-3
 LARGEST_STEP = 0.1  # of a scale slope that can come from rounding; labels in larger steps were chosen by somebody
+GZIP = b"\x1f\x8b"
 GZIP_LEVEL = 5
 """Label volumes compress to within a few per cent of level 9's size in a fraction of the time."""
 
@@ -107,14 +108,12 @@ def read_nifti(path: Path) -> RawImage:
     if scale != (1.0, 0.0):
         array = _scaled(array, *scale)
     step = 0.0 if scale == (1.0, 0.0) else min(abs(scale[0]), LARGEST_STEP)
-    return RawImage(array=array, geometry=_nifti_geometry(path, image), is_series=series, step=step)
+    return RawImage(array=array, geometry=_nifti_geometry(path, image.header), is_series=series, step=step)
 
 
 def read_nifti_geometry(path: Path) -> Geometry:
     """Read only the header of a NIfTI file."""
-    image = _header(path)
-    assert isinstance(image, nibabel.Nifti1Image)
-    return _nifti_geometry(path, image)
+    return _nifti_geometry(path, _nifti_header(path, check=True))
 
 
 def read_mgh(path: Path) -> RawImage:
@@ -135,18 +134,20 @@ def write_nifti(path: Path, labels: np.ndarray, geometry: Geometry, like: Path |
     """Write labels (Z, Y, X) as NIfTI-1, atomically.
 
     Both forms, their codes, the units and the description are those of the NIfTI file `like`, on whose grid the labels lie.
-    Without it both forms say where `geometry` lies; sheared grids keep their shear.
+    Without it both forms say where `geometry` lies, or none where it says nothing; sheared grids keep their shear.
     """
     array = labels[0].T if geometry.dimensions == 2 else labels.T
     image = nibabel.Nifti1Image(array, None)
     header = image.header
     if like is None:
-        affine = LPS_FROM_RAS @ geometry.affine
-        header.set_sform(affine, code="scanner")
-        header.set_qform(affine, code="scanner", strip_shears=True)
         header.set_xyzt_units("mm")
+        header["pixdim"][:4] = 1, *geometry.spacing[::-1]
+        somewhere = geometry.oriented or not np.array_equal(geometry.affine, np.diag([*geometry.spacing[::-1], 1.0]))
+        affine = LPS_FROM_RAS @ geometry.affine if somewhere else None
+        header.set_sform(affine, code="scanner" if somewhere else "unknown")
+        header.set_qform(affine, code="scanner" if somewhere else "unknown", strip_shears=True)
     else:
-        source = _nifti_header(like)
+        source = _nifti_header(like, check=False)  # as it stands there; nibabel corrects what it takes for mistakes
         header["pixdim"][:4] = source["pixdim"][:4]
         for name in PLACE_FIELDS:
             header[name] = source[name]
@@ -189,14 +190,18 @@ def write_itk(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
 def decompressed(path: Path) -> bytes:
     """Content of a file, decompressed where it is gzip's. Raises ImageError when the gzip data is damaged."""
     content = path.read_bytes()
-    if content[:2] != b"\x1f\x8b":
+    if content[:2] != GZIP:
         return content
     try:
         return gzip.decompress(content)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ImageError(
-            f"{path}: the compressed data is truncated or damaged ({error}). Copy or download the file again."
-        ) from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ImageError:
+    return ImageError(
+        f"{path}: the compressed data is truncated or damaged ({error}). Copy or download the file again."
+    )
 
 
 def complex_error(path: Path) -> ImageError:
@@ -226,12 +231,18 @@ def _header(path: Path) -> SpatialImage:
     return image
 
 
-def _nifti_header(path: Path) -> nibabel.Nifti1Header:
-    """The header as it stands in the file; nibabel's own reading corrects what it takes for mistakes."""
-    with nibabel.openers.ImageOpener(str(path)) as file:
-        start = file.read(nibabel.Nifti2Header.sizeof_hdr)
+def _nifti_header(path: Path, *, check: bool) -> nibabel.Nifti1Header:
+    """The header, compressed or not, whatever the file's name says of that. Raises ImageError."""
+    size = nibabel.Nifti2Header.sizeof_hdr
+    with path.open("rb") as plain:
+        packed = plain.read(2) == GZIP
+    try:
+        with gzip.open(path) if packed else path.open("rb") as file:
+            start = file.read(size)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _damaged(path, error) from error
     kind = _nifti_class(path, start).header_class
-    return kind(start[: kind.sizeof_hdr], check=False)
+    return kind(start[: kind.sizeof_hdr], check=check)
 
 
 def _nifti_class(path: Path, content: bytes) -> type[nibabel.Nifti1Image]:
@@ -269,10 +280,10 @@ def _scaled(array: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     return result
 
 
-def _nifti_geometry(path: Path, image: nibabel.Nifti1Image) -> Geometry:
-    oriented = int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
-    sheared = int(image.header["sform_code"]) > 0 and _is_sheared(image.header.get_sform())
-    if not sheared and not isinstance(image, nibabel.Nifti2Image):  # ITK reads no NIfTI-2
+def _nifti_geometry(path: Path, header: nibabel.Nifti1Header) -> Geometry:
+    oriented = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
+    sheared = int(header["sform_code"]) > 0 and _is_sheared(header.get_sform())
+    if not sheared and not isinstance(header, nibabel.Nifti2Header):  # ITK reads no NIfTI-2
         with contextlib.suppress(RuntimeError):  # a q-form that ITK cannot make orthonormal
             reader = sitk.ImageFileReader()
             reader.SetImageIO("NiftiImageIO")
@@ -280,8 +291,9 @@ def _nifti_geometry(path: Path, image: nibabel.Nifti1Image) -> Geometry:
             reader.ReadImageInformation()
             return replace(_from_itk(path, reader), oriented=oriented)
     # ITK gives millimetres whatever the file counts in
-    to_mm = MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
-    return replace(_from_affine(np.diag([to_mm, to_mm, to_mm, 1.0]) @ image.affine, image.shape), oriented=oriented)
+    to_mm = MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
+    affine = np.diag([to_mm, to_mm, to_mm, 1.0]) @ header.get_best_affine()
+    return replace(_from_affine(affine, header.get_data_shape()), oriented=oriented)
 
 
 def _mgh_geometry(image: SpatialImage, start: bytes) -> Geometry:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from masam_auto.core.dataset import DatasetDescription, has_ending
+from masam_auto.core.dataset import DatasetDescription, files_by_name, has_ending
 from masam_auto.core.errors import DatasetError, first_few
 from masam_auto.core.jsonio import to_plain, write_json
 from masam_auto.core.label_map import map_labels
@@ -239,7 +239,7 @@ def _list_files(folder: Path, file_ending: str, *, what: str) -> dict[str, Path]
     there = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
     if left := [path.name for path in there if is_image(path) and not has_ending(path, file_ending)]:
         logger.warning("%s: left out, because they are not %s: %s", folder, file_ending, first_few(left))
-    return {path.name[: -len(file_ending)]: path for path in there if has_ending(path, file_ending)}
+    return files_by_name(folder, file_ending)
 
 
 def _evaluate_pair(pair: _Pair) -> dict[str, Any]:

@@ -12,8 +12,10 @@ from masam_auto.core.dataset import (
     Case,
     Dataset,
     DatasetDescription,
+    files_by_name,
     find_images,
     find_raw_folder,
+    find_training_cases,
     group_sequences,
     open_dataset,
     parse_description,
@@ -221,3 +223,25 @@ def test_groups_name_the_cases_of_sites() -> None:
     for wrong in (["x"], {"A": "x"}, {"A": [1]}):
         with pytest.raises(DatasetError, match='"groups" must map each group to the list of its cases'):
             parsed(groups=wrong)
+
+
+def test_files_that_differ_by_the_case_of_their_ending_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.nii.gz").touch()
+    (tmp_path / "b.Nii.GZ").touch()
+    (tmp_path / ".c.nii.gz").touch()
+    assert files_by_name(tmp_path, ".nii.gz") == {"a": tmp_path / "a.nii.gz", "b": tmp_path / "b.Nii.GZ"}
+    (tmp_path / "a.NII.GZ").touch()
+    if len(list(tmp_path.iterdir())) == 3:
+        pytest.skip("this file system does not tell upper from lower case")
+    with pytest.raises(DatasetError, match=r"a\.NII\.GZ and a\.nii\.gz differ|a\.nii\.gz and a\.NII\.GZ differ"):
+        files_by_name(tmp_path, ".nii.gz")
+
+
+def test_labels_are_found_however_their_ending_is_spelt_and_never_two(tmp_path: Path) -> None:
+    dataset = bare_dataset(tmp_path, "imagesTr/a_0000.nii.gz", "labelsTr/a.Nii.Gz")
+    (case,) = dataset.cases
+    assert case.labels is not None and case.labels[0].name == "a.Nii.Gz"
+    (dataset.folder / "labelsTr" / "a.nii.gz").touch()
+    if len(list((dataset.folder / "labelsTr").iterdir())) == 2:
+        with pytest.raises(DatasetError, match="differ by upper and lower case alone"):
+            find_training_cases(dataset.folder, dataset.description)

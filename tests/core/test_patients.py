@@ -77,3 +77,16 @@ def test_folds_made_here_never_divide_a_patient_and_hold_every_case_once(count: 
 def test_cases_of_one_patient_are_dealt_out():
     names = ["a", "b", "c"]
     assert make_splits(names, patients=dict.fromkeys(names, "one")) == make_splits(names)
+
+
+def test_a_list_that_names_no_case_is_refused_and_a_gap_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "patients.json").write_text('{"a.nii.gz": "p1", "b.nii.gz": "p1"}')
+    with pytest.raises(
+        DatasetError, match=r"names none of the cases \(it has a\.nii\.gz, b\.nii\.gz; cases are called a, b\)"
+    ):
+        patients_of(["a", "b"], tmp_path)
+    (tmp_path / "patients.json").write_text('{"a": "p1", "gone": "p1"}')
+    assert patients_of(["a", "b"], tmp_path) == {"a": "p1", "b": "b"}
+    assert "does not say the patient of b" in caplog.text

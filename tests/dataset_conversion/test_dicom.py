@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -203,6 +204,9 @@ def test_annotations_that_name_images_only_belong_to_their_series(
     tags.save_as(drawn)
     (conversion,) = find_dicom(tmp_path / "download")
     assert [case.identifier for case in conversion.cases if not case.test] == ["a_second"]
+    shutil.rmtree(tmp_path / "download" / "a" / "second")
+    with pytest.raises(DatasetError, match=rf"drawn: the series that this {kind} refers to"):
+        find_dicom(tmp_path / "download")  # not put on the other one of its frame of reference
 
 
 def test_several_series_are_chosen_from(study: Callable, structures: Callable, tmp_path: Path) -> None:

@@ -142,3 +142,18 @@ def test_grey_saved_in_colours_is_one_channel_and_real_colours_are_not(tmp_path:
     assert read_image(tmp_path / "grey.png", channels=3)[0].shape == (3, 1, 6, 8)
     Image.fromarray(np.stack([grey, grey, grey + 1], axis=-1)).save(tmp_path / "colour.png")
     assert read_image(tmp_path / "colour.png")[0].shape == (3, 1, 6, 8)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_masks_of_few_bits_hold_their_labels(tmp_path: Path, bits: int) -> None:
+    labels = np.arange(30, dtype=np.uint8).reshape(6, 5) % 2**bits
+    rows = b"".join(
+        b"\0" + np.packbits(np.unpackbits(row[:, None], axis=1)[:, -bits:].ravel()).tobytes() for row in labels
+    )
+    head = struct.pack(">IIBBBBB", 5, 6, bits, 0, 0, 0, 0)
+    parts = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    packed = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
+    )
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.png")[0][0], labels)

@@ -145,3 +145,13 @@ def test_damaged_contour_is_told(tmp_path: Path, dicom_files: ModuleType) -> Non
     assert file.read_bytes() != content
     with pytest.raises(ImageError, match=r"rs\.dcm: this DICOM file is damaged"):
         read_contours(file)
+
+
+def test_a_roi_in_several_items_is_whole(tmp_path: Path, dicom_files: ModuleType) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    triangle = np.array([[0.0, 0, 0], [4, 0, 0], [0, 4, 0]])
+    file = dicom_files.write_structures(tmp_path / "rs", {"a": [triangle], "b": [triangle + 1, triangle + 2]})
+    tags = pydicom.dcmread(file)
+    tags.ROIContourSequence[1].ReferencedROINumber = 1
+    tags.save_as(file)
+    assert {number: len(contours) for number, contours in read_contours(file).items()} == {1: 3}

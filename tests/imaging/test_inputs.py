@@ -228,3 +228,18 @@ def test_images_of_another_ending_are_named(tmp_path: Path, caplog: pytest.LogCa
     folder = touch(tmp_path / "in", "a_0000.nii.gz", "b_0000.nii", "notes.txt")
     assert list(found(folder, description())) == ["a"]
     assert "left out, because they are not .nii.gz: b_0000.nii\n" in caplog.text
+
+
+def test_images_that_differ_by_the_case_of_their_ending_alone(tmp_path: Path) -> None:
+    for name in ("a.nii.gz", "a.NII.GZ"):
+        (tmp_path / name).touch()
+    if len(list(tmp_path.iterdir())) == 1:
+        pytest.skip("this file system does not tell upper from lower case")
+    with pytest.raises(DatasetError, match="differ by upper and lower case alone"):
+        find_inputs(tmp_path, description())
+
+
+def test_a_folder_of_folders_is_not_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "deeper").mkdir()
+    with pytest.raises(DatasetError, match=r"\(there: deeper/\)"):
+        find_inputs(tmp_path, description())

@@ -152,5 +152,65 @@ def test_what_only_itk_reads_must_be_upright(tmp_path: Path) -> None:
     info = TiffImagePlugin.ImageFileDirectory_v2()
     info[274] = 6
     Image.fromarray(np.ones((4, 6), np.uint8)).save(tmp_path / "a.tif", compression="tiff_lzw", tiffinfo=info)
-    with pytest.raises(ImageError, match=r"a\.tif: .*Save it without compression, or upright"):
+    with pytest.raises(
+        ImageError, match=r"a\.tif: is to be turned .*compression \(LZW\)\. Save it without compression"
+    ):
+        read_image(tmp_path / "a.tif")
+
+
+def write_pages(path: Path, pages: list[np.ndarray], **options: Any) -> None:
+    with tifffile.TiffWriter(path) as file:
+        for number, page in enumerate(pages):
+            compression = "zlib" if number % 2 else None
+            file.write(page, compression=compression, contiguous=False, metadata=None, **options)
+
+
+def test_pages_that_are_stored_differently_are_one_stack(tmp_path: Path) -> None:
+    stack = numbers(kind=np.uint8)
+    write_pages(tmp_path / "a.tif", list(stack), photometric="minisblack")
+    array, geometry = read_image(tmp_path / "a.tif")
+    np.testing.assert_array_equal(array[0], stack)
+    assert geometry == read_geometry(tmp_path / "a.tif") and geometry.shape == SHAPE
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif")[0], stack)
+
+
+@pytest.mark.parametrize("other", [np.zeros((6, 5), np.uint16), np.zeros((3, 4), np.uint8)])
+def test_images_of_several_kinds_are_refused(tmp_path: Path, other: np.ndarray) -> None:
+    """A part of what the file holds would be taken for all."""
+    write_pages(tmp_path / "a.tif", [np.zeros((6, 5), np.uint8), other], photometric="minisblack")
+    for read in (read_image, read_geometry, read_labels):
+        with pytest.raises(ImageError, match=r"a\.tif: holds images of different size or kind"):
+            read(tmp_path / "a.tif")
+
+
+def test_palettes_give_colours_and_as_labels_their_indices(tmp_path: Path) -> None:
+    stored = np.arange(30, dtype=np.uint8).reshape(6, 5)
+    grey = np.tile(np.arange(255, -1, -1, dtype=np.uint16) * 257, (3, 1))
+    coloured = grey.copy()
+    coloured[0] = 7 * 257
+    for palette in (grey, coloured):
+        tifffile.imwrite(tmp_path / "a.tif", stored, photometric="palette", colormap=palette)
+        shown = read_image(tmp_path / "a.tif")[0][:, 0]
+        expected = [255 - stored] if palette is grey else [np.full_like(stored, 7), 255 - stored, 255 - stored]
+        np.testing.assert_array_equal(shown, expected)
+        np.testing.assert_array_equal(read_labels(tmp_path / "a.tif")[0][0], stored)
+
+
+@pytest.mark.parametrize(("samples", "extra", "channels"), [(2, 0, 2), (4, 0, 4), (2, 2, 1), (4, 1, 3)])
+def test_only_what_is_called_alpha_is_dropped(tmp_path: Path, samples: int, extra: int, channels: int) -> None:
+    photometric = "rgb" if samples == 4 and extra else "minisblack"
+    extras = [extra] * (1 if photometric == "rgb" or samples == 2 else samples - 1)
+    tifffile.imwrite(
+        tmp_path / "a.tif", np.ones((6, 5, samples), np.uint8), photometric=photometric, planarconfig="contig",
+        extrasamples=extras,
+    )  # fmt: skip
+    assert read_image(tmp_path / "a.tif", channels=channels)[0].shape == (channels, 1, 6, 5)
+
+
+@pytest.mark.parametrize(("photometric", "said"), [(0, "stores white as zero"), (3, "has a palette")])
+def test_what_itk_would_read_otherwise_is_refused(tmp_path: Path, photometric: int, said: str) -> None:
+    picture = Image.fromarray(np.ones((4, 6), np.uint8))
+    picture = picture.convert("P") if photometric == 3 else picture
+    picture.save(tmp_path / "a.tif", compression="tiff_lzw", tiffinfo={262: photometric})
+    with pytest.raises(ImageError, match=said):
         read_image(tmp_path / "a.tif")

@@ -12,6 +12,7 @@ import SimpleITK as sitk
 
 from masam_auto.core.dataset import Case, parse_description
 from masam_auto.core.errors import ImageError
+from masam_auto.core.geometry import Geometry
 from masam_auto.imaging.io import (
     read_case,
     read_geometry,
@@ -140,6 +141,15 @@ def test_a_picture_of_two_dimensions_stays_one(tmp_path: Path) -> None:
     assert nibabel.load(tmp_path / "b.nii.gz").shape == (5, 6)
 
 
+def test_where_nothing_is_known_no_forms_are_made_up(tmp_path: Path) -> None:
+    geometry = Geometry(shape=SHAPE, spacing=(3.0, 1.0, 0.8), oriented=False)
+    write_labels(tmp_path / "a.nii.gz", np.ones(SHAPE, np.uint8), geometry)
+    header = nibabel.load(tmp_path / "a.nii.gz").header
+    assert (int(header["sform_code"]), int(header["qform_code"])) == (0, 0)
+    found = read_geometry(tmp_path / "a.nii.gz")
+    assert not found.oriented and found.difference(geometry, tolerance=1e-6) is None
+
+
 @pytest.mark.parametrize("other", ["gone.nii.gz", "image.mha"])
 def test_forms_are_made_where_there_is_no_nifti_image(tmp_path: Path, raw_data: ModuleType, other: str) -> None:
     geometry = raw_data.oblique_geometry(SHAPE)
@@ -147,6 +157,17 @@ def test_forms_are_made_where_there_is_no_nifti_image(tmp_path: Path, raw_data: 
     write_labels(tmp_path / "b.nii.gz", np.ones(SHAPE, np.uint8), geometry, like=tmp_path / other)
     assert read_labels(tmp_path / "b.nii.gz")[1].difference(geometry, tolerance=1e-5) is None
     assert nibabel.load(tmp_path / "b.nii.gz").header["sform_code"] == 1
+
+
+@pytest.mark.parametrize(("stored", "named"), [("a.nii", "b.nii.gz"), ("a.nii.gz", "b.nii")])
+def test_compression_that_the_name_denies(tmp_path: Path, stored: str, named: str) -> None:
+    nibabel.save(headers()["both"], tmp_path / stored)
+    (tmp_path / stored).rename(tmp_path / named)
+    array, geometry = read_image(tmp_path / named)
+    np.testing.assert_array_equal(array[0], numbers())
+    assert read_geometry(tmp_path / named) == geometry
+    write_labels(tmp_path / "c.nii.gz", np.ones(SHAPE, np.uint8), geometry, like=tmp_path / named)
+    assert read_geometry(tmp_path / "c.nii.gz").difference(geometry, tolerance=1e-6) is None
 
 
 def test_equal_labels_give_equal_bytes(tmp_path: Path, raw_data: ModuleType) -> None:
