@@ -108,6 +108,12 @@ def plan_step(fingerprint: "Fingerprint", paths: Paths, parsed: argparse.Namespa
         speed=speed_of_machine(paths.preprocessed) if gpu_memory_gb <= 0 else None,
         overrides=[*([f"training.budget={parsed.budget}"] if parsed.budget else []), *parsed.overrides],
     )
+    for assignment in parsed.overrides:
+        if (field := assignment.partition("=")[0].strip()).endswith(".spacing"):
+            logger.warning(
+                "warning: %s is set by hand, and all else of it (median shape, canvas, window) is planned for another spacing. "
+                "--overwrite_target_spacing Z Y X plans the whole for it", field,
+            )  # fmt: skip
     path = paths.preprocessed / fingerprint.dataset_name / "plan.json"
     if path.is_file() and _is_another(path, plan):
         write_bytes(path.with_name("plan.previous.json"), path.read_bytes())

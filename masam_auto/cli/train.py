@@ -79,7 +79,10 @@ def _train_and_validate(parsed: argparse.Namespace, paths: Paths, device: "torch
 
     folder = paths.model_folder(name, plan.name, configuration.name) / f"fold_{parsed.fold}"
     resume = parsed.c or (world.has_begun() and has_checkpoint(folder))
-    if not parsed.val and not (resume and _is_finished(folder, parsed.budget)):
+    finished = resume and _is_finished(folder, parsed.budget)
+    if finished and world.first:
+        logger.info("the training is finished; what is left of its validation is done")
+    if not parsed.val and not finished:
         try:
             open_raw_data(paths, name)
         except MasamError as error:  # training needs no raw data; the validation after it does

@@ -114,7 +114,7 @@ def choose_size(
         "magnification": (f"{natural.magnification:.3g}", size.magnification != natural.magnification),
         "batch_size": (f"{natural.batch_size} windows", size.batch_size != natural.batch_size),
     }
-    reasons |= {name: f"{was} by the data; {why}" for name, (was, changed) in changes.items() if changed}
+    reasons |= {name: f"{why}. The data ask for {was}" for name, (was, changed) in changes.items() if changed}
     return size, reasons
 
 

@@ -81,7 +81,7 @@ def choose_network(
         "weights": "from scratch, because there are no SAM weights of this size",
         "trained": "from scratch: everything learns",
         "increment": "nothing is frozen that an increment could adapt",
-        "adapters": "before and after attention: they let the slices of a window see each other",
+        "adapters": "before and after attention: they let the slices of a window, where it has several, see each other",
     }
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Literal
 
 from masam_auto.core.checks import check
-from masam_auto.core.jsonio import read_json
+from masam_auto.core.errors import PlanError
+from masam_auto.core.jsonio import read_json, read_plain
 
 POSTPROCESSING_NAME = "postprocessing.json"
 
@@ -59,4 +60,9 @@ class Postprocessing:
 
 def read_postprocessing(path: Path) -> Postprocessing:
     """Read postprocessing.json. Raises PlanError where it is missing, damaged or of a newer version."""
+    plain = read_plain(path, what="postprocessing")
+    if not isinstance(plain, dict) or "steps" not in plain:
+        raise PlanError(
+            f"{path} is no postprocessing.json: it has no steps. masam_find_best_configuration writes them."
+        )
     return read_json(path, Postprocessing, what="postprocessing")

@@ -70,6 +70,7 @@ def write_dicom_seg(
     try:
         segmentation = highdicom.seg.Segmentation(
             source_images=sources,
+            omit_empty_frames=bool(labels.any()),  # where nothing was found, empty frames say so
             pixel_array=labels[order].astype(np.uint8 if labels.max() <= 255 else np.uint16),
             segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=[_describe(value, names[value]) for value in sorted(names)],

@@ -104,9 +104,9 @@ def describe(metrics: EpochMetrics, *, best: bool) -> str:
     left = "?" if metrics.seconds_left is None else duration(metrics.seconds_left)
     return (
         f"epoch {metrics.epoch}: loss {metrics.loss:.4f}, Dice {_rounded(metrics.mean_dice)} ({values})"
-        f"{', best' if best else ''}, learning rate {metrics.learning_rate:.2g}, {metrics.windows_per_second:.1f} "
+        f"{', best so far (smoothed)' if best else ''}, learning rate {metrics.learning_rate:.2g}, {metrics.windows_per_second:.1f} "
         f"windows/s, waiting for data {100 * metrics.wait_share:.1f} %, peak memory {metrics.memory_gib:.2g} GiB, "
-        f"{duration(metrics.seconds)}, {left} left"
+        f"after {duration(metrics.seconds)}, {left} left"
     )
 
 

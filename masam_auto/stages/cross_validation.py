@@ -88,8 +88,10 @@ def gather(
         notes += said
         found += [result] if result is not None else []
     if not found:
-        reasons = f": {' '.join(notes)}" if notes else ": no trained model fits -c, -p and -f, or there is none."
-        raise ModelError(f"no cross-validated model of {dataset.name} below {paths.results}{reasons}")
+        asked = configurations is not None or plan_names is not None or folds is not None
+        missing = "no trained model fits what was asked for." if asked else f"train one: masam_train {dataset.name} 0"
+        reasons = " ".join(notes) or missing
+        raise ModelError(f"no cross-validated model of {dataset.name} below {paths.results}: {reasons}")
     return found, [*notes, *_said_of_flips(found, dataset.name)]
 
 
@@ -100,7 +102,7 @@ def _said_of_flips(models: Sequence[CrossValidation], dataset_name: str) -> list
         return []
     text = f"{' and '.join(model.name for model in without)}: validated without flips, which masam_predict makes."
     if len(without) == len(models):
-        return [f"{text} The Dice of new images is a little higher."]
+        return [f"{text} The Dice of new images is usually a little higher."]
     commands = "; ".join(
         f"masam_train {dataset_name} {fold} -c {model.model.configuration} -p {model.model.plan_name} --val --mirror"
         for model in without

@@ -10,6 +10,7 @@ from masam_auto.core.errors import OutputError, PlanError, first_few
 from masam_auto.core.jsonio import read_json, read_plain, write_json
 from masam_auto.core.paths import is_in_raw_data
 from masam_auto.core.plan import Plan
+from masam_auto.imaging.io import is_image
 from masam_auto.stages.predict import Predictor
 
 # What lies beside a dataset.json and plan.json that must stay: of a preprocessed data set, or a trained model.
@@ -58,6 +59,10 @@ def check_output(source: Path, folder: Path) -> None:
     images = source if source.is_dir() else source.parent
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; the output must be a folder")
+    if not folder.exists() and is_image(folder):
+        raise OutputError(
+            f"{folder} is called like an image, but the output is a folder of them. Give the folder: -o {folder.parent}"
+        )
     if folder.resolve() == images.resolve():
         raise OutputError(f"the output folder is the input folder ({folder}). Choose another one.")
     part = is_in_raw_data(folder)

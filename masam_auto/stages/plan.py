@@ -251,7 +251,7 @@ def _configure(
         diameter = smallest_diameter(fingerprint, spacing, order)[0]
         sizes = step_sizes(natural, encoder=encoder, diameter=diameter)
         size, notes = choose_size(sizes, basis.speed, training)
-        reasons |= {name: "; ".join(filter(None, (reasons.get(name), note))) for name, note in notes.items()}
+        reasons |= {name: f"{note}: {reasons[name]}" if name in reasons else note for name, note in notes.items()}
     return Configuration(
         name=view.name,
         axis_order=order,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from masam_auto.core.dataset import read_description
 from masam_auto.core.errors import DatasetError, MasamError, OutputError
 from masam_auto.core.jsonio import write_bytes
 from masam_auto.core.labels import Labels
@@ -119,7 +120,7 @@ def postprocess_folder(
         workers: processes; 0 works in this one, None lets cores and memory decide.
 
     Raises:
-        DatasetError: the folder is missing or holds no label files.
+        DatasetError: the folder is missing, holds no label files, or its dataset.json has other classes.
         OutputError: files are there and `overwrite` is not given, both folders are one, or nothing can be written.
     """
     if not source.is_dir():
@@ -131,6 +132,7 @@ def postprocess_folder(
             f"{source}: no segmentations. Give a folder of label files, e.g. one that masam_predict wrote."
         )
     check_output(source, folder)
+    _check_classes(source, postprocessing)
     companions = {name: (source / name).read_bytes() for name in COMPANIONS if (source / name).is_file()}
     if not overwrite:
         other = [
@@ -145,6 +147,23 @@ def postprocess_folder(
     for name, content in companions.items() if done else ():
         write_bytes(folder / name, content)
     return Outcome(predicted=done, skipped=(), problems=tuple(problem for problem in results if problem is not None))
+
+
+def _check_classes(source: Path, postprocessing: Postprocessing) -> None:
+    """Raise DatasetError where the segmentations' dataset.json, if there is one, has other classes than the steps are for."""
+    file = source / "dataset.json"
+    try:
+        labels = read_description(file, name=source.name).labels
+    except DatasetError:  # there is none, or it is something else's
+        return
+    known = labels.foreground | {"foreground": tuple(value for value in labels.declared if value > 0)}
+    for step in postprocessing.steps:
+        if set(known.get(step.target, ())) != set(step.values):
+            listed = ", ".join(f"{name} ({', '.join(map(str, values))})" for name, values in labels.foreground.items())
+            raise DatasetError(
+                f"{file}: the postprocessing is of other classes: it has {step.target} as {', '.join(map(str, step.values))}, "
+                f"and these segmentations have {listed}. Give the file that belongs to them."
+            )
 
 
 def _postprocess_file(item: tuple[Path, Path, Postprocessing]) -> str | None:

@@ -76,16 +76,20 @@ def plan_for_budget(plan: Plan, name: str, budget: str | None, fold_folder: Path
     chosen = plan
     if amount.kind != "steps" and device.type == "cpu":
         chosen = fit_budget(plan, name, seconds=amount.amount, cpu=amount.kind == "cpu")
-    model_plan = fold_folder.parent / "plan.json"
-    if other_folds(fold_folder) and model_plan.is_file():
+    model_plan, because = fold_folder.parent / "plan.json", ""
+    if (others := other_folds(fold_folder)) and model_plan.is_file():
         there = read_json(model_plan, Plan, what="plan").configurations.get(name)
         if there is not None and has_planned_size(plan, name) and there.size in configuration.sizes:
             chosen = with_size(plan, name, there.size)
+            because = (
+                f", as {others[0].name} of {model_plan.parent.name} was trained. For a model of its own, whatever another training "
+                "was made with, give it a name: -p NAME"
+            )
     before, after = configuration.size, chosen.configuration(name).size
     if after != before:
         logger.info(
-            "this training's steps see %d px instead of %d: %d windows of %d x %d x %d px (magnification %.3g)",
-            after.pixels, before.pixels, after.batch_size, after.window, *after.canvas, after.magnification,
+            "this training's steps see %d px instead of %d: %d windows of %d x %d x %d px (magnification %.3g)%s",
+            after.pixels, before.pixels, after.batch_size, after.window, *after.canvas, after.magnification, because,
         )  # fmt: skip
     return chosen
 

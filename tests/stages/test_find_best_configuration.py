@@ -191,7 +191,7 @@ def test_some_models_only(house: House) -> None:
     house.models({"name": A}, {"name": B}, {"name": C})
     assert set(dice_of(house.find(configurations=["axis0", "2d"]))) == {(A,), (C,), (A, C)}
     assert set(dice_of(house.find(plan_names=["other"]))) == {(C,)}
-    with pytest.raises(ModelError, match="no trained model fits -c, -p and -f, or there is none"):
+    with pytest.raises(ModelError, match="no trained model fits what was asked for"):
         house.find(configurations=["nowhere"])
 
 

@@ -22,6 +22,9 @@ def test_outputs_never_go_among_the_inputs(intensity: ModuleType, raw_dataset: M
         predict_folder(predictor, raw / "imagesTr", raw / "imagesTr" / ".." / "imagesTr")
     with pytest.raises(OutputError, match="is a file"):
         predict_folder(predictor, raw / "imagesTr", raw / "dataset.json")
+    with pytest.raises(OutputError, match=r"is called like an image.*Give the folder: -o "):
+        predict_folder(predictor, raw / "imagesTr", tmp_path / "seg" / "a.nii.gz")
+    assert not (tmp_path / "seg").exists()
     with pytest.raises(OutputError, match="the output folder is a raw data set"):
         predict_folder(predictor, raw / "imagesTr", raw)
     for part in ("labelsTr", "imagesTr/predicted", "imagesTs/a/b"):

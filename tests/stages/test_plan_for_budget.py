@@ -39,7 +39,9 @@ def test_steps_and_epochs_leave_the_plan_alone(plan: Plan, tmp_path: Path, budge
     assert plan_for_budget(plan, "axis0", budget, tmp_path / "fold_0", CPU) is plan
 
 
-def test_folds_of_a_model_share_a_size(plan: Plan, tmp_path: Path) -> None:
+def test_folds_of_a_model_share_a_size_and_it_is_said_why(
+    plan: Plan, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = plan_for_budget(plan, "axis0", "240cpus", tmp_path / "fold_0", CPU)
     write_json(tmp_path / "plan.json", first)
     again = plan_for_budget(plan, "axis0", "10h", tmp_path / "fold_0", CPU)
@@ -47,7 +49,9 @@ def test_folds_of_a_model_share_a_size(plan: Plan, tmp_path: Path) -> None:
     checkpoint = tmp_path / "fold_0" / "checkpoint_latest"
     checkpoint.mkdir(parents=True)
     (checkpoint / "checkpoint.json").write_text("{}")
-    second = plan_for_budget(plan, "axis0", "10h", tmp_path / "fold_1", CPU)
+    with caplog.at_level(logging.INFO):
+        second = plan_for_budget(plan, "axis0", None, tmp_path / "fold_1", CPU)
+    assert f"as fold_0 of {tmp_path.name} was trained" in caplog.text and "-p NAME" in caplog.text
     assert second.configurations == first.configurations and second.inference == first.inference
 
 

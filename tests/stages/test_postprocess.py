@@ -7,11 +7,11 @@ import nibabel
 import numpy as np
 import pytest
 
-from masam_auto.core.errors import CaseErrors, DatasetError, OutputError
+from masam_auto.core.errors import CaseErrors, DatasetError, OutputError, PlanError
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.labels import Labels, parse_labels
-from masam_auto.core.postprocessing import Postprocessing, PostprocessingStep
+from masam_auto.core.postprocessing import Postprocessing, PostprocessingStep, read_postprocessing
 from masam_auto.imaging.components import apply_postprocessing
 from masam_auto.imaging.confusion import class_dice, count_confusion
 from masam_auto.imaging.io import read_labels, write_labels
@@ -200,3 +200,25 @@ def test_a_folder_without_label_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     with pytest.raises(DatasetError, match="no segmentations"):
         postprocess_folder(tmp_path / "in", tmp_path / "out", LARGEST)
+
+
+def test_postprocessing_of_other_classes_is_refused(tmp_path: Path) -> None:
+    write_cases(tmp_path, nothing)
+    source = tmp_path / "predicted"
+    raw = {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz"}
+    for labels, fits in (({"organ": 1, "other": 2}, True), ({"organ": 2, "other": 1}, False), ({"disc": 1}, False)):
+        write_json(source / "dataset.json", {**raw, "labels": {"background": 0, **labels}})
+        step = PostprocessingStep(target="organ", values=(1,), rule="keep_largest")
+        folder = tmp_path / "_".join(labels) / str(labels.get("organ"))
+        if fits:
+            assert postprocess_folder(source, folder, Postprocessing(steps=(step,)), workers=0).predicted
+            continue
+        with pytest.raises(DatasetError, match="of other classes: it has organ as 1, and these segmentations have"):
+            postprocess_folder(source, folder, Postprocessing(steps=(step,)), workers=0)
+        assert not folder.exists()
+
+
+def test_another_json_is_no_postprocessing(tmp_path: Path) -> None:
+    write_json(tmp_path / "plan.json", {"name": "masam"})
+    with pytest.raises(PlanError, match=r"plan\.json is no postprocessing\.json"):
+        read_postprocessing(tmp_path / "plan.json")
