@@ -121,7 +121,7 @@ def train_fold(
         ModelError: nothing to resume, finished already, checkpoint of another plan, folds that changed since another
             one was trained, SAM weights that are missing, of another encoder or, when resuming, changed; or the loss
             went astray.
-        Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the present step is saved.
+        Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the present step, or the end, is saved.
     """
     assert (pretrained_weights is None and shots is None) or not resume
     assert shots is None or fold != "all"
@@ -161,6 +161,12 @@ def train_fold(
             if taken is not None:
                 logger.info(taken)
             _train(job, learner, header, checkpoint, budget_text=budget, stop=stop)
+        _, number = world.largest(0.0, stop.signal_number or 0)
+        if number:  # it came when no step was left to be stopped after
+            raise Interrupted(
+                f"training of fold {fold} is finished and saved; its validation has not begun: --c does it.",
+                signal_number=int(number),
+            )
         world.meet()  # the others must not look for what the first has not written yet
     return job.folder
 

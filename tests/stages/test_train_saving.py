@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from masam_auto.core.errors import OutputError
+from masam_auto.core.errors import Interrupted, OutputError
 from masam_auto.core.plan import Plan
 from masam_auto.learning import checkpoint as checkpoint_module
 from masam_auto.learning import checkpoint_writer as writer_module
@@ -169,3 +170,24 @@ def test_checkpoints_within_an_epoch_change_nothing(
     monkeypatch.setattr(writer_module, "save_checkpoint", noted)
     assert outcome(train(tiny, plan, tmp_path / "often")) == outcome(whole)
     assert (0, 1) in saved and (3, 0) in saved
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("moment", ["write_metrics", "describe", "remove_stop_file", "draw_progress"])
+def test_a_signal_after_the_last_step_stops_all_the_same(
+    tiny: ModuleType, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, number: int
+) -> None:
+    """It used to be noted and forgotten, and the validation of all cases began."""
+    real = getattr(module, moment)
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        signal.raise_signal(number)
+        return real(*arguments, **options)
+
+    plan = replace(plan, training=replace(plan.training, num_epochs=1))
+    monkeypatch.setattr(module, moment, signalled)
+    with pytest.raises(Interrupted, match="is finished and saved; its validation has not begun") as stopped:
+        train(tiny, plan, tmp_path)
+    assert stopped.value.signal_number == number
+    (folder,) = tmp_path.rglob("fold_0")
+    assert load_checkpoint(folder).state.finished
