@@ -4,16 +4,18 @@ import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.jsonio import write_bytes
+from masam_auto.imaging.room import check_room
 from masam_auto.imaging.volumes import RawImage, read_itk
 
 Image.MAX_IMAGE_PIXELS = None  # whole-slide sized pictures are data here, not an attack
 
 BITMAP_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg")
+KINDS = ("PNG", "BMP", "JPEG")
 FORMATS = {".png": "PNG", ".bmp": "BMP"}
 ALPHA_MODES = ("LA", "La", "RGBA", "RGBa", "PA")
 ORIENTATION, LYING = 0x0112, (5, 6, 7, 8)  # the tag of EXIF and TIFF, and its values that exchange width and height
@@ -26,7 +28,7 @@ def read_bitmap(path: Path) -> RawImage:
     """Read a picture as one (grey) or three (colour) channels; alpha is dropped, palettes are resolved."""
     if _is_deep_png(path):
         return _read_deep(path)
-    with Image.open(path) as file:
+    with _open(path) as file:
         picture = _plain(ImageOps.exif_transpose(file))
         return _from_pixels(np.asarray(picture), alpha=picture.mode in ALPHA_MODES)
 
@@ -35,7 +37,7 @@ def read_bitmap_labels(path: Path) -> RawImage:
     """Read a picture as labels: palette pictures give their indices, two-level ones 0 and 1."""
     if _is_deep_png(path):
         return _read_deep(path)
-    with Image.open(path) as file:
+    with _open(path) as file:
         picture = ImageOps.exif_transpose(file)
         pixels = np.asarray(picture) // _stretched(path)
         return _from_pixels(pixels, alpha=picture.mode in ALPHA_MODES)
@@ -43,7 +45,7 @@ def read_bitmap_labels(path: Path) -> RawImage:
 
 def read_bitmap_geometry(path: Path) -> Geometry:
     """Read only the header of a picture."""
-    with Image.open(path) as picture:
+    with _open(path) as picture:
         width, height = picture.size
         if picture.getexif().get(ORIENTATION) in LYING:
             width, height = height, width
@@ -71,6 +73,27 @@ def write_bitmap(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
     packed = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(labels[0])).save(packed, format=kind)
     write_bytes(path, packed.getvalue())
+
+
+def _open(path: Path) -> Image.Image:
+    """A picture whose pixels are not read yet, of the kinds that are decoded here, whatever the name says.
+
+    Left to itself, Pillow goes by content, and hands PostScript to another program.
+
+    Raises:
+        ImageError: another kind, or more pixels than the file can hold.
+        MemoryError: more than there is memory.
+    """
+    try:
+        picture = Image.open(path, formats=KINDS)
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{path}: is no {', '.join(KINDS[:-1])} or {KINDS[-1]} picture. Replace it, or convert it."
+        ) from error
+    check_room(
+        path, picture.width * picture.height * len(picture.getbands()) * (4 if picture.mode in ("I", "F") else 1)
+    )
+    return picture
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -121,7 +144,7 @@ def _is_deep_png(path: Path) -> bool:
 def _read_deep(path: Path) -> RawImage:
     if _png_kind(path)[1] == GREY_WITH_ALPHA:
         raise ImageError(f"{path}: 16-bit grey pictures with an alpha channel cannot be read. Save it without alpha.")
-    with Image.open(path) as picture:
+    with _open(path) as picture:
         orientation = picture.getexif().get(ORIENTATION, 1)
     array = upright(read_itk(path).array, orientation)
     return _from_pixels(np.moveaxis(array[:, 0], 0, -1), alpha=array.shape[0] == 4)

@@ -17,6 +17,7 @@ from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry, Triple
 from masam_auto.core.jsonio import write_bytes
 from masam_auto.imaging.bitmaps import LYING, ORIENTATION, upright
+from masam_auto.imaging.room import check_room
 from masam_auto.imaging.volumes import RawImage, axes_error, read_itk
 
 MILLIMETRES = {
@@ -51,6 +52,7 @@ def _read(path: Path, *, as_shown: bool) -> RawImage:
     with _no_damage(path), tifffile.TiffFile(path) as file:
         axes, size = _layout(path, file)
         page = file.series[0].keyframe
+        check_room(path, math.prod(size) * (np.dtype(page.dtype).itemsize if page.dtype is not None else 1))
         try:
             one_series = len(file.series) == 1
             whole = file.series[0].asarray() if one_series else np.stack([one.asarray() for one in file.pages])

@@ -8,6 +8,7 @@ missing part of a truncated file with zeros without a word.
 import contextlib
 import gzip
 import io
+import math
 import re
 import zlib
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from nibabel.spatialimages import SpatialImage
 from masam_auto.core.errors import ImageError, OutputError
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.jsonio import atomic_path, write_bytes
+from masam_auto.imaging.room import check_room
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
@@ -41,6 +43,10 @@ PLACE_FIELDS = (
 )
 """Fields of a NIfTI header that, with the voxel sizes, say where an image lies, and its description."""
 
+TRAILING_BYTES = 1 << 20
+"""Read beyond the voxels at most: what some programs append."""
+
+MGH_HEADER_BYTES = 284
 MGH_DIRECTIONS = slice(28, 30)
 """The bytes of an MGH file (goodRASFlag) that say whether it holds directions."""
 
@@ -65,7 +71,14 @@ class RawImage:
 
 def read_itk(path: Path) -> RawImage:
     """Read a file with SimpleITK. Raises ImageError for complex voxels and more than four axes."""
-    image = sitk.ReadImage(str(path))
+    reader = _itk_header(path)
+    bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
+    size = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * (int(bits[1]) // 8 if bits else 1)
+    if path.suffix.lower() in DETACHED_HEADERS:  # the voxels may lie elsewhere
+        check_room(path, size, on_disk=size)
+    else:
+        check_room(path, size)
+    image = reader.Execute()
     if "complex" in image.GetPixelIDTypeAsString():
         raise complex_error(path)
     array = sitk.GetArrayFromImage(image)
@@ -85,10 +98,14 @@ def read_itk(path: Path) -> RawImage:
 
 def read_itk_geometry(path: Path) -> Geometry:
     """Read only the header with SimpleITK."""
+    return _from_itk(path, _itk_header(path))
+
+
+def _itk_header(path: Path) -> sitk.ImageFileReader:
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    return _from_itk(path, reader)
+    return reader
 
 
 def read_nifti(path: Path) -> RawImage:
@@ -96,7 +113,8 @@ def read_nifti(path: Path) -> RawImage:
 
     RGB and vector files become channels. Raises ImageError for truncated or damaged data and complex voxels.
     """
-    content = decompressed(path)
+    header = _nifti_header(path, check=True)
+    content = _read_whole(path, int(header["vox_offset"]) + _data_bytes(path, header))
     image = _nifti_class(path, content).from_bytes(content)
     proxy = image.dataobj
     assert isinstance(proxy, ArrayProxy)
@@ -118,7 +136,9 @@ def read_nifti_geometry(path: Path) -> Geometry:
 
 def read_mgh(path: Path) -> RawImage:
     """Read FreeSurfer's .mgh or .mgz."""
-    content = decompressed(path)
+    with nibabel.openers.ImageOpener(str(path)) as file:
+        header = nibabel.freesurfer.mghformat.MGHHeader(file.read(MGH_HEADER_BYTES), check=False)
+    content = _read_whole(path, MGH_HEADER_BYTES + _data_bytes(path, header))
     image = nibabel.MGHImage.from_bytes(content)
     array, series = _channels_first(path, np.asanyarray(image.dataobj))
     return RawImage(array=array, geometry=_mgh_geometry(image, content), is_series=series)
@@ -187,15 +207,34 @@ def write_itk(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
                 written.unlink(missing_ok=True)
 
 
-def decompressed(path: Path) -> bytes:
-    """Content of a file, decompressed where it is gzip's. Raises ImageError when the gzip data is damaged."""
-    content = path.read_bytes()
-    if content[:2] != GZIP:
-        return content
+def _read_whole(path: Path, size: int) -> bytes:
+    """The first bytes of a file, decompressed where it is gzip's, and a little of what follows.
+
+    Raises:
+        ImageError: the gzip data is damaged, or cannot be so much.
+        MemoryError: it is more than there is memory.
+    """
+    check_room(path, size)
     try:
-        return gzip.decompress(content)
+        with _opened(path) as file:
+            content: bytes = file.read(size + TRAILING_BYTES)  # to the end, where gzip has its checksum
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _damaged(path, error) from error
+    return content
+
+
+def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
+    """The file, decompressed where it is gzip's, whatever its name says of that."""
+    with path.open("rb") as plain:
+        packed = plain.read(2) == GZIP
+    return gzip.open(path) if packed else path.open("rb")
+
+
+def _data_bytes(path: Path, header: nibabel.Nifti1Header | nibabel.freesurfer.mghformat.MGHHeader) -> int:
+    shape = [int(length) for length in header.get_data_shape()]
+    if min(shape, default=0) < 0:
+        raise ImageError(f"{path}: its header has a negative size ({shape}). It is damaged; copy or download it again.")
+    return math.prod(shape) * header.get_data_dtype().itemsize
 
 
 def _damaged(path: Path, error: Exception) -> ImageError:
@@ -233,12 +272,9 @@ def _header(path: Path) -> SpatialImage:
 
 def _nifti_header(path: Path, *, check: bool) -> nibabel.Nifti1Header:
     """The header, compressed or not, whatever the file's name says of that. Raises ImageError."""
-    size = nibabel.Nifti2Header.sizeof_hdr
-    with path.open("rb") as plain:
-        packed = plain.read(2) == GZIP
     try:
-        with gzip.open(path) if packed else path.open("rb") as file:
-            start = file.read(size)
+        with _opened(path) as file:
+            start = file.read(nibabel.Nifti2Header.sizeof_hdr)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _damaged(path, error) from error
     kind = _nifti_class(path, start).header_class

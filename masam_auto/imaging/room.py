@@ -1,0 +1,37 @@
+"""Whether what a file's header asks for can be in it, and in memory, before anything of it is read."""
+
+from pathlib import Path
+
+import psutil
+
+from masam_auto.core.errors import ImageError
+
+# Deflate packs 1032 : 1 at best (zlib's documentation); JPEG and LZW less. Ten times that is no picture.
+LARGEST_RATIO = 10_000
+GIB = 1 << 30
+
+
+def check_room(path: Path, size: int, *, on_disk: int | None = None) -> None:
+    """Check what a header asks for.
+
+    Args:
+        path: the file.
+        size: bytes in memory that reading it takes at least.
+        on_disk: bytes that its voxels are packed into; the file's by default.
+
+    Raises:
+        ImageError: no file of this size can hold so much.
+        MemoryError: there is not so much free memory.
+    """
+    packed = path.stat().st_size if on_disk is None else on_disk
+    if size > LARGEST_RATIO * packed:
+        raise ImageError(
+            f"{path}: its header asks for {_shown(size)}, which {_shown(packed)} cannot hold. It is damaged; copy or download it "
+            "again."
+        )
+    if size > (free := psutil.virtual_memory().available):
+        raise MemoryError(f"{path} needs {_shown(size)}, and {_shown(free)} are free")
+
+
+def _shown(size: int) -> str:
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size} bytes"
