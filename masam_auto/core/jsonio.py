@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -104,6 +104,26 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (text + "\n").encode())
 
 
+def parse_json(content: bytes | str, *, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """Plain data from JSON, whoever wrote it.
+
+    Args:
+        content: UTF-8.
+        pairs: makes an object of its keys and values.
+
+    Raises:
+        ValueError: not JSON, nested deeper than Python follows, numbers of thousands of digits, or text that is none (halves of
+            characters), which could not be written again.
+    """
+    try:
+        plain = json.loads(content, object_pairs_hook=pairs)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if (b"\\ud" if isinstance(content, bytes) else "\\ud") in content.lower():  # type: ignore[operator]
+        json.dumps(plain, ensure_ascii=False).encode()
+    return plain
+
+
 def read_plain(path: Path, *, what: str) -> Any:
     """Read JSON without a schema.
 
@@ -115,12 +135,12 @@ def read_plain(path: Path, *, what: str) -> Any:
         PlanError: the file is missing, unreadable or not JSON.
     """
     try:
-        return json.loads(Path(path).read_bytes())
+        return parse_json(Path(path).read_bytes())
     except FileNotFoundError as error:
         raise PlanError(f"{what} not found: {path}") from error
     except OSError as error:
         raise PlanError(f"{what} cannot be read: {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise PlanError(f"{path} is not valid JSON ({error}). Restore it or create it anew.") from error
 
 

@@ -25,7 +25,7 @@ import msgspec
 
 from masam_auto.core.checks import NAME
 from masam_auto.core.errors import MasamError, ModelError, OutputError
-from masam_auto.core.jsonio import NO_SPACE, WRITE_FAILURES, atomic_path, decode, partial_path, to_plain
+from masam_auto.core.jsonio import NO_SPACE, WRITE_FAILURES, atomic_path, decode, parse_json, partial_path, to_plain
 from masam_auto.core.sam_files import file_sha256
 from masam_auto.core.selection import SELECTION_NAME
 
@@ -199,8 +199,8 @@ def _manifest_of(archive: zipfile.ZipFile, path: Path) -> Manifest:
 
 def _parse_manifest(content: bytes, path: Path) -> Manifest:
     try:
-        plain = msgspec.json.decode(content)
-    except (msgspec.DecodeError, RecursionError) as error:
+        plain = parse_json(content)
+    except ValueError as error:
         raise ModelError(
             f"{path}: its {MANIFEST_NAME} is not valid JSON ({error}). Copy or download it again."
         ) from error

@@ -16,7 +16,7 @@ import numpy as np
 
 from masam_auto.core.errors import ImageError, MasamError
 from masam_auto.core.geometry import Box, Geometry
-from masam_auto.core.jsonio import atomic_path, decode, partial_prefix, to_plain
+from masam_auto.core.jsonio import atomic_path, decode, parse_json, partial_prefix, to_plain
 from masam_auto.imaging.scratch import reserve, scratch_array
 
 ENDING = ".npz"
@@ -142,10 +142,14 @@ def _described(values: np.ndarray, found: Any, path: Path) -> Probabilities:
     outputs = tuple(found["outputs"].tolist())
     if values.shape != (len(outputs), *(high - low for low, high in (first, second, third))):
         raise ValueError(f"probabilities of shape {values.shape}")
+    geometry = decode(parse_json(str(found["geometry"])), Geometry, where=str(path))
+    crop = (first, second, third)
+    if not all(0 <= low <= high <= size for (low, high), size in zip(crop, geometry.shape, strict=True)):
+        raise ValueError(f"their part {crop} of an image of shape {geometry.shape} lies beyond it")
     return Probabilities(
         values=values,
-        crop=(first, second, third),
-        geometry=decode(json.loads(str(found["geometry"])), Geometry, where=str(path)),
+        crop=crop,
+        geometry=geometry,
         outputs=outputs,
         has_regions=bool(found["has_regions"]),
     )

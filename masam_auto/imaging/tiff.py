@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import logging
 import math
 import re
@@ -15,7 +14,7 @@ import tifffile
 
 from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry, Triple
-from masam_auto.core.jsonio import write_bytes
+from masam_auto.core.jsonio import parse_json, write_bytes
 from masam_auto.imaging.bitmaps import LYING, ORIENTATION, upright
 from masam_auto.imaging.room import check_room
 from masam_auto.imaging.volumes import RawImage, axes_error, read_itk
@@ -250,7 +249,7 @@ def _side_car_spacing(path: Path) -> Triple | None:
         if not file.is_file():
             continue
         try:
-            z, y, x = json.loads(file.read_bytes())["spacing"]
+            z, y, x = parse_json(file.read_bytes())["spacing"]
             return (float(z), float(y), float(x))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ImageError(

@@ -26,7 +26,16 @@ from safetensors.torch import load_file, save_file
 
 from masam_auto.core.checks import check
 from masam_auto.core.errors import MasamError, ModelError, OutputError
-from masam_auto.core.jsonio import WRITE_FAILURES, decode, digest, partial_path, read_json, to_plain, write_json
+from masam_auto.core.jsonio import (
+    WRITE_FAILURES,
+    decode,
+    digest,
+    parse_json,
+    partial_path,
+    read_json,
+    to_plain,
+    write_json,
+)
 from masam_auto.core.plan import Configuration, NetworkPlan, Plan
 
 logger = logging.getLogger(__name__)
@@ -272,8 +281,13 @@ def read_header(folder: Path) -> ModelHeader:
         raise ModelError(f"{path} is damaged ({error}).") from error
     if "masam_auto" not in metadata:
         raise ModelError(f"{path} is not a model of masam_auto's: its header is missing.")
-    plain = msgspec.json.decode(metadata["masam_auto"])
-    if plain.get("version", 0) > ModelHeader.__dataclass_fields__["version"].default:
+    try:
+        plain = parse_json(metadata["masam_auto"])
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged (its header is not valid JSON: {error}).") from error
+    version: Any = plain.get("version") if isinstance(plain, dict) else None
+    newest: Any = ModelHeader.__dataclass_fields__["version"].default
+    if isinstance(version, int) and version > newest:
         raise ModelError(f"{path} was written by a newer version of masam_auto. Update masam_auto.")
     return decode(plain, ModelHeader, where=str(path))
 

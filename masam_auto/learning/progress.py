@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from masam_auto.core.errors import PlanError
-from masam_auto.core.jsonio import decode, to_plain, write_bytes
+from masam_auto.core.jsonio import decode, parse_json, to_plain, write_bytes
 from masam_auto.learning.checkpoint import EpochSoFar, TrainingState
 
 SMOOTHING = 0.9
@@ -115,7 +115,7 @@ def read_metrics(path: Path, *, epochs: int) -> list[EpochMetrics]:
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
-            metrics = decode(json.loads(line), EpochMetrics, where=str(path))
+            metrics = decode(parse_json(line), EpochMetrics, where=str(path))
         except (ValueError, PlanError):
             break
         if metrics.epoch < epochs:

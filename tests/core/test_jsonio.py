@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from masam_auto.core.errors import ImageError, OutputError, PlanError
+from masam_auto.core.dataset import read_description
+from masam_auto.core.errors import DatasetError, ImageError, OutputError, PlanError
 from masam_auto.core.jsonio import (
     atomic_path,
     digest,
+    parse_json,
     partial_path,
     partial_prefix,
     process_of,
@@ -161,3 +165,40 @@ def test_names_that_the_disk_does_not_take_are_a_matter_of_their_case(tmp_path: 
     with pytest.raises(ImageError, match=r"names as long as this\. Rename the case"):
         write_bytes(tmp_path / ("a" * 256), b"x")
     assert not list(tmp_path.iterdir())
+
+
+HOSTILE = [
+    b"[" * 100_000,
+    b'{"a":' * 100_000,
+    b"9" * 5_000,
+    b'"\\ud800"',
+    b'{"\\udc00": 1}',
+    b"\xff\xfe",
+    b"",
+    b"{",
+    b"nul",
+]
+
+
+@pytest.mark.parametrize("content", HOSTILE, ids=lambda content: repr(content[:12]))
+def test_hostile_json_is_a_value_error_and_nothing_else(content: bytes, tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        parse_json(content)
+    (tmp_path / "dataset.json").write_bytes(content)
+    with pytest.raises(PlanError, match=r"dataset\.json is not valid JSON"):
+        read_plain(tmp_path / "dataset.json", what="file")
+    with pytest.raises(DatasetError, match=r"dataset\.json is not valid JSON"):
+        read_description(tmp_path / "dataset.json", name="D")
+
+
+def test_characters_written_in_two_halves_are_whole() -> None:
+    assert parse_json(b'"\\ud83d\\ude00"') == "\U0001f600"
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
+def test_whatever_is_parsed_can_be_written_again(content: bytes) -> None:
+    try:
+        plain = parse_json(content)
+    except ValueError:
+        return
+    json.dumps(plain, ensure_ascii=False).encode()

@@ -1,14 +1,17 @@
 """Files of probabilities: what comes back, without unpickling, and that they appear whole."""
 
 import errno
+import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from masam_auto.core.errors import ImageError, OutputError
 from masam_auto.core.geometry import Geometry
+from masam_auto.core.jsonio import to_plain
 from masam_auto.imaging import scratch
 from masam_auto.imaging.probability_files import new_probabilities, open_probabilities, read_probabilities, values_bytes
 
@@ -110,3 +113,15 @@ def test_what_is_no_such_file_is_one_clear_line(tmp_path: Path) -> None:
     np.savez(tmp_path / "double.npz", probabilities=np.zeros((1, 1, 1, 1)), **facts)
     with pytest.raises(ImageError, match="type float64"), open_probabilities(tmp_path / "double.npz"):
         pass
+
+
+@pytest.mark.parametrize("crop", [((0, 9), (0, 1), (0, 1)), ((-1, 0), (0, 1), (0, 1)), ((1, 0), (0, 1), (0, 1))])
+def test_a_part_beyond_its_image_is_refused(tmp_path: Path, crop: Any) -> None:
+    geometry = json.dumps(to_plain(Geometry(shape=(2, 1, 1), spacing=(1.0, 1.0, 1.0))))
+    sizes = tuple(max(high - low, 0) for low, high in crop)
+    np.savez(
+        tmp_path / "a.npz", probabilities=np.zeros((1, *sizes), np.float16), crop=np.asarray(crop), geometry=geometry,
+        outputs=np.asarray(["a"]), has_regions=False,
+    )  # fmt: skip
+    with pytest.raises(ImageError, match=r"a\.npz: cannot be read as probabilities"):
+        read_probabilities(tmp_path / "a.npz")

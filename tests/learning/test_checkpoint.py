@@ -216,3 +216,12 @@ def test_the_digest_is_of_what_training_depends_on(tiny: ModuleType) -> None:
     assert plan_digest(plan, configuration) == plan_digest(tiny.make_plan(), configuration)
     assert plan_digest(plan, configuration) != plan_digest(tiny.make_plan(num_epochs=9), configuration)
     assert plan_digest(plan, configuration) != plan_digest(plan, tiny.make_configuration(window=5))
+
+
+@pytest.mark.parametrize(
+    "header", ["[" * 100_000, "7", "[]", "null", '{"version": []}', '{"version": "x"}', '{"version": 99}', "{"]
+)
+def test_a_header_of_any_shape_is_one_clear_line(tmp_path: Path, header: str) -> None:
+    module.save_file({"a": torch.zeros(1)}, tmp_path / MODEL_FILE, metadata={"masam_auto": header})
+    with pytest.raises(MasamError, match=r"model\.safetensors"):
+        module.read_header(tmp_path)
