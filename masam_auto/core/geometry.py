@@ -16,6 +16,7 @@ Shape = tuple[int, int, int]
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
+NARROWEST, WIDEST = 1e-7, 1e5  # mm; beyond them a header is nonsense
 THICK = 2.99  # times the spacing within slices
 
 
@@ -40,8 +41,10 @@ class Geometry:
     def __post_init__(self) -> None:
         if min(self.shape) < 1:
             raise ImageError(f"image has an empty axis: shape {self.shape} (Z, Y, X)")
-        if not all(math.isfinite(s) and s > 0 for s in self.spacing):
-            raise ImageError(f"spacing must be positive and finite, got {self.spacing} mm (Z, Y, X)")
+        if not all(NARROWEST <= s <= WIDEST for s in self.spacing):
+            raise ImageError(
+                f"spacing must be positive, from {NARROWEST:g} to {WIDEST:g} mm, got {self.spacing} (Z, Y, X). Correct the header."
+            )
         if len(self.direction) != 9 or not all(map(math.isfinite, self.direction)):
             raise ImageError(f"direction must be nine finite numbers, got {self.direction}")
         if not all(map(math.isfinite, self.origin)):

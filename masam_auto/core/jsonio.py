@@ -57,7 +57,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with open(temporary, "rb") as handle:
+        with open(temporary, "rb") as handle, _where_there_is_one():
             os.fsync(handle.fileno())
         temporary.replace(path)
     except OSError as error:
@@ -65,6 +65,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
             raise ImageError(
                 f"cannot write {path}: the disk does not take names as long as this. Rename the case, or choose a folder with a "
                 "shorter path."
+            ) from error
+        if not path.parent.is_dir():
+            raise OutputError(
+                f"cannot write {path}: its folder has vanished. Make it again, or choose another one."
             ) from error
         if error.errno in WRITE_FAILURES:
             remedy = "Free some space or choose" if error.errno in NO_SPACE else "Choose"
@@ -78,9 +82,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def _where_there_is_one() -> Iterator[None]:
+    """Some file systems have no way to wait until a file is on the disk, and say so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+
+
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 WRITE_FAILURES = NO_SPACE | {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP,
+    errno.EIO, errno.ESTALE, errno.EFBIG,
 }  # fmt: skip
 
 

@@ -350,6 +350,7 @@ class TrainingPlan:
         for name in ("seed", "warmup_steps", "gradient_clip", "patience"):
             value = getattr(self, name)
             check(value >= 0, f"training.{name} must not be negative, got {value}")
+        check(self.seed < 2**63, f"training.seed must be below 2^63, got {self.seed}")
         check(self.schedule_exponent > 0, f"training.schedule_exponent must be above 0, got {self.schedule_exponent}")
         check(self.learning_rate > 0, f"training.learning_rate must be positive, got {self.learning_rate}")
         check(self.weight_decay >= 0, f"training.weight_decay must not be negative, got {self.weight_decay}")

@@ -40,8 +40,12 @@ def claim_folder(
 
     Raises:
         ModelError: nothing to resume, or the folds have changed since another one was trained.
-        OutputError: it would overwrite a training, mix folds of different plans, or cannot write.
+        OutputError: it is a link, would overwrite a training, mix folds of different plans, or cannot write.
     """
+    if fold_folder.is_symlink():
+        raise OutputError(
+            f"{fold_folder} is a link, which is not trained into. Remove it, or give the training a name (-p)."
+        )
     trained = has_checkpoint(fold_folder)
     if resume and not trained:
         raise ModelError(f"{fold_folder} holds no checkpoint to continue from. Leave out --c to start the training.")

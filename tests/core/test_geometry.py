@@ -24,6 +24,8 @@ GRID = Geometry(shape=(4, 6, 5), spacing=(3.0, 1.0, 0.8), origin=(1.0, 2.0, 3.0)
         ({"spacing": (0.0, 1.0, 1.0)}, "spacing must be positive"),
         ({"spacing": (-1.0, 1.0, 1.0)}, "spacing must be positive"),
         ({"spacing": (math.nan, 1.0, 1.0)}, "spacing must be positive"),
+        ({"spacing": (1e6, 1.0, 1.0)}, "to 100000 mm"),
+        ({"spacing": (1.0, 1.0, 1e-30)}, "spacing must be positive"),
         ({"direction": (1.0,) * 4}, "nine finite numbers"),
         ({"direction": (math.inf,) * 9}, "nine finite numbers"),
         ({"origin": (math.nan, 0.0, 0.0)}, "origin must be finite"),

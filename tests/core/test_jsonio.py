@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def test_temporary_names_keep_the_whole_ending(tmp_path):
         temporary.write_bytes(b"x")
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG])
 def test_full_disks_and_unwritable_folders_are_the_users_to_mend(tmp_path, number):
     path = tmp_path / "value.bin"
     with pytest.raises(OutputError, match="cannot write") as caught, atomic_path(path):
@@ -202,3 +203,18 @@ def test_whatever_is_parsed_can_be_written_again(content: bytes) -> None:
     except ValueError:
         return
     json.dumps(plain, ensure_ascii=False).encode()
+
+
+def test_a_file_system_that_cannot_wait_for_its_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(handle: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    write_bytes(tmp_path / "a", b"x")
+    assert (tmp_path / "a").read_bytes() == b"x"
+
+
+def test_a_folder_that_vanishes_meanwhile(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="its folder has vanished"), atomic_path(tmp_path / "out" / "a") as temporary:
+        temporary.write_bytes(b"x")
+        shutil.rmtree(tmp_path / "out")

@@ -302,6 +302,7 @@ def test_plan_survives_its_file_and_edits_by_hand(tmp_path):
         (("configurations", "axis0", "spacing"), [1.0, 1.0], "spacing"),
         (("training", "augmentation", "gamma"), [-1.0, 1.0], "training.augmentation.gamma must be at least 0.001"),
         (("training", "seed"), -3, "training.seed must not be negative"),
+        (("training", "seed"), 10**40, "training.seed must be below"),
         (("name",), "../elsewhere", "the plan's name"),
         (("default_configuration",), "axis7", "axis7"),
         (("network", "weights"), "imagenet", "weights"),

@@ -545,3 +545,13 @@ def test_a_second_training_of_the_fold_touches_nothing(train: Train, tmp_path: P
             with pytest.raises(OutputError, match=r"another process works on fold_0 there .*nothing has been changed"):
                 train(**options)
         assert {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()} == before
+
+
+def test_a_link_in_the_folds_place_is_not_trained_into(train: Train, tmp_path: Path) -> None:
+    folder = train()
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    before = sorted((tmp_path / "elsewhere").rglob("*"))
+    with pytest.raises(OutputError, match="is a link, which is not trained into"):
+        train(overwrite=True)
+    assert sorted((tmp_path / "elsewhere").rglob("*")) == before
