@@ -23,6 +23,7 @@ from nibabel.spatialimages import SpatialImage
 from masam_auto.core.errors import ImageError, OutputError
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.jsonio import atomic_path, write_bytes
+from masam_auto.imaging.headers import CHECKS, check_file
 from masam_auto.imaging.room import check_room
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -71,14 +72,9 @@ class RawImage:
 
 def read_itk(path: Path) -> RawImage:
     """Read a file with SimpleITK. Raises ImageError for complex voxels and more than four axes."""
-    reader = _itk_header(path)
-    bits = re.search(r"(\d+)-bit", sitk.GetPixelIDValueAsString(reader.GetPixelID()))
-    size = math.prod(reader.GetSize()) * reader.GetNumberOfComponents() * (int(bits[1]) // 8 if bits else 1)
-    if path.suffix.lower() in DETACHED_HEADERS:  # the voxels may lie elsewhere
-        check_room(path, size, on_disk=size)
-    else:
-        check_room(path, size)
-    image = reader.Execute()
+    if path.suffix.lower() in CHECKS:
+        check_file(path)
+    image = sitk.ReadImage(str(path))
     if "complex" in image.GetPixelIDTypeAsString():
         raise complex_error(path)
     array = sitk.GetArrayFromImage(image)
@@ -102,6 +98,8 @@ def read_itk_geometry(path: Path) -> Geometry:
 
 
 def _itk_header(path: Path) -> sitk.ImageFileReader:
+    if path.suffix.lower() in CHECKS:
+        CHECKS[path.suffix.lower()](path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
