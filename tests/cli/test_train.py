@@ -4,6 +4,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from masam_auto.cli import train
 from masam_auto.core.errors import MasamError, ModelError, PlanError
@@ -24,7 +25,8 @@ def paths(tmp_path: Path, tiny: ModuleType) -> Paths:
 
 
 def read(paths: Paths, tiny: ModuleType, *arguments: str) -> Plan:
-    return train._read_plan(paths, tiny.DATASET, train._make_parser().parse_args(["1", "0", *arguments]))
+    parsed = train._make_parser().parse_args(["1", "0", *arguments])
+    return train._read_plan(paths, tiny.DATASET, parsed, torch.device("cpu"))
 
 
 def test_a_variant_has_a_name_of_its_own(paths: Paths, tiny: ModuleType) -> None:
