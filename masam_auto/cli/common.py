@@ -72,7 +72,7 @@ def _run_guarded(main: Main, arguments: Sequence[str] | None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return PIPE_CLOSED
         except OSError as error:
-            if error.errno not in {*WRITE_FAILURES, errno.EIO, errno.EROFS, errno.EMFILE}:
+            if error.errno not in {*WRITE_FAILURES, errno.EMFILE, errno.ENAMETOOLONG}:
                 raise
             where = f"{error.filename}: " if error.filename else ""
             return _report(f"{where}{os.strerror(error.errno or 0)}. Check the disk and the permissions.", FAILED)
