@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -319,6 +320,8 @@ def _guarded(path: Path, function: Callable[[Path], T]) -> T:
     path = Path(path)
     if not path.is_file():
         raise ImageError(f"{path}: file not found. Put it there, or take the case out of the data set.")
+    if not os.access(path, os.R_OK):
+        raise ImageError(f"{path}: there is no permission to read it. Change its permissions (chmod), or its owner.")
     try:
         if path.stat().st_size == 0:
             raise ImageError(f"{path}: the file is empty (0 bytes). Copy or download it again.")

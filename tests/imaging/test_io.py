@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -350,3 +351,10 @@ def test_channels_of_one_grid_at_another_place_are_joined_with_one_warning(
     assert (
         caplog.text.count("x_0001.nii.gz: origin") == 1 and "in x_0000.nii.gz, taken as the same place" in caplog.text
     )
+
+
+def test_no_permission_is_not_damage(tmp_path: Path, raw_data: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw_data.write_volume(tmp_path / "a.nii.gz", np.zeros((2, 3, 4), np.int16))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read everything
+    with pytest.raises(ImageError, match=r"a\.nii\.gz: there is no permission to read it"):
+        read_image(tmp_path / "a.nii.gz")
