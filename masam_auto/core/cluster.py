@@ -1,12 +1,14 @@
 """Cases on a Dask cluster: the same work as in the local pool, by workers that may be on other machines."""
 
 import importlib
+import ipaddress
 import logging
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from masam_auto import __version__
 from masam_auto.core.errors import MasamError
@@ -55,6 +57,11 @@ def run_on_cluster(
         MasamError: the scheduler does not answer or is lost, a case's workers died, or a worker has another masam_auto or does
             not see a folder.
     """
+    if is_open(cluster.scheduler):
+        logger.warning(
+            "warning: %s is neither encrypted nor on this machine: whoever reaches it, or its workers, can run code there and "
+            "here. Use it within a network that you trust, or tls:// (documentation/cluster.md)", cluster.scheduler,
+        )  # fmt: skip
     client, as_completed = _connect(cluster)
     try:
         _look_at_workers(client, cluster, what)
@@ -70,6 +77,17 @@ def run_on_cluster(
             yield (index, *outcome)
     finally:
         client.close()
+
+
+def is_open(address: str) -> bool:
+    """Whether a scheduler's address, such as tcp://host:8786, is of another machine and without TLS."""
+    parts = urlsplit(address)
+    if parts.scheme == "tls":
+        return False
+    try:
+        return not ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return parts.hostname != "localhost"
 
 
 def _connect(cluster: Cluster) -> tuple[Any, Any]:

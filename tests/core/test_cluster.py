@@ -18,7 +18,7 @@ from masam_auto.cli.common import run
 from masam_auto.cli.evaluate import main as evaluate
 from masam_auto.cli.plan_and_preprocess import main as plan_and_preprocess
 from masam_auto.core import cluster as cluster_module
-from masam_auto.core.cluster import Cluster, _look_at_workers, _outcome, _work
+from masam_auto.core.cluster import Cluster, _look_at_workers, _outcome, _work, is_open
 from masam_auto.core.errors import CaseErrors, ImageError, MasamError
 from masam_auto.core.jsonio import atomic_path
 from masam_auto.core.parallel import Workers, map_cases
@@ -198,3 +198,14 @@ class Lost:
 def test_what_breaks_a_cluster_is_said_in_one_line(error: Exception, message: str) -> None:
     with pytest.raises(MasamError, match=message):
         _outcome(Lost(error), Cluster(scheduler="tcp://x:1"), what="evaluation of a")
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("tcp://127.0.0.1:8786", False), ("tcp://[::1]:8786", False), ("tcp://localhost:1", False), ("tls://host:8786", False),
+        ("tcp://host:8786", True), ("tcp://10.0.0.3:8786", True), ("tcp://0.0.0.0:8786", True),
+    ],
+)  # fmt: skip
+def test_schedulers_that_anybody_may_reach_are_warned_of(address: str, expected: bool) -> None:
+    assert is_open(address) is expected
