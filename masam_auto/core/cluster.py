@@ -4,7 +4,7 @@ import importlib
 import ipaddress
 import logging
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,7 +38,7 @@ def run_on_cluster(
     names: Sequence[str],
     what: str,
     folders: Sequence[Path],
-) -> Iterator[tuple[int, Any, str | None]]:
+) -> Generator[tuple[int, Any, str | None]]:
     """Apply a function to every item on the cluster; its outcomes in the order in which they come, each once.
 
     A case whose worker dies is done again by another one, until it has taken as many workers with it as the scheduler

@@ -1,5 +1,6 @@
 """Cases in parallel, in a small process pool or on a cluster: failures name the case."""
 
+import contextlib
 import functools
 import logging
 import multiprocessing
@@ -7,7 +8,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -37,7 +38,7 @@ class Executor(Protocol):
         names: Sequence[str],
         what: str,
         folders: Sequence[Path],
-    ) -> Iterator[tuple[int, Any, str | None]]:
+    ) -> Generator[tuple[int, Any, str | None]]:
         """Yield the index of each item and what the function returned, result and problem, as they come."""
         ...
 
@@ -75,18 +76,20 @@ def map_cases(
     results: dict[int, Result] = {}
     problems: dict[int, str] = {}
     guarded = functools.partial(_guarded, function)
-    outcomes = _executor(workers)(guarded, items, names=names, what=what, folders=folders)
-    for index, result, problem in progress(outcomes, what=what, total=len(items)):
-        if isinstance(problem, _OutOfMemory):
-            raise MemoryError(f"{what} of {names[index]}") from RuntimeError(problem)
-        if isinstance(problem, _Bug):
-            raise RuntimeError(f"{what} failed for {names[index]}:\n{problem}")
-        if isinstance(problem, _Unwritable):
-            raise OutputError(str(problem))
-        if problem is not None:
-            problems[index] = problem
-        else:
-            results[index] = result
+    # closed at once where an error ends it: the garbage collector would close it in the middle of anything, and a client of a
+    # cluster that closes while another one starts waits for it for ever
+    with contextlib.closing(_executor(workers)(guarded, items, names=names, what=what, folders=folders)) as outcomes:
+        for index, result, problem in progress(outcomes, what=what, total=len(items)):
+            if isinstance(problem, _OutOfMemory):
+                raise MemoryError(f"{what} of {names[index]}") from RuntimeError(problem)
+            if isinstance(problem, _Bug):
+                raise RuntimeError(f"{what} failed for {names[index]}:\n{problem}")
+            if isinstance(problem, _Unwritable):
+                raise OutputError(str(problem))
+            if problem is not None:
+                problems[index] = problem
+            else:
+                results[index] = result
     if problems:
         raise CaseErrors([problems[i] for i in sorted(problems)], what=what)
     return [results[i] for i in range(len(items))]
@@ -163,7 +166,7 @@ def _in_process(
     names: Sequence[str],
     what: str,
     folders: Sequence[Path],
-) -> Iterator[tuple[int, Any, str | None]]:
+) -> Generator[tuple[int, Any, str | None]]:
     for index, item in enumerate(items):
         yield (index, *function(item))
 
@@ -193,7 +196,7 @@ def _in_pool(
     names: Sequence[str],
     what: str,
     folders: Sequence[Path],
-) -> Iterator[tuple[int, Any, str | None]]:
+) -> Generator[tuple[int, Any, str | None]]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(max_workers=min(workers, len(items)) or 1, mp_context=context, initializer=_quiet_worker)
     try:

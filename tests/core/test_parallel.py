@@ -3,11 +3,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from masam_auto.core import parallel
 from masam_auto.core.errors import CaseErrors, ImageError, OutputError
 from masam_auto.core.parallel import choose_workers, is_out_of_memory, map_cases
 
@@ -149,3 +152,20 @@ def test_workers_are_limited_by_memory_and_cores() -> None:
     assert choose_workers(memory_per_case=1e9, available=10e9, cores=4) == 4
     assert choose_workers(memory_per_case=4e9, available=10e9, cores=4) == 1
     assert choose_workers(memory_per_case=100e9, available=10e9, cores=4) == 1
+
+
+def test_what_goes_wrong_midway_closes_the_workers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not when the garbage is collected: a client of a cluster that closes while another one starts waits for ever."""
+    closed = []
+
+    def outcomes(*arguments: Any, **options: Any) -> Generator[tuple[int, Any, str | None]]:
+        try:
+            yield 0, None, parallel._Unwritable("the disk is full")
+            yield 1, None, None
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(parallel, "_executor", lambda workers: outcomes)
+    with pytest.raises(OutputError, match="the disk is full") as caught:
+        map_cases(len, ["a", "b"], names=["a", "b"], what="counting", workers=0)
+    assert closed and caught.value
