@@ -75,8 +75,9 @@ def _belong_together(
 ) -> tuple[dict[str, list[Annotation]], list[str], list[str]]:
     """Annotations by the series that they refer to, newest first; those without one; what was passed over.
 
-    One that names no series belongs to that of its images; one that names none of these, to the series in its frame of reference. Both are of one patient and, where several fit,
-    of one study: UIDs alone are not unique after careless anonymisation.
+    One that names no series belongs to that of its images; one that names none of these, to the series in its frame of
+    reference. Both are of one patient and, where several fit, of one study: UIDs alone are not unique after careless
+    anonymisation.
     """
     drawn: dict[str, list[Annotation]] = {}
     missing, passed = [], []

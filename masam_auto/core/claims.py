@@ -70,7 +70,7 @@ def _acquire(path: Path, *, together: bool) -> int:
                 logger.warning(
                     "warning: %s has no locks: see to it that one process works there at a time", path.parent
                 )
-            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):  # its holder has not just removed it
+            if _is_still(path, handle):
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, f"{platform.node()}, process {os.getpid()}".encode()[:HOLDER_BYTES], 0)
                 return handle
@@ -78,6 +78,14 @@ def _acquire(path: Path, *, together: bool) -> int:
             os.close(handle)
             raise
         os.close(handle)
+
+
+def _is_still(path: Path, handle: int) -> bool:
+    """Whether the file has not been removed by its holder meanwhile, and perhaps made again by another process."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _release(path: Path, handle: int) -> None:

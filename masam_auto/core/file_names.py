@@ -8,7 +8,7 @@ IMAGE_ENDINGS = (
     ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".mgz", ".mgh", ".png", ".bmp", ".jpg", ".jpeg", ".tif",
     ".tiff",
 )  # fmt: skip
-"""Of the images that can be read."""
+"""Of the images that can be read; the first one that fits a name is the right one."""
 
 UNSEEN = ("Cc", "Cs", "Zl", "Zp")
 """Unicode's control characters (NUL, escape, line ends), halves of characters, and separators of lines."""

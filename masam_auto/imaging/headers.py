@@ -63,6 +63,8 @@ def check_file(path: Path) -> None:
             file.seek(data.start)
             for length in _lengths(file, data):
                 there += length
+                if there > data.size + BLOCK:  # what follows was not asked for
+                    break
     except (zlib.error, EOFError, OSError) as error:
         raise _damaged(path, f"its data does not unpack: {error}") from error
     if there < data.size:
@@ -70,29 +72,21 @@ def check_file(path: Path) -> None:
 
 
 def _lengths(file: IO[bytes], data: _Data) -> Iterator[int]:
-    """Lengths of the unpacked data, block by block, up to a block beyond what is asked for."""
+    """Lengths of the unpacked data, block by block."""
     if data.packing == "raw":
         yield data.file.stat().st_size - data.start
         return
     if data.packing == "zlib":
-        unpack, over = zlib.decompressobj(), 0
+        unpack = zlib.decompressobj()
         while not unpack.eof:
             block = unpack.unconsumed_tail or file.read(BLOCK)
             if not block:
                 raise EOFError("it ends too early")
-            found = unpack.decompress(block, BLOCK)
-            over += len(found)
-            yield len(found)
-            if over > data.size + BLOCK:
-                return
+            yield len(unpack.decompress(block, BLOCK))
         return
     stream = gzip.GzipFile(fileobj=file) if data.packing == "gzip" else bz2.BZ2File(file)
-    over = 0
     while block := stream.read(BLOCK):
-        over += len(block)
         yield len(block)
-        if over > data.size + BLOCK:
-            return
 
 
 def _meta(path: Path) -> _Data:

@@ -17,11 +17,12 @@ from masam_auto.core.dataset import (
     parse_sequences,
 )
 from masam_auto.core.errors import DatasetError, first_few
+from masam_auto.core.file_names import IMAGE_ENDINGS
 from masam_auto.core.jsonio import read_plain
 from masam_auto.imaging.bitmaps import BITMAP_ENDINGS
 from masam_auto.imaging.dicom import is_dicom
 from masam_auto.imaging.dicom_series import Series, find_dicom_files, find_series, name_series
-from masam_auto.imaging.io import IMAGE_ENDINGS, is_image
+from masam_auto.imaging.io import is_image
 from masam_auto.imaging.videos import VIDEO_ENDINGS, is_video
 
 logger = logging.getLogger(__name__)

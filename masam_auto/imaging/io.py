@@ -14,6 +14,7 @@ import numpy as np
 
 from masam_auto.core.dataset import Case, DatasetDescription
 from masam_auto.core.errors import ImageError, MasamError
+from masam_auto.core.file_names import IMAGE_ENDINGS
 from masam_auto.core.geometry import Geometry
 from masam_auto.imaging import bitmaps, tiff, volumes
 from masam_auto.imaging.dicom import read_series
@@ -79,8 +80,6 @@ READERS: dict[str, Reader] = {
     ".tiff": _TIFF,
 }
 NIFTI_ENDINGS = tuple(ending for ending, reader in READERS.items() if reader is _NIFTI)
-IMAGE_ENDINGS = tuple(sorted(READERS, key=len, reverse=True))
-"""Known file endings, longest first, so that the first one that fits a name is the right one."""
 
 
 def is_image(path: Path) -> bool:

@@ -21,7 +21,7 @@ from masam_auto.imaging.components import (
     staying,
 )
 from masam_auto.imaging.confusion import class_dice, count_confusion, known_values, mean_dice, table_size
-from masam_auto.imaging.io import IMAGE_ENDINGS, read_labels, write_labels
+from masam_auto.imaging.io import is_image, read_labels, write_labels
 from masam_auto.imaging.placement import labels_on_grid
 from masam_auto.imaging.workers import workers_for
 from masam_auto.stages.output_folder import check_output, refuse_to_overwrite
@@ -126,7 +126,7 @@ def postprocess_folder(
     if not source.is_dir():
         raise DatasetError(f"folder not found: {source}")
     there = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
-    files = [path for path in there if path.name.lower().endswith(IMAGE_ENDINGS)]
+    files = [path for path in there if is_image(path)]
     if not files:
         raise DatasetError(
             f"{source}: no segmentations. Give a folder of label files, e.g. one that masam_predict wrote."

@@ -11,13 +11,13 @@ import numpy as np
 from masam_auto.core.companions import NNUNET_SPLITS_NAME, SPLITS_NAME
 from masam_auto.core.dataset import Case, Dataset, DatasetDescription, has_ending
 from masam_auto.core.errors import CaseErrors, DatasetError, ImageError, PlanError
+from masam_auto.core.file_names import IMAGE_ENDINGS
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.labels import as_number
 from masam_auto.core.parallel import Workers, map_cases
 from masam_auto.core.patients import patients_of
 from masam_auto.core.splits import read_splits
 from masam_auto.imaging.io import (
-    IMAGE_ENDINGS,
     SAME_GRID,
     grid_difference,
     label_ending,

@@ -17,10 +17,10 @@ from PIL import Image
 
 from masam_auto.core.dataset import Case, DatasetDescription, open_dataset, parse_description
 from masam_auto.core.errors import ImageError, OutputError
+from masam_auto.core.file_names import IMAGE_ENDINGS
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.paths import Paths
 from masam_auto.imaging.io import (
-    IMAGE_ENDINGS,
     label_ending,
     read_case,
     read_case_labels,
