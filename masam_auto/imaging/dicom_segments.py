@@ -59,6 +59,8 @@ def read_segments(file: Path, image: Geometry) -> Segments:
 
     with telling_damage(file):
         tags = pydicom.dcmread(file, force=True)
+        if "TransferSyntaxUID" not in tags.file_meta:  # without a preamble; DICOM's default
+            tags.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
         pixels = tags.pixel_array.reshape(-1, *grid.shape[1:])
         return Segments(file=file, pixels=_numbered(tags, pixels), slots=slots, grid=grid)
 

@@ -197,6 +197,23 @@ def test_monochrome1_gives_the_values_that_were_stored(tmp_path: Path, dicom_fil
     assert np.array_equal(read_series(files).array[0], 2.0 * STORED - 1024)
 
 
+@pytest.mark.parametrize("in_groups", [True, False])
+def test_monochrome1_of_several_frames_is_rescaled_wherever_it_says_so(
+    tmp_path: Path, dicom_files: ModuleType, in_groups: bool
+) -> None:
+    import pydicom
+
+    file = dicom_files.write_enhanced(tmp_path / "e", STORED, STRAIGHT, order=range(len(STORED)), slopes=(2.0,))
+    tags = pydicom.dcmread(file)
+    tags.PhotometricInterpretation = "MONOCHROME1"
+    if not in_groups:
+        tags.RescaleSlope, tags.RescaleIntercept = 2.0, -5.0
+        for frame in tags.PerFrameFunctionalGroupsSequence:
+            del frame.PixelValueTransformationSequence
+    tags.save_as(file)
+    assert np.array_equal(read_series([file]).array[0], 2.0 * STORED - 5)
+
+
 def test_files_without_a_preamble_are_dicom(tmp_path: Path, dicom_files: ModuleType) -> None:
     import pydicom
 

@@ -177,3 +177,15 @@ def test_damage_and_absence(written: Callable[..., tuple[Path, Geometry]], monke
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(DatasetError, match=r"seg\.dcm: reading DICOM needs pydicom"):
         read_segments(file, geometry)
+
+
+def test_an_object_without_a_preamble_is_read(written: Callable[..., tuple[Path, Geometry]]) -> None:
+    import pydicom
+
+    file, grid = written(Geometry(shape=SHAPE, spacing=(2.5, 0.7, 0.9)))
+    before = masks(file, grid)
+    tags = pydicom.dcmread(file)
+    del tags.file_meta
+    pydicom.dcmwrite(file, tags, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    after = masks(file, grid)
+    assert before[1] == after[1] and all(np.array_equal(a, b) for a, b in zip(before[0], after[0], strict=True))
