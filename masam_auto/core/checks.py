@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from masam_auto.core.errors import PlanError
@@ -30,6 +31,25 @@ def check_finite(where: str, section: Any) -> None:
         value = getattr(section, field.name)
         numbers = [part for part in (value if isinstance(value, tuple) else (value,)) if isinstance(part, float)]
         check(all(map(math.isfinite, numbers)), f"{where}.{field.name} must be finite, got {value}")
+
+
+def check_limits(where: str, section: Any, limits: Mapping[str, int]) -> None:
+    """Refuse whole numbers that are not from 1 to their limit.
+
+    Nothing sensible comes near the limits: they keep a plan that was mistyped, or that came from elsewhere, from asking for
+    years or for all memory.
+
+    Args:
+        where: how the section is called in the plan, e.g. "network.".
+        section: the dataclass.
+        limits: of its fields.
+
+    Raises:
+        PlanError: naming the field.
+    """
+    for name, limit in limits.items():
+        value = getattr(section, name)
+        check(1 <= value <= limit, f"{where}{name} must be at least 1 and at most {limit}, got {value}")
 
 
 def check_range(field: str, bounds: tuple[float, float], *, low: float = -math.inf, high: float = math.inf) -> None:

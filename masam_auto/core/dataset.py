@@ -9,8 +9,10 @@ from typing import Any
 from masam_auto.core.errors import DatasetError, first_few
 from masam_auto.core.file_names import IMAGE_ENDINGS, check_file_name
 from masam_auto.core.jsonio import parse_json
-from masam_auto.core.labels import Labels, as_number, parse_labels
+from masam_auto.core.labels import DIGITS, Labels, as_number, parse_labels
 from masam_auto.core.paths import DATASET_NAME, Paths, find_dataset_name
+
+CHANNEL_LIMIT = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -325,9 +327,11 @@ def _located(folder: Path, file: str) -> Path:
 def _parse_channels(raw: Any) -> tuple[str, ...]:
     if not isinstance(raw, dict) or not raw:
         raise DatasetError('dataset.json: "channel_names" must map channel numbers to names, e.g. {"0": "CT"}')
-    if not all(str(key).isdecimal() for key in raw):
+    if not all(str(key).isdecimal() and len(str(key)) <= DIGITS for key in raw):
         hint = " It looks reversed: write the number first." if all(str(v).isdigit() for v in raw.values()) else ""
         raise DatasetError(f'dataset.json: "channel_names" must have numbers as keys, got {list(raw)}.{hint}')
+    if len(raw) > CHANNEL_LIMIT:
+        raise DatasetError(f'dataset.json: "channel_names" has {len(raw)} channels; at most {CHANNEL_LIMIT} are taken')
     ordered = sorted(raw.items(), key=lambda item: int(item[0]))
     if [int(key) for key, _ in ordered] != list(range(len(ordered))):
         raise DatasetError(f'dataset.json: "channel_names" must be numbered from 0 without gaps, got {list(raw)}')

@@ -3,8 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from masam_auto.core.checks import check, check_finite
+from masam_auto.core.checks import check, check_finite, check_limits
 
+LIMITS = {
+    "dim": 1 << 14, "depth": 256, "heads": 256, "window": 1 << 10, "token_stride": 64, "embedding": 1 << 14,
+    "decoder_heads": 256, "decoder_mlp": 1 << 16, "adapter_channels": 1 << 14,
+}  # fmt: skip
+LARGEST_MLP_RATIO = 64
 DecoderName = Literal["sam", "progressive", "multiscale"]  # keys of `network.decoder.DECODERS`
 
 
@@ -61,10 +66,11 @@ class EncoderSpec:
         """Raises PlanError: a plan may hold sizes that were written by hand."""
         where = "encoder sizes"
         check_finite(where, self)
-        for name in ("dim", "depth", "heads", "window", "token_stride", "embedding", "decoder_heads", "decoder_mlp"):
-            check(getattr(self, name) >= 1, f"{where}: {name} must be at least 1, got {getattr(self, name)}")
-        check(self.mlp_ratio > 0, f"{where}: mlp_ratio must be above 0, got {self.mlp_ratio}")
-        check(self.adapter_channels >= 1, f"{where}: adapter_channels must be at least 1, got {self.adapter_channels}")
+        check_limits(f"{where}: ", self, LIMITS)
+        check(
+            0 < self.mlp_ratio <= LARGEST_MLP_RATIO,
+            f"{where}: mlp_ratio must be above 0 and at most {LARGEST_MLP_RATIO}, got {self.mlp_ratio}",
+        )
         check(self.dim % self.heads == 0, f"{where}: heads ({self.heads}) must divide dim ({self.dim})")
         check(
             self.embedding % (2 * self.decoder_heads) == 0,

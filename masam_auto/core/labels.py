@@ -7,6 +7,8 @@ from typing import Any
 
 from masam_auto.core.errors import DatasetError
 
+LIMIT = 1000  # names, and values; pairs of classes are compared, and the network has an output for each
+DIGITS = 18
 SIDES = (
     ("left", "right"),
     ("anterior", "posterior"),
@@ -36,6 +38,11 @@ class Labels:
         if len(self.foreground) < 1:
             raise DatasetError('dataset.json: "labels" names no foreground class')
         declared = self.declared
+        if max(len(self.values), len(declared)) > LIMIT:
+            raise DatasetError(
+                f'dataset.json: "labels" has {max(len(self.values), len(declared))} classes; at most {LIMIT} are taken. Join '
+                "some, or leave some out."
+            )
         if self.ignore is None and declared != tuple(range(len(declared))):
             raise DatasetError(
                 f"dataset.json: label values must be consecutive from 0, got {declared}. Renumber the labels."
@@ -130,7 +137,8 @@ def parse_labels(raw: dict, regions_class_order: list | None) -> Labels:
 
 def as_number(value: Any) -> Any:
     """A whole number that was written as text ("1") as what is meant; anything else as it is."""
-    return int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+    is_number = isinstance(value, str) and value.strip().isdecimal() and len(value) <= DIGITS
+    return int(value) if is_number else value
 
 
 def named_sides(names: Sequence[str]) -> tuple[tuple[str, str], ...]:

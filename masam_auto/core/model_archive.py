@@ -31,13 +31,14 @@ from masam_auto.core.selection import SELECTION_NAME
 
 MANIFEST_NAME, CARD_NAME = "manifest.json", "README.md"
 MANIFEST_LIMIT = 1 << 22  # bytes; a manifest of a hundred models has some 10^5
+MODELS_LIMIT, FILES_LIMIT = 100, 10_000
 BLOCK = 1 << 20
 DATASET = re.compile(r"Dataset\d{3,}_[^/\\:\x00-\x1f]+")
 FILE = re.compile(
     rf"{re.escape(SELECTION_NAME)}"
     rf"|{NAME.pattern}__{NAME.pattern}/"
     r"(?:plan\.json|dataset\.json|splits\.json|README\.md"
-    r"|fold_(?:\d+|all)/(?:checkpoint_(?:best|latest)/(?:model\.safetensors|checkpoint\.json)|validation/summary\.json))"
+    r"|fold_(?:0|[1-9]\d{0,5}|all)/(?:checkpoint_(?:best|latest)/(?:model\.safetensors|checkpoint\.json)|validation/summary\.json))"
 )
 NAME_LIMIT = 255  # characters, as file systems have it
 WRITTEN_AT = (1980, 1, 1, 0, 0, 0)  # the zip format's first day: the same model is the same bytes on every day
@@ -72,8 +73,11 @@ class Manifest:
         names = Counter(file.name.casefold() for file in self.files)
         if repeated := sorted(name for name, count in names.items() if count > 1):
             raise ModelError(f"{repeated[0]!r} stands twice in the manifest")
-        if not self.models:
-            raise ModelError("the manifest lists no model")
+        if not 1 <= len(self.models) <= MODELS_LIMIT or len(self.files) > FILES_LIMIT:
+            raise ModelError(
+                f"the manifest lists {len(self.models)} models of {len(self.files)} files; from 1 model to {MODELS_LIMIT} of "
+                f"{FILES_LIMIT} files are taken"
+            )
 
     @property
     def models(self) -> tuple[str, ...]:

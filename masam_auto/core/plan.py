@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from masam_auto.core.checks import check, check_finite, check_name, check_range
+from masam_auto.core.checks import check, check_finite, check_limits, check_name, check_range
 from masam_auto.core.encoders import CUSTOM, DecoderName, EncoderSpec, check_sam_form
 from masam_auto.core.errors import PlanError
 from masam_auto.core.geometry import Geometry, Shape, Triple
@@ -15,6 +15,11 @@ Range = tuple[float, float]
 # From electron microscopes (nanometres) to far beyond any scanner; outside, a number was mistyped.
 SPACING_LIMITS = (1e-6, 1e4)
 CANVAS_LIMITS = (16, 4096)
+# Slices, windows and updates: far beyond what any machine does in a step.
+STEP_LIMITS = {"window": 1023, "batch_size": 1 << 14, "accumulation": 1 << 14}
+INFERENCE_LIMITS = {"slice_stride": 1023, "max_slices": 1 << 12}
+NETWORK_LIMITS = {"increment_rank": 1 << 12, "adapter_channels": 1 << 14}
+LARGEST_OVERLAP = 1 - 0.05  # of tiles: a share of 0.95 is 400 tiles for one
 # Above zero, for factors that a logarithm or a power is taken of.
 SMALLEST_FACTOR = 1e-3
 
@@ -130,9 +135,8 @@ class Configuration:
             f"{where}: spacing must be positive and within {SPACING_LIMITS[0]:g}..{SPACING_LIMITS[1]:g} mm, "
             f"got {self.spacing}",
         )
-        check(
-            self.window >= 1 and self.window % 2 == 1, f"{where}: window must be odd and at least 1, got {self.window}"
-        )
+        check_limits(f"{where}: ", self, STEP_LIMITS)
+        check(self.window % 2 == 1, f"{where}: window must be odd, got {self.window}")
         check(
             all(CANVAS_LIMITS[0] <= side <= CANVAS_LIMITS[1] for side in self.canvas),
             f"{where}: canvas sides must be at least {CANVAS_LIMITS[0]} and at most {CANVAS_LIMITS[1]} px, "
@@ -145,9 +149,6 @@ class Configuration:
         check(
             set(self.mirror_axes) <= {0, 1, 2} and len(set(self.mirror_axes)) == len(self.mirror_axes),
             f"{where}: mirror_axes must be among 0, 1, 2, each at most once, got {self.mirror_axes}",
-        )
-        check(
-            self.batch_size >= 1 and self.accumulation >= 1, f"{where}: batch_size and accumulation must be at least 1"
         )
         check(
             self.axes is None or self.axes == UNKNOWN_AXES or is_axes_code(self.axes),
@@ -242,8 +243,7 @@ class NetworkPlan:
             "with network.increment=none and network.adapters=none to train neck and decoder alone",
         )
         check(self.increment_scale != 0, "network.increment_scale must not be 0; for none give network.increment=none")
-        check(self.increment_rank >= 1, f"network.increment_rank must be at least 1, got {self.increment_rank}")
-        check(self.adapter_channels >= 1, f"network.adapter_channels must be at least 1, got {self.adapter_channels}")
+        check_limits("network.", self, NETWORK_LIMITS)
         check(
             0 <= self.increment_dropout < 1,
             f"network.increment_dropout must be within 0..1, got {self.increment_dropout}",
@@ -390,10 +390,11 @@ class InferencePlan:
             set(self.reversed_axes) <= {0, 1, 2} and len(set(self.reversed_axes)) == len(self.reversed_axes),
             f"inference.reversed_axes must be among 0, 1, 2, each at most once, got {self.reversed_axes}",
         )
+        check_limits("inference.", self, INFERENCE_LIMITS)
         check(
-            self.slice_stride >= 1 and self.max_slices >= 1, "inference.slice_stride and max_slices must be at least 1"
+            0 <= self.tile_overlap <= LARGEST_OVERLAP,
+            f"inference.tile_overlap must be within 0..{LARGEST_OVERLAP}, got {self.tile_overlap}",
         )
-        check(0 <= self.tile_overlap < 1, f"inference.tile_overlap must be within 0..1, got {self.tile_overlap}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,15 +14,25 @@ from masam_auto.core.jsonio import read_json
 from masam_auto.core.paths import DATASET_NAME, find_dataset_name
 from masam_auto.core.plan import Configuration, Plan
 from masam_auto.core.sam_files import SamWeights
-from masam_auto.learning.checkpoint import BEST, LATEST, ModelHeader, differences, plan_digest, read_header, read_model
+from masam_auto.learning.checkpoint import (
+    BEST,
+    LATEST,
+    STATE_FILE,
+    ModelHeader,
+    TrainingState,
+    differences,
+    plan_digest,
+    read_header,
+    read_model,
+)
 from masam_auto.learning.sam_weights import sam_of_model
-from masam_auto.network.build import build_network, sam_tensors, take_tensors
+from masam_auto.network.build import build_network, check_state, sam_tensors, take_tensors
 from masam_auto.network.masam import MaSam
 from masam_auto.network.sam import load_sam_checkpoint
 
 logger = logging.getLogger(__name__)
 
-FOLD = re.compile(r"fold_(\d+|all)")
+FOLD = re.compile(r"fold_(0|[1-9]\d{0,5}|all)")
 # What the latest holds when a training has ended are its final, averaged weights.
 CHECKPOINTS = {"best": BEST, "latest": LATEST, "final": LATEST}
 
@@ -182,6 +192,20 @@ def load_networks(
         take_tensors(network, learned, frozen[sam], origin=str(folder))
         networks.append(network.eval())
     return tuple(networks)
+
+
+def read_fitting(
+    folder: Path, plan: Plan, configuration: Configuration, description: DatasetDescription
+) -> tuple[ModelHeader, dict[str, torch.Tensor], TrainingState]:
+    """Read a checkpoint and check that `load_networks` would take it, though its SAM file may still be missing.
+
+    Raises:
+        ModelError: it is missing, damaged, or of another plan; tensors are not the network's, or not finite.
+        PlanError: its checkpoint.json is missing or damaged.
+    """
+    header, tensors = read_model(folder)
+    check_state(_build_for(header, folder, plan, configuration, description), tensors, origin=str(folder))
+    return header, tensors, read_json(folder / STATE_FILE, TrainingState, what="checkpoint")
 
 
 def _build_for(

@@ -216,12 +216,9 @@ def trainable_state_dict(network: MaSam) -> dict[str, Tensor]:
 
 
 def load_trainable_state(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> None:
-    """Put a checkpoint's tensors back; what is frozen and not in it stays.
-
-    Raises:
-        ModelError: the checkpoint is of another network: tensors are missing, unknown or of another shape.
-    """
-    _load(network, state, set(trainable_state_dict(network)), origin)
+    """Put a checkpoint's tensors back; what is frozen and not in it stays. Raises ModelError as `check_state`."""
+    check_state(network, state, origin=origin)
+    _copy(network.state_dict(), state)
 
 
 def load_sam_weights(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> None:
@@ -262,9 +259,9 @@ def take_tensors(network: MaSam, state: Mapping[str, Tensor], frozen: Mapping[st
         origin: the checkpoint, for messages.
 
     Raises:
-        ModelError: the checkpoint is of another network: tensors are missing, unknown or of another shape.
+        ModelError: as `check_state`.
     """
-    _check(network, state, set(trainable_state_dict(network)), origin)
+    check_state(network, state, origin=origin)
     network.load_state_dict({**frozen, **state}, assign=True)
 
 
@@ -290,13 +287,19 @@ def load_published_checkpoint(network: MaSam, state: Mapping[str, Tensor], *, or
     _copy(own, fit_published(state, wanted, origin=origin))
 
 
-def _load(network: nn.Module, state: Mapping[str, Tensor], expected: set[str], origin: str) -> None:
-    _check(network, state, expected, origin)
-    _copy(network.state_dict(), state)
+def check_state(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> None:
+    """Check that a checkpoint's tensors are what this network needs of one.
 
+    Args:
+        network: it may be on the meta device.
+        state: the tensors.
+        origin: the checkpoint, for messages.
 
-def _check(network: nn.Module, state: Mapping[str, Tensor], expected: set[str], origin: str) -> None:
-    own = network.state_dict()
+    Raises:
+        ModelError: the checkpoint is of another network: tensors are missing, unknown, of another shape or kind; or values
+            are not finite.
+    """
+    own, expected = network.state_dict(), set(trainable_state_dict(network))
     advice = "it was made by another plan or version"
     if found := differences(state, {name: own[name] for name in expected}):
         raise ModelError(
@@ -311,6 +314,12 @@ def _check(network: nn.Module, state: Mapping[str, Tensor], expected: set[str], 
         if value.shape != own[name].shape:
             raise ModelError(
                 f"{origin}: {name} has shape {tuple(value.shape)}, this network needs {tuple(own[name].shape)}; {advice}"
+            )
+        if value.is_floating_point() != own[name].is_floating_point():
+            raise ModelError(f"{origin}: {name} holds values of type {value.dtype}, not {own[name].dtype}; {advice}")
+        if not value.isfinite().all():
+            raise ModelError(
+                f"{origin}: {name} holds values that are not finite. Take another checkpoint, or train again."
             )
 
 

@@ -7,22 +7,14 @@ from typing import Any
 
 from masam_auto import __version__
 from masam_auto.core.dataset import DatasetDescription
-from masam_auto.core.errors import ModelError, OutputError, PlanError
-from masam_auto.core.jsonio import decode, read_json, read_plain, write_bytes, write_json
+from masam_auto.core.errors import OutputError, PlanError
+from masam_auto.core.jsonio import decode, read_plain, write_bytes, write_json
 from masam_auto.core.model_archive import CARD_NAME, Manifest, scratch_folder, write_archive
 from masam_auto.core.paths import DATASET_NAME
 from masam_auto.core.plan import Configuration, Plan
 from masam_auto.core.selection import SELECTION_NAME, Selection
-from masam_auto.learning.checkpoint import (
-    MODEL_FILE,
-    STATE_FILE,
-    ModelHeader,
-    TrainingState,
-    differences,
-    read_model,
-    write_model,
-)
-from masam_auto.learning.models import TrainedModel, choose_folds, configuration_of, open_model
+from masam_auto.learning.checkpoint import MODEL_FILE, STATE_FILE, write_model
+from masam_auto.learning.models import TrainedModel, choose_folds, configuration_of, open_model, read_fitting
 from masam_auto.stages.evaluate import SUMMARY_NAME
 from masam_auto.stages.model_card import FoldFacts, model_card
 
@@ -123,19 +115,18 @@ def _stage_fold(
     *,
     case_names: bool,
 ) -> FoldFacts:
-    header, tensors = read_model(checkpoint)
-    check_fits(header, checkpoint, plan, configuration, description)
+    header, tensors, state = read_fitting(checkpoint, plan, configuration, description)
     header = replace(
         header,
         sam_file=None if header.sam_file is None else Path(header.sam_file).name,
         pretrained_weights=_without_place(header.pretrained_weights),
     )
-    state = replace(read_json(checkpoint / STATE_FILE, TrainingState, what="checkpoint"), checksums={})
+    state = replace(state, checksums={})
     fold = checkpoint.parent
     copy = target / fold.name / checkpoint.name
     write_json(copy / STATE_FILE, state)
     write_model(copy / MODEL_FILE, header, tensors)
-    summary = _read_summary(fold / "validation" / SUMMARY_NAME, case_names=case_names)
+    summary = read_summary(fold / "validation" / SUMMARY_NAME, case_names=case_names)
     if summary is not None:
         write_json(target / fold.name / "validation" / SUMMARY_NAME, summary)
     number = fold.name.removeprefix("fold_")
@@ -147,28 +138,18 @@ def _stage_fold(
     )
 
 
-def check_fits(
-    header: ModelHeader, checkpoint: Path, plan: Plan, configuration: Configuration, description: DatasetDescription
-) -> None:
-    """Raise ModelError where a checkpoint is of another network than the plan and the labels beside it."""
-    problems = differences(
-        header, plan.network, canvas=configuration.canvas, in_channels=description.num_channels,
-        num_outputs=description.labels.num_outputs,
-    )  # fmt: skip
-    if problems:
-        raise ModelError(
-            f"{checkpoint} does not fit the plan.json and dataset.json of its model: {'; '.join(problems)}"
-        )
-
-
 def shared_description(description: DatasetDescription) -> dict[str, Any]:
     """dataset.json without what names cases; a video model stays one."""
     shared = {key: description.raw[key] for key in SHARED_KEYS if key in description.raw}
     return shared | ({"sequences": SOME_VIDEO} if description.is_video else {})
 
 
-def _read_summary(path: Path, *, case_names: bool) -> dict[str, Any] | None:
-    """A validation's means and its number of cases; with names, each case's metrics by the names of its files."""
+def read_summary(path: Path, *, case_names: bool) -> dict[str, Any] | None:
+    """What is shared of a validation: means and the number of cases; with names, each case's metrics by the names of its files.
+
+    Raises:
+        PlanError: it is damaged.
+    """
     if not path.is_file():
         return None
     summary = read_plain(path, what="summary of the validation")

@@ -7,12 +7,14 @@ from pathlib import Path
 
 from masam_auto.core.claims import claimed
 from masam_auto.core.errors import MasamError, ModelError, OutputError
+from masam_auto.core.jsonio import read_plain
 from masam_auto.core.model_archive import Manifest, extract_archive, read_manifest, scratch_folder
 from masam_auto.core.selection import SELECTION_NAME, TEXT_NAME, read_selection
-from masam_auto.learning.checkpoint import BEST, LATEST, ModelHeader, read_model
-from masam_auto.learning.models import TrainedModel, choose_folds, describe_model, open_model
+from masam_auto.learning.checkpoint import BEST, LATEST, ModelHeader
+from masam_auto.learning.models import TrainedModel, choose_folds, describe_model, open_model, read_fitting
 from masam_auto.learning.sam_weights import sam_of_model
-from masam_auto.stages.export_model import check_fits
+from masam_auto.stages.evaluate import SUMMARY_NAME
+from masam_auto.stages.export_model import read_summary
 
 logger = logging.getLogger(__name__)
 
@@ -118,11 +120,18 @@ def _check_model(folder: Path, dataset_name: str) -> dict[Path, ModelHeader]:
     if (plan.dataset_name, plan.name) != (dataset_name, model.plan_name):
         raise ModelError(f"{folder}/plan.json is plan {plan.name} of {plan.dataset_name}")
     configuration = plan.configuration(model.configuration)
-    headers = {path: read_model(path)[0] for kind in (BEST, LATEST) for path in sorted(folder.glob(f"fold_*/{kind}"))}
-    if not headers:
+    splits = folder / "splits.json"
+    if splits.is_file():
+        read_plain(splits, what="splits file")
+    for summary in folder.glob(f"fold_*/validation/{SUMMARY_NAME}"):
+        read_summary(summary, case_names=True)
+    found = [path for kind in (BEST, LATEST) for path in sorted(folder.glob(f"fold_*/{kind}"))]
+    if not found:
         raise ModelError(f"{folder} has no checkpoint")
+    headers = {path: read_fitting(path, plan, configuration, description)[0] for path in found}
     for path, header in headers.items():
-        check_fits(header, path, plan, configuration, description)
+        if header.sam_file is not None and Path(header.sam_file).name != header.sam_file:
+            raise ModelError(f"{path} names a SAM file elsewhere: {header.sam_file!a}")
     return headers
 
 

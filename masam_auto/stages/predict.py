@@ -13,6 +13,7 @@ from masam_auto.core.boxes import GivenBox
 from masam_auto.core.dataset import Case, DatasetDescription
 from masam_auto.core.errors import DatasetError, ImageError, ModelError, PlanError
 from masam_auto.core.geometry import Box, Geometry
+from masam_auto.core.plan import LARGEST_OVERLAP
 from masam_auto.core.postprocessing import Postprocessing
 from masam_auto.core.selection import Selection
 from masam_auto.imaging.components import apply_postprocessing
@@ -41,6 +42,8 @@ from masam_auto.stages.segment import (
 )
 
 logger = logging.getLogger(__name__)
+
+SMALLEST_STEP = 1 - LARGEST_OVERLAP
 
 Returned = Literal["labels", "probabilities", "both"]
 Files = Path | str | Sequence[Path | str]
@@ -118,14 +121,16 @@ class Predictor:
 
         Args:
             step_size: windows of slices and tiles follow each other by this share of their length (at least a slice),
-                so that 1 - step_size is their overlap; the depth is then never taken as a whole. Within (0, 1].
+                so that 1 - step_size is their overlap; the depth is then never taken as a whole. At least 0.05, at most 1.
             mirror: whether to average over the flips that the plans allow.
 
         Raises:
-            PlanError: a step size outside (0, 1].
+            PlanError: another step size.
         """
-        if step_size is not None and not 0 < step_size <= 1:
-            raise PlanError(f"the step size must be above 0 and at most 1 (a share of the window), got {step_size:g}")
+        if step_size is not None and not SMALLEST_STEP <= step_size <= 1:
+            raise PlanError(
+                f"the step size must be at least {SMALLEST_STEP:.2g} and at most 1 (a share of the window), got {step_size:g}"
+            )
         members = tuple(change_inference(member, step_size=step_size, mirror=mirror) for member in self.members)
         return replace(self, members=members)
 

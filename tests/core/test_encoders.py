@@ -30,8 +30,10 @@ def test_every_tap_has_a_level(global_blocks: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"depth": 0}, "depth must be at least 1 and at most 256, got 0"),
+        ({"depth": 10**9}, "depth must be at least 1 and at most 256, got 1000000000"),
         ({"mlp_ratio": 0.0}, "mlp_ratio must be above 0"),
+        ({"mlp_ratio": 1e9}, "mlp_ratio must be above 0 and at most 64"),
         ({"mlp_ratio": float("nan")}, "mlp_ratio must be finite"),
         ({"adapter_channels": 0}, "adapter_channels must be at least 1"),
         ({"heads": 5}, r"heads \(5\) must divide dim \(48\)"),

@@ -13,8 +13,10 @@ import pytest
 
 from masam_auto.core.errors import ModelError, OutputError
 from masam_auto.core.model_archive import (
+    FILES_LIMIT,
     MANIFEST_LIMIT,
     MANIFEST_NAME,
+    MODELS_LIMIT,
     ArchivedFile,
     Manifest,
     extract_archive,
@@ -99,6 +101,9 @@ HOSTILE_NAMES = (
     "masam__axis0/plan.json\n",
     "masam__axis0/fold_0/checkpoint_best/model.pkl",
     "masam__axis0/fold_1/training.log",
+    "masam__axis0/fold_00/checkpoint_best/checkpoint.json",
+    "masam__axis0/fold_0000000/checkpoint_best/checkpoint.json",
+    "masam__axis0/fold_1000000/checkpoint_best/checkpoint.json",
     "run.py",
     "",
     "_" * 40_000,
@@ -190,7 +195,15 @@ MORE = LISTED | {"masam__axis0/dataset.json": b"{}"}
         (manifest_of(MORE), "'masam__axis0/dataset.json' should have 2 bytes and is not there"),
         (manifest_of({"masam__axis0/plan.json": b"{}  "}), "should have 4 bytes and has 2 bytes"),
         (manifest_of({"masam__axis0/plan.json": b"[]"}), "SHA-256 differs from the manifest's"),
-        (manifest_of({}), "lists no model"),
+        (manifest_of({}), "lists 0 models"),
+        (
+            manifest_of({f"a__{i}/plan.json": b"" for i in range(MODELS_LIMIT + 1)}),
+            "lists 101 models of 101 files; from 1",
+        ),
+        (
+            manifest_of({f"a__b/fold_{i}/validation/summary.json": b"" for i in range(FILES_LIMIT + 1)}),
+            "of 10001 files",
+        ),
         (manifest_of(LISTED, dataset_name="Dataset001_../../x"), "no name of a data set"),
         (manifest_of(LISTED, dataset_name="elsewhere"), "no name of a data set"),
         (manifest_of(LISTED, files=7), "Expected `array`"),

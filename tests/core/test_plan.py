@@ -95,6 +95,11 @@ def test_override_of_configurations_and_augmentation():
         ("training.learning_rate=nan", "--set training.learning_rate=nan"),
         ("training.num_epochs.more=3", "no fields of its own"),
         ("inference.depth=sideways", "--set inference.depth"),
+        ("inference.tile_overlap=0.9999999", "inference.tile_overlap must be within 0..0.95"),
+        ("inference.max_slices=1000000000", "inference.max_slices must be at least 1 and at most 4096"),
+        ("inference.slice_stride=0", "inference.slice_stride must be at least 1"),
+        ("network.increment_rank=100000", "network.increment_rank must be at least 1 and at most 4096"),
+        ("network.adapter_channels=0", "network.adapter_channels must be at least 1"),
     ],
 )
 def test_override_refuses_with_one_clear_line(assignment, message):
@@ -118,7 +123,9 @@ def test_override_refuses_with_one_clear_line(assignment, message):
         ({"name": "../axis0"}, "configuration's name"),
         ({"magnification": 0.0}, "magnification"),
         ({"mirror_axes": (3,)}, "mirror_axes"),
-        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 0}, "batch_size must be at least 1 and at most 16384, got 0"),
+        ({"accumulation": 10**9}, "accumulation must be at least 1 and at most 16384"),
+        ({"window": 10**12 + 1}, "window must be at least 1 and at most 1023"),
         ({"normalization": ()}, "normalization"),
         ({"order_image": 2}, "orders"),
     ],

@@ -24,6 +24,7 @@ from masam_auto.core.sam_files import file_sha256
 from masam_auto.core.selection import SELECTION_NAME, TEXT_NAME, SelectedModel, Selection, read_selection
 from masam_auto.core.summary import summarise_cases
 from masam_auto.learning.checkpoint import (
+    MODEL_FILE,
     Checkpoint,
     ModelHeader,
     TrainingState,
@@ -32,10 +33,13 @@ from masam_auto.learning.checkpoint import (
     read_model,
     save_checkpoint,
 )
+from masam_auto.learning.checkpoint import write_model as write_model_file
 from masam_auto.learning.models import describe_model, load_networks, open_model
 from masam_auto.stages.evaluate import evaluate_arrays
 from masam_auto.stages.export_model import Member, export_model
 from masam_auto.stages.install_model import bring_back, exchange, install_model
+
+pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 SECRET = "mueller_hans_1950"
 PLACE = "/home/mueller"
@@ -100,12 +104,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_same_networks_come_out(
-    model: Path, tmp_path: Path, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "masam_auto.learning.models.build_network", lambda *a, device, **k: tiny.build_tiny(*a, **k).to(device)
-    )
+def test_the_same_networks_come_out(model: Path, tmp_path: Path) -> None:
     folder = install(export(model, tmp_path / "model.zip"), tmp_path)
     assert folder == tmp_path / "here" / "Dataset001_Toy" / "masam__axis0"
     assert describe_model(folder).folds == (0, 1)
@@ -272,9 +271,7 @@ def test_what_is_there_is_kept_unless_told_otherwise(model: Path, tmp_path: Path
 
 def test_a_model_that_does_not_fit_its_plan_is_not_exported(tmp_path: Path, tiny: ModuleType) -> None:
     folder = write_model(tmp_path / "there", tiny, num_outputs=5)
-    with pytest.raises(
-        ModelError, match=r"does not fit the plan\.json and dataset\.json of its model: it was trained for 5"
-    ):
+    with pytest.raises(ModelError, match=r"does not fit .*masam__axis0/plan\.json: it was trained for 5"):
         export(folder, tmp_path / "model.zip")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
 
@@ -324,6 +321,46 @@ def no_tensors(inside: Path) -> None:
     (inside / "masam__axis0" / "fold_1" / "checkpoint_best" / "model.safetensors").write_bytes(b"\x80\x04pickle")
 
 
+def change_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def rewrite(inside: Path) -> None:
+        folder = inside / "masam__axis0" / "fold_1" / "checkpoint_best"
+        header, tensors = read_model(folder)
+        change(tensors)
+        write_model_file(folder / MODEL_FILE, header, tensors)
+
+    return rewrite
+
+
+NAME = "mask_decoder.head.weight"
+other_shape = change_weights(lambda tensors: tensors.update({NAME: tensors[NAME][:, :-1].clone()}))
+whole_numbers = change_weights(lambda tensors: tensors.update({NAME: tensors[NAME].to(torch.int32)}))
+not_finite = change_weights(lambda tensors: tensors[NAME].view(-1)[-1:].fill_(float("nan")))
+one_less = change_weights(lambda tensors: tensors.pop(NAME))
+one_more = change_weights(lambda tensors: tensors.update({"image_encoder.blocks.999999999.norm": torch.ones(1)}))
+
+
+def other_json(name: str, text: str) -> Callable[[Path], None]:
+    def rewrite(inside: Path) -> None:
+        file = inside / "masam__axis0" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    return rewrite
+
+
+def endless_window(inside: Path) -> None:
+    file = inside / "masam__axis0" / "plan.json"
+    plan = read_plain(file, what="")
+    plan["configurations"]["axis0"]["window"] = 10**12 + 1
+    write_json(file, plan)
+
+
+def sam_file_elsewhere(inside: Path) -> None:
+    folder = inside / "masam__axis0" / "fold_1" / "checkpoint_best"
+    header, tensors = read_model(folder)
+    write_model_file(folder / MODEL_FILE, dataclasses.replace(header, sam_file="/etc/passwd", sam_sha256="0"), tensors)
+
+
 def selection_of_a_fold_that_is_not_there(inside: Path) -> None:
     write_selection(inside, SelectedModel(plan_name="masam", configuration="axis0", folds=(0, 7)))
 
@@ -350,6 +387,19 @@ def write_selection(inside: Path, member: SelectedModel) -> None:
         (frames_beyond_the_folder, r"'\.\./victim': cannot name a case"),
         (no_weights, "has no checkpoint"),
         (no_tensors, "model.safetensors is damaged"),
+        (other_shape, rf"fold_1/checkpoint_best: {NAME} has shape"),
+        (whole_numbers, rf"{NAME} holds values of type torch\.int32, not torch\.float32"),
+        (not_finite, rf"{NAME} holds values that are not finite"),
+        (one_less, rf"{NAME} is missing"),
+        (one_more, "it holds an encoder of 1000000000 blocks of width 8"),
+        (
+            other_json("fold_0/checkpoint_best/checkpoint.json", "{"),
+            r"fold_0/checkpoint_best/checkpoint\.json is not valid",
+        ),
+        (other_json("fold_0/validation/summary.json", "[]"), r"fold_0/validation/summary\.json is no summary"),
+        (other_json("splits.json", "["), r"splits\.json is not valid"),
+        (endless_window, "window must be at least 1 and at most 1023, got 1000000000001"),
+        (sam_file_elsewhere, "names a SAM file elsewhere: '/etc/passwd'"),
         (foreign_selection, "is of other models"),
         (selection_of_a_fold_that_is_not_there, "fold 7 of .* has no checkpoint"),
     ],

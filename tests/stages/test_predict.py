@@ -143,7 +143,7 @@ def test_how_to_predict_can_be_changed(intensity: ModuleType, raw_dataset: Calla
     assert member.plan.inference.mirror
     assert predictor.changed() == predictor
     for step_size in (0.0, 1.5, float("nan")):
-        with pytest.raises(PlanError, match="the step size must be above 0 and at most 1"):
+        with pytest.raises(PlanError, match=r"the step size must be at least 0\.05 and at most 1"):
             predictor.changed(step_size=step_size)
 
 
