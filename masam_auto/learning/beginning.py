@@ -15,7 +15,7 @@ from masam_auto.learning.optimizer import build_optimizers
 from masam_auto.learning.weights import WeightAverage
 from masam_auto.network.build import build_network, load_sam_weights, load_trainable_state, trainable_state_dict
 from masam_auto.network.masam import MaSam
-from masam_auto.network.sam import load_sam_checkpoint
+from masam_auto.network.weight_files import load_sam_checkpoint
 
 
 def new_learner(

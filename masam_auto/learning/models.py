@@ -28,7 +28,7 @@ from masam_auto.learning.checkpoint import (
 from masam_auto.learning.sam_weights import sam_of_model
 from masam_auto.network.build import build_network, check_state, sam_tensors, take_tensors
 from masam_auto.network.masam import MaSam
-from masam_auto.network.sam import load_sam_checkpoint
+from masam_auto.network.weight_files import load_sam_checkpoint
 
 logger = logging.getLogger(__name__)
 

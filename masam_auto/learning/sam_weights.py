@@ -9,7 +9,7 @@ from masam_auto.core.plan import NetworkPlan
 from masam_auto.core.sam_files import SAM_FILES, SamWeights, weights_of_model, weights_to_start_from
 from masam_auto.learning.checkpoint import ModelHeader
 from masam_auto.network.published import infer_encoder
-from masam_auto.network.sam import load_sam_checkpoint
+from masam_auto.network.weight_files import load_sam_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from masam_auto.network.masam import MaSam
 from masam_auto.network.mismatch import differences
 from masam_auto.network.published import fit_published
 from masam_auto.network.sam import fit_state
+from masam_auto.network.weight_files import wrong_values
 
 _PROMPT_PARTS = {
     ("tokens", "none"): ("no_mask_embed.",),
@@ -226,7 +227,7 @@ def load_sam_weights(network: MaSam, state: Mapping[str, Tensor], *, origin: str
 
     Args:
         network: built for any canvas and channels; tables and patch embedding are fitted.
-        state: from `sam.load_sam_checkpoint`.
+        state: from `load_sam_checkpoint`.
         origin: the file, for messages.
 
     Raises:
@@ -282,9 +283,13 @@ def load_published_checkpoint(network: MaSam, state: Mapping[str, Tensor], *, or
     Raises:
         ModelError: the checkpoint is of another network.
     """
-    own = network.state_dict()
-    wanted = {name: value for name, value in own.items() if part_of(name) != "encoder"}
-    _copy(own, fit_published(state, wanted, origin=origin))
+    _copy(network.state_dict(), published_tensors(network, state, origin=origin))
+
+
+def published_tensors(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> dict[str, Tensor]:
+    """What `load_published_checkpoint` loads, by this network's names; it may be on the meta device."""
+    wanted = {name: value for name, value in network.state_dict().items() if part_of(name) != "encoder"}
+    return fit_published(state, wanted, origin=origin)
 
 
 def check_state(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> None:
@@ -315,12 +320,8 @@ def check_state(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> 
             raise ModelError(
                 f"{origin}: {name} has shape {tuple(value.shape)}, this network needs {tuple(own[name].shape)}; {advice}"
             )
-        if value.is_floating_point() != own[name].is_floating_point():
-            raise ModelError(f"{origin}: {name} holds values of type {value.dtype}, not {own[name].dtype}; {advice}")
-        if not value.isfinite().all():
-            raise ModelError(
-                f"{origin}: {name} holds values that are not finite. Take another checkpoint, or train again."
-            )
+        if problem := wrong_values(value, own[name]):
+            raise ModelError(f"{origin}: {name} {problem}. Take another checkpoint, or train again.")
 
 
 def _copy(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

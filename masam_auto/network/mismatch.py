@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 _ADAPTER = re.compile(r"image_encoder\.blocks\.\d+\.adapter_(before|after)\.down\.weight")
-_BLOCK = re.compile(r"image_encoder\.(?:blocks|increments\.q_cores|increments\.q_down)\.(\d+)\.")
+_BLOCK = re.compile(r"image_encoder\.(?:blocks|increments\.q_cores|increments\.q_down)\.(\d{1,9})\.")
 _UPSCALING = re.compile(r"mask_decoder\.output_upscaling\.\d+\.weight")
 _FACT, _LORA = "image_encoder.increments.u.weight", "image_encoder.increments.q_down.0.weight"
 _PLACES = {

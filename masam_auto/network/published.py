@@ -14,14 +14,15 @@ from torch import Tensor
 from masam_auto.core.encoders import CUSTOM, ENCODERS, DecoderName, EncoderSpec, sam_encoder
 from masam_auto.core.errors import ModelError, PlanError
 from masam_auto.core.plan import NetworkPlan
+from masam_auto.network.weight_files import wrong_values
 
-_CORE = re.compile(r"([qv])_FacTs_(\d+)")
-_BLOCK = re.compile(r"image_encoder\.blocks\.(\d+)\.")
-_TABLE = re.compile(r"image_encoder\.blocks\.(\d+)\.attn\.rel_pos_[hw]")
-_ADAPTER = re.compile(r"image_encoder\.ImageEncoderViT\.blocks\.(\d+)\.Block\.adapter_([a-z_]+?)(_2)?\.(\w+)")
-_OWN_CORE = re.compile(r"image_encoder\.increments\.([qv])_cores\.(\d+)\.weight")
-_OWN_ADAPTER = re.compile(r"image_encoder\.blocks\.(\d+)\.adapter_(before|after)\.(\w+)\.(\w+)")
-_UPSCALING = re.compile(r"mask_decoder\.output_upscaling\.\d+\.weight")
+_CORE = re.compile(r"([qv])_FacTs_(\d{1,6})")
+_BLOCK = re.compile(r"image_encoder\.blocks\.(\d{1,6})\.")
+_TABLE = re.compile(r"image_encoder\.blocks\.(\d{1,6})\.attn\.rel_pos_[hw]")
+_ADAPTER = re.compile(r"image_encoder\.ImageEncoderViT\.blocks\.(\d{1,6})\.Block\.adapter_([a-z_]+?)(_2)?\.(\w+)")
+_OWN_CORE = re.compile(r"image_encoder\.increments\.([qv])_cores\.(\d{1,6})\.weight")
+_OWN_ADAPTER = re.compile(r"image_encoder\.blocks\.(\d{1,6})\.adapter_(before|after)\.(\w+)\.(\w+)")
+_UPSCALING = re.compile(r"mask_decoder\.output_upscaling\.\d{1,6}\.weight")
 _U, _TOKENS = "image_encoder.increments.u.weight", "mask_decoder.mask_tokens.weight"
 SAM_PATCH = 16
 
@@ -79,8 +80,8 @@ def fit_published(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, 
                 f"{origin}: {published} has shape {tuple(value.shape)}, but the SAM checkpoint and the other tensors ask "
                 f"for {tuple(wanted[name].shape)}"
             )
-        if not value.isfinite().all():
-            raise ModelError(f"{origin}: {published} holds values that are not finite. Take another checkpoint.")
+        if problem := wrong_values(value, wanted[name]):
+            raise ModelError(f"{origin}: {published} {problem}. Take another checkpoint.")
     return {name: value for name, (_, value) in own.items()}
 
 
@@ -113,7 +114,7 @@ def read_variant(state: Mapping[str, Tensor], *, origin: str) -> Variant:
     """
     own = {_own_name(name): value for name, value in state.items()}
     for name in (_U, _TOKENS):
-        if name not in own or own[name].ndim != 2:
+        if name not in own or own[name].ndim != 2 or own[name].numel() == 0:
             published = "image_encoder.FacTu.weight" if name == _U else name
             raise ModelError(
                 f"{origin}: {published} is missing; expected an adapted MA-SAM checkpoint as the reference implementation "
@@ -124,7 +125,7 @@ def read_variant(state: Mapping[str, Tensor], *, origin: str) -> Variant:
     places = {place for place in ("before", "after") if any(f".adapter_{place}." in name for name in downs)}
     return Variant(
         dim=dim,
-        depth=1 + max((int(core[2]) for core in map(_OWN_CORE.fullmatch, own) if core), default=-1),
+        depth=_depth({int(core[2]) for core in map(_OWN_CORE.fullmatch, own) if core}, origin),
         rank=rank,
         adapters="both" if len(places) == 2 else "before" if "before" in places else "after" if places else "none",
         adapter_channels=next(iter(downs.values())).shape[0] if downs else 1,
@@ -183,7 +184,7 @@ def infer_encoder(state: Mapping[str, Tensor], *, canvas: tuple[int, int], origi
     The number of heads in the decoder (8) is SAM's.
 
     Args:
-        state: from `sam.load_sam_checkpoint`.
+        state: from `load_sam_checkpoint`.
         canvas: (height, width) in pixels that the network is for.
         origin: the file, for messages.
 
@@ -204,7 +205,7 @@ def infer_encoder(state: Mapping[str, Tensor], *, canvas: tuple[int, int], origi
     dim = patch[0]
     if patch[2:] != (SAM_PATCH, SAM_PATCH):
         raise ModelError(f"{origin}: patches of {patch[2]} x {patch[3]} px; SAM's are {SAM_PATCH} x {SAM_PATCH}")
-    depth = 1 + max(int(match[1]) for match in map(_BLOCK.match, state) if match)
+    depth = _depth({int(match[1]) for match in map(_BLOCK.match, state) if match}, origin)
     heads = dim // head[1]
     for named in ENCODERS.values():
         if not named.stem and (named.dim, named.depth, named.heads) == (dim, depth, heads):
@@ -252,9 +253,16 @@ def _attention_reach(
     return (length + 1) // 2, global_blocks
 
 
+def _depth(blocks: set[int], origin: str) -> int:
+    """How many blocks there are, of these numbers. Raises ModelError where one is missing."""
+    if missing := set(range(len(blocks))) - blocks:
+        raise ModelError(f"{origin}: block {min(missing)} of the image encoder is missing. Get the file again.")
+    return len(blocks)
+
+
 def _shape(state: Mapping[str, Tensor], name: str, axes: int, origin: str) -> tuple[int, ...]:
     if name not in state:
         raise ModelError(f"{origin}: {name} is missing; expected a SAM checkpoint")
-    if state[name].ndim != axes:
+    if state[name].ndim != axes or state[name].numel() == 0:
         raise ModelError(f"{origin}: {name} has shape {tuple(state[name].shape)}; expected a SAM checkpoint")
     return tuple(state[name].shape)

@@ -1,30 +1,21 @@
 """SAM's parts from the segment-anything package, its checkpoints, and its tables resized to another canvas."""
 
 import importlib.util
-import pickle
 import re
-import struct
 import sys
 from collections.abc import Container, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from masam_auto.core.errors import ModelError
+from masam_auto.network.weight_files import wrong_values
 
 _PRIVATE_NAME = "_masam_auto_segment_anything_modeling"
-# What torch and safetensors raise for files that are damaged or something else.
-_DAMAGED = (
-    OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, SafetensorError, struct.error,
-    pickle.UnpicklingError,
-)  # fmt: skip
 _BLOCK_TABLE = re.compile(r"image_encoder\.blocks\.(\d+)\.attn\.rel_pos_[hw]")
 
 
@@ -59,40 +50,6 @@ PromptEncoder: Any = _modeling.PromptEncoder
 TwoWayTransformer: Any = _modeling.TwoWayTransformer
 LayerNorm2d: Any = _modeling.common.LayerNorm2d
 MLPBlock: Any = _modeling.common.MLPBlock
-
-
-def load_sam_checkpoint(path: Path, *, what: str = "SAM") -> dict[str, Tensor]:
-    """Read SAM-format weights: a `.pth` state dict (never unpickled beyond tensors) or `.safetensors`.
-
-    Files of fine-tunes that keep the state dict under "model" or "state_dict", or whose names begin with "module.",
-    are read too. Floating-point tensors become float32, on the CPU. `what` says in messages whose weights they are.
-
-    Raises:
-        ModelError: the file is missing, damaged, or holds something else than named tensors.
-    """
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file; expected a {what} checkpoint, .pth or .safetensors")
-    try:
-        if path.suffix == ".safetensors":
-            found: Any = load_file(path, device="cpu")
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
-        # the first sentence: torch goes on to advise reading without weights_only
-        reason = str(error).strip().splitlines()[0].split(". ")[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"{path}: cannot be read as weights ({reason}); expected a {what} state dict, .pth or .safetensors. "
-            "Download the file again."
-        ) from error
-    for wrapper in ("model", "state_dict"):
-        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
-            found = found[wrapper]
-    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise ModelError(f"{path}: holds no named tensors; expected a {what} state dict")
-    return {
-        str(name).removeprefix("module."): value.float() if value.is_floating_point() else value
-        for name, value in found.items()
-    }
 
 
 def resize_positions(table: Float[Tensor, "1 h w c"], grid: tuple[int, int]) -> Float[Tensor, "1 h2 w2 c"]:
@@ -144,8 +101,8 @@ def fit_state(
         A tensor for each wanted name; position tables resized and the patch embedding's channels fitted.
 
     Raises:
-        ModelError: a tensor is missing, one has a shape that resizing does not explain, or the checkpoint's encoder
-            has more blocks.
+        ModelError: a tensor is missing, has a shape that resizing does not explain, or values that are not finite; or the
+            checkpoint's encoder has more blocks.
     """
     # What is fitted comes last, so that the message for a wrong encoder shows widths and not canvases or channels.
     names = sorted(
@@ -157,6 +114,8 @@ def fit_state(
             raise ModelError(
                 f"{origin}: {name} is missing, which {encoder} needs; expected a SAM checkpoint of {encoder}"
             )
+        if problem := wrong_values(state[name], wanted[name]):
+            raise ModelError(f"{origin}: {name} {problem}. Download it again.")
         value = _fit_tensor(name, state[name], tuple(wanted[name].shape), global_blocks)
         if value.shape != wanted[name].shape:
             raise ModelError(

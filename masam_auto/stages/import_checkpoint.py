@@ -26,10 +26,10 @@ from masam_auto.core.sam_files import SamWeights, weights_to_start_from
 from masam_auto.imaging.normalize import NORMALIZERS, choose_scheme
 from masam_auto.learning.checkpoint import Checkpoint, ModelHeader, TrainingState, plan_digest, save_checkpoint
 from masam_auto.learning.models import describe_model
-from masam_auto.network.build import build_network, load_published_checkpoint, load_sam_weights, trainable_state_dict
+from masam_auto.network.build import build_network, published_tensors, sam_tensors, trainable_state_dict
 from masam_auto.network.masam import MaSam
 from masam_auto.network.published import Variant, infer_encoder, network_plan_of, read_variant
-from masam_auto.network.sam import load_sam_checkpoint
+from masam_auto.network.weight_files import load_sam_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -201,9 +201,10 @@ def import_checkpoint(
         canvas=configuration.canvas,
         in_channels=description.num_channels,
         num_outputs=variant.num_outputs,
+        device="meta",  # the tensors must fit before memory is taken for what they ask for
     )
-    load_sam_weights(network, sam_state, origin=str(sam.path))
-    load_published_checkpoint(network, state, origin=origin)
+    frozen = sam_tensors(network, sam_state, origin=str(sam.path))
+    network.load_state_dict({**frozen, **published_tensors(network, state, origin=origin)}, assign=True)
     with claimed(folder.parent, "models"):
         _write(folder, plan, configuration, description, network, sam)
     logger.info("%s: %s of %s, rank %d, adapters %s", folder, plan.network.decoder, plan.network.encoder, variant.rank,

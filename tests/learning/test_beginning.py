@@ -14,7 +14,7 @@ from masam_auto.core.sam_files import SamWeights, weights_to_start_from
 from masam_auto.learning import beginning as module
 from masam_auto.learning.beginning import new_learner
 from masam_auto.network.masam import MaSam
-from masam_auto.network.sam import load_sam_checkpoint
+from masam_auto.network.weight_files import load_sam_checkpoint
 
 CPU = torch.device("cpu")
 

@@ -18,6 +18,7 @@ from masam_auto.network import sam
 from masam_auto.network.build import assemble, load_published_checkpoint, load_sam_weights
 from masam_auto.network.masam import MaSam
 from masam_auto.network.published import network_plan_of, read_variant
+from masam_auto.network.weight_files import load_sam_checkpoint
 
 MODES = ("auto", "box")
 POSITIONS = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
@@ -76,7 +77,7 @@ def build(
     reference: Reference, mode: str, *, in_channels: int = 1, positions: Tensor | None = None, **changes: Any
 ) -> MaSam:
     """The folder's network in evaluation mode; `changes` are fields of its plan."""
-    adapted = sam.load_sam_checkpoint(reference.folder / f"masam_{mode}.pth")
+    adapted = load_sam_checkpoint(reference.folder / f"masam_{mode}.pth")
     if positions is not None:
         adapted[POSITIONS] = positions
     variant = read_variant(adapted, origin=mode)
@@ -90,7 +91,7 @@ def build(
         in_channels=in_channels,
         num_outputs=variant.num_outputs,
     )
-    load_sam_weights(network, sam.load_sam_checkpoint(reference.folder / "sam.pth"), origin="sam.pth")
+    load_sam_weights(network, load_sam_checkpoint(reference.folder / "sam.pth"), origin="sam.pth")
     load_published_checkpoint(network, adapted, origin=mode)
     return network.eval()
 

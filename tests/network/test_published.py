@@ -125,6 +125,8 @@ def test_other_sizes_are_read_off_the_tables(grid, global_blocks):
             {"image_encoder/neck/0/weight": (20, 24, 1, 1)},
             "sam.pth: encoder sizes: twice decoder_heads .8. must divide",
         ),
+        ({"image_encoder/blocks/999999/norm": (1,)}, "block 3 of the image encoder is missing"),
+        ({"image_encoder/blocks/0/attn/rel_pos_h": (7, 0)}, r"rel_pos_h has shape \(7, 0\); expected a SAM"),
         ({"grid": (4, 4)}, "made for 64 x 64 px, where it cannot be told which blocks attend within windows"),
     ],
 )
@@ -162,6 +164,7 @@ BLOCK = "image_encoder.ImageEncoderViT.blocks.1.Block"
         ("image_encoder.FacTv.weight", lambda t: t[:, :2], r"FacTv\.weight has shape \(24, 2\).*ask for \(24, 3\)"),
         ("image_encoder.blocks.0.norm3.weight", lambda t: torch.ones(2), r"blocks\.0\.norm3\.weight is unknown"),
         ("v_FacTs_000", lambda t: t * float("nan"), "v_FacTs_000 holds values that are not finite"),
+        ("v_FacTs_000", lambda t: t.int(), r"v_FacTs_000 holds values of type torch\.int32, not torch\.float32"),
     ],
 )
 def test_what_does_not_fit_is_named_as_in_the_file(parts, name, change, message):

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from masam_auto.network import attention, sam
+from masam_auto.network import attention
 from masam_auto.network.published import infer_encoder
+from masam_auto.network.weight_files import load_sam_checkpoint
 
 # torch's forward-mode differentiation compiles its formulas the old way.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -104,7 +105,7 @@ def test_error_of_bf16_is_small_beside_the_logits(build, reference, reference_fo
 
 
 def test_sizes_are_read_off_the_sam_checkpoint(reference):
-    state = sam.load_sam_checkpoint(reference.folder / "sam.pth")
+    state = load_sam_checkpoint(reference.folder / "sam.pth")
     canvas = (reference.image.shape[3], reference.image.shape[4])
     assert infer_encoder(state, canvas=canvas, origin="sam.pth") == reference.spec
 

@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from masam_auto.core.errors import ModelError
 from masam_auto.network import sam
@@ -55,44 +54,6 @@ def test_missing_package_is_one_line(monkeypatch):
     monkeypatch.setattr(sam.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install segment-anything"):
         sam._load_modeling()
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_reads_half_precision_as_float32(tmp_path, suffix):
-    path = tmp_path / f"weights{suffix}"
-    tensors = {"a": torch.ones(2, dtype=torch.float16), "n": torch.tensor([3])}
-    save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
-    read = sam.load_sam_checkpoint(path)
-    assert read["a"].dtype == torch.float32 and read["n"].dtype == torch.int64
-
-
-@pytest.mark.parametrize("wrapper", ["model", "state_dict"])
-def test_reads_wrapped_state_dicts(tmp_path, wrapper):
-    torch.save({wrapper: {"module.a": torch.ones(2)}, "epoch": 3}, tmp_path / "w.pth")
-    assert list(sam.load_sam_checkpoint(tmp_path / "w.pth")) == ["a"]
-
-
-def test_refuses_what_is_no_checkpoint(tmp_path):
-    with pytest.raises(ModelError, match="no such file"):
-        sam.load_sam_checkpoint(tmp_path / "none.pth")
-    for name in ("damaged.pth", "damaged.safetensors"):
-        (tmp_path / name).write_bytes(b"\x00not weights" * 9)
-        with pytest.raises(ModelError, match=f"{name}: cannot be read as weights"):
-            sam.load_sam_checkpoint(tmp_path / name)
-    for content in (b"\x80", b"\x80\x02.\x19", b"J<Z", b"<html>", b""):
-        (tmp_path / "damaged.pth").write_bytes(content)
-        with pytest.raises(ModelError, match=r"damaged\.pth: cannot be read as weights"):
-            sam.load_sam_checkpoint(tmp_path / "damaged.pth")
-    torch.save({"a": 1}, tmp_path / "numbers.pth")
-    with pytest.raises(ModelError, match="no named tensors"):
-        sam.load_sam_checkpoint(tmp_path / "numbers.pth")
-    torch.save({"a": Unpickled()}, tmp_path / "object.pth")
-    with pytest.raises(ModelError, match="cannot be read as weights"):
-        sam.load_sam_checkpoint(tmp_path / "object.pth")
-
-
-class Unpickled:
-    """Something that only unpickling could read."""
 
 
 def test_resized_tables():

@@ -356,7 +356,7 @@ def test_geometry_that_is_not_said_or_said_twice_is_refused(tiny: ModuleType) ->
     intensities = reference_normalization(["CT"])
     with pytest.raises(PlanError, match="--spacing Z Y X is needed"):
         reference_configuration(None, normalization=intensities)
-    with pytest.raises(PlanError, match="window must be odd and at least 1, got 0"):
+    with pytest.raises(PlanError, match="window must be at least 1 and at most 1023, got 0"):
         reference_configuration(None, normalization=intensities, spacing=(3.0, 1.0, 1.0), window=0)
     with pytest.raises(PlanError, match="--axis 2: configuration axis0 of the data set's plan slices along axis 0"):
         reference_configuration(tiny.make_configuration(), normalization=intensities, axis=2)

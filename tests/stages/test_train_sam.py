@@ -21,7 +21,7 @@ from masam_auto.core.sam_files import file_sha256
 from masam_auto.learning.checkpoint import BEST, LATEST, load_checkpoint, read_model
 from masam_auto.learning.models import load_networks
 from masam_auto.network.masam import MaSam
-from masam_auto.network.sam import load_sam_checkpoint
+from masam_auto.network.weight_files import load_sam_checkpoint
 from masam_auto.stages import train as module
 from masam_auto.stages.train import train_fold
 

@@ -1,0 +1,113 @@
+"""Files of SAM-format weights, whoever wrote them: nothing in them is executed, and they take no more memory than they hold."""
+
+import pickle
+import pickletools
+import struct
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from masam_auto.core.errors import ModelError
+
+# What torch and safetensors raise for files that are damaged or something else.
+_DAMAGED = (
+    OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, SafetensorError, struct.error,
+    pickle.UnpicklingError, MemoryError,
+)  # fmt: skip
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# Of what torch lets a pickle call, these make something as large as a number in it says.
+_GROWING = ("bytearray", "encode")
+_OLD_PICKLES = 5  # magic number, version, system, the object, its storages: before torch 1.6
+_TIED = 2  # times the file's size: a tensor may stand there under two names
+
+
+def load_sam_checkpoint(path: Path, *, what: str = "SAM") -> dict[str, Tensor]:
+    """Read SAM-format weights: a `.pth` state dict (never unpickled beyond tensors) or `.safetensors`.
+
+    Files of fine-tunes that keep the state dict under "model" or "state_dict", or whose names begin with "module.",
+    are read too. Floating-point tensors become float32, on the CPU. `what` says in messages whose weights they are.
+
+    Raises:
+        ModelError: the file is missing, damaged, holds something else than named tensors, or asks for more memory than it
+            has content.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; expected a {what} checkpoint, .pth or .safetensors")
+    try:
+        if path.suffix == ".safetensors":
+            found: Any = load_file(path, device="cpu")
+        else:
+            _check_pickle(path)
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
+        # the first sentence: torch goes on to advise reading without weights_only
+        reason = str(error).strip().splitlines()[0].split(". ")[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"{path}: cannot be read as weights ({reason}); expected a {what} state dict, .pth or .safetensors. "
+            "Download the file again."
+        ) from error
+    for wrapper in ("model", "state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
+            found = found[wrapper]
+    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise ModelError(f"{path}: holds no named tensors; expected a {what} state dict")
+    _check_sizes(path, list(found.values()))
+    return {
+        str(name).removeprefix("module."): value.float() if value.dtype in FLOATS else value
+        for name, value in found.items()
+    }
+
+
+def wrong_values(value: Tensor, wanted: Tensor) -> str | None:
+    """What is wrong with a tensor's values, whatever its shape, where another one's place is meant; None where nothing is."""
+    fits = value.dtype in FLOATS if wanted.is_floating_point() else value.dtype == wanted.dtype
+    if not fits:
+        return f"holds values of type {value.dtype}, not {wanted.dtype}"
+    return None if value.isfinite().all() else "holds values that are not finite"
+
+
+def _check_pickle(path: Path) -> None:
+    """Raises what is among `_DAMAGED` for a file that unpacks to more than it is, or whose pickle makes more than tensors."""
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            for _ in range(_OLD_PICKLES):
+                _check_calls(file)
+        return
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("its content is compressed, which torch never does")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise ValueError("its content claims to be larger than the file")
+        for entry in entries:
+            if entry.filename.endswith("data.pkl"):
+                with archive.open(entry) as content:
+                    _check_calls(content)
+
+
+def _check_calls(content: IO[bytes]) -> None:
+    for name in _called(content):
+        if name.split()[-1] in _GROWING:
+            raise ValueError(f"it holds {name}, which no weights need")
+
+
+def _called(content: IO[bytes]) -> Iterator[str]:
+    """What a pickle names, without running it; torch reads no other operations that name something."""
+    return (str(argument) for operation, argument, _ in pickletools.genops(content) if operation.name == "GLOBAL")
+
+
+def _check_sizes(path: Path, tensors: list[Tensor]) -> None:
+    """Raise ModelError where tensors are more than the file: one number, repeated, may stand for any number of them."""
+    plain = all(
+        tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested for tensor in tensors
+    )
+    if not plain or sum(tensor.numel() * tensor.itemsize for tensor in tensors) > _TIED * path.stat().st_size:
+        raise ModelError(
+            f"{path}: its tensors are more than the file holds. Download the file again from where you trust it."
+        )
