@@ -8,7 +8,7 @@ from typing import Any
 
 from masam_auto.core.errors import DatasetError, first_few
 from masam_auto.core.file_names import IMAGE_ENDINGS, check_file_name
-from masam_auto.core.jsonio import parse_json
+from masam_auto.core.jsonio import parse_json, read_bounded
 from masam_auto.core.labels import DIGITS, Labels, as_number, parse_labels
 from masam_auto.core.paths import DATASET_NAME, Paths, find_dataset_name
 
@@ -127,7 +127,7 @@ def read_description(path: Path, *, name: str) -> DatasetDescription:
         DatasetError: the file is missing, not JSON, or an entry is not as nnU-Net's raw format asks.
     """
     try:
-        raw = parse_json(path.read_bytes(), pairs=_without_repeats)
+        raw = parse_json(read_bounded(path), pairs=_without_repeats)
     except FileNotFoundError as error:
         raise DatasetError(f"{path} is missing. Every raw data set needs a dataset.json.") from error
     except OSError as error:

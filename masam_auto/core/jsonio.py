@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ import msgspec
 from masam_auto.core.errors import ImageError, MasamError, OutputError, PlanError
 
 T = TypeVar("T")
+JSON_LIMIT = 1 << 28  # bytes; a summary of ten thousand cases of a hundred classes has as many
 NAME_MAX = 255  # bytes; most file systems take no longer names
 
 
@@ -139,6 +141,25 @@ def parse_json(content: bytes | str, *, pairs: Callable[[list[tuple[str, Any]]],
     return plain
 
 
+def read_bounded(path: Path) -> bytes:
+    """The bytes of a file of JSON.
+
+    Raises:
+        ValueError: a pipe, a device or something else that may never end, or larger than any file of ours.
+        OSError: missing or unreadable.
+    """
+    state = path.stat()
+    if stat.S_ISDIR(state.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError("it is no plain file")
+    with path.open("rb") as handle:
+        content = handle.read(JSON_LIMIT + 1)
+    if len(content) > JSON_LIMIT:
+        raise ValueError(f"it is larger than {JSON_LIMIT >> 20} MiB")
+    return content
+
+
 def read_plain(path: Path, *, what: str) -> Any:
     """Read JSON without a schema.
 
@@ -150,7 +171,7 @@ def read_plain(path: Path, *, what: str) -> Any:
         PlanError: the file is missing, unreadable or not JSON.
     """
     try:
-        return parse_json(Path(path).read_bytes())
+        return parse_json(read_bounded(Path(path)))
     except FileNotFoundError as error:
         raise PlanError(f"{what} not found: {path}") from error
     except OSError as error:

@@ -6,6 +6,8 @@ read. The grid is computed from the slices' own positions, not from their number
 
 import contextlib
 import logging
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ import SimpleITK as sitk
 
 from masam_auto.core.errors import DatasetError, ImageError, MasamError
 from masam_auto.core.geometry import Geometry
+from masam_auto.imaging.room import check_room
 from masam_auto.imaging.volumes import RawImage, itk_cause
 
 if TYPE_CHECKING:
@@ -108,6 +111,9 @@ def read_series(files: Sequence[Path]) -> RawImage:
     """
     slices = read_slices(files)
     geometry = _stack_geometry(slices)
+    for file, count in Counter(one.file for one in slices).items():
+        check_room(file, count * math.prod(geometry.shape[1:]))
+    check_room(slices[0].file, 4 * math.prod(geometry.shape), on_disk=sum(file.stat().st_size for file in set(files)))
     array = np.empty((1, *geometry.shape), np.float32)
     places: dict[Path, list[tuple[int, int]]] = {}
     for index, one in enumerate(slices):
@@ -207,7 +213,12 @@ def slices_of(file: Path) -> list[Slice]:
     """The slices of one file, in the order of its frames. Raises as `read_tags`, and ImageError where a tag is missing."""
     tags = read_tags(file, SLICE_TAGS)
     with telling_damage(file):
-        return list(_slices_in(file, tags))
+        slices = list(_slices_in(file, tags))
+    if not slices:
+        raise ImageError(
+            f"{file}: has no place in space for each of its frames. Export it again, or convert it to .nii.gz."
+        )
+    return slices
 
 
 def _slices_in(file: Path, tags: "Dataset") -> Iterator[Slice]:

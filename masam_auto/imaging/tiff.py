@@ -14,7 +14,7 @@ import tifffile
 
 from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry, Triple
-from masam_auto.core.jsonio import parse_json, write_bytes
+from masam_auto.core.jsonio import parse_json, read_bounded, write_bytes
 from masam_auto.imaging.bitmaps import LYING, ORIENTATION, upright
 from masam_auto.imaging.room import check_room
 from masam_auto.imaging.volumes import RawImage, axes_error, read_itk
@@ -23,9 +23,12 @@ MILLIMETRES = {
     "nm": 1e-6, "micron": 1e-3, "microns": 1e-3, "um": 1e-3, "\u00b5m": 1e-3, "\u03bcm": 1e-3, "mm": 1.0, "cm": 10.0,
     "m": 1000.0, "inch": 25.4,
 }  # fmt: skip
-DAMAGE = re.compile(r"invalid page offset|corrupted|failed to reshape|zeroed|invalid value offset")
+DAMAGE = re.compile(
+    r"invalid page offset|invalid offset to page|corrupted|failed to reshape|zeroed|invalid value offset|index out of"
+)
 """tifffile only logs these, and gives what is left of the file."""
 
+PAGE_LIMIT = 100_000
 UNKNOWN_SPACING = (1.0, 1.0, 1.0)
 UPRIGHT = 1
 ALPHA = (1, 2)  # of the values of ExtraSamples
@@ -48,7 +51,7 @@ def read_tiff_labels(path: Path) -> RawImage:
 
 
 def _read(path: Path, *, as_shown: bool) -> RawImage:
-    with _no_damage(path), tifffile.TiffFile(path) as file:
+    with _opened(path) as file:
         axes, size = _layout(path, file)
         page = file.series[0].keyframe
         check_room(path, math.prod(size) * (np.dtype(page.dtype).itemsize if page.dtype is not None else 1))
@@ -70,6 +73,35 @@ def _read(path: Path, *, as_shown: bool) -> RawImage:
         array, has_stack = _ordered(path, stored, axes, size, alpha=alpha)
         array = upright(array, _orientation(file))
         return RawImage(array=array, geometry=_geometry(array.shape, _spacing(path, file), flat=not has_stack))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
+    """A file that is all of its image. Raises ImageError where it names others, has too many pages, or is damaged."""
+    # Micro-Manager's two forms are stacks like others, but their metadata makes tifffile open the files beside them
+    with _no_damage(path), tifffile.TiffFile(path, is_mmstack=False, is_ndtiff=False, _multifile=False) as file:
+        with contextlib.suppress(IndexError):
+            file.pages[PAGE_LIMIT]
+            raise ImageError(f"{path}: has more than {PAGE_LIMIT} pages. Cut it into several stacks.")
+        if file.ome_metadata:
+            with contextlib.suppress(ElementTree.ParseError):
+                _check_ome(path, ElementTree.fromstring(file.ome_metadata))
+        yield file
+
+
+def _check_ome(path: Path, root: ElementTree.Element) -> None:
+    """Raise ImageError where OME metadata says that planes lie in other files, or are more than a file may have."""
+    parts = {element.text for element in root.iter() if element.tag.endswith("}UUID")}
+    if len(parts) > 1 or (parts and root.get("UUID") not in (None, *parts)) or root.find("./{*}BinaryOnly") is not None:
+        raise ImageError(f"{path}: is only a part of its image, says its OME metadata. Save the image as one file.")
+    for element in root.iter():
+        sizes = [element.get(f"Size{axis}", "1") for axis in "ZCT"]
+        counts = [element.get(name, "1") for name in ("PlaneCount", "NumPlanes", "FirstZ", "FirstC", "FirstT", "IFD")]
+        numbers = [int(text) for text in (*sizes, *counts) if re.fullmatch(r"\d{1,9}", text)]
+        if len(numbers) < len(sizes) + len(counts) or math.prod(numbers[:3]) > PAGE_LIMIT or max(numbers) > PAGE_LIMIT:
+            raise ImageError(
+                f"{path}: its OME metadata asks for more than {PAGE_LIMIT} pages. Save it again, or cut it."
+            )
 
 
 def _layout(path: Path, file: tifffile.TiffFile) -> tuple[str, tuple[int, ...]]:
@@ -124,7 +156,7 @@ def _turned_round(stored: np.ndarray, bits: int) -> np.ndarray:
 
 def read_tiff_geometry(path: Path) -> Geometry:
     """Read only the header of a TIFF."""
-    with _no_damage(path), tifffile.TiffFile(path) as file:
+    with _opened(path) as file:
         axes, size = _layout(path, file)
         array, has_stack = _ordered(path, np.broadcast_to(np.uint8(0), size), axes, size, alpha=False)
         array = upright(array, _orientation(file))
@@ -249,7 +281,7 @@ def _side_car_spacing(path: Path) -> Triple | None:
         if not file.is_file():
             continue
         try:
-            z, y, x = parse_json(file.read_bytes())["spacing"]
+            z, y, x = parse_json(read_bounded(file))["spacing"]
             return (float(z), float(y), float(x))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ImageError(

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from scipy import ndimage
 
 from masam_auto.core.errors import DatasetError, ImageError
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.jsonio import atomic_path
+from masam_auto.imaging.room import check_room
 from masam_auto.imaging.volumes import RawImage
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".wmv", ".mpg", ".mpeg")
@@ -23,6 +25,13 @@ COLOURS = np.array(
 """Of label values 1, 2, ... and again from the first."""
 
 USUAL_RATE = Fraction(25)
+# How containers begin: from which byte on, and what FFmpeg calls them. Left to itself it goes by content as well, but knows
+# lists of files, too, and opens whatever they name.
+CONTAINERS = (
+    (4, b"ftyp", "mov"), (4, b"moov", "mov"), (4, b"mdat", "mov"), (4, b"wide", "mov"), (4, b"free", "mov"),
+    (4, b"skip", "mov"), (8, b"AVI ", "avi"), (0, b"\x1a\x45\xdf\xa3", "matroska"), (0, b"\x30\x26\xb2\x75", "asf"),
+    (0, b"\x00\x00\x01\xba", "mpeg"), (0, b"\x00\x00\x01\xb3", "mpegvideo"), (0, b"\x47", "mpegts"),
+)  # fmt: skip
 FRAMES_LOST = 0.05
 """A file that ends this part earlier than its header says is truncated; less is how some cameras count."""
 
@@ -48,7 +57,12 @@ def read_video(path: Path, channels: int) -> RawImage:
     """
     if channels not in PIXELS:
         raise ImageError(f"{path}: a video has 1 or 3 channels, but the model takes {channels}")
-    frames = list(_decode(path, PIXELS[channels]))
+    frames: list[np.ndarray] = []
+    room = psutil.virtual_memory().available / 2  # all of them are copied once
+    for frame in _decode(path, PIXELS[channels]):
+        frames.append(frame)
+        if len(frames) * frame.nbytes > room:
+            raise MemoryError(f"{path}: more than {len(frames)} frames of {frame.shape[1]} x {frame.shape[0]} pixels")
     if not frames:
         raise ImageError(f"{path}: holds no frames. Copy or export it again.")
     if len({frame.shape for frame in frames}) > 1:
@@ -98,8 +112,9 @@ def _decode(path: Path, pixels: str) -> Iterator[np.ndarray]:
     """Frames, uint8 (Y, X) or (Y, X, 3), one by one. Raises as `read_video`."""
     av = _library(path)
     try:
-        with av.open(path) as file:
+        with _opened(path) as file:
             stream = _first_stream(path, file)
+            check_room(path, stream.codec_context.width * stream.codec_context.height)
             count = 0
             for frame in file.decode(stream):
                 count += 1
@@ -114,8 +129,20 @@ def _decode(path: Path, pixels: str) -> Iterator[np.ndarray]:
 
 
 def _frame_rate(path: Path) -> Fraction:
-    with _library(path).open(path) as file:
+    with _opened(path) as file:
         return _first_stream(path, file).average_rate or USUAL_RATE
+
+
+def _opened(path: Path) -> Any:
+    """A video as a container of what it begins with. Raises ImageError where that is none."""
+    with path.open("rb") as file:
+        start = file.read(16)
+    for place, magic, name in CONTAINERS:
+        if start[place : place + len(magic)] == magic:
+            return _library(path).open(path, format=name, options={"protocol_whitelist": "file"})
+    raise ImageError(
+        f"{path}: is no video of a kind that can be read ({', '.join(VIDEO_ENDINGS)}). Convert it to .mp4."
+    )
 
 
 def _first_stream(path: Path, file: Any) -> Any:

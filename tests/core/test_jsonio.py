@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from masam_auto.core.dataset import read_description
 from masam_auto.core.errors import DatasetError, ImageError, OutputError, PlanError
 from masam_auto.core.jsonio import (
+    JSON_LIMIT,
     atomic_path,
     digest,
     parse_json,
@@ -190,6 +191,23 @@ def test_hostile_json_is_a_value_error_and_nothing_else(content: bytes, tmp_path
         read_plain(tmp_path / "dataset.json", what="file")
     with pytest.raises(DatasetError, match=r"dataset\.json is not valid JSON"):
         read_description(tmp_path / "dataset.json", name="D")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_may_never_end_is_not_read(kind: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    with pytest.raises(PlanError, match=rf"{kind} is not valid JSON \(it is no plain file\)"):
+        read_plain(tmp_path / kind, what="file")
+    with pytest.raises(DatasetError, match=rf"{kind} is not valid JSON: it is no plain file"):
+        read_description(tmp_path / kind, name="D")
+
+
+def test_files_of_any_size_are_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.json").open("wb") as file:
+        file.truncate(JSON_LIMIT + 1)
+    with pytest.raises(PlanError, match="it is larger than 256 MiB"):
+        read_plain(tmp_path / "a.json", what="file")
 
 
 def test_characters_written_in_two_halves_are_whole() -> None:

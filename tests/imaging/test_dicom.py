@@ -157,6 +157,15 @@ def test_truncated_files(tmp_path: Path, dicom_files: ModuleType, kept: int) -> 
     assert "0x" not in str(caught.value)
 
 
+@pytest.mark.parametrize("frames", [1, 100_000])
+def test_more_pixels_than_a_file_can_hold_are_not_made_room_for(
+    frames: int, tmp_path: Path, dicom_files: ModuleType
+) -> None:
+    files = dicom_files.write_series(tmp_path, STORED, STRAIGHT, Rows=65535, Columns=65535, NumberOfFrames=frames)
+    with pytest.raises(ImageError, match=r"IM0000: (its header asks for .* GiB, which .* bytes cannot hold|has no)"):
+        read_series(files)
+
+
 def test_compressed_pixels(tmp_path: Path, dicom_files: ModuleType) -> None:
     volume = np.arange(3 * 16 * 16).reshape(3, 16, 16)
     files = dicom_files.write_series(tmp_path, volume, Geometry(shape=volume.shape, spacing=(1.0, 1.0, 1.0)))

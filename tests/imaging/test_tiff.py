@@ -1,6 +1,8 @@
 """imaging.tiff: layouts, spacing, truncation."""
 
 import json
+import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from PIL import Image, TiffImagePlugin
 
 from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry
+from masam_auto.imaging import tiff
 from masam_auto.imaging.io import (
     read_geometry,
     read_image,
@@ -83,6 +86,70 @@ def test_tiff_stack_labels_keep_their_spacing(tmp_path: Path) -> None:
     found, where = read_labels(tmp_path / "a.tif")
     np.testing.assert_array_equal(found, numbers())
     assert where == geometry
+
+
+def ome_stack(path: Path, planes: str, root: str = "") -> None:
+    """A stack of two planes, with other words about where its planes lie."""
+    tifffile.imwrite(path, np.ones((2, 4, 5), np.uint8), ome=True, photometric="minisblack", metadata={"axes": "ZYX"})
+    with tifffile.TiffFile(path) as file:
+        text = file.ome_metadata
+    text = re.sub(r'UUID="[^"]*"', root, re.sub(r"<TiffData[^>]*/>", planes, text))
+    tifffile.imwrite(
+        path, np.ones((2, 4, 5), np.uint8), description=text.encode(), photometric="minisblack", metadata=None
+    )
+
+
+IN_FILE = '<TiffData FirstZ="{z}" IFD="{i}" PlaneCount="1"><UUID FileName="{name}">urn:uuid:{uuid}</UUID></TiffData>'
+
+
+@pytest.mark.parametrize("root", ["", 'UUID="urn:uuid:1"'])
+def test_a_file_that_was_renamed_is_still_all_of_its_image(root: str, tmp_path: Path) -> None:
+    planes = "".join(IN_FILE.format(z=z, i=z, name="as_it_was.ome.tif", uuid=1) for z in (0, 1))
+    ome_stack(tmp_path / "a.tif", planes, root)
+    assert read_image(tmp_path / "a.tif")[0].shape == (1, 2, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("planes", "root", "problem"),
+    [
+        (
+            IN_FILE.format(z=0, i=0, name="a.tif", uuid=1) + IN_FILE.format(z=1, i=0, name="b.tif", uuid=2),
+            "",
+            "only a part",
+        ),
+        (IN_FILE.format(z=0, i=0, name="../b.tif", uuid=2), 'UUID="urn:uuid:1"', "is only a part of its image"),
+        (f'<TiffData IFD="0" PlaneCount="{10**9}"/>', "", "asks for more than 100000 pages"),
+        (f'<TiffData IFD="0" PlaneCount="{10**12}"/>', "", "asks for more than 100000 pages"),
+        (f'<TiffData IFD="0" FirstZ="{10**9 - 1}"/>', "", "asks for more than 100000 pages"),
+        ('<TiffData IFD="7" PlaneCount="1"/>', "", "index out of range"),
+    ],
+)
+def test_planes_elsewhere_are_not_looked_for(planes: str, root: str, problem: str, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "b.tif", np.full((2, 4, 5), 9, np.uint8))
+    ome_stack(tmp_path / "a.tif", planes, root)
+    for read in (read_image, read_geometry):
+        with pytest.raises(ImageError, match=rf"a\.tif: .*{problem}"):
+            read(tmp_path / "a.tif")
+
+
+def pages(count: int, *, back_to: int | None = None) -> bytes:
+    """A TIFF of small pages that share their pixels; the last may point to one before."""
+    tags = [(256, 8), (257, 8), (258, 8), (259, 1), (262, 1), (273, 8), (277, 1), (278, 8), (279, 64)]
+    start, size = 8 + 64, 2 + 12 * len(tags) + 4
+    last = 0 if back_to is None else start + size * back_to
+    follow = [*(start + size * (page + 1) for page in range(count - 1)), last]
+    page = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", start) + bytes(64) + b"".join(page + struct.pack("<I", to) for to in follow)
+
+
+def test_pages_without_end_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tif").write_bytes(pages(150))
+    assert read_image(tmp_path / "a.tif")[0].shape == (1, 150, 8, 8)
+    for content in (pages(150, back_to=140), pages(tiff.PAGE_LIMIT + 1)):
+        (tmp_path / "a.tif").write_bytes(content)
+        for read in (read_image, read_geometry):
+            with pytest.raises(ImageError, match=r"a\.tif: has more than 100000 pages"):
+                read(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])

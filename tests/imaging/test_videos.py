@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +32,44 @@ def test_frames_come_back(tmp_path: Path, ending: str) -> None:
     raw = read_video(write_video(tmp_path / f"a{ending}"), 3)
     np.testing.assert_array_equal(raw.array, np.moveaxis(FRAMES, -1, 0))
     assert raw.geometry.shape == (12, 21, 34) and raw.geometry.spacing == (1.0, 1.0, 1.0)
+
+
+KINDS = ((".mp4", "mpeg4"), (".mov", "mpeg4"), (".m4v", "mpeg4"), (".webm", "vp8"), (".wmv", "wmv2"),
+         (".mpg", "mpeg2video"), (".mpeg", "mpeg1video"))  # fmt: skip
+
+
+@pytest.mark.parametrize(("ending", "codec"), KINDS)
+def test_every_kind_is_read_under_any_name(ending: str, codec: str, tmp_path: Path) -> None:
+    bright = np.full((12, 32, 48, 3), 200, np.uint8)
+    with av.open(tmp_path / f"a{ending}", "w") as file:
+        stream = file.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        for frame in bright:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        file.mux(stream.encode())
+    for name in (f"a{ending}", "other.avi"):
+        array = read_video((tmp_path / f"a{ending}").replace(tmp_path / name), 3).array
+        (tmp_path / name).replace(tmp_path / f"a{ending}")
+        assert array.shape == (3, 12, 32, 48) and abs(float(array.mean()) - 200) < 5
+
+
+LISTS = ("ffconcat version 1.0\nfile '{}'\n", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n")
+
+
+@pytest.mark.parametrize("text", LISTS)
+def test_lists_of_other_files_are_no_videos(text: str, tmp_path: Path) -> None:
+    other = write_video(tmp_path / "other.mkv")
+    (tmp_path / "a.mp4").write_text(text.format(other))
+    with pytest.raises(ImageError, match=r"a\.mp4: is no video of a kind that can be read"):
+        read_video(tmp_path / "a.mp4", 3)
+
+
+def test_a_video_that_needs_too_much_memory_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "a.mkv")
+    free = SimpleNamespace(available=6 * FRAMES[0].nbytes)
+    monkeypatch.setattr("masam_auto.imaging.videos.psutil.virtual_memory", lambda: free)
+    with pytest.raises(MemoryError, match=r"a\.mkv: more than 4 frames of 34 x 21 pixels"):
+        read_video(tmp_path / "a.mkv", 3)
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".mov"])
@@ -69,6 +108,9 @@ def test_contours_stay_within_their_class() -> None:
 
 def test_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"no video at all")
+    with pytest.raises(ImageError, match=r"a\.mp4: is no video of a kind that can be read"):
+        read_video(tmp_path / "a.mp4", 3)
+    (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x18ftypnothing more")
     with pytest.raises(ImageError, match=r"a\.mp4: cannot be read as a video"):
         read_video(tmp_path / "a.mp4", 3)
     whole = write_video(tmp_path / "whole.avi").read_bytes()
