@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("core", "imaging", "network", "learning", "stages", "baselines", "dataset_conversion", "cli")
 STAGES = (
     "fetch_weights",
+    "model_exchange",
     "import_checkpoint",
     "verify",
     "fingerprint",

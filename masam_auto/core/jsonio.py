@@ -5,9 +5,6 @@ import errno
 import hashlib
 import json
 import os
-import platform
-import re
-import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,32 +13,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from masam_auto.core.errors import ImageError, MasamError, OutputError, PlanError
+from masam_auto.core.partial import partial_path
 
 T = TypeVar("T")
 JSON_LIMIT = 1 << 28  # bytes; a summary of ten thousand cases of a hundred classes has as many
-NAME_MAX = 255  # bytes; most file systems take no longer names
-
-
-def partial_prefix(process: int | None = None) -> str:
-    """How the names of unfinished files begin: those of this machine, or of one of its processes.
-
-    Machines that share a folder may have processes of the same number.
-    """
-    machine = hashlib.sha256(platform.node().encode()).hexdigest()[:8]
-    return f".partial-{machine}-" if process is None else f".partial-{machine}-{process}-"
-
-
-def partial_path(path: Path) -> Path:
-    """A new name beside `path` for what is not finished. It keeps the whole ending, and the end of a name that is too long."""
-    prefix = f"{partial_prefix(os.getpid())}{secrets.token_hex(4)}-"
-    kept = path.name.encode()[-(NAME_MAX - len(prefix)) :].decode(errors="ignore")
-    return path.with_name(f"{prefix}{kept}")
-
-
-def process_of(path: Path) -> int | None:
-    """The process of this machine that made an unfinished file; None for finished files and those of other machines."""
-    found = re.match(rf"{re.escape(partial_prefix())}(\d+)-", path.name)
-    return int(found[1]) if found else None
 
 
 @contextlib.contextmanager

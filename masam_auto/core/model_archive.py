@@ -25,7 +25,7 @@ import msgspec
 
 from masam_auto.core.checks import NAME
 from masam_auto.core.errors import MasamError, ModelError, OutputError
-from masam_auto.core.jsonio import NO_SPACE, WRITE_FAILURES, atomic_path, decode, parse_json, partial_path, to_plain
+from masam_auto.core.jsonio import NO_SPACE, WRITE_FAILURES, atomic_path, decode, parse_json, to_plain
 from masam_auto.core.sam_files import file_sha256
 from masam_auto.core.selection import SELECTION_NAME
 
@@ -140,13 +140,13 @@ def extract_archive(path: Path, folder: Path) -> Manifest:
 
 
 @contextlib.contextmanager
-def scratch_folder(parent: Path) -> Iterator[Path]:
-    """A new folder within `parent`, gone when the block ends; a parent that was made for it goes too if it stayed empty.
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A new folder, gone when the block ends; a parent that was made for it goes too if it stayed empty.
 
     Raises:
         OutputError: something within the block could not be written.
     """
-    folder, was_there = partial_path(parent / "scratch"), parent.exists()
+    parent, was_there = folder.parent, folder.parent.exists()
     try:
         folder.mkdir(parents=True)
         yield folder

@@ -11,8 +11,8 @@ import numpy as np
 from masam_auto.core.dataset import Case, DatasetDescription
 from masam_auto.core.errors import OutputError
 from masam_auto.core.geometry import Geometry
-from masam_auto.core.jsonio import partial_path
 from masam_auto.core.labels import Labels
+from masam_auto.core.partial import partial_path
 from masam_auto.imaging.bitmaps import bitmap_geometry
 from masam_auto.imaging.dicom_seg import DICOM_SEG, check_can_write_seg, write_dicom_seg
 from masam_auto.imaging.io import READERS, label_ending, read_geometry, write_labels

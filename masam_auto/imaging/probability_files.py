@@ -16,7 +16,8 @@ import numpy as np
 
 from masam_auto.core.errors import ImageError, MasamError
 from masam_auto.core.geometry import Box, Geometry
-from masam_auto.core.jsonio import atomic_path, decode, parse_json, partial_prefix, to_plain
+from masam_auto.core.jsonio import atomic_path, decode, parse_json, to_plain
+from masam_auto.core.partial import partial_prefix
 from masam_auto.imaging.scratch import reserve, scratch_array
 
 ENDING = ".npz"

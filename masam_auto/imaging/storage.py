@@ -15,8 +15,9 @@ import blosc2
 import numpy as np
 
 from masam_auto.core.errors import DatasetError, ImageError
-from masam_auto.core.jsonio import NAME_MAX, atomic_path, write_bytes
+from masam_auto.core.jsonio import atomic_path, write_bytes
 from masam_auto.core.labels import Labels
+from masam_auto.core.partial import NAME_MAX
 
 logger = logging.getLogger(__name__)
 

@@ -31,11 +31,11 @@ from masam_auto.core.jsonio import (
     decode,
     digest,
     parse_json,
-    partial_path,
     read_json,
     to_plain,
     write_json,
 )
+from masam_auto.core.partial import partial_path
 from masam_auto.core.plan import Configuration, NetworkPlan, Plan
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,6 @@ the one that is started in its place, with the same rank, takes over what that o
 import contextlib
 import json
 import logging
-import os
-import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,14 +36,10 @@ KILLER = (
 
 @dataclass(kw_only=True, slots=True)
 class SharedCases:
-    """One process's view of the cases. Names are those of `deal`. `finish` may be called in another thread.
-
-    `predecessor` is the process number of the one in whose place this one works (`take_over`), on this machine.
-    """
+    """One process's view of the cases. Names are those of `deal`. `finish` may be called in another thread."""
 
     world: World = ALONE
     store: dist.Store = field(default_factory=dist.HashStore)
-    predecessor: int | None = None
     _busy: list[str] = field(default_factory=list)
     _kept: list[str] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -76,7 +70,6 @@ class SharedCases:
         if not self.store.check([self._key]):
             return [], []
         found = json.loads(self.store.get(self._key))
-        self.predecessor = found["process"] if found["machine"] == platform.node() else None
         left = [name for name in names if name in found["busy"] + found["kept"] and not self.is_finished(name)]
         killed = [] if found["ended"] else [name for name in left if name in found["busy"]]
         deaths = {name: self.store.add(f"deaths/{name}", name in killed) for name in left}
@@ -169,8 +162,7 @@ class SharedCases:
             self._tell()
 
     def _tell(self, *, ended: bool = False) -> None:
-        here = {"process": os.getpid(), "machine": platform.node()}
-        self.store.set(self._key, json.dumps({"busy": self._busy, "kept": self._kept, "ended": ended, **here}))
+        self.store.set(self._key, json.dumps({"busy": self._busy, "kept": self._kept, "ended": ended}))
 
 
 @contextlib.contextmanager

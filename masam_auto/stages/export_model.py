@@ -10,6 +10,7 @@ from masam_auto.core.dataset import DatasetDescription
 from masam_auto.core.errors import OutputError, PlanError
 from masam_auto.core.jsonio import decode, read_plain, write_bytes, write_json
 from masam_auto.core.model_archive import CARD_NAME, Manifest, scratch_folder, write_archive
+from masam_auto.core.partial import partial_path
 from masam_auto.core.paths import DATASET_NAME
 from masam_auto.core.plan import Configuration, Plan
 from masam_auto.core.selection import SELECTION_NAME, Selection
@@ -75,7 +76,7 @@ def export_model(
     if output.exists() and not overwrite:
         raise OutputError(f"{output} is there already. Give --overwrite to replace it, or another name with -o.")
     wishes = _Wishes(licence=licence, case_names=case_names, selection=selection)
-    with scratch_folder(output.absolute().parent) as staged:
+    with scratch_folder(partial_path(output.absolute().with_name("scratch"))) as staged:
         names = {_stage(member, staged, wishes) for member in members}
         assert len(names) == 1, "models of several data sets"
         if selection is not None:

@@ -8,7 +8,6 @@ Source of the defaults: the reference implementation's preprocessing, training a
 
 import dataclasses
 import logging
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from masam_auto.core.dataset import DatasetDescription
 from masam_auto.core.encoders import ENCODERS
 from masam_auto.core.errors import ModelError, OutputError, PlanError
 from masam_auto.core.geometry import Triple, permute
-from masam_auto.core.jsonio import WRITE_FAILURES, partial_path, write_json
+from masam_auto.core.jsonio import write_json
 from masam_auto.core.overrides import override
 from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, NormalizationPlan, Plan, TrainingPlan
 from masam_auto.core.sam_files import SamWeights, weights_to_start_from
@@ -30,6 +29,7 @@ from masam_auto.network.build import build_network, published_tensors, sam_tenso
 from masam_auto.network.masam import MaSam
 from masam_auto.network.published import Variant, infer_encoder, network_plan_of, read_variant
 from masam_auto.network.weight_files import load_sam_checkpoint
+from masam_auto.stages.model_exchange import bring_back, new_models
 
 logger = logging.getLogger(__name__)
 
@@ -185,31 +185,32 @@ def import_checkpoint(
         OutputError: a model is there, or the folder cannot be written.
     """
     folder = results / description.name / f"{name}__{configuration.name}"
-    _refuse_what_is_there(folder, overwrite=overwrite)
-    state = load_sam_checkpoint(published.checkpoint, what=ADAPTED)
-    origin = str(published.checkpoint)
-    variant = read_variant(state, origin=origin)
-    _check_data(variant, description, origin)
-    sam = sam or _usual_sam(variant, weights_folder, origin)
-    sam_state = load_sam_checkpoint(sam.path)
-    spec = infer_encoder(sam_state, canvas=configuration.canvas, origin=str(sam.path))
-    network_plan = network_plan_of(variant, spec, scale=published.scale, prompt=published.prompt, origin=origin)
-    plan = override(_make_plan(description, configuration, network_plan, name=name, origin=origin), overrides)
-    configuration = plan.configuration(configuration.name)
-    network = build_network(
-        plan.network,
-        canvas=configuration.canvas,
-        in_channels=description.num_channels,
-        num_outputs=variant.num_outputs,
-        device="meta",  # the tensors must fit before memory is taken for what they ask for
-    )
-    frozen = sam_tensors(network, sam_state, origin=str(sam.path))
-    network.load_state_dict({**frozen, **published_tensors(network, state, origin=origin)}, assign=True)
     with claimed(folder.parent, "models"):
+        bring_back(folder.parent)
+        _refuse_what_is_there(folder, overwrite=overwrite)
+        state = load_sam_checkpoint(published.checkpoint, what=ADAPTED)
+        origin = str(published.checkpoint)
+        variant = read_variant(state, origin=origin)
+        _check_data(variant, description, origin)
+        sam = sam or _usual_sam(variant, weights_folder, origin)
+        sam_state = load_sam_checkpoint(sam.path)
+        spec = infer_encoder(sam_state, canvas=configuration.canvas, origin=str(sam.path))
+        network_plan = network_plan_of(variant, spec, scale=published.scale, prompt=published.prompt, origin=origin)
+        plan = override(_make_plan(description, configuration, network_plan, name=name, origin=origin), overrides)
+        configuration = plan.configuration(configuration.name)
+        network = build_network(
+            plan.network,
+            canvas=configuration.canvas,
+            in_channels=description.num_channels,
+            num_outputs=variant.num_outputs,
+            device="meta",  # the tensors must fit before memory is taken for what they ask for
+        )
+        frozen = sam_tensors(network, sam_state, origin=str(sam.path))
+        network.load_state_dict({**frozen, **published_tensors(network, state, origin=origin)}, assign=True)
         _write(folder, plan, configuration, description, network, sam)
-    logger.info("%s: %s of %s, rank %d, adapters %s", folder, plan.network.decoder, plan.network.encoder, variant.rank,
-                variant.adapters)  # fmt: skip
-    return folder
+        logger.info("%s: %s of %s, rank %d, adapters %s", folder, plan.network.decoder, plan.network.encoder, variant.rank,
+                    variant.adapters)  # fmt: skip
+        return folder
 
 
 def _check_data(variant: Variant, description: DatasetDescription, origin: str) -> None:
@@ -278,7 +279,7 @@ def _write(
     network: MaSam,
     sam: SamWeights,
 ) -> None:
-    """Make the folder aside and put it in its place; the one that was there comes back where that fails."""
+    """Make the folder aside and put it in its place."""
     header = ModelHeader(
         dataset_name=description.name,
         configuration=configuration.name,
@@ -299,23 +300,10 @@ def _write(
         weights={},
         optimizers=(),
     )
-    aside, old = (partial_path(folder.with_name(what)) for what in ("new", "old"))
-    try:
-        save_checkpoint(aside / "fold_all", checkpoint, best=True)
-        write_json(aside / "dataset.json", description.raw)
-        write_json(aside / "plan.json", plan)
-        if folder.exists():
-            folder.rename(old)
-        aside.rename(folder)
-    except OSError as error:
-        if error.errno not in WRITE_FAILURES:
-            raise
-        raise OutputError(f"cannot write {folder}: {error.strerror}. Choose another folder (--results).") from error
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        for left in (aside, old):
-            shutil.rmtree(left, ignore_errors=True)
+    with new_models(folder.parent) as new:
+        save_checkpoint(new / folder.name / "fold_all", checkpoint, best=True)
+        write_json(new / folder.name / "dataset.json", description.raw)
+        write_json(new / folder.name / "plan.json", plan)
 
 
 def _refuse_what_is_there(folder: Path, *, overwrite: bool) -> None:

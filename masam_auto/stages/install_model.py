@@ -2,19 +2,19 @@
 
 import contextlib
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 from masam_auto.core.claims import claimed
 from masam_auto.core.errors import MasamError, ModelError, OutputError
 from masam_auto.core.jsonio import read_plain
-from masam_auto.core.model_archive import Manifest, extract_archive, read_manifest, scratch_folder
+from masam_auto.core.model_archive import Manifest, extract_archive, read_manifest
 from masam_auto.core.selection import SELECTION_NAME, TEXT_NAME, read_selection
 from masam_auto.learning.checkpoint import BEST, LATEST, ModelHeader
 from masam_auto.learning.models import TrainedModel, choose_folds, describe_model, open_model, read_fitting
 from masam_auto.learning.sam_weights import sam_of_model
 from masam_auto.stages.evaluate import SUMMARY_NAME
 from masam_auto.stages.export_model import read_summary
+from masam_auto.stages.model_exchange import bring_back, new_models
 
 logger = logging.getLogger(__name__)
 
@@ -53,46 +53,14 @@ def _install(
             f"{dataset / there[0]} is there already. Give --overwrite to replace it with all of its folds, or another "
             "folder with --results."
         )
-    with scratch_folder(dataset) as scratch:
-        new, old = scratch / "new", scratch / "old"
-        new.mkdir()
-        old.mkdir()
+    with new_models(dataset) as new:
         extract_archive(archive, new)
         headers = _check(new, manifest, archive)
-        exchange(names, dataset, new, old)
     if SELECTION_NAME in names:
         (dataset / TEXT_NAME).unlink(missing_ok=True)  # of the selection that was replaced
     for folder, header in headers.items():
         _look_for_sam(header, dataset / folder, weights)
     return tuple(describe_model(dataset / name) for name in manifest.models)
-
-
-def exchange(names: Sequence[str], target: Path, new: Path, old: Path) -> None:
-    """Move entries of `new` into `target`, those that are there to `old`; all of them, or none when that fails.
-
-    Args:
-        names: files and folders in `new`.
-        target, new, old: folders of one file system.
-    """
-    moved: list[tuple[Path, Path]] = []
-    try:
-        for name in names:
-            steps = [(target / name, old / name)] if (target / name).exists() else []
-            for source, place in (*steps, (new / name, target / name)):
-                source.rename(place)
-                moved.append((source, place))
-    except BaseException:
-        for source, place in reversed(moved):
-            place.rename(source)
-        raise
-
-
-def bring_back(dataset: Path) -> None:
-    """Put models back that a killed installation had moved aside before the new ones took their places."""
-    for left in sorted(dataset.glob(".partial-*/old/*")):
-        if not (dataset / left.name).exists():
-            logger.warning("%s: brought back, an installation was killed", dataset / left.name)
-            left.rename(dataset / left.name)
 
 
 def _check(folder: Path, manifest: Manifest, archive: Path) -> dict[str, ModelHeader]:

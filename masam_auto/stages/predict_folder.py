@@ -9,7 +9,6 @@ import functools
 import itertools
 import logging
 import math
-import shutil
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,10 +23,10 @@ from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Case
 from masam_auto.core.errors import CaseErrors, MasamError, ModelError, OutputError
 from masam_auto.core.geometry import Box, Geometry
-from masam_auto.core.jsonio import partial_prefix
 from masam_auto.core.log import progress
 from masam_auto.core.overlap import Steps, overlap
 from masam_auto.core.parallel import is_out_of_memory
+from masam_auto.core.partial import remove_abandoned
 from masam_auto.core.turning import STAY
 from masam_auto.imaging.box_files import Boxes, read_boxes
 from masam_auto.imaging.inputs import find_inputs
@@ -238,7 +237,7 @@ def _predict_cases(job: _Job, cases: Mapping[str, Case]) -> None:
     """Predict what this process is dealt; the results go to `job.shared`."""
     shared, world = job.shared, job.shared.world
     left, doubtful = shared.take_over(list(cases))
-    _remove_parts(job.folder, shared.predecessor)
+    remove_abandoned(job.folder)
     again = [cases[name] for name in doubtful]
     threads = max(1, min(READERS, available_cores() // (2 * world.local_size)))
     steps = Steps(load=job.load, work=job.segment, save=job.write)
@@ -258,12 +257,6 @@ def _predict_cases(job: _Job, cases: Mapping[str, Case]) -> None:
         shared.hold(case.identifier)
         for _, error in overlap([case], steps, threads=1, size=size, room=room):
             _note(job, case, error)
-
-
-def _remove_parts(folder: Path, process: int | None) -> None:
-    """Remove what a killed process of this machine has left half-written."""
-    for part in folder.glob(f"{partial_prefix(process)}*") if process is not None else ():
-        shutil.rmtree(part) if part.is_dir() else part.unlink()
 
 
 def _held(shared: SharedCases, names: Iterable[str]) -> Iterable[str]:

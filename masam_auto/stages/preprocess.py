@@ -19,9 +19,10 @@ from masam_auto.core.companions import write_companions
 from masam_auto.core.dataset import Case, Dataset, DatasetDescription
 from masam_auto.core.errors import DatasetError, MasamError, OutputError, PlanError
 from masam_auto.core.geometry import CaseProperties, Geometry
-from masam_auto.core.jsonio import digest, process_of, read_json, write_json
+from masam_auto.core.jsonio import digest, read_json, write_json
 from masam_auto.core.labels import Labels
 from masam_auto.core.parallel import Workers, choose_workers, map_cases
+from masam_auto.core.partial import remove_abandoned
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, Plan
 from masam_auto.core.raw_files import are_unchanged, note_files
@@ -250,8 +251,9 @@ def _prepare_folder(folder: Path, configuration: Configuration, labels: Labels) 
     if folder.is_dir():
         if not same and any(folder.glob("*.b2nd")):
             logger.info("%s: made with another plan or other labels; removed", folder)
+        remove_abandoned(folder)
         # the record goes last: if this is interrupted, the old one still stands for what is left
-        stale = [path for path in folder.iterdir() if path.name != record.name and not (same and _is_kept(path))]
+        stale = [path for path in folder.iterdir() if path.name != record.name and not same]
         try:
             for path in stale:
                 if path.is_file():
@@ -262,12 +264,6 @@ def _prepare_folder(folder: Path, configuration: Configuration, labels: Labels) 
             ) from error
     if not same:
         write_json(record, wanted)
-
-
-def _is_kept(path: Path) -> bool:
-    """Whether a file is a finished one, or one that another machine or a process that is alive may be writing."""
-    process = process_of(path)
-    return process is None or psutil.pid_exists(process)
 
 
 def _is_done(case: Case, folder: Path) -> bool:

@@ -4,7 +4,6 @@ import errno
 import json
 import math
 import os
-import platform
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +19,12 @@ from masam_auto.core.jsonio import (
     atomic_path,
     digest,
     parse_json,
-    partial_path,
-    partial_prefix,
-    process_of,
     read_json,
     read_plain,
     write_bytes,
     write_json,
 )
+from masam_auto.core.partial import partial_path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,19 +139,6 @@ def test_a_file_where_a_folder_should_be(tmp_path):
 def test_digests_tell_values_apart_and_ignore_the_order_of_keys():
     assert digest({"a": 1, "b": (1, 2)}) == digest({"b": [1, 2], "a": 1})
     assert digest(VALUE) != digest({"a": 1})
-
-
-def test_an_unfinished_file_tells_its_process_on_its_own_machine_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with atomic_path(tmp_path / "12-34.nii.gz") as unfinished:
-        unfinished.touch()
-        assert process_of(unfinished) == os.getpid()
-        assert unfinished.name.startswith(partial_prefix(os.getpid())) and unfinished.name.endswith("-12-34.nii.gz")
-        assert process_of(tmp_path / "12-34.nii.gz") is None
-        monkeypatch.setattr(platform, "node", lambda: "another machine / with odd characters")
-        assert process_of(unfinished) is None
-        assert not unfinished.name.startswith(partial_prefix(os.getpid()))
 
 
 def test_the_longest_names_can_be_written(tmp_path: Path) -> None:

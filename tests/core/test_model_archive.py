@@ -270,14 +270,14 @@ def test_a_data_set_that_cannot_name_a_folder_is_not_exported() -> None:
 
 def test_a_scratch_folder_goes_and_takes_only_a_parent_that_it_made_and_left_empty(tmp_path: Path) -> None:
     for kept in (False, True):
-        with scratch_folder(tmp_path / "new") as folder:
+        with scratch_folder(tmp_path / "new" / "scratch") as folder:
             (folder / "a").write_text("a")
             if kept:
                 (tmp_path / "new" / "result").write_text("b")
         assert (tmp_path / "new").exists() == kept
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["result"]
     (tmp_path / "old").mkdir()
-    with scratch_folder(tmp_path / "old"):
+    with scratch_folder(tmp_path / "old" / "scratch"):
         pass
     assert (tmp_path / "old").exists()
 
@@ -285,7 +285,7 @@ def test_a_scratch_folder_goes_and_takes_only_a_parent_that_it_made_and_left_emp
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(OutputError, match=r"cannot write .*file/below: Not a directory. Choose another"),
-        scratch_folder(tmp_path / "file" / "below"),
+        pytest.raises(OutputError, match=r"cannot write .*file: Not a directory. Choose another"),
+        scratch_folder(tmp_path / "file" / "scratch"),
     ):
         pass

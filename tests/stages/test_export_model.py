@@ -37,7 +37,8 @@ from masam_auto.learning.checkpoint import write_model as write_model_file
 from masam_auto.learning.models import describe_model, load_networks, open_model
 from masam_auto.stages.evaluate import evaluate_arrays
 from masam_auto.stages.export_model import Member, export_model
-from masam_auto.stages.install_model import bring_back, exchange, install_model
+from masam_auto.stages.install_model import install_model
+from masam_auto.stages.model_exchange import EXCHANGE, bring_back, exchange
 
 pytestmark = pytest.mark.usefixtures("tiny_networks")
 
@@ -447,13 +448,12 @@ def test_an_exchange_that_fails_halfway_is_undone(
     assert content(tmp_path) == before
 
 
-def test_a_model_that_a_killed_installation_moved_aside_comes_back(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("place", [EXCHANGE, ".partial-1-ab"])
+def test_a_model_that_a_killed_installation_moved_aside_comes_back(place: str, model: Path, tmp_path: Path) -> None:
     archive = export(model, tmp_path / "model.zip")
     folder = install(archive, tmp_path)
     before = content(folder)
-    aside = folder.parent / ".partial-1-ab" / "old"
+    aside = folder.parent / place / "old"
     aside.mkdir(parents=True)
     folder.rename(aside / folder.name)
     bring_back(folder.parent)

@@ -370,7 +370,7 @@ def test_the_model_that_was_there_comes_back_where_the_new_one_cannot_take_its_p
     rename = Path.rename
 
     def fails(path: Path, target: Path) -> Path:
-        if path.name.endswith("-new"):
+        if path.parent.name == "new":
             raise OSError(errno.ENOSPC, "No space left on device")
         return rename(path, target)
 

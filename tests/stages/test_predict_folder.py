@@ -17,7 +17,6 @@ import torch
 from masam_auto.core.boxes import VoxelBox
 from masam_auto.core.claims import claimed
 from masam_auto.core.errors import ModelError, OutputError
-from masam_auto.core.jsonio import partial_prefix
 from masam_auto.imaging.inputs import find_inputs
 from masam_auto.imaging.io import read_geometry, read_image, read_labels
 from masam_auto.imaging.probability_files import read_probabilities
@@ -327,17 +326,6 @@ def test_the_estimate_counts_each_way_to_preprocess_once(intensity: ModuleType, 
     assert apart > alone
     prepared = combine([one, other]).prepare(*read_image(case.images[0][0]), identifier="a")
     assert apart >= 4 * 2 * voxels + sum(image.nbytes for image in prepared.images)  # type: ignore[attr-defined]
-
-
-def test_only_what_the_killed_process_of_this_machine_left_is_removed(tmp_path: Path) -> None:
-    others = [".partial-01234567-123-ab-case.nii.gz", f"{partial_prefix(12)}ab-case.nii.gz", "case.nii.gz"]
-    for name in (f"{partial_prefix(123)}ab-case.nii.gz", *others):
-        (tmp_path / name).touch()
-    (tmp_path / f"{partial_prefix(123)}cd" / "probabilities").mkdir(parents=True)
-    stage._remove_parts(tmp_path, None)
-    assert len(names(tmp_path)) == 5
-    stage._remove_parts(tmp_path, 123)
-    assert names(tmp_path) == sorted(others)
 
 
 def test_one_command_at_a_time_predicts_into_a_folder(

@@ -20,8 +20,9 @@ from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Dataset, open_dataset
 from masam_auto.core.errors import CaseErrors, DatasetError, ImageError, ModelError, OutputError, PlanError
 from masam_auto.core.geometry import CaseProperties, Geometry
-from masam_auto.core.jsonio import partial_prefix, read_json, write_json
+from masam_auto.core.jsonio import read_json, write_json
 from masam_auto.core.labels import Labels
+from masam_auto.core.partial import partial_prefix
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, NormalizationPlan, Plan, TrainingPlan
 from masam_auto.imaging.storage import open_array, read_locations
