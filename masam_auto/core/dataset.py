@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from masam_auto.core.errors import DatasetError, first_few
-from masam_auto.core.file_names import IMAGE_ENDINGS, check_file_name
+from masam_auto.core.file_names import IMAGE_ENDINGS, check_file_name, visible
 from masam_auto.core.jsonio import parse_json, read_bounded
 from masam_auto.core.labels import DIGITS, Labels, as_number, parse_labels
 from masam_auto.core.paths import DATASET_NAME, Paths, find_dataset_name
@@ -337,6 +337,8 @@ def _parse_channels(raw: Any) -> tuple[str, ...]:
         raise DatasetError(f'dataset.json: "channel_names" must be numbered from 0 without gaps, got {list(raw)}')
     if not all(isinstance(name, str) for _, name in ordered):
         raise DatasetError('dataset.json: "channel_names" must map numbers to names')
+    if odd := next((name for _, name in ordered if visible(name) != name), None):
+        raise DatasetError(f"dataset.json: channel {odd!a} holds a line end or another control character. Rename it.")
     return tuple(name for _, name in ordered)
 
 

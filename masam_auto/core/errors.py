@@ -69,7 +69,7 @@ class CaseErrors(MasamError):
             problems: one sentence per problem, each naming its file or case and the remedy.
             what: what was being done, e.g. "verifying Dataset001_X".
         """
-        self.problems = tuple(problems)
+        self.problems = tuple(" ".join(problem.splitlines()) for problem in problems)
         count = len(self.problems)
         heading = f"{what}: {count} problem{'s' if count != 1 else ''} found"
         super().__init__("\n".join([heading, *(f"  - {problem}" for problem in self.problems)]))

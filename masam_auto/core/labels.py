@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from masam_auto.core.errors import DatasetError
+from masam_auto.core.file_names import visible
 
 LIMIT = 1000  # names, and values; pairs of classes are compared, and the network has an output for each
 DIGITS = 18
@@ -121,6 +122,10 @@ def parse_labels(raw: dict, regions_class_order: list | None) -> Labels:
         )
     values: dict[str, tuple[int, ...]] = {}
     for name, value in raw.items():
+        if visible(name) != name:
+            raise DatasetError(
+                f"dataset.json: label {name!a} holds a line end or another control character. Rename it."
+            )
         members = [as_number(member) for member in (value if isinstance(value, list) else [value])]
         if not members or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in members):
             raise DatasetError(

@@ -14,6 +14,7 @@ from masam_auto.core.file_names import visible
 T = TypeVar("T")
 LOGGER_NAME = "masam_auto"
 SECONDS_BETWEEN_LINES = 10.0
+LINE_LIMIT, LINES_LIMIT = 1200, 200  # a screen is not more
 
 
 class _Formatter(logging.Formatter):
@@ -24,8 +25,17 @@ class _Formatter(logging.Formatter):
 
 
 def shown(message: str) -> str:
-    """A message of one or several lines as it can be printed."""
-    return "\n".join(map(visible, message.split("\n")))
+    """A message of one or several lines as it can be printed and read, whatever stood in the files that it tells of."""
+    lines = message.split("\n")
+    if len(lines) > LINES_LIMIT:
+        lines = [*lines[:LINES_LIMIT], f"  ... and {len(lines) - LINES_LIMIT} more lines"]
+    return "\n".join(map(_line, lines))
+
+
+def _line(text: str) -> str:
+    if len(text) > LINE_LIMIT:
+        text = f"{text[: LINE_LIMIT // 2]} ... ({len(text) - LINE_LIMIT} characters) ... {text[-LINE_LIMIT // 2 :]}"
+    return visible(text)
 
 
 class _BarSafeHandler(logging.Handler):

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import time
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -35,6 +36,8 @@ from masam_auto.stages.segment import PreparedCase
 from masam_auto.stages.validation_mirroring import RECORD_NAME, choose_mirroring
 
 logger = logging.getLogger(__name__)
+
+CLOCK = 5 * 10**9  # nanoseconds by which the clocks of file servers go wrong
 
 
 def validate_fold(
@@ -114,11 +117,15 @@ def validate_fold(
         ending = label_ending(dataset.description.file_ending)
         if world.first:
             world.meet()
+        dates = {case.identifier: _changed(preprocessed, case, since) for case in cases}
+        if max(dates.values()) > time.time_ns() + CLOCK:
+            logger.warning(
+                "warning: the checkpoint or preprocessed arrays are dated in the future, so that predictions seem older than "
+                "what they were made with, and are made again. Set the clock right, or touch these files."
+            )
         waiting = [
             case for case in cases
-            if redo or not _is_done(
-                case, output, ending, _changed(preprocessed, case, since), probabilities=save_probabilities
-            )
+            if redo or not _is_done(case, output, ending, dates[case.identifier], probabilities=save_probabilities)
         ]  # fmt: skip
         if len(waiting) < len(cases):
             logger.info("validation: %s of %s cases are done already", len(cases) - len(waiting), len(cases))

@@ -82,6 +82,8 @@ def test_a_good_description() -> None:
         ({"labels": {"background": 0, "a": "1" * 5000}}, 'label "a" must be a non-negative whole number'),
         ({"labels": {"background": 0, "a": list(range(1, 1001))}, "regions_class_order": [1]}, "has 1001 classes"),
         ({"channel_names": {"0": 5}}, "must map numbers to names"),
+        ({"channel_names": {"0": "CT\x1b[2J"}}, r"channel 'CT\x1b[2J' holds a line end or another control character"),
+        ({"labels": {"background": 0, "a\nb": 1}}, r"label 'a\nb' holds a line end or another control character"),
         ({"channel_names": {"\u00b2": "CT"}}, "must have numbers as keys"),
         ({"file_ending": "nii.gz"}, "must be one of .nii.gz"),
         ({"file_ending": 3}, "must be one of .nii.gz"),

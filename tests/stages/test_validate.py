@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -138,6 +139,16 @@ def test_a_summary_never_stands_beside_predictions_of_another_checkpoint(
     assert not summary.exists()
     house.validate()
     assert summary.is_file()
+
+
+def test_dates_in_the_future_are_told(raw_dataset: Make, build: Build, caplog: pytest.LogCaptureFixture) -> None:
+    house = build(raw_dataset(cases=2))
+    house.validate()
+    assert "in the future" not in caplog.text
+    ahead = time.time_ns() + 3600 * 10**9
+    os.utime(house.fold / "checkpoint_best" / "checkpoint.json", ns=(ahead, ahead))
+    house.validate()
+    assert "dated in the future" in caplog.text and "made again" in caplog.text
 
 
 def test_predictions_of_another_checkpoint_or_otherwise_made_are_not_kept(raw_dataset: Make, build: Build) -> None:
