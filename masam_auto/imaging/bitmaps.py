@@ -9,8 +9,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.jsonio import write_bytes
+from masam_auto.imaging.raw_image import RawImage
 from masam_auto.imaging.room import check_room
-from masam_auto.imaging.volumes import RawImage, read_itk
+from masam_auto.imaging.volumes import read_itk
 
 Image.MAX_IMAGE_PIXELS = None  # whole-slide sized pictures are data here, not an attack
 

@@ -18,8 +18,10 @@ import SimpleITK as sitk
 
 from masam_auto.core.errors import DatasetError, ImageError, MasamError
 from masam_auto.core.geometry import Geometry
+from masam_auto.imaging.apart import read_apart
+from masam_auto.imaging.raw_image import RawImage
 from masam_auto.imaging.room import check_room
-from masam_auto.imaging.volumes import RawImage, itk_cause
+from masam_auto.imaging.volumes import itk_cause
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -352,14 +354,19 @@ def _stack_geometry(slices: Sequence[Slice]) -> Geometry:
     )
 
 
+def decode_pixels(file: Path) -> RawImage:
+    """(1, frames, Y, X) as GDCM gives them, in this process; their geometry means nothing. Raises RuntimeError."""
+    array = sitk.GetArrayFromImage(sitk.ReadImage(str(file), imageIO="GDCMImageIO"))
+    array = array if array.ndim == 3 else array[None]
+    return RawImage(array=array[None], geometry=Geometry(shape=array.shape[:3], spacing=(1.0, 1.0, 1.0)))
+
+
 def _read_pixels(file: Path) -> np.ndarray:
     """(frames, Y, X), rescaled. Raises ImageError."""
     try:
-        image = sitk.ReadImage(str(file), imageIO="GDCMImageIO")
+        array = read_apart("gdcm", file).array[0]
     except RuntimeError as error:
         raise ImageError(f"{file}: the pixels cannot be read ({itk_cause(error)}). Export it again.") from error
-    array = sitk.GetArrayFromImage(image)
-    array = array if array.ndim == 3 else array[None]
     tags = read_tags(file, SHOWN_TAGS)
     with telling_damage(file):
         return _as_stored(array, tags) if tags.get("PhotometricInterpretation") == "MONOCHROME1" else array

@@ -128,8 +128,6 @@ def _shifted(volume: np.ndarray, shift: np.ndarray, shape: tuple[int, ...]) -> n
 def _place_frames(file: Path, image: Geometry) -> tuple[np.ndarray, Geometry]:
     """The slice that each frame lies on, and the object's own grid. Raises ImageError."""
     frames = slices_of(file)
-    if not frames:
-        raise ImageError(f"{file}: has no frames, so there are no segments. Take it out.")
     for frame in frames[1:]:
         check_alike(frames[0], frame)
     first = frames[0]

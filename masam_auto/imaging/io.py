@@ -19,8 +19,8 @@ from masam_auto.core.geometry import Geometry
 from masam_auto.imaging import bitmaps, tiff, volumes
 from masam_auto.imaging.dicom import read_series
 from masam_auto.imaging.placement import SAME_PLACE, turned_to_place
+from masam_auto.imaging.raw_image import RawImage
 from masam_auto.imaging.videos import is_video, read_video
-from masam_auto.imaging.volumes import RawImage
 
 logger = logging.getLogger(__name__)
 

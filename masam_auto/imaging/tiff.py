@@ -16,8 +16,9 @@ from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry, Triple
 from masam_auto.core.jsonio import parse_json, read_bounded, write_bytes
 from masam_auto.imaging.bitmaps import LYING, ORIENTATION, upright
+from masam_auto.imaging.raw_image import RawImage
 from masam_auto.imaging.room import check_room
-from masam_auto.imaging.volumes import RawImage, axes_error, read_itk
+from masam_auto.imaging.volumes import axes_error, read_itk
 
 MILLIMETRES = {
     "nm": 1e-6, "micron": 1e-3, "microns": 1e-3, "um": 1e-3, "\u00b5m": 1e-3, "\u03bcm": 1e-3, "mm": 1.0, "cm": 10.0,

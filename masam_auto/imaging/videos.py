@@ -13,8 +13,9 @@ from scipy import ndimage
 from masam_auto.core.errors import DatasetError, ImageError
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.jsonio import atomic_path
+from masam_auto.imaging.apart import read_apart
+from masam_auto.imaging.raw_image import RawImage
 from masam_auto.imaging.room import check_room
-from masam_auto.imaging.volumes import RawImage
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".wmv", ".mpg", ".mpeg")
 PIXELS = {1: "gray", 3: "rgb24"}
@@ -55,6 +56,11 @@ def read_video(path: Path, channels: int) -> RawImage:
         ImageError: damaged, truncated, without a picture, or the number of channels is neither 1 nor 3.
         DatasetError: PyAV is not installed.
     """
+    return read_apart("video", path, channels)
+
+
+def decode_video(path: Path, channels: int) -> RawImage:
+    """As `read_video`, in this process."""
     if channels not in PIXELS:
         raise ImageError(f"{path}: a video has 1 or 3 channels, but the model takes {channels}")
     frames: list[np.ndarray] = []

@@ -11,7 +11,7 @@ import io
 import math
 import re
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -23,7 +23,9 @@ from nibabel.spatialimages import SpatialImage
 from masam_auto.core.errors import ImageError, OutputError
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.jsonio import atomic_path, write_bytes
+from masam_auto.imaging.apart import read_apart
 from masam_auto.imaging.headers import CHECKS, check_file
+from masam_auto.imaging.raw_image import RawImage
 from masam_auto.imaging.room import check_room
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
@@ -55,25 +57,15 @@ DETACHED_HEADERS = {".mhd": ".mha", ".nhdr": ".nrrd"}
 """Header-only endings and the single-file form of the same format, whose readers take either."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RawImage:
-    """An image as its file has it.
-
-    `array` is (C, Z, Y, X) in the file's type, scale slope and intercept applied. `is_series`: the first axis counts
-    the volumes of a 4D file, which may be channels or times. `step`: the scale slope, between two values that it can hold;
-    0 where the values are as they were stored.
-    """
-
-    array: np.ndarray
-    geometry: Geometry
-    is_series: bool = False
-    step: float = 0.0
-
-
 def read_itk(path: Path) -> RawImage:
-    """Read a file with SimpleITK. Raises ImageError for complex voxels and more than four axes."""
+    """Read a file with SimpleITK. Raises ImageError for complex voxels, more than four axes, damage."""
     if path.suffix.lower() in CHECKS:
         check_file(path)
+    return read_apart("itk", path)
+
+
+def decode_itk(path: Path) -> RawImage:
+    """As `read_itk`, in this process, of a file whose header has been checked."""
     image = sitk.ReadImage(str(path))
     if "complex" in image.GetPixelIDTypeAsString():
         raise complex_error(path)
@@ -93,17 +85,18 @@ def read_itk(path: Path) -> RawImage:
 
 
 def read_itk_geometry(path: Path) -> Geometry:
-    """Read only the header with SimpleITK."""
-    return _from_itk(path, _itk_header(path))
-
-
-def _itk_header(path: Path) -> sitk.ImageFileReader:
+    """Read only the header with SimpleITK. Raises as `read_itk`."""
     if path.suffix.lower() in CHECKS:
         CHECKS[path.suffix.lower()](path)
+    return read_apart("itk_header", path).geometry
+
+
+def decode_itk_header(path: Path) -> RawImage:
+    """The geometry alone, without voxels, in this process, of a file whose header has been checked."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
-    return reader
+    return RawImage(array=np.zeros(0, np.uint8), geometry=_from_itk(path, reader))
 
 
 def read_nifti(path: Path) -> RawImage:

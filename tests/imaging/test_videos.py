@@ -9,7 +9,7 @@ import pytest
 
 from masam_auto.core.errors import DatasetError, ImageError, OutputError
 from masam_auto.imaging import videos
-from masam_auto.imaging.videos import COLOURS, draw_contours, is_video, read_video, write_overlay
+from masam_auto.imaging.videos import COLOURS, decode_video, draw_contours, is_video, read_video, write_overlay
 
 av = pytest.importorskip("av", reason="the optional library PyAV (extra `video`) is not installed")
 
@@ -69,7 +69,7 @@ def test_a_video_that_needs_too_much_memory_says_so(tmp_path: Path, monkeypatch:
     free = SimpleNamespace(available=6 * FRAMES[0].nbytes)
     monkeypatch.setattr("masam_auto.imaging.videos.psutil.virtual_memory", lambda: free)
     with pytest.raises(MemoryError, match=r"a\.mkv: more than 4 frames of 34 x 21 pixels"):
-        read_video(tmp_path / "a.mkv", 3)
+        decode_video(tmp_path / "a.mkv", 3)
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".mov"])
@@ -142,7 +142,7 @@ def test_absent_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = write_video(tmp_path / "a.avi")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DatasetError, match=r"pip install 'masam_auto\[video\]'"):
-        read_video(path, 3)
+        decode_video(path, 3)
 
 
 def test_names() -> None:
@@ -160,4 +160,4 @@ def test_streams_that_decode_oddly(
 ) -> None:
     monkeypatch.setattr(videos, "_decode", lambda path, pixels: [np.zeros(shape, np.uint8) for shape in frames])
     with pytest.raises(ImageError, match=rf"a\.avi: .*{message}"):
-        read_video(tmp_path / "a.avi", 1)
+        decode_video(tmp_path / "a.avi", 1)
