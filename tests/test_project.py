@@ -94,6 +94,8 @@ def test_tested_set_holds_every_dependency_once() -> None:
     names = {re.split(r"[<>=\[ ]", requirement)[0].lower().replace("_", "-") for requirement in wanted}
     assert names <= set(pinned)
     assert "torch==2.13.0" in lines
+    hashed = re.findall(r"^([a-z0-9-]+==\S+)", (ROOT / "constraints-hashes.txt").read_text(), flags=re.MULTILINE)
+    assert sorted(hashed) == sorted(line for line in lines if not line.startswith("torch==")), "run make lock"
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *sorted(DOCUMENTATION.glob("*.md"))], ids=lambda path: path.name)

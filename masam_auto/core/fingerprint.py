@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass, field, replace
 
+from masam_auto.core.checks import check
 from masam_auto.core.errors import PlanError
 from masam_auto.core.geometry import Geometry, Shape, Triple
 from masam_auto.core.turning import STAY, Turn
+
+LONGEST = 1 << 24  # voxels; a video of some days
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +59,13 @@ class CaseMeasurement:
     direction: tuple[float, ...]
     classes: dict[str, ClassMeasurement]
     axes: str | None = None
+
+    def __post_init__(self) -> None:
+        check(
+            all(1 <= length <= LONGEST for length in (*self.shape, *self.shape_after_cropping)),
+            f"case {self.identifier!a}: sides must be from 1 to {LONGEST} voxels, got {self.shape} and "
+            f"{self.shape_after_cropping}",
+        )
 
     @property
     def grid(self) -> Geometry:
@@ -139,6 +149,12 @@ class Fingerprint:
     def __post_init__(self) -> None:
         if not self.cases:
             raise PlanError("fingerprint has no cases")
+        bins = [len(edges) - 1 for edges in self.histogram_edges]
+        for name, found in self.classes.items():
+            if [len(histogram) for histogram in found.histograms] != bins:
+                raise PlanError(
+                    f"fingerprint: the histograms of class {name!a} do not fit histogram_edges; extract it anew"
+                )
         for what, records in (("intensity", self.intensities), ("histogram", self.histogram_edges)):
             if len(records) != len(self.channel_names):
                 raise PlanError(

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from masam_auto.core.errors import ImageError, MasamError, OutputError, PlanError
+from masam_auto.core.file_names import visible
 from masam_auto.core.partial import partial_path
 
 T = TypeVar("T")
@@ -178,7 +179,9 @@ def read_json(path: Path, kind: type[T], *, what: str) -> T:
     value = decode(plain, kind, where=str(path))
     unknown = sorted(_unknown_keys(plain, to_plain(value)))
     if unknown:
-        raise PlanError(f"{path} has unknown fields: {', '.join(unknown)}. Remove them or correct their names.")
+        raise PlanError(
+            f"{path} has unknown fields: {visible(', '.join(unknown))}. Remove them or correct their names."
+        )
     return value
 
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from masam_auto.core.boxes import GivenBox, VoxelBox, WorldBox
 from masam_auto.core.errors import DatasetError, PlanError
+from masam_auto.core.file_names import visible
 from masam_auto.core.geometry import Triple
 from masam_auto.core.jsonio import read_plain
 
@@ -72,6 +73,8 @@ def _read_table(content: Any, path: Path) -> Boxes:
         )
     boxes = {}
     for case, given in content.items():
+        if visible(case) != case:
+            raise DatasetError(f"{path}: {case!a} names no case. Name boxes after the images.")
         entries = given if isinstance(given, list) else [given]
         boxes[case] = tuple(
             _parse_box(entry, f"{path}: case {case}" + (f", box {number}" if len(entries) > 1 else ""))

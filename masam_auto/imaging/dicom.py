@@ -346,12 +346,15 @@ def _stack_geometry(slices: Sequence[Slice]) -> Geometry:
         if axis is not normal:
             logger.info("%s: slices are tilted by %.1f degrees", first.file.parent, np.degrees(np.arccos(upright)))
     direction = np.stack([first.rows_along, first.columns_along, axis], axis=1)
-    return Geometry(
-        shape=(len(slices), *first.shape),
-        spacing=(depth, *first.spacing),
-        origin=(float(first.position[0]), float(first.position[1]), float(first.position[2])),
-        direction=tuple(direction.ravel().tolist()),
-    )
+    try:
+        return Geometry(
+            shape=(len(slices), *first.shape),
+            spacing=(depth, *first.spacing),
+            origin=(float(first.position[0]), float(first.position[1]), float(first.position[2])),
+            direction=tuple(direction.ravel().tolist()),
+        )
+    except ImageError as error:
+        raise ImageError(f"{first.file}: {error}") from error
 
 
 def decode_pixels(file: Path) -> RawImage:

@@ -4,7 +4,9 @@ Nothing here is ever unpickled: arrays are plain blosc2 frames, locations plain 
 """
 
 import logging
+import math
 import re
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from masam_auto.core.errors import DatasetError, ImageError
 from masam_auto.core.jsonio import atomic_path, write_bytes
 from masam_auto.core.labels import Labels
 from masam_auto.core.partial import NAME_MAX
+from masam_auto.imaging.room import check_room
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +108,7 @@ class StoredArray:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open a file written by `write_array`. Raises ImageError."""
+        """Open a file written by `write_array`. Raises ImageError, or MemoryError where a slice is more than there is."""
         self.path = Path(path)
         try:
             stored = blosc2.open(str(self.path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
@@ -118,6 +121,8 @@ class StoredArray:
         self._stored = stored
         self.shape: tuple[int, ...] = tuple(stored.shape)
         self.dtype: np.dtype = stored.dtype
+        # a slice of zeros takes no room on the disk
+        check_room(self.path, math.prod(self.shape[-2:]) * self.dtype.itemsize, on_disk=sys.maxsize)
 
     @property
     def ndim(self) -> int:

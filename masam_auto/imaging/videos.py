@@ -145,7 +145,9 @@ def _opened(path: Path) -> Any:
         start = file.read(16)
     for place, magic, name in CONTAINERS:
         if start[place : place + len(magic)] == magic:
-            return _library(path).open(path, format=name, options={"protocol_whitelist": "file"})
+            return _library(path).open(
+                path, format=name, metadata_errors="replace", options={"protocol_whitelist": "file"}
+            )
     raise ImageError(
         f"{path}: is no video of a kind that can be read ({', '.join(VIDEO_ENDINGS)}). Convert it to .mp4."
     )
@@ -154,7 +156,10 @@ def _opened(path: Path) -> Any:
 def _first_stream(path: Path, file: Any) -> Any:
     if not file.streams.video:
         raise ImageError(f"{path}: holds no video. Give a file with pictures.")
-    return file.streams.video[0]
+    stream = file.streams.video[0]
+    if stream.codec_context is None:
+        raise ImageError(f"{path}: its pictures are coded in an unknown way. It is damaged, or export it as H.264.")
+    return stream
 
 
 def _library(path: Path) -> Any:

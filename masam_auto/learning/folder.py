@@ -7,6 +7,7 @@ from typing import Any
 
 from masam_auto.core.dataset import Case, DatasetDescription
 from masam_auto.core.errors import ModelError, OutputError
+from masam_auto.core.file_names import check_file_name
 from masam_auto.core.jsonio import read_json, read_plain, write_bytes, write_json
 from masam_auto.core.plan import Configuration, Plan
 from masam_auto.core.splits import Split, choose_shots, find_split, parse_splits, read_splits
@@ -147,6 +148,8 @@ def _named_cases(splits_file: Path, description: DatasetDescription) -> tuple[Ca
     folds = [fold for fold in plain if isinstance(fold, dict)] if isinstance(plain, list) else []
     sides = [fold[side] for fold in folds for side in ("train", "val") if isinstance(fold.get(side), list)]
     names = {name for side in sides for name in side if isinstance(name, str)}
+    for name in names:
+        check_file_name(name, what=f"{splits_file}:")
     video_of = {frame: video for video, frames in description.sequences.items() for frame in frames}
     identifiers = sorted({video_of.get(name, name) for name in names})
     return tuple(

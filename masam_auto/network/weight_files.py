@@ -4,6 +4,7 @@ import pickle
 import pickletools
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -17,8 +18,8 @@ from masam_auto.core.errors import ModelError
 
 # What torch and safetensors raise for files that are damaged or something else.
 _DAMAGED = (
-    OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, SafetensorError, struct.error,
-    pickle.UnpicklingError, MemoryError,
+    OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, MemoryError, AssertionError,
+    SafetensorError, struct.error, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError,
 )  # fmt: skip
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Of what torch lets a pickle call, these make something as large as a number in it says.

@@ -23,6 +23,11 @@ def record_model(folder: Path, predictor: Predictor) -> None:
     write_json(folder / "plan.json", _plan_of(predictor))
 
 
+def is_recorded(folder: Path) -> bool:
+    """Whether the files of `record_model` are there."""
+    return all((folder / name).exists() for name in ("dataset.json", "plan.json"))
+
+
 def refuse_another_model(folder: Path, predictor: Predictor) -> None:
     """Raise OutputError where `record_model` would replace what another model left; how it predicts may have changed."""
     file, plan = folder / "plan.json", _plan_of(predictor)

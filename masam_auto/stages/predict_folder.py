@@ -39,6 +39,7 @@ from masam_auto.learning.shared_cases import SharedCases
 from masam_auto.stages.box_prompts import place_boxes
 from masam_auto.stages.output_folder import (
     check_output,
+    is_recorded,
     record_model,
     refuse_another_model,
     refuse_to_overwrite,
@@ -124,7 +125,7 @@ class _Job:
         write_segmentation(case, made.segmentation, made.geometry, self.folder, ending, labels)
         if self.overwrite and not self.save_probabilities:  # an ensemble would average those of what was replaced
             (self.folder / f"{case.identifier}{PROBABILITIES}").unlink(missing_ok=True)
-        if self.shared.claim("companions") or not (self.folder / "dataset.json").exists():
+        if self.shared.claim("companions") or not is_recorded(self.folder):
             record_model(self.folder, self.predictor)
         self.shared.finish(case.identifier)
 
@@ -223,7 +224,10 @@ def predict_folder(
         logger.warning("no box for %s: predicted without a prompt", ", ".join(without))
     # the processes of one command are of one mind, and parts know of one another
     mine = claimed(folder, "prediction", together=part[1] > 1) if shared.world.first else contextlib.nullcontext()
-    with mine if waiting else contextlib.nullcontext():
+    incomplete = shared.world.first and len(waiting) < len(cases) and not is_recorded(folder)
+    with mine if waiting or incomplete else contextlib.nullcontext():
+        if incomplete:  # by a run that ended just then
+            record_model(folder, predictor)
         _predict_cases(job, {name: cases[name] for name in waiting})
         results = shared.results(waiting)
     return Outcome(

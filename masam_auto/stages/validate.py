@@ -24,7 +24,7 @@ from masam_auto.imaging.outputs import write_segmentation
 from masam_auto.imaging.probability_files import ENDING as PROBABILITIES
 from masam_auto.imaging.storage import array_files, open_array
 from masam_auto.imaging.workers import workers_for
-from masam_auto.learning.checkpoint import STATE_FILE
+from masam_auto.learning.checkpoint import STATE_FILE, remove_leftovers
 from masam_auto.learning.distributed import ALONE, World
 from masam_auto.learning.folder import fold_cases, splits_of
 from masam_auto.learning.models import checkpoint_path, choose_folds, describe_model
@@ -100,6 +100,8 @@ def validate_fold(
     output = model.folder / f"fold_{fold}" / "validation"
     alone = claimed(output.parent.parent, output.parent.name) if world.first else contextlib.nullcontext()
     with alone:
+        if world.first:
+            remove_leftovers(output.parent)  # of the training, which may have been killed just before its end
         state_file = checkpoint_path(output.parent, checkpoint) / STATE_FILE
         if not world.first:
             world.meet()  # the first one has decided, and written its record

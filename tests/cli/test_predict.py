@@ -84,7 +84,7 @@ def test_how_is_predicted(command: Command, used: list[Predictor], capsys: pytes
     assert plain.mirror and not changed.mirror
     assert (plain.depth, changed.depth, changed.tile_overlap) == ("whole", "windows", 0.5)
     assert command("-num_parts", "4", "--overwrite", "-step_size", "1.5") == 2
-    assert "the step size must be above 0 and at most 1" in capsys.readouterr().err
+    assert "the step size must be at least 0.05 and at most 1" in capsys.readouterr().err
 
 
 def test_several_processes_are_started_with_the_same_options(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
