@@ -29,8 +29,17 @@ def check_room(path: Path, size: int, *, on_disk: int | None = None) -> None:
             f"{path}: its header asks for {_shown(size)}, which {_shown(packed)} cannot hold. It is damaged; copy or download it "
             "again."
         )
+    check_memory(str(path), size)
+
+
+def check_memory(what: str, size: int) -> None:
+    """Check that there is memory for so many bytes, before the system promises what it does not have.
+
+    Raises:
+        MemoryError: there is not; it says what needs it.
+    """
     if size > (free := psutil.virtual_memory().available):
-        raise MemoryError(f"{path} needs {_shown(size)}, and {_shown(free)} are free")
+        raise MemoryError(f"{what} needs {_shown(size)}, and {_shown(free)} are free")
 
 
 def _shown(size: int) -> str:

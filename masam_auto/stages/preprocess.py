@@ -6,6 +6,7 @@ a whole data set; it may be stopped at any moment, and makes only what is missin
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from masam_auto.imaging.io import read_case, read_case_labels, read_geometry
 from masam_auto.imaging.normalize import normalize
 from masam_auto.imaging.placement import turned_to_place
 from masam_auto.imaging.resample import resample_image, resample_labels, resampled_shape
+from masam_auto.imaging.room import check_memory
 from masam_auto.imaging.storage import array_files, check_name, find_locations, write_array, write_locations
 
 logger = logging.getLogger(__name__)
@@ -115,6 +117,10 @@ def preprocess_case(
     normalized = normalized.transpose(0, *(axis + 1 for axis in order))
     spacing = seen.triple(geometry.spacing)
     shape = resampled_shape(normalized.shape[1:], spacing, configuration.spacing)
+    check_memory(
+        f"{identifier}: resampled from {spacing} to the plan's {configuration.spacing} mm, it",
+        normalized.itemsize * len(normalized) * math.prod(shape),
+    )
     properties = CaseProperties(
         identifier=identifier,
         geometry=geometry,

@@ -184,6 +184,14 @@ def test_an_empty_image_is_kept_whole() -> None:
     assert np.isfinite(done.image).all()
 
 
+@pytest.mark.parametrize("spacing", [1e-3, 1e-6])
+def test_a_spacing_that_no_memory_holds_is_told_before_it_is_tried(spacing: float) -> None:
+    image, geometry = np.ones((1, 3, 40, 50), np.float32), Geometry(shape=(3, 40, 50), spacing=(3.0, 1.0, 0.8))
+    fine = configure(spacing=(spacing,) * 3)
+    with pytest.raises(MemoryError, match=r"case_7: resampled from .* mm, it needs .* GiB, and .* are free"):
+        preprocess_case(image, geometry, None, fine, identifier="case_7")
+
+
 def test_what_does_not_fit_is_refused() -> None:
     geometry = Geometry(shape=(3, 4, 5), spacing=(3.0, 1.0, 0.8))
     image = np.ones((2, 3, 4, 5), np.float32)
