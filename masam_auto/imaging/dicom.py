@@ -33,6 +33,7 @@ PREAMBLE, MAGIC = 128, b"DICM"
 FIRST_TAGS = tuple(
     bytes((group, 0, element, 0)) for group, element in ((2, 0), (2, 2), (8, 0), (8, 5), (8, 8), (8, 0x16))
 )
+FARTHEST = 1e6  # millimetres
 SAME_DIRECTION = 1e-3
 """Difference of direction cosines; scanners write them with six digits."""
 
@@ -258,7 +259,10 @@ def _numbers(file: Path, groups: "Sequence[Dataset]", sequence: str, name: str, 
         raise ImageError(
             f"{file}: has no {name}, so its place in space is unknown: it is damaged or no slice. Export it again."
         )
-    return np.asarray(found, dtype=np.float64)
+    numbers = np.asarray(found, dtype=np.float64)
+    if np.abs(numbers).max() > FARTHEST or not np.isfinite(numbers).all():
+        raise ImageError(f"{file}: {name} is {numbers.tolist()}, which is no place in space. Export it again.")
+    return numbers
 
 
 def _orthonormal(file: Path, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -135,6 +135,8 @@ def test_two_time_points_in_a_series(tmp_path: Path, dicom_files: ModuleType) ->
         ({"ImagePositionPatient": [-10.0, 20.0, 33.7]}, "slices are uneven between them"),
         ({"ImagePositionPatient": [-9.6, 20.0, 33.0]}, "mm against the line through"),
         ({"ImagePositionPatient": [-10.0, 25.0, 33.0]}, "mm against the line through"),
+        ({"ImagePositionPatient": [-10.0, 20.0, 1e300]}, "is no place in space"),
+        ({"PixelSpacing": ["inf", 0.9]}, "is no place in space"),
         ({"ImageOrientationPatient": [0.0, 1.0, 0.0, 1.0, 0.0, 0.0]}, "lie in different directions"),
         ({"ImageOrientationPatient": [1.0, 0.0, 0.0, 1.0, 0.0, 0.0]}, "not two unit vectors at right angles"),
         ({"PixelSpacing": [0.7, 0.8]}, "differ in pixel spacing"),
