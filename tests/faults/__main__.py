@@ -101,7 +101,8 @@ def prepare_environment(house: House) -> None:
         os.environ[f"MASAM_{name.upper()}"] = str(house.root / name)
     (house.folder / "temporary").mkdir()
     os.environ["TMPDIR"] = tempfile.tempdir = str(house.folder / "temporary")
-    os.environ["MPLCONFIGDIR"] = str(house.folder / "temporary")
+    for name in ("MPLCONFIGDIR", "TORCHINDUCTOR_CACHE_DIR"):
+        os.environ[name] = str(house.folder / "temporary")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     sys.dont_write_bytecode = True
     for module in pkgutil.walk_packages(masam_auto.__path__, "masam_auto."):  # once, and not in each command
