@@ -3,7 +3,6 @@
 import functools
 import logging
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,8 @@ from masam_auto.baselines.method import Method, Prediction, Training, raw_digest
 from masam_auto.baselines.program import run_program
 from masam_auto.core.dataset import Case, Dataset
 from masam_auto.core.errors import ModelError, OutputError
-from masam_auto.core.jsonio import read_plain, write_json
+from masam_auto.core.jsonio import read_plain, scratch_folder, write_json
+from masam_auto.core.partial import partial_path
 from masam_auto.core.plan import TrainingPlan
 from masam_auto.imaging.io import label_ending
 from masam_auto.learning.schedule import parse_budget
@@ -237,8 +237,8 @@ def _run(nnunet: NnUNet, action: str, job: dict[str, Any]) -> dict[str, Any]:
     log = nnunet.folder / "nnunet.log"
     nnunet.folder.mkdir(parents=True, exist_ok=True)
     folders = {name: str(nnunet.folder / name) for name in ("raw", "preprocessed", "results")}
-    with tempfile.TemporaryDirectory(prefix=f"{action}-", dir=nnunet.folder) as own, open(log, "ab") as handle:
-        request, result, said = Path(own, "job.json"), Path(own, "result.json"), handle.tell()
+    with scratch_folder(partial_path(nnunet.folder / action)) as own, open(log, "ab") as handle:
+        request, result, said = own / "job.json", own / "result.json", handle.tell()
         write_json(request, {**job, "action": action, "folders": folders, "result": str(result)})
         # -I: neither our package's folder nor PYTHONPATH may hide modules of nnU-Net's environment
         command = [os.fspath(nnunet.python), "-I", os.fspath(RUNNER), os.fspath(request)]

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,6 +76,32 @@ WRITE_FAILURES = NO_SPACE | {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP,
     errno.EIO, errno.ESTALE, errno.EFBIG,
 }  # fmt: skip
+
+
+@contextlib.contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """A new folder, gone when the block ends; a parent that was made for it goes too if it stayed empty.
+
+    Raises:
+        OutputError: something within the block could not be written.
+    """
+    parent, was_there = folder.parent, folder.parent.exists()
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+    except OSError as error:
+        if error.errno not in WRITE_FAILURES:
+            raise
+        remedy = "Free some space or choose" if error.errno in NO_SPACE else "Choose"
+        raise OutputError(
+            f"cannot write {parent}: {os.strerror(error.errno or 0)}. {remedy} another folder; nothing that was there has "
+            "been changed."
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if not was_there:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

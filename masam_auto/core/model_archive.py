@@ -24,8 +24,8 @@ from pathlib import Path
 import msgspec
 
 from masam_auto.core.checks import NAME
-from masam_auto.core.errors import MasamError, ModelError, OutputError
-from masam_auto.core.jsonio import NO_SPACE, WRITE_FAILURES, atomic_path, decode, parse_json, to_plain
+from masam_auto.core.errors import MasamError, ModelError
+from masam_auto.core.jsonio import atomic_path, decode, parse_json, to_plain
 from masam_auto.core.sam_files import file_sha256
 from masam_auto.core.selection import SELECTION_NAME
 
@@ -137,32 +137,6 @@ def extract_archive(path: Path, folder: Path) -> Manifest:
             target.parent.mkdir(parents=True, exist_ok=True)
             _extract(archive, file, target, path)
     return manifest
-
-
-@contextlib.contextmanager
-def scratch_folder(folder: Path) -> Iterator[Path]:
-    """A new folder, gone when the block ends; a parent that was made for it goes too if it stayed empty.
-
-    Raises:
-        OutputError: something within the block could not be written.
-    """
-    parent, was_there = folder.parent, folder.parent.exists()
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-    except OSError as error:
-        if error.errno not in WRITE_FAILURES:
-            raise
-        remedy = "Free some space or choose" if error.errno in NO_SPACE else "Choose"
-        raise OutputError(
-            f"cannot write {parent}: {os.strerror(error.errno or 0)}. {remedy} another folder; nothing that was there has "
-            "been changed."
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if not was_there:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
 
 
 @contextlib.contextmanager

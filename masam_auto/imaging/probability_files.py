@@ -3,8 +3,6 @@
 import contextlib
 import json
 import math
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,8 +14,8 @@ import numpy as np
 
 from masam_auto.core.errors import ImageError, MasamError
 from masam_auto.core.geometry import Box, Geometry
-from masam_auto.core.jsonio import atomic_path, decode, parse_json, to_plain
-from masam_auto.core.partial import partial_prefix
+from masam_auto.core.jsonio import atomic_path, decode, parse_json, scratch_folder, to_plain
+from masam_auto.core.partial import partial_path
 from masam_auto.imaging.scratch import reserve, scratch_array
 
 ENDING = ".npz"
@@ -65,9 +63,9 @@ def new_probabilities(
     }
     with (
         atomic_path(path) as temporary,
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=partial_prefix(os.getpid())) as folder,
+        scratch_folder(partial_path(path.with_name("values"))) as folder,
     ):
-        raw = Path(folder) / VALUES
+        raw = folder / VALUES
         with raw.open("wb") as file:
             header = {
                 "descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)),

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from masam_auto.core.model_archive import scratch_folder
+from masam_auto.core.jsonio import scratch_folder
 
 logger = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from masam_auto.core.jsonio import (
     parse_json,
     read_json,
     read_plain,
+    scratch_folder,
     write_bytes,
     write_json,
 )
@@ -220,3 +221,26 @@ def test_a_folder_that_vanishes_meanwhile(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="its folder has vanished"), atomic_path(tmp_path / "out" / "a") as temporary:
         temporary.write_bytes(b"x")
         shutil.rmtree(tmp_path / "out")
+
+
+def test_a_scratch_folder_goes_and_takes_only_a_parent_that_it_made_and_left_empty(tmp_path: Path) -> None:
+    for kept in (False, True):
+        with scratch_folder(tmp_path / "new" / "scratch") as folder:
+            (folder / "a").write_text("a")
+            if kept:
+                (tmp_path / "new" / "result").write_text("b")
+        assert (tmp_path / "new").exists() == kept
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["result"]
+    (tmp_path / "old").mkdir()
+    with scratch_folder(tmp_path / "old" / "scratch"):
+        pass
+    assert (tmp_path / "old").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OutputError, match=r"cannot write .*file: Not a directory. Choose another"),
+        scratch_folder(tmp_path / "file" / "scratch"),
+    ):
+        pass

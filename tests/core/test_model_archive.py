@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from masam_auto.core.errors import ModelError, OutputError
+from masam_auto.core.errors import ModelError
 from masam_auto.core.model_archive import (
     FILES_LIMIT,
     MANIFEST_LIMIT,
@@ -21,7 +21,6 @@ from masam_auto.core.model_archive import (
     Manifest,
     extract_archive,
     read_manifest,
-    scratch_folder,
     write_archive,
 )
 
@@ -266,26 +265,3 @@ def test_a_data_set_that_cannot_name_a_folder_is_not_exported() -> None:
     file = ArchivedFile(name="masam__axis0/plan.json", size=1, sha256="0")
     with pytest.raises(ModelError, match="no name of a data set"):
         Manifest(masam_auto="1", dataset_name="Dataset001_C:", files=(file,))
-
-
-def test_a_scratch_folder_goes_and_takes_only_a_parent_that_it_made_and_left_empty(tmp_path: Path) -> None:
-    for kept in (False, True):
-        with scratch_folder(tmp_path / "new" / "scratch") as folder:
-            (folder / "a").write_text("a")
-            if kept:
-                (tmp_path / "new" / "result").write_text("b")
-        assert (tmp_path / "new").exists() == kept
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["result"]
-    (tmp_path / "old").mkdir()
-    with scratch_folder(tmp_path / "old" / "scratch"):
-        pass
-    assert (tmp_path / "old").exists()
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(OutputError, match=r"cannot write .*file: Not a directory. Choose another"),
-        scratch_folder(tmp_path / "file" / "scratch"),
-    ):
-        pass
