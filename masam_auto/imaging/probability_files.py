@@ -62,8 +62,8 @@ def new_probabilities(
         "has_regions": np.asarray(has_regions),
     }
     with (
-        atomic_path(path) as temporary,
         scratch_folder(partial_path(path.with_name("values"))) as folder,
+        atomic_path(path) as temporary,
     ):
         raw = folder / VALUES
         with raw.open("wb") as file:
