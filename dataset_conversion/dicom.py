@@ -18,9 +18,9 @@ from dataset_conversion.dicom_annotations import Annotation, draw_rois, normal_n
 from dataset_conversion.dicom_studies import Studies, count_rois, look_through, name_in_data_set, read_map, tell_rois
 from masam_auto.core.errors import DatasetError
 from masam_auto.core.geometry import Geometry
-from masam_auto.imaging.dicom import read_series
-from masam_auto.imaging.io import write_labels
-from masam_auto.imaging.volumes import write_nifti
+from masam_auto.formats.dicom import read_series
+from masam_auto.formats.io import write_labels
+from masam_auto.formats.volumes import write_nifti
 
 NUMBER = 50
 ENDING = ".nii.gz"

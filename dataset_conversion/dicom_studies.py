@@ -9,7 +9,7 @@ from dataset_conversion.dicom_annotations import Annotation, is_annotation, norm
 from dataset_conversion.download import archives_hint, check_download
 from masam_auto.core.errors import DatasetError, ImageError
 from masam_auto.core.jsonio import read_plain
-from masam_auto.imaging.dicom_series import Series, find_dicom_files, find_series, name_series
+from masam_auto.formats.dicom_series import Series, find_dicom_files, find_series, name_series
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

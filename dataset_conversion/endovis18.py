@@ -15,8 +15,8 @@ from dataset_conversion.conversion import Conversion, SourceCase, SourceImage, T
 from dataset_conversion.download import archives_hint, check_download, find_archives, folders_in, named_files
 from masam_auto.core.errors import DatasetError, ImageError
 from masam_auto.core.jsonio import atomic_path
-from masam_auto.imaging.bitmaps import bitmap_geometry
-from masam_auto.imaging.io import read_image, write_labels
+from masam_auto.formats.bitmaps import bitmap_geometry
+from masam_auto.formats.io import read_image, write_labels
 
 TRAINING = (*range(1, 8), *range(9, 17))
 """There is no seq_8."""

@@ -14,8 +14,8 @@ from dataset_conversion.conversion import SourceImage, Target
 from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.jsonio import atomic_path
-from masam_auto.imaging.io import read_geometry, read_image, read_labels, write_labels
-from masam_auto.imaging.volumes import LPS_FROM_RAS
+from masam_auto.formats.io import read_geometry, read_image, read_labels, write_labels
+from masam_auto.formats.volumes import LPS_FROM_RAS
 
 ROUNDING = 1e-2
 """Spacings (relatively) and directions that differ by less were rounded when a header was written."""

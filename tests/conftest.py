@@ -71,7 +71,7 @@ def known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans must not depend on how busy the machine is that tests run on, nor wait for a measurement."""
     from masam_auto.core.plan import Speed
 
-    monkeypatch.setattr("masam_auto.stages.speed.measure_speed", lambda: Speed(wall=300_000.0, cpu=200_000.0))
+    monkeypatch.setattr("masam_auto.training.speed.measure_speed", lambda: Speed(wall=300_000.0, cpu=200_000.0))
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +90,7 @@ def tiny() -> ModuleType:
 def tiny_networks(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained models are read with the tiny encoder, which has no name among ours."""
     monkeypatch.setattr(
-        "masam_auto.learning.models.build_network", lambda *a, device, **k: tiny.build_tiny(*a, **k).to(device)
+        "masam_auto.models.trained_model.build_network", lambda *a, device, **k: tiny.build_tiny(*a, **k).to(device)
     )
 
 

@@ -17,11 +17,11 @@ import intensity_model
 
 from masam_auto.cli.common import run
 from masam_auto.cli.model_options import report_outcome
+from masam_auto.compute.distributed import World, read_world
+from masam_auto.compute.shared_cases import shared_cases
 from masam_auto.core.errors import OutputError
 from masam_auto.core.log import setup_logging
-from masam_auto.learning.distributed import World, read_world
-from masam_auto.learning.shared_cases import shared_cases
-from masam_auto.stages import predict_folder as stage
+from masam_auto.prediction import predict_folder as stage
 
 SLOW_SECONDS = 1.5
 

@@ -13,10 +13,10 @@ from masam_auto.core.jsonio import digest, write_json
 from masam_auto.core.labels import parse_labels
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, NormalizationPlan, Plan, TrainingPlan
-from masam_auto.imaging.storage import find_locations, write_array, write_locations
+from masam_auto.formats.storage import find_locations, write_array, write_locations
 from masam_auto.network.build import assemble
 from masam_auto.network.masam import MaSam
-from masam_auto.stages.preprocess import PreprocessingRecord
+from masam_auto.preprocessing.preprocess import PreprocessingRecord
 
 # An encoder in SAM's form, to stand for "vit_b" in ENCODERS.
 TINY_SAM = EncoderSpec(

@@ -23,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import tiny_training
 
 from masam_auto.cli.common import run_rank
+from masam_auto.compute.distributed import World, joined, read_world
 from masam_auto.core.errors import ModelError, Terminated
 from masam_auto.core.log import setup_logging
 from masam_auto.core.paths import Paths
-from masam_auto.learning import batches, epoch
-from masam_auto.learning.checkpoint import has_checkpoint
-from masam_auto.learning.distributed import World, joined, read_world
-from masam_auto.stages import train as stage
+from masam_auto.models.checkpoint import has_checkpoint
+from masam_auto.training import batches, epoch
+from masam_auto.training import train as stage
 
 
 class Aborts:

@@ -7,16 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from masam_auto.baselines.compared_method import Method, Prediction, Training, raw_digest
 from masam_auto.baselines.comparison_figures import draw_boxes, draw_extremes, draw_time
 from masam_auto.baselines.comparison_tables import describe_comparison
-from masam_auto.baselines.method import Method, Prediction, Training, raw_digest
 from masam_auto.baselines.results import TOLERANCE, Result, differences, largest_difference, read_scores
 from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Case, Dataset
 from masam_auto.core.errors import DatasetError, MasamError, OutputError, first_few
 from masam_auto.core.jsonio import read_json, to_plain, write_bytes, write_json
-from masam_auto.imaging.io import label_ending
-from masam_auto.stages.evaluate import SUMMARY_NAME, evaluate_files
+from masam_auto.core.summary import SUMMARY_NAME
+from masam_auto.evaluation.evaluate import evaluate_files
+from masam_auto.formats.io import label_ending
 
 logger = logging.getLogger(__name__)
 

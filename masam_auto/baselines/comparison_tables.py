@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from masam_auto.baselines.paired import LEVEL, RESAMPLES, PairedDifference
 from masam_auto.baselines.results import MEAN, SHOWN, TOLERANCE, Result
 from masam_auto.core.summary import mean_of_known
-from masam_auto.stages.evaluate import Scoring
+from masam_auto.evaluation.evaluate import Scoring
 
 DIGITS = {"Dice": 4, "HD95_mm": 2, "NSD": 4}
 UNITS = {"Dice": "Dice", "HD95_mm": "HD95, mm", "NSD": f"NSD at {Scoring().tolerance:g} mm"}

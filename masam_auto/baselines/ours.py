@@ -9,25 +9,25 @@ from pathlib import Path
 
 import torch
 
-from masam_auto.baselines.method import Method, Prediction, Training
-from masam_auto.baselines.plans import BASELINES, Baseline
-from masam_auto.baselines.program import run_program
+from masam_auto.baselines.compared_method import Method, Prediction, Training
+from masam_auto.baselines.external_program import run_program
+from masam_auto.baselines.variants import BASELINES, Baseline
 from masam_auto.core.dataset import Case
 from masam_auto.core.errors import ModelError
 from masam_auto.core.jsonio import read_json, read_plain
 from masam_auto.core.log import progress
-from masam_auto.core.overrides import override
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Plan
-from masam_auto.imaging.io import label_ending, read_case
-from masam_auto.imaging.outputs import write_segmentation
-from masam_auto.learning.checkpoint import LATEST, STATE_FILE, TrainingState, has_checkpoint, plan_digest
-from masam_auto.learning.folder import splits_of
-from masam_auto.learning.models import TrainedModel, describe_model, open_model
-from masam_auto.learning.progress import read_metrics
+from masam_auto.formats.io import label_ending, read_case
+from masam_auto.formats.outputs import write_segmentation
+from masam_auto.models.checkpoint import LATEST, STATE_FILE, TrainingState, has_checkpoint, plan_digest
+from masam_auto.models.trained_model import TrainedModel, describe_model, open_model
 from masam_auto.network.build import build_network, count_parameters
-from masam_auto.stages.predict import load_predictor
-from masam_auto.stages.training_job import plan_for_budget
+from masam_auto.planning.overrides import override
+from masam_auto.prediction.predict import load_predictor
+from masam_auto.training.fold_folder import splits_of
+from masam_auto.training.progress import read_metrics
+from masam_auto.training.training_job import plan_for_budget
 
 logger = logging.getLogger(__name__)
 

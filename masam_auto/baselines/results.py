@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from masam_auto.baselines.method import Prediction, Training
+from masam_auto.baselines.compared_method import Prediction, Training
 from masam_auto.baselines.paired import PairedDifference, compare_pairs
 from masam_auto.core.labels import Labels
 from masam_auto.core.summary import mean_of_known, summary_key

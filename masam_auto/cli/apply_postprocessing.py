@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     setup_logging(verbose=parsed.verbose)
 
     from masam_auto.core.postprocessing import read_postprocessing
-    from masam_auto.stages.postprocess import postprocess_folder
+    from masam_auto.evaluation.postprocess import postprocess_folder
 
     postprocessing = read_postprocessing(parsed.postprocessing)
     outcome = postprocess_folder(

@@ -14,7 +14,7 @@ from masam_auto.core.errors import PlanError
 from masam_auto.core.paths import Paths
 
 if TYPE_CHECKING:
-    from masam_auto.stages.benchmark import Measured, Setting
+    from masam_auto.training.benchmark import Measured, Setting
 
 HEADER = ("", "seconds", "windows/s", "slices/s", "GFLOP/s", "of peak", "memory GiB", "predicted GiB")
 
@@ -24,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _make_parser().parse_args(arguments)
     paths = start(parsed)
 
-    from masam_auto.learning.device import choose_device, computes_in_bf16
-    from masam_auto.stages.benchmark import measure_prediction, measure_training
+    from masam_auto.compute.device import choose_device, computes_in_bf16
+    from masam_auto.training.benchmark import measure_prediction, measure_training
 
     device = choose_device(parsed.device)
     setting, steps = _planned_setting(paths, parsed) if parsed.dataset else (_chosen_setting(parsed), 0)
@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _planned_setting(paths: Paths, parsed: argparse.Namespace) -> "tuple[Setting, int]":
     """A data set's plan as a setting, and how many passes forward and backward its training makes."""
     from masam_auto.core.dataset import read_description
-    from masam_auto.core.overrides import override
-    from masam_auto.stages.benchmark import Setting
+    from masam_auto.planning.overrides import override
+    from masam_auto.training.benchmark import Setting
 
     name = known_dataset(paths, parsed.dataset)
     plan = override(read_dataset_plan(paths, name), parsed.overrides)
@@ -72,8 +72,8 @@ def _planned_setting(paths: Paths, parsed: argparse.Namespace) -> "tuple[Setting
 
 
 def _chosen_setting(parsed: argparse.Namespace) -> "Setting":
-    from masam_auto.core.planning_network import ADAPTED, SCRATCH, choose_network
-    from masam_auto.stages.benchmark import Setting
+    from masam_auto.planning.recipes import ADAPTED, SCRATCH, choose_network
+    from masam_auto.training.benchmark import Setting
 
     if parsed.configuration or parsed.overrides:
         raise PlanError("-c and --set belong to a data set's plan; give the data set too (-d)")

@@ -28,13 +28,13 @@ from masam_auto.core.paths import Paths
 if TYPE_CHECKING:
     import torch
 
-    from masam_auto.baselines.method import Method
+    from masam_auto.baselines.compared_method import Method
     from masam_auto.baselines.nnunet import NnUNet
     from masam_auto.core.dataset import Dataset
 
 logger = logging.getLogger(__name__)
 
-# VARIANTS of baselines.nnunet, and BASELINES of baselines.plans
+# VARIANTS of baselines.nnunet, and BASELINES of baselines.variants
 OTHERS = (
     "nnunet_3d_fullres", "nnunet_3d_fullres_nomirror", "nnunet_2d", "nnunet_2d_nomirror", "samed", "2d", "decoder_only",
 )  # fmt: skip
@@ -54,11 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from masam_auto.baselines.compare import compare_methods
     from masam_auto.baselines.nnunet import evaluate_with_nnunet
     from masam_auto.baselines.results import MEAN, SHOWN
+    from masam_auto.compute.device import choose_device
     from masam_auto.core.summary import mean_of_known
-    from masam_auto.imaging.workers import workers_for
-    from masam_auto.learning.device import choose_device
-    from masam_auto.stages.evaluate import BYTES_PER_VOXEL as EVALUATION_BYTES
-    from masam_auto.stages.validate import open_raw_data, validation_cases
+    from masam_auto.evaluation.evaluate import BYTES_PER_VOXEL as EVALUATION_BYTES
+    from masam_auto.evaluation.validate import open_raw_data, validation_cases
+    from masam_auto.formats.workers import workers_for
 
     device = choose_device(parsed.device)
     dataset = open_raw_data(paths, name)
@@ -128,7 +128,7 @@ def _batch(text: str) -> tuple[str, int]:
 def _hardware(device: "torch.device") -> str:
     import torch
 
-    from masam_auto.learning.device import available_cores
+    from masam_auto.compute.device import available_cores
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return f"{name}, {available_cores()} CPU cores, threads: {os.environ.get('OMP_NUM_THREADS', 'all')}"
@@ -158,8 +158,8 @@ def _methods(
     """Ours first, then the others in the order given."""
     from masam_auto.baselines.nnunet import VARIANTS, nnunet_method
     from masam_auto.baselines.ours import OURS, our_method
-    from masam_auto.imaging.workers import workers_for
-    from masam_auto.learning.schedule import parse_budget
+    from masam_auto.core.budget import parse_budget
+    from masam_auto.formats.workers import workers_for
 
     plan = read_dataset_plan(paths, dataset.name)
     parse_budget(parsed.budget, plan.training)  # a slip is told before anything runs

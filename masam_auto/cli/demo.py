@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     setup_logging(verbose=parsed.verbose)
 
+    from masam_auto.core.budget import parse_budget
     from masam_auto.core.plan import TrainingPlan
-    from masam_auto.learning.schedule import parse_budget
 
     parse_budget(parsed.budget, TrainingPlan())  # a mistyped one should not be found out after minutes
     folder = parsed.output.expanduser().absolute()
@@ -140,7 +140,7 @@ def report(folder: Path, times: dict[str, float]) -> None:
 
 def draw_picture(folder: Path) -> Path:
     """Overlay of reference and prediction for the first held-out patient."""
-    from masam_auto.imaging.io import read_image, read_labels
+    from masam_auto.formats.io import read_image, read_labels
     from masam_auto.imaging.picture import draw_overlay
 
     raw = folder / "raw" / DATASET

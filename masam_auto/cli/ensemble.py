@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _make_parser().parse_args(arguments)
     setup_logging(verbose=parsed.verbose)
 
-    from masam_auto.stages.ensemble import ensemble_folders
+    from masam_auto.evaluation.ensemble import ensemble_folders
 
     outcome = ensemble_folders(
         parsed.input,

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from masam_auto.core.dataset import DatasetDescription
     from masam_auto.core.label_map import LabelMap
     from masam_auto.core.labels import Labels
-    from masam_auto.stages.evaluate import Scoring
-    from masam_auto.stages.predict import Predictor
+    from masam_auto.evaluation.evaluate import Scoring
+    from masam_auto.prediction.predict import Predictor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _check_folders(parsed)
     paths = start(parsed)
 
-    from masam_auto.imaging.io import label_ending
-    from masam_auto.imaging.workers import workers_for
-    from masam_auto.stages.evaluate import BYTES_PER_VOXEL, check_classes, evaluate_folder, subsets_of
+    from masam_auto.evaluation.evaluate import BYTES_PER_VOXEL, check_classes, evaluate_folder, subsets_of
+    from masam_auto.formats.io import label_ending
+    from masam_auto.formats.workers import workers_for
 
     label_map = _read_map(parsed.label_map) if parsed.label_map else None
     predictor = load_model(parsed, paths) if parsed.boxes_from_labels else None
@@ -127,7 +127,7 @@ def _check_folders(parsed: argparse.Namespace) -> None:
 
 def _predict(parsed: argparse.Namespace, predictor: "Predictor") -> tuple[int, dict[str, Any]]:
     """Predict within the references' boxes; the exit code, and what the summary says of the boxes."""
-    from masam_auto.stages.box_protocol import RELAXATION, BoxProtocol, predict_with_reference_boxes
+    from masam_auto.evaluation.box_protocol import RELAXATION, BoxProtocol, predict_with_reference_boxes
 
     relaxation = RELAXATION if parsed.relaxation is None else parsed.relaxation
     outcome, record = predict_with_reference_boxes(
@@ -148,7 +148,7 @@ def _tolerance(text: str) -> tuple[str, float]:
 
 
 def _scoring(parsed: argparse.Namespace, labels: "Labels", label_map: "LabelMap | None") -> "Scoring":
-    from masam_auto.stages.evaluate import Scoring
+    from masam_auto.evaluation.evaluate import Scoring
 
     tolerances = dict(parsed.tolerance)
     scoring = Scoring(

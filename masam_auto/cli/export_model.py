@@ -12,7 +12,7 @@ from masam_auto.core.paths import Paths
 from masam_auto.core.selection import Selection
 
 if TYPE_CHECKING:
-    from masam_auto.stages.export_model import Member
+    from masam_auto.models.export_model import Member
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _make_parser().parse_args(arguments)
     paths = start(parsed)
 
-    from masam_auto.stages.export_model import export_model
+    from masam_auto.models.export_model import export_model
 
     members, selection = _find_members(parsed, paths)
     manifest = export_model(
@@ -52,8 +52,8 @@ def _make_parser() -> argparse.ArgumentParser:
 
 
 def _find_members(parsed: argparse.Namespace, paths: Paths) -> tuple[list["Member"], Selection | None]:
-    from masam_auto.learning.models import choose_model, describe_model
-    from masam_auto.stages.export_model import Member
+    from masam_auto.models.export_model import Member
+    from masam_auto.models.trained_model import choose_model, describe_model
 
     if selection := find_selection(parsed, paths):
         folder = paths.results / selection.dataset_name

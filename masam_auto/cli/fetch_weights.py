@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from masam_auto.cli.common import DONE, make_parser, run, start
-from masam_auto.core.sam_files import SAM_FILES, SOURCE
+from masam_auto.models.sam_files import SAM_FILES, SOURCE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     paths = start(parsed)
 
-    from masam_auto.stages.fetch_weights import fetch_weights
+    from masam_auto.models.fetch_weights import fetch_weights
 
     for encoder in dict.fromkeys(parsed.encoders):
         file = SAM_FILES[encoder]

@@ -13,7 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _make_parser().parse_args(arguments)
     paths = start(parsed)
 
-    from masam_auto.stages.find_best_configuration import find_best_configuration
+    from masam_auto.evaluation.find_best_configuration import find_best_configuration
 
     name = known_dataset(paths, parsed.dataset)
     find_best_configuration(

@@ -35,14 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("argument --canvas: one or two numbers")
     paths = start(parsed)
 
-    from masam_auto.core.sam_files import weights_to_start_from
-    from masam_auto.stages.import_checkpoint import (
+    from masam_auto.models.import_checkpoint import (
         CANVAS,
         Published,
         import_checkpoint,
         reference_configuration,
         reference_normalization,
     )
+    from masam_auto.models.sam_files import weights_to_start_from
 
     description = _read_description(paths, parsed)
     sam = parsed.sam_checkpoint

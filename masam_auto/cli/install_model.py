@@ -14,7 +14,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _make_parser().parse_args(arguments)
     paths = start(parsed)
 
-    from masam_auto.stages.install_model import install_model
+    from masam_auto.models.install_model import install_model
 
     models = install_model(parsed.archive, paths.results, weights=paths.weights, overwrite=parsed.overwrite)
     for model in models:

@@ -12,8 +12,8 @@ from masam_auto.core.paths import Paths, find_dataset_name
 from masam_auto.core.selection import SELECTION_NAME, Selection, read_selection
 
 if TYPE_CHECKING:
-    from masam_auto.stages.predict import Predictor
-    from masam_auto.stages.predict_folder import Outcome
+    from masam_auto.prediction.predict import Predictor
+    from masam_auto.prediction.predict_folder import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +46,9 @@ def load_model(parsed: argparse.Namespace, paths: Paths) -> "Predictor":
         ModelError: as `choose_model` and `load_selection`.
         PlanError: the selection is damaged or of a newer version.
     """
-    from masam_auto.learning.device import choose_device
-    from masam_auto.learning.models import choose_folds, choose_model
-    from masam_auto.stages.predict import load_predictor, load_selection
+    from masam_auto.compute.device import choose_device
+    from masam_auto.models.trained_model import choose_folds, choose_model
+    from masam_auto.prediction.predict import load_predictor, load_selection
 
     device = choose_device(parsed.device)
     if selection := find_selection(parsed, paths):
@@ -92,7 +92,7 @@ def find_selection(parsed: argparse.Namespace, paths: Paths) -> Selection | None
     if parsed.dataset is not None:
         name = find_dataset_name(Path(parsed.dataset).name, [paths.results])
     else:
-        from masam_auto.learning.models import find_models
+        from masam_auto.models.trained_model import find_models
 
         names = {model.dataset_name for model in find_models(paths.results)}
         if len(names) != 1:

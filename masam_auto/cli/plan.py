@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     paths = start(parsed)
 
-    from masam_auto.stages.fingerprint import read_fingerprint
+    from masam_auto.preprocessing.fingerprint import read_fingerprint
 
     for identifier in parsed.dataset:
         name = known_dataset(paths, identifier)

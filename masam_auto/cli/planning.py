@@ -73,9 +73,9 @@ def add_preprocess_options(parser: argparse.ArgumentParser) -> None:
 
 def fingerprint_step(dataset: "Dataset", paths: Paths, parsed: argparse.Namespace) -> "Fingerprint":
     """Check a raw data set, measure it, and write fingerprint.json."""
-    from masam_auto.imaging.workers import workers_for
-    from masam_auto.stages.fingerprint import extract_fingerprint, write_fingerprint
-    from masam_auto.stages.verify import verify_dataset
+    from masam_auto.formats.workers import workers_for
+    from masam_auto.preprocessing.fingerprint import extract_fingerprint, write_fingerprint
+    from masam_auto.preprocessing.verify import verify_dataset
 
     frames = max(len(case.frames) for case in dataset.cases)
     workers = workers_for(
@@ -92,9 +92,9 @@ def fingerprint_step(dataset: "Dataset", paths: Paths, parsed: argparse.Namespac
 
 def plan_step(fingerprint: "Fingerprint", paths: Paths, parsed: argparse.Namespace) -> "Plan":
     """Plan, write plan.json (a different one that was there is kept beside it), and print the table."""
-    from masam_auto.core.sam_files import sam_encoders
-    from masam_auto.stages.plan import make_plan, plan_table
-    from masam_auto.stages.speed import speed_of_machine
+    from masam_auto.models.sam_files import sam_encoders
+    from masam_auto.planning.make_plan import make_plan, plan_table
+    from masam_auto.training.speed import speed_of_machine
 
     named = _encoder_of(parsed)
     gpu_memory_gb = detect_gpu_memory() if parsed.gpu_memory_target is None else parsed.gpu_memory_target
@@ -136,7 +136,7 @@ def _encoder_of(parsed: argparse.Namespace) -> str | None:
     """The encoder that --sam_checkpoint is of, if it is given: the one to plan for."""
     if parsed.sam_checkpoint is None:
         return None
-    from masam_auto.learning.sam_weights import encoder_of_file
+    from masam_auto.models.sam_weights import encoder_of_file
 
     encoder = encoder_of_file(parsed.sam_checkpoint)
     if parsed.backbone not in (None, encoder):
@@ -177,7 +177,7 @@ def check_is_preprocessed(paths: Paths, dataset_name: str, file: str) -> None:
 
 def preprocess_step(dataset: "Dataset", plan: "Plan", paths: Paths, parsed: argparse.Namespace) -> None:
     """Preprocess as planned."""
-    from masam_auto.stages.preprocess import preprocess_dataset
+    from masam_auto.preprocessing.preprocess import preprocess_dataset
 
     names = [plan.configuration(name).name for name in parsed.configurations or plan.configurations]
     if parsed.overwrite:

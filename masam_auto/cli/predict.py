@@ -22,7 +22,7 @@ from masam_auto.core.errors import MasamError
 from masam_auto.core.paths import Paths
 
 if TYPE_CHECKING:
-    from masam_auto.learning.shared_cases import SharedCases
+    from masam_auto.compute.shared_cases import SharedCases
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,15 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     paths = start(parsed)
 
-    from masam_auto.learning.device import available_cores
-    from masam_auto.learning.distributed import device_of, read_world
-    from masam_auto.learning.shared_cases import shared_cases
+    from masam_auto.compute.device import available_cores
+    from masam_auto.compute.distributed import device_of, read_world
+    from masam_auto.compute.shared_cases import shared_cases
 
     world = read_world(os.environ)
     device = device_of(world, parsed.device)
     if parsed.num_gpus > 1 and "RANK" not in os.environ:
-        from masam_auto.learning.case_launcher import launch_for_cases
-        from masam_auto.learning.launcher import check_processes
+        from masam_auto.compute.case_launcher import launch_for_cases
+        from masam_auto.compute.launcher import check_processes
 
         check_processes(device, parsed.num_gpus)
         threads = {"OMP_NUM_THREADS": str(max(1, available_cores() // parsed.num_gpus))}
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _predict(parsed: argparse.Namespace, paths: Paths, shared: "SharedCases") -> int:
-    from masam_auto.stages.predict_folder import predict_folder, read_case_boxes
+    from masam_auto.prediction.predict_folder import predict_folder, read_case_boxes
 
     if (code := shared.ended()) is not None:
         return code

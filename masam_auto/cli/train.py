@@ -32,8 +32,8 @@ from masam_auto.core.paths import Paths
 if TYPE_CHECKING:
     import torch
 
+    from masam_auto.compute.distributed import World
     from masam_auto.core.plan import Plan
-    from masam_auto.learning.distributed import World
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ModelError("-pretrained_weights is for the beginning of a training. Leave it out with --c and --val.")
     paths = start(parsed)
 
-    from masam_auto.learning.device import available_cores
-    from masam_auto.learning.distributed import device_of, joined, read_world
+    from masam_auto.compute.device import available_cores
+    from masam_auto.compute.distributed import device_of, joined, read_world
 
     world = read_world(os.environ)
     device = device_of(world, parsed.device)
     if parsed.num_gpus > 1 and "RANK" not in os.environ:
-        from masam_auto.learning.launcher import check_processes, launch
+        from masam_auto.compute.launcher import check_processes, launch
 
         check_processes(device, parsed.num_gpus)
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, available_cores() // parsed.num_gpus)))
@@ -73,9 +73,9 @@ def _train_and_validate(parsed: argparse.Namespace, paths: Paths, device: "torch
     configuration = plan.configuration(parsed.configuration)
 
     from masam_auto.core.dataset import read_description
-    from masam_auto.learning.checkpoint import has_checkpoint
-    from masam_auto.stages.train import train_fold
-    from masam_auto.stages.validate import open_raw_data, validate_fold
+    from masam_auto.evaluation.validate import open_raw_data, validate_fold
+    from masam_auto.models.checkpoint import has_checkpoint
+    from masam_auto.training.train import train_fold
 
     folder = paths.model_folder(name, plan.name, configuration.name) / f"fold_{parsed.fold}"
     resume = parsed.c or (world.has_begun() and has_checkpoint(folder))
@@ -184,8 +184,8 @@ def _at_least_one(text: str) -> int:
 def _read_plan(paths: Paths, name: str, parsed: argparse.Namespace, device: "torch.device") -> "Plan":
     """The data set's plan with the command line's changes, shaped for its budget; with --val and --c the model's own."""
     from masam_auto.core.jsonio import read_json
-    from masam_auto.core.overrides import override
     from masam_auto.core.plan import Plan
+    from masam_auto.planning.overrides import override
 
     plan = read_dataset_plan(paths, name)
     plan = replace(plan, name=parsed.plan or plan.name)
@@ -198,7 +198,7 @@ def _read_plan(paths: Paths, name: str, parsed: argparse.Namespace, device: "tor
     plan = override(plan, changes)
     if parsed.val or parsed.c:
         return plan
-    from masam_auto.stages.training_job import plan_for_budget
+    from masam_auto.training.training_job import plan_for_budget
 
     chosen = plan.configuration(parsed.configuration).name
     fold_folder = paths.model_folder(name, plan.name, chosen) / f"fold_{parsed.fold}"
@@ -216,7 +216,7 @@ def _asked_mirroring(parsed: argparse.Namespace, plan: "Plan") -> bool | None:
 def _is_finished(fold_folder: Path, budget: str | None) -> bool:
     """Whether a training to be continued has nothing left to do but its validation."""
     from masam_auto.core.jsonio import read_json
-    from masam_auto.learning.checkpoint import LATEST, STATE_FILE, TrainingState
+    from masam_auto.models.checkpoint import LATEST, STATE_FILE, TrainingState
 
     file = fold_folder / LATEST / STATE_FILE
     if not file.is_file():

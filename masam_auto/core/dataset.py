@@ -88,7 +88,7 @@ def open_dataset(paths: Paths, identifier: str) -> Dataset:
 
     Raises:
         DatasetError: not found, or dataset.json or the folder is not in the raw format. Problems inside single
-            cases are left to `stages.verify`, which reports them together.
+            cases are left to `preprocessing.verify`, which reports them together.
     """
     folder = find_raw_folder(paths, identifier)
     description = read_description(folder / "dataset.json", name=folder.name)

@@ -1,4 +1,4 @@
-"""Every decision, with its reason. Made by `stages.plan`, edited by people, obeyed by everything else."""
+"""Every decision, with its reason. Made by `planning.make_plan`, edited by people, obeyed by everything else."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -57,7 +57,7 @@ class NormalizationPlan:
 class Speed:
     """What a machine without a GPU computes: canvas pixels that train `vit_t` in a second of wall clock, and of CPU time.
 
-    Measured once a machine (`stages.speed`); the plan keeps it, so that a training knows what fits its budget.
+    Measured once a machine (`training.speed`); the plan keeps it, so that a training knows what fits its budget.
     """
 
     wall: float
@@ -306,9 +306,9 @@ class AugmentationPlan:
 class TrainingPlan:
     """How a fold is trained. Steps are optimiser updates.
 
-    `budget`: how long instead of `num_epochs`, as `learning.schedule.parse_budget` reads it.
-    `optimizer`, `schedule` and `loss` name entries of `learning.optimizer.OPTIMIZERS`, `learning.schedule.SCHEDULES`
-    and `learning.loss.LOSSES`.
+    `budget`: how long instead of `num_epochs`, as `core.budget.parse_budget` reads it.
+    `optimizer`, `schedule` and `loss` name entries of `training.optimizer.OPTIMIZERS`, `training.schedule.SCHEDULES`
+    and `training.loss.LOSSES`.
     `patience` ends the training after so many epochs without a better smoothed validation Dice; 0 switches it off.
     `foreground_fraction` of the windows are centred on a slice with a randomly chosen class.
     `weight_average`: decay of the exponential moving average of the weights (0 switches it off), which is what is

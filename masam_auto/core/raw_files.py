@@ -4,12 +4,15 @@ A file's date says nothing about that: corrected files often keep an older one (
 and date must be *equal*; where only the date differs, the content decides.
 """
 
+import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from masam_auto.core.errors import ImageError
-from masam_auto.core.sam_files import file_sha256
+
+BLOCK = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +44,21 @@ def are_unchanged(noted: Sequence[RawFile], files: Sequence[Path]) -> bool:
         return len(noted) == len(single) and all(_is_same(*pair) for pair in zip(noted, single, strict=True))
     except OSError:
         return False
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal digits; a file that did not change is read once in a process."""
+    state = path.stat()
+    return _sha256_of(path.absolute(), state.st_size, state.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256_of(path: Path, size: int, changed: int) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(BLOCK):
+            total.update(block)
+    return total.hexdigest()
 
 
 def _single(files: Sequence[Path]) -> list[Path]:

@@ -9,7 +9,7 @@ from masam_auto.core.postprocessing import Postprocessing
 
 SELECTION_NAME = "inference_instructions.json"
 TEXT_NAME = "inference_instructions.txt"  # the same for readers
-CHECKPOINTS = ("best", "latest", "final")  # of which a fold can be predicted with, see `learning.models`
+CHECKPOINTS = ("best", "latest", "final")  # of which a fold can be predicted with, see `models.trained_model`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

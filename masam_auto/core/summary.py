@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+SUMMARY_NAME = "summary.json"
+
 Entry = Mapping[str, Any]
 Metrics = dict[str, float]
 

@@ -35,7 +35,7 @@ def known_values(array: np.ndarray, size: int) -> np.ndarray:
 
 
 def class_dice(confusions: Sequence[np.ndarray], labels: Labels) -> np.ndarray:
-    """Mean Dice of every class or region over cases, as `stages.evaluate` has it.
+    """Mean Dice of every class or region over cases, as `evaluation.evaluate` has it.
 
     Args:
         confusions: of `count_confusion`, one a case.

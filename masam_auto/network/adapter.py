@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from masam_auto.network.parts import add, by_parts
+from masam_auto.network.slicewise import add, by_parts
 
 
 def convolve_across_slices(conv: nn.Conv3d, x: Float[Tensor, "s h w c"], num_slices: int) -> Float[Tensor, "s h w c2"]:

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from masam_auto.core.encoders import EncoderSpec
 from masam_auto.network.encoder import ChannelNorm, Features
-from masam_auto.network.parts import by_parts
 from masam_auto.network.sam import MLP, MaskDecoder, TwoWayTransformer
+from masam_auto.network.slicewise import by_parts
 from masam_auto.network.stem import ConvBlock
 
 

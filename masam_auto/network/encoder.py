@@ -13,8 +13,8 @@ from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.adapter import Adapter3D
 from masam_auto.network.attention import Attention
 from masam_auto.network.fact import INCREMENTS, Increments
-from masam_auto.network.parts import add
 from masam_auto.network.sam import LayerNorm2d, MLPBlock, PatchEmbed
+from masam_auto.network.slicewise import add
 from masam_auto.network.stem import Stem
 
 

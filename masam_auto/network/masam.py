@@ -32,7 +32,7 @@ class MaSam(nn.Module):
         self.canvas = canvas
         self.in_channels = in_channels
         # Values that a pass without gradients on a CPU holds beside a pixel's logits: with a token decoder little more than the
-        # tokens, since the rest goes slice by slice (network/parts.py).
+        # tokens, since the rest goes slice by slice (network/slicewise.py).
         self.features_held = 32 if plan.decoder == "multiscale" else 8
         self.image_encoder = SliceEncoder(
             spec, plan, canvas=canvas, in_channels=in_channels, with_levels=plan.decoder == "multiscale"

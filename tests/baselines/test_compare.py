@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from masam_auto.baselines.compare import compare_methods, run_method
-from masam_auto.baselines.method import Method, Prediction, Training
+from masam_auto.baselines.compared_method import Method, Prediction, Training
 from masam_auto.baselines.results import MEAN, Result
 from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Case, Dataset, open_dataset
 from masam_auto.core.errors import DatasetError, MasamError, OutputError
 from masam_auto.core.paths import Paths
-from masam_auto.imaging.io import read_geometry, read_labels, write_labels
+from masam_auto.formats.io import read_geometry, read_labels, write_labels
 
 TRAINING = Training(
     seconds=60, cpu_seconds=50, memory_gib=0.5, parameters=2_000_000, iterations=1234, batch=2, planned_batch=2,

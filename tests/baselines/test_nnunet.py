@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from masam_auto.baselines.compare import compare_methods
-from masam_auto.baselines.method import raw_digest
+from masam_auto.baselines.compared_method import raw_digest
 from masam_auto.baselines.nnunet import (
     RUNNER,
     NnUNet,
@@ -26,7 +26,7 @@ from masam_auto.core.dataset import Dataset, open_dataset
 from masam_auto.core.errors import ModelError, OutputError, PlanError
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.paths import Paths
-from masam_auto.imaging.io import read_geometry, read_labels, write_labels
+from masam_auto.formats.io import read_geometry, read_labels, write_labels
 
 # Does what the runner is asked for without nnU-Net: keeps each job, and takes the references for predictions.
 STAND_IN = """#!{python}

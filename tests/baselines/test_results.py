@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from masam_auto.baselines.method import Prediction, Training
+from masam_auto.baselines.compared_method import Prediction, Training
 from masam_auto.baselines.results import MEAN, Result, differences, largest_difference, read_scores
 from masam_auto.core.labels import Labels
 

@@ -26,16 +26,22 @@ import numpy as np
 import psutil
 import torch
 
+from masam_auto.compute.device import available_cores
+from masam_auto.compute.distributed import World, share_of
 from masam_auto.core.labels import parse_labels
 from masam_auto.core.plan import AugmentationPlan, Configuration, NormalizationPlan
 from masam_auto.core.windows import SliceWindow
-from masam_auto.imaging.storage import find_locations, write_array, write_locations
-from masam_auto.learning import batches
-from masam_auto.learning.augment import AUGMENTATIONS, IDENTITY, Augmentation, apply_augmentation, draw_augmentation
-from masam_auto.learning.batches import BatchLoader, make_batch, open_batches
-from masam_auto.learning.device import available_cores
-from masam_auto.learning.distributed import World, share_of
-from masam_auto.learning.sampling import CaseStore, Sampling, find_case_files, find_holders, view_of
+from masam_auto.formats.storage import find_locations, write_array, write_locations
+from masam_auto.training import batches
+from masam_auto.training.augmentation import (
+    AUGMENTATIONS,
+    IDENTITY,
+    Augmentation,
+    apply_augmentation,
+    draw_augmentation,
+)
+from masam_auto.training.batches import BatchLoader, make_batch, open_batches
+from masam_auto.training.sampling import CaseStore, Sampling, find_case_files, find_holders, view_of
 
 LABELS = parse_labels({"background": 0, "organ": 1, "lesion": 2}, None)
 STRENGTHS = {"gamma": 1.3, "contrast": 0.8, "brightness": 0.2, "sharpness": 0.7, "posterise": 16.0, "noise": 0.1}

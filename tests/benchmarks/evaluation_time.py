@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from masam_auto.core.labels import Labels
-from masam_auto.stages.evaluate import Scoring, evaluate_arrays
+from masam_auto.evaluation.evaluate import Scoring, evaluate_arrays
 
 SHAPE = (300, 512, 512)
 SPACING = (2.0, 0.75, 0.75)

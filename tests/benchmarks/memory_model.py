@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from masam_auto.compute.device import choose_device
 from masam_auto.core.encoders import PLANNED_ENCODERS
-from masam_auto.core.planning_network import ADAPTED, choose_network
-from masam_auto.learning.device import choose_device
-from masam_auto.stages.benchmark import Measured, Setting, measure_prediction, measure_training
+from masam_auto.planning.recipes import ADAPTED, choose_network
+from masam_auto.training.benchmark import Measured, Setting, measure_prediction, measure_training
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "262144", "MALLOC_ARENA_MAX": "1"}

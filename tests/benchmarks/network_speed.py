@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from masam_auto.compute.device import autocast
 from masam_auto.core.encoders import PLANNED_ENCODERS
-from masam_auto.core.planning_network import ADAPTED, choose_network
-from masam_auto.learning.device import autocast
 from masam_auto.network.build import build_network
-from masam_auto.stages import benchmark
-from masam_auto.stages.benchmark import Setting
+from masam_auto.planning.recipes import ADAPTED, choose_network
+from masam_auto.training import benchmark
+from masam_auto.training.benchmark import Setting
 from tests.network.plain_masam import plain_twin, predict_plainly
 
 ROOT = Path(__file__).resolve().parents[2]

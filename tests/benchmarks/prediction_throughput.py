@@ -17,15 +17,15 @@ from torch import nn
 from dataset_conversion.synthetic import write_synthetic_dataset
 from masam_auto.core.dataset import open_dataset
 from masam_auto.core.paths import Paths
-from masam_auto.imaging.inputs import find_inputs
-from masam_auto.imaging.io import label_ending
-from masam_auto.imaging.outputs import write_segmentation
+from masam_auto.formats.inputs import find_inputs
+from masam_auto.formats.io import label_ending
+from masam_auto.formats.outputs import write_segmentation
 from masam_auto.network.build import build_network
-from masam_auto.stages.fingerprint import extract_fingerprint
-from masam_auto.stages.plan import make_plan
-from masam_auto.stages.predict import Predictor
-from masam_auto.stages.predict_folder import predict_folder
-from masam_auto.stages.segment import Member
+from masam_auto.planning.make_plan import make_plan
+from masam_auto.prediction.predict import Predictor
+from masam_auto.prediction.predict_folder import predict_folder
+from masam_auto.prediction.segment import Member
+from masam_auto.preprocessing.fingerprint import extract_fingerprint
 
 CASES = 100
 SECONDS = (0.2, 0.1, 0.05)  # of one pass, besides what it takes on this machine

@@ -11,7 +11,7 @@ from masam_auto.cli.benchmark import main
 from masam_auto.cli.common import run
 from masam_auto.core.encoders import PLANNED_ENCODERS
 from masam_auto.core.jsonio import write_json
-from masam_auto.core.planning_network import choose_network
+from masam_auto.planning.recipes import choose_network
 
 TINY = ["-backbone", "vit_t", "-canvas", "16", "24", "-window", "2", "--rounds", "1", "-device", "cpu"]
 

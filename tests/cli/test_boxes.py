@@ -11,8 +11,8 @@ import pytest
 
 from masam_auto.cli import evaluate, plan_and_preprocess, predict, train
 from masam_auto.cli.common import Main
+from masam_auto.formats.io import read_labels
 from masam_auto.imaging.crop import bounding_box
-from masam_auto.imaging.io import read_labels
 
 QUICK = ["training.num_epochs=1", "training.steps_per_epoch=3", "training.warmup_steps=1", "network.prompt=box"]
 BOXED = ["{tmp}/out", "{raw}/labelsTr", "--boxes_from_labels", "tight", "-i", "{raw}/imagesTr"]

@@ -15,7 +15,7 @@ import pytest
 
 from masam_auto.cli import evaluate, extract_fingerprint, plan, plan_and_preprocess, predict, preprocess, train
 from masam_auto.cli.common import Main
-from masam_auto.imaging.io import read_geometry, read_labels
+from masam_auto.formats.io import read_geometry, read_labels
 
 QUICK = ["--set", "training.num_epochs=1", "training.steps_per_epoch=3", "training.warmup_steps=1"]
 PLANNED = ["-c", "axis0", "--workers", "0", "-gpu_memory_target", "0"]

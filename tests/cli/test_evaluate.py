@@ -9,7 +9,7 @@ import pytest
 from masam_auto.cli import evaluate
 from masam_auto.cli.common import run
 from masam_auto.core.geometry import Geometry
-from masam_auto.imaging.io import write_labels
+from masam_auto.formats.io import write_labels
 
 LABELS = {"background": 0, "organ": 1, "tumour": 2}
 

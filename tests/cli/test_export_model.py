@@ -11,7 +11,7 @@ from masam_auto.cli.common import run
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.postprocessing import Postprocessing
 from masam_auto.core.selection import SELECTION_NAME, SelectedModel, Selection
-from masam_auto.learning.checkpoint import Checkpoint, ModelHeader, TrainingState, plan_digest, save_checkpoint
+from masam_auto.models.checkpoint import Checkpoint, ModelHeader, TrainingState, plan_digest, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("tiny_networks")
 

@@ -13,8 +13,8 @@ from masam_auto.cli.common import Main
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.postprocessing import Postprocessing, PostprocessingStep
 from masam_auto.core.selection import SELECTION_NAME, read_selection
-from masam_auto.imaging.io import read_labels
-from masam_auto.imaging.probability_files import read_probabilities
+from masam_auto.formats.io import read_labels
+from masam_auto.formats.probability_files import read_probabilities
 
 QUICK = ["--set", "training.num_epochs=1", "training.steps_per_epoch=3", "training.warmup_steps=1"]
 QUIET = ["-device", "cpu", "--workers", "0", "--save_probabilities"]

@@ -14,7 +14,7 @@ from masam_auto.cli import import_checkpoint, predict
 from masam_auto.cli.common import run
 from masam_auto.core.jsonio import read_json, to_plain, write_json
 from masam_auto.core.plan import Plan
-from masam_auto.imaging.io import read_labels
+from masam_auto.formats.io import read_labels
 
 SIZES: dict[str, Any] = {
     "dim": 32, "depth": 2, "heads": 2, "global": [1], "prompt_dim": 64, "mlp": 24, "sam_image_size": 48,

@@ -1,4 +1,4 @@
-"""masam_predict: what its options change. Whole runs: test_end_to_end.py; several processes: stages/test_predict_together.py."""
+"""masam_predict: what its options change. Whole runs: test_end_to_end.py; several processes: prediction/test_predict_together.py."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 
 from masam_auto.cli import predict
 from masam_auto.cli.common import run
-from masam_auto.stages.predict import Predictor
+from masam_auto.prediction.predict import Predictor
 
 Command = Callable[..., int]
 
@@ -95,6 +95,6 @@ def test_several_processes_are_started_with_the_same_options(command: Command, m
         started.append((module, arguments[-2:], processes))
         return 3
 
-    monkeypatch.setattr("masam_auto.learning.case_launcher.launch_for_cases", launch)
+    monkeypatch.setattr("masam_auto.compute.case_launcher.launch_for_cases", launch)
     assert command("-num_gpus", "2") == 3
     assert started == [("masam_auto.cli.predict", ["-num_gpus", "2"], 2)]

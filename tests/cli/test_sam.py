@@ -12,7 +12,7 @@ import pytest
 from masam_auto.cli import plan_and_preprocess, predict, train
 from masam_auto.cli.common import run
 from masam_auto.core.encoders import ENCODERS, PLANNED_ENCODERS
-from masam_auto.core.sam_files import file_sha256
+from masam_auto.core.raw_files import file_sha256
 
 QUICK = ["--set", "training.steps_per_epoch=2", "training.num_epochs=1", "training.warmup_steps=1", "-device", "cpu"]
 MODEL = Path("results/Dataset001_Toy/masam__axis0")

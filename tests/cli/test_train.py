@@ -11,7 +11,7 @@ from masam_auto.core.errors import MasamError, ModelError, PlanError
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Plan
-from masam_auto.learning.records import SINKS
+from masam_auto.training.trackers import SINKS
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from masam_auto.cli import plan_and_preprocess
 from masam_auto.core.jsonio import read_json
-from masam_auto.learning.checkpoint import LATEST, STATE_FILE, TrainingState
+from masam_auto.models.checkpoint import LATEST, STATE_FILE, TrainingState
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")

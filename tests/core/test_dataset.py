@@ -209,7 +209,7 @@ def test_a_sequence_needs_all_its_frames() -> None:
         group_sequences({"f1": single}, description)
     other = Case(identifier="f2", frames=("f2",), images=((Path("f2_0000.png"),),), labels=(Path("f2.png"),))
     (clip,) = group_sequences({"f1": single, "f2": other}, description)
-    assert clip.labels is None, "half-labelled videos have no labels; stages.verify names the frame"
+    assert clip.labels is None, "half-labelled videos have no labels; preprocessing.verify names the frame"
 
 
 def test_data_sets_are_found_by_number_name_and_path(

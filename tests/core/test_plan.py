@@ -8,7 +8,6 @@ import pytest
 
 from masam_auto.core.errors import PlanError
 from masam_auto.core.jsonio import read_json, to_plain, write_json
-from masam_auto.core.overrides import override
 from masam_auto.core.plan import (
     AugmentationPlan,
     Configuration,
@@ -18,6 +17,7 @@ from masam_auto.core.plan import (
     Plan,
     TrainingPlan,
 )
+from masam_auto.planning.overrides import override
 
 CONFIGURATION = Configuration(
     name="axis0",

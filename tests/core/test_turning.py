@@ -101,7 +101,7 @@ def test_properties_of_an_older_release_have_no_flips() -> None:
 
 
 def test_a_plan_names_axes_or_none(planning: object) -> None:
-    from masam_auto.stages.plan import make_plan
+    from masam_auto.planning.make_plan import make_plan
 
     fingerprint = dataclasses.replace(planning.make_fingerprint(), axes="LRS")  # type: ignore[attr-defined]
     with pytest.raises(PlanError, match="axes must name three axes by where they point, like LPS or RAS"):

@@ -13,7 +13,7 @@ from dataset_conversion.convert import ConversionRecord, convert
 from masam_auto.core.dataset import Dataset, open_dataset
 from masam_auto.core.paths import Paths
 from masam_auto.core.splits import read_splits
-from masam_auto.stages.verify import verify_dataset
+from masam_auto.preprocessing.verify import verify_dataset
 
 SHAPE = (6, 5, 4)
 AFFINE = np.array([[-0.8, 0.0, 0.0, 12.5], [0.0, 0.8, 0.0, -40.25], [0.0, 0.0, 3.0, 7.0], [0.0, 0.0, 0.0, 1.0]])

@@ -11,7 +11,7 @@ import pytest
 from dataset_conversion.btcv import NUMBERS, ORGANS, TEST, find_btcv
 from dataset_conversion.nifti import VolumeOptions
 from masam_auto.core.errors import CaseErrors, DatasetError
-from masam_auto.imaging.io import read_labels
+from masam_auto.formats.io import read_labels
 
 
 @pytest.fixture

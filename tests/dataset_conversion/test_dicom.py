@@ -18,9 +18,9 @@ from masam_auto.cli.common import run
 from masam_auto.cli.convert_dataset import main
 from masam_auto.core.errors import CaseErrors, DatasetError, MasamError, PlanError
 from masam_auto.core.geometry import Geometry
-from masam_auto.imaging.dicom import read_series
-from masam_auto.imaging.dicom_seg import write_dicom_seg
-from masam_auto.imaging.io import read_geometry, read_image, read_labels
+from masam_auto.formats.dicom import read_series
+from masam_auto.formats.dicom_seg import write_dicom_seg
+from masam_auto.formats.io import read_geometry, read_image, read_labels
 
 SHAPE = (6, 9, 8)
 AXIAL = Geometry(shape=SHAPE, spacing=(3.0, 0.7, 0.9), origin=(-10.0, 20.0, 30.5))

@@ -13,7 +13,7 @@ from PIL import Image
 from dataset_conversion import endovis18
 from dataset_conversion.endovis18 import CLASSES, TEST, TRAINING, colours_to_labels, find_endovis18
 from masam_auto.core.errors import CaseErrors, DatasetError
-from masam_auto.imaging.io import read_labels
+from masam_auto.formats.io import read_labels
 
 FRAMES = 3
 SIZE = (6, 8)  # rows, columns

@@ -11,7 +11,7 @@ import pytest
 
 from dataset_conversion.msd import PANCREAS_SPLITS, find_msd
 from masam_auto.core.errors import CaseErrors, DatasetError, PlanError
-from masam_auto.imaging.io import read_image, read_labels
+from masam_auto.formats.io import read_image, read_labels
 
 
 @pytest.fixture

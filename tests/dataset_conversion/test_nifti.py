@@ -9,7 +9,7 @@ import pytest
 
 from dataset_conversion.conversion import SourceImage, Target
 from dataset_conversion.nifti import VolumeOptions, write_volume
-from masam_auto.imaging.io import read_image, read_labels
+from masam_auto.formats.io import read_image, read_labels
 
 
 def values_in_the_world(array: np.ndarray, affine: np.ndarray) -> dict[tuple[float, ...], float]:

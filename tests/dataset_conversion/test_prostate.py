@@ -10,7 +10,7 @@ import pytest
 from dataset_conversion import prostate
 from dataset_conversion.prostate import SITES, TEST, find_prostate
 from masam_auto.core.errors import DatasetError
-from masam_auto.imaging.io import read_labels
+from masam_auto.formats.io import read_labels
 
 COUNTS = {site: len(numbers) + 2 for site, numbers in TEST.items()}
 

@@ -25,7 +25,7 @@ from masam_auto.cli import (
     train,
 )
 from masam_auto.cli.common import Main
-from masam_auto.stages.speed import FILE_NAME
+from masam_auto.training.speed import FILE_NAME
 from tests import raw_data
 from tests.network import plain_masam, reference_folder
 

@@ -18,14 +18,14 @@ from masam_auto.core.dataset import open_dataset
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.labels import parse_labels
-from masam_auto.core.model_archive import write_archive
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Plan
 from masam_auto.core.postprocessing import Postprocessing, PostprocessingStep
-from masam_auto.imaging.probability_files import new_probabilities
-from masam_auto.imaging.storage import find_locations, write_array, write_locations
-from masam_auto.learning.checkpoint import Checkpoint, ModelHeader, TrainingState, plan_digest, save_checkpoint
-from masam_auto.stages.fingerprint import extract_fingerprint, write_fingerprint
+from masam_auto.formats.probability_files import new_probabilities
+from masam_auto.formats.storage import find_locations, write_array, write_locations
+from masam_auto.models.checkpoint import Checkpoint, ModelHeader, TrainingState, plan_digest, save_checkpoint
+from masam_auto.models.model_archive import write_archive
+from masam_auto.preprocessing.fingerprint import extract_fingerprint, write_fingerprint
 from tests import raw_data, tiny_training
 
 SHAPE = (4, 9, 11)

@@ -13,20 +13,20 @@ from masam_auto.core.jsonio import read_json
 from masam_auto.core.label_map import read_label_map
 from masam_auto.core.plan import Plan
 from masam_auto.core.postprocessing import read_postprocessing
-from masam_auto.imaging.box_files import read_boxes
-from masam_auto.imaging.dicom import read_series
-from masam_auto.imaging.dicom_series import find_dicom_files, find_series
-from masam_auto.imaging.dicom_structures import fill_contours, read_contours
-from masam_auto.imaging.io import read_geometry, read_image, read_labels
-from masam_auto.imaging.probability_files import open_probabilities, read_probabilities, values_bytes
-from masam_auto.imaging.storage import open_array, read_locations
-from masam_auto.imaging.videos import read_video
-from masam_auto.learning.checkpoint import load_checkpoint, read_model
-from masam_auto.learning.folder import fold_cases
+from masam_auto.formats.box_files import read_boxes
+from masam_auto.formats.dicom import read_series
+from masam_auto.formats.dicom_series import find_dicom_files, find_series
+from masam_auto.formats.dicom_structures import fill_contours, read_contours
+from masam_auto.formats.io import read_geometry, read_image, read_labels
+from masam_auto.formats.probability_files import open_probabilities, read_probabilities, values_bytes
+from masam_auto.formats.storage import open_array, read_locations
+from masam_auto.formats.videos import read_video
+from masam_auto.models.checkpoint import load_checkpoint, read_model
+from masam_auto.models.install_model import install_model
 from masam_auto.network.published import infer_encoder, read_variant
 from masam_auto.network.weight_files import load_sam_checkpoint
-from masam_auto.stages.install_model import install_model
-from masam_auto.stages.plan import make_plan
+from masam_auto.planning.make_plan import make_plan
+from masam_auto.training.fold_folder import fold_cases
 
 GRID = Geometry(shape=(4, 9, 11), spacing=(2.5, 0.7, 0.9))
 PLAIN = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}

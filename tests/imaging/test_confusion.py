@@ -1,12 +1,12 @@
-"""Confusion tables give the Dice that `stages.evaluate` gives."""
+"""Confusion tables give the Dice that `evaluation.evaluate` gives."""
 
 import numpy as np
 import pytest
 
 from masam_auto.core.labels import Labels, parse_labels
 from masam_auto.core.summary import summarise_cases, summary_key
+from masam_auto.evaluation.evaluate import evaluate_arrays
 from masam_auto.imaging.confusion import class_dice, count_confusion, mean_dice
-from masam_auto.stages.evaluate import evaluate_arrays
 
 CLASSES = parse_labels({"background": 0, "organ": 1, "lesion": 2, "rare": 3, "ignore": 4}, None)
 REGIONS = parse_labels({"background": 0, "whole": [1, 2, 3], "core": [2, 3], "middle": 3}, [1, 2, 3])

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from masam_auto.core.overrides import override
 from masam_auto.network.build import assemble, build_network
 from masam_auto.network.masam import MaSam
+from masam_auto.planning.overrides import override
 
 CANVAS = (32, 48)
 STEPS = 25

@@ -1,0 +1,67 @@
+"""How long a training lasts: steps, epochs, or a time."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from masam_auto.core.errors import PlanError
+from masam_auto.core.plan import TrainingPlan
+
+# A budget of time is cut into so many epochs, of which about 20 come true: each goes on to the end of its last step, and
+# what follows it (the look at the validation windows, the checkpoint) takes time too, at most BETWEEN_SHARE of all.
+EPOCHS_OF_A_BUDGET = 25
+BETWEEN_SHARE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """What a training may use: `amount` steps, seconds of wall clock, or CPU-seconds of all its processes."""
+
+    kind: Literal["steps", "wall", "cpu"]
+    amount: float
+
+    def progress(self, *, steps: int, wall: float, cpu: float) -> float:
+        """Share of the budget that is used, within [0, 1]."""
+        used = {"steps": float(steps), "wall": wall, "cpu": cpu}[self.kind]
+        return min(used / self.amount, 1.0)
+
+    def ends_epoch(self, now: float, *, begun: float, between: float) -> bool:
+        """Whether an epoch ends before its planned steps, so that a short time, too, has epochs to choose the best from.
+
+        Budgets of steps and epochs have the plan's epochs.
+
+        Args:
+            now, begun: shares of the budget that are used now, and were when the epoch began.
+            between: share that was used between the last two epochs: the look at the validation windows, the checkpoint.
+        """
+        if self.kind == "steps":
+            return False
+        least = max(1 / EPOCHS_OF_A_BUDGET, between * (1 - BETWEEN_SHARE) / BETWEEN_SHARE)
+        return now - begun >= least and 1 - now >= least / 2
+
+
+FORMS = "1000cpus (CPU-seconds), 600s, 30min, 2h (wall clock), 20epochs or 500steps"
+
+
+def parse_budget(text: str | None, training: TrainingPlan) -> Budget:
+    """Read `--budget`; None gives the plan's own budget or, where that is empty, its number of epochs.
+
+    Steps and epochs are reproducible bit by bit; with a budget of time the learning rate follows the clock, and two
+    runs differ.
+
+    Raises:
+        PlanError: not one of the known forms.
+    """
+    text = training.budget or None if text is None else text
+    if text is None:
+        return Budget(kind="steps", amount=training.num_epochs * training.steps_per_epoch)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(cpus|s|min|h|epochs?|steps?)\s*", text)
+    if match is None or float(match[1]) <= 0:
+        raise PlanError(f"budget {text!r} is not understood. Give one like {FORMS}.")
+    amount, unit = float(match[1]), match[2].rstrip("s") if match[2].startswith(("ep", "st")) else match[2]
+    if unit == "cpus":
+        return Budget(kind="cpu", amount=amount)
+    if unit in ("epoch", "step"):
+        steps = amount * (training.steps_per_epoch if unit == "epoch" else 1)
+        return Budget(kind="steps", amount=max(1.0, float(round(steps))))
+    return Budget(kind="wall", amount=amount * {"s": 1, "min": 60, "h": 3600}[unit])

@@ -1,0 +1,127 @@
+"""The protocol for prompted segmentation: a box from each reference, a prediction with it, and the evaluation."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from masam_auto.core.boxes import VoxelBox, relaxed_box
+from masam_auto.core.dataset import Case
+from masam_auto.core.errors import DatasetError, OutputError
+from masam_auto.core.labels import Labels
+from masam_auto.formats.inputs import find_inputs
+from masam_auto.formats.io import label_ending, read_geometry, read_labels
+from masam_auto.imaging.crop import bounding_box
+from masam_auto.imaging.placement import turned_onto
+from masam_auto.prediction.predict import Predictor
+from masam_auto.prediction.predict_folder import Outcome, predict_folder
+from masam_auto.prediction.segment import check_takes_boxes
+
+Kind = Literal["tight", "relaxed"]
+# MA-SAM's code and the texts at hand do not say how far its relaxed boxes reach; this is ours.
+RELAXATION = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BoxProtocol:
+    """How boxes are made from reference labels.
+
+    "tight" is the box around all foreground of a case; "relaxed" moves each of its sides outwards by `relaxation` of
+    the box's length along that axis, at least by a voxel.
+    """
+
+    kind: Kind
+    relaxation: float = RELAXATION
+
+
+def predict_with_reference_boxes(
+    predictor: Predictor,
+    images: Path,
+    references: Path,
+    output: Path,
+    protocol: BoxProtocol,
+    *,
+    overwrite: bool = False,
+) -> tuple[Outcome, dict[str, Any]]:
+    """Predict the cases that have references, each within the box of its reference.
+
+    Cases without foreground get no box and are predicted automatically, which is logged.
+
+    Args:
+        predictor: a model trained with boxes.
+        images: folder of images; those without a reference are left out.
+        references: folder of reference segmentations, ID.ext.
+        output: where segmentations go.
+        protocol: how boxes are made.
+        overwrite: replace segmentations that are there.
+
+    Returns:
+        The outcome, and what summary.json says of the protocol.
+
+    Raises:
+        DatasetError: no image has a reference, or a reference has no image.
+        ImageError: a reference cannot be read.
+        ModelError: the model was trained without boxes.
+        OutputError: as `predict_folder`, or the output is the references' folder.
+    """
+    check_takes_boxes(predictor.members)
+    if output.resolve() == references.resolve():
+        raise OutputError(f"the output folder is the references' ({output}). Choose another one.")
+    description = predictor.description
+    ending = label_ending(description.file_ending)
+    cases = [
+        case
+        for case in find_inputs(images, description)
+        if all((references / f"{frame}{ending}").is_file() for frame in case.frames)
+    ]
+    if not cases:
+        raise DatasetError(
+            f"no image of {images} has a reference ID{ending} in {references}. Give the images of these references with -i."
+        )
+    _refuse_references_without_image(references, ending, {frame for case in cases for frame in case.frames}, images)
+    boxes = reference_boxes(cases, references, ending, description.labels, protocol)
+    outcome = predict_folder(
+        predictor, images, output, overwrite=overwrite, boxes=boxes, only=[case.identifier for case in cases]
+    )
+    record: dict[str, Any] = {"boxes_from_labels": protocol.kind}
+    if protocol.kind == "relaxed":
+        record["relaxation"] = protocol.relaxation
+    return outcome, {**record, "boxes": {name: [list(side) for side in box.box] for name, (box,) in boxes.items()}}
+
+
+def _refuse_references_without_image(references: Path, ending: str, known: Collection[str], images: Path) -> None:
+    """Raise DatasetError now, because the evaluation would, after hours of prediction."""
+    names = (path.name.removesuffix(ending) for path in references.glob(f"*{ending}") if not path.name.startswith("."))
+    missing = sorted(set(names) - set(known))
+    if missing:
+        listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise DatasetError(
+            f"{images} has no image for {len(missing)} of the references in {references}: {listed}. Add the images, or take "
+            "these references out of the folder."
+        )
+
+
+def reference_boxes(
+    cases: Sequence[Case], references: Path, ending: str, labels: Labels, protocol: BoxProtocol
+) -> dict[str, tuple[VoxelBox]]:
+    """One box a case, around all foreground of its reference; cases without foreground are left out."""
+    boxes = {}
+    for case in cases:
+        grid = read_geometry(case.images[0][0])
+        frames = [turned_onto(*read_labels(references / f"{frame}{ending}"), grid)[0] for frame in case.frames]
+        reference = np.concatenate(frames)
+        depth, *plane = grid.shape
+        image = (depth * len(case.frames), *plane)
+        if reference.shape != image:
+            raise DatasetError(
+                f"the reference of case {case.identifier} in {references} has shape {reference.shape}, its image {image} "
+                "(Z, Y, X). Both must lie on the image's grid."
+            )
+        found = bounding_box((reference > 0) & (reference != (labels.ignore or 0)))
+        if found is not None:
+            if protocol.kind == "relaxed":
+                found = relaxed_box(found, protocol.relaxation, reference.shape)
+            boxes[case.identifier] = (VoxelBox(box=found),)
+    return boxes

@@ -1,0 +1,327 @@
+"""Segmentations against references: a summary in nnU-Net's schema, with distances, volumes and lesions beside the overlap."""
+
+import functools
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from masam_auto.compute.parallel import Workers, map_cases
+from masam_auto.core.dataset import DatasetDescription, files_by_name, has_ending
+from masam_auto.core.errors import DatasetError, first_few
+from masam_auto.core.jsonio import to_plain, write_json
+from masam_auto.core.label_map import map_labels
+from masam_auto.core.labels import Labels
+from masam_auto.core.summary import SUMMARY_NAME, mean_iou, summarise_cases, summarise_subsets, summary_key
+from masam_auto.formats.io import is_image, label_values, read_labels
+from masam_auto.imaging.metrics import compare_masks, measure
+from masam_auto.imaging.placement import labels_on_grid
+
+logger = logging.getLogger(__name__)
+
+BYTES_PER_VOXEL = 40  # while two label files are compared: both, masks, and surfaces within a class's box
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scoring:
+    """How segmentations are scored; stands as "scoring" in the summary.
+
+    `tolerance` of surfaces in mm, `tolerances` that of single classes by name; `lesions` names the classes whose connected
+    components are counted. `prediction_values` and `reference_values` give label values of the files new ones
+    (`core.label_map`).
+    """
+
+    tolerance: float = 2.0
+    tolerances: dict[str, float] = field(default_factory=dict)
+    lesions: tuple[str, ...] = ()
+    prediction_values: dict[int, int] = field(default_factory=dict)
+    reference_values: dict[int, int] = field(default_factory=dict)
+
+
+Subsets = Mapping[str, Mapping[str, Sequence[str]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Pair:
+    prediction: Path
+    reference: Path
+    labels: Labels
+    scoring: Scoring
+    checked: bool
+
+
+def evaluate_folder(
+    prediction_folder: Path,
+    reference_folder: Path,
+    labels: Labels,
+    file_ending: str,
+    *,
+    scoring: Scoring | None = None,
+    subsets: Subsets | None = None,
+    workers: Workers = 0,
+    protocol: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Compare a folder of segmentations with references and write summary.json among them.
+
+    Args:
+        prediction_folder: segmentations, named as the references.
+        reference_folder: the truth.
+        labels: classes or regions to compare.
+        file_ending: of both kinds of files.
+        scoring: how; as `Scoring` has it by default.
+        subsets: as for `evaluate_files`.
+        workers: processes, 0 for this one, or a cluster.
+        protocol: how the segmentations were made, for the summary.
+
+    Returns:
+        As `evaluate_files`.
+
+    Raises:
+        DatasetError: a folder is missing, there are no references, or some have no segmentation; or as `evaluate_files`.
+        CaseErrors: files that cannot be read, or that lie on different grids.
+        OutputError: the summary cannot be written.
+    """
+    pairs = _find_pairs(prediction_folder, reference_folder, file_ending)
+    output = prediction_folder / SUMMARY_NAME
+    return evaluate_files(
+        pairs, labels, output=output, scoring=scoring, subsets=subsets, workers=workers, protocol=protocol
+    )
+
+
+def evaluate_files(
+    pairs: Sequence[tuple[Path, Path]],
+    labels: Labels,
+    *,
+    output: Path,
+    scoring: Scoring | None = None,
+    subsets: Subsets | None = None,
+    workers: Workers = 0,
+    protocol: Mapping[str, Any] | None = None,
+    checked: bool = False,
+) -> dict[str, Any]:
+    """Compare segmentations with references and write a summary.
+
+    They are compared by their place in the patient: where the voxel axes have another order or direction, they are turned.
+
+    Args:
+        pairs: (segmentation, reference), at least one.
+        labels: classes or regions to compare.
+        output: the file to write.
+        scoring: how; as `Scoring` has it by default.
+        subsets: kind ("groups") -> name of a subset -> names of its reference files. Each kind becomes an entry of the
+            summary, where a subset has cases.
+        workers: processes, 0 for this one, or a cluster.
+        protocol: how the segmentations were made; stands as "protocol" in the summary.
+        checked: the references are a data set's own, see `imaging.placement.labels_on_grid`.
+
+    Returns:
+        The summary: "foreground_mean", "mean" per label, "mIoU", "metric_per_case", "scoring" and the subsets. Values that
+        are not-a-number (class in neither segmentation nor reference) do not count in the means.
+
+    Raises:
+        DatasetError: the scoring names a class that is not among the labels.
+        CaseErrors: files that cannot be read, or that lie on different grids.
+        OutputError: the summary cannot be written.
+
+    Source: schema and conventions of nnU-Net v2's summary.json. Unlike there, a class that no case holds is left out of
+    the foreground mean instead of making it not-a-number.
+    """
+    scoring = scoring or Scoring()
+    check_classes(scoring, labels)
+    items = [  # absolute, because workers elsewhere have another working folder
+        _Pair(
+            prediction=prediction.absolute(),
+            reference=reference.absolute(),
+            labels=labels,
+            scoring=scoring,
+            checked=checked,
+        )
+        for prediction, reference in pairs
+    ]
+    names = [prediction.name for prediction, _ in pairs]
+    folders = sorted({path.parent for item in items for path in (item.prediction, item.reference)})
+    per_case = map_cases(_evaluate_pair, items, names=names, what="evaluation", workers=workers, folders=folders)
+    summary = summarise_cases(per_case) | {"scoring": to_plain(scoring)}
+    for kind, members in (subsets or {}).items():
+        if found := summarise_subsets(per_case, members):
+            summary[kind] = found
+    if protocol is not None:
+        summary["protocol"] = dict(protocol)
+    write_json(output, summary)
+    return summary
+
+
+def subsets_of(description: DatasetDescription, file_ending: str) -> Subsets:
+    """The sites or modalities ("groups") and the videos ("sequences") of a data set, by their label files."""
+    videos = description.sequences
+    groups = {
+        group: [frame for name in names for frame in videos.get(name, (name,))]
+        for group, names in description.groups.items()
+    }
+    return {
+        kind: {name: [f"{frame}{file_ending}" for frame in frames] for name, frames in members.items()}
+        for kind, members in (("groups", groups), ("sequences", videos))
+    }
+
+
+def evaluate_arrays(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    labels: Labels,
+    *,
+    spacing: tuple[float, float, float],
+    scoring: Scoring | None = None,
+    voxel_volume: float | None = None,
+) -> dict[str, dict[str, float]]:
+    """Metrics of each class or region of one case.
+
+    Args:
+        prediction: (Z, Y, X) label values, whole numbers.
+        reference: (Z, Y, X) label values; its voxels with the ignore label are left out.
+        labels: what the values mean.
+        spacing: mm.
+        scoring: tolerances and lesions; its label values are not looked at.
+        voxel_volume: cubic mm; by default that of a box.
+
+    Returns:
+        Summary key -> metric -> value.
+    """
+    scoring = scoring or Scoring()
+    valid = None if labels.ignore is None else reference != labels.ignore
+    total = reference.size if valid is None else int(np.count_nonzero(valid))
+    found = [ndimage.find_objects(array) for array in (prediction, reference)]
+    metrics = {}
+    for name, values in labels.foreground.items():
+        box = _box_around(values, found, reference.shape)
+        counted = None if valid is None else valid[box]
+        comparison = compare_masks(
+            _mask(prediction[box], values),
+            _mask(reference[box], values),
+            spacing=spacing,
+            tolerance=scoring.tolerances.get(name, scoring.tolerance),
+            voxel_volume=voxel_volume,
+            valid=counted,
+            outside=total - (reference[box].size if counted is None else int(np.count_nonzero(counted))),
+            lesions=name in scoring.lesions,
+        )
+        metrics[summary_key(values)] = measure(comparison)
+    return metrics
+
+
+def _find_pairs(prediction_folder: Path, reference_folder: Path, file_ending: str) -> list[tuple[Path, Path]]:
+    """Segmentations and references of one name. Raises DatasetError."""
+    predictions = _list_files(prediction_folder, file_ending, what="segmentations")
+    references = _list_files(reference_folder, file_ending, what="references")
+    if not references:
+        raise DatasetError(
+            f"{reference_folder}: no references that end in {file_ending}. Give the folder of the true labels."
+        )
+    if missing := [references[name].name for name in sorted(references.keys() - predictions.keys())]:
+        raise DatasetError(
+            f"{prediction_folder}: {len(missing)} of {len(references)} segmentations are missing: {first_few(missing)}. "
+            "Predict them, or take their references out of the folder."
+        )
+    if extra := [predictions[name].name for name in sorted(predictions.keys() - references.keys())]:
+        logger.warning("%s: no reference for %s; not evaluated", prediction_folder, first_few(extra))
+    return [(predictions[name], references[name]) for name in sorted(references)]
+
+
+def _list_files(folder: Path, file_ending: str, *, what: str) -> dict[str, Path]:
+    """Label files by their name without the ending; other images are left out, and said to be."""
+    if not folder.is_dir():
+        raise DatasetError(f"folder of {what} not found: {folder}")
+    there = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    if left := [path.name for path in there if is_image(path) and not has_ending(path, file_ending)]:
+        logger.warning("%s: left out, because they are not %s: %s", folder, file_ending, first_few(left))
+    return files_by_name(folder, file_ending)
+
+
+def _evaluate_pair(pair: _Pair) -> dict[str, Any]:
+    prediction, own = read_labels(pair.prediction)
+    reference, geometry = read_labels(pair.reference)
+    prediction = labels_on_grid(
+        prediction, own, geometry, path=pair.prediction, reference=pair.reference, checked=pair.checked
+    )
+    prediction = map_labels(prediction, pair.scoring.prediction_values)
+    reference = map_labels(reference, pair.scoring.reference_values)
+    _warn_of_undeclared(pair.prediction, prediction, pair.labels)
+    _warn_of_undeclared(pair.reference, reference, pair.labels)
+    metrics = evaluate_arrays(
+        prediction,
+        reference,
+        pair.labels,
+        spacing=geometry.spacing,
+        scoring=pair.scoring,
+        voxel_volume=geometry.voxel_volume,
+    )
+    return {
+        "metrics": metrics,
+        "mIoU": mean_iou(metrics),
+        "mIoU_with_background": mean_iou(metrics, _background_iou(prediction, reference, pair.labels.ignore)),
+        "prediction_file": str(pair.prediction),
+        "reference_file": str(pair.reference),
+    }
+
+
+def _warn_of_undeclared(path: Path, values: np.ndarray, labels: Labels) -> None:
+    """Say so where a file has values that are no labels: 255 of a mask, -1 of some programs."""
+    known = {*labels.declared, 0 if labels.ignore is None else labels.ignore}
+    if unknown := [value for value in label_values(values) if value not in known]:
+        listed = f"{', '.join(map(str, unknown[:5]))}{', ...' if len(unknown) > 5 else ''}"
+        several = len(unknown) > 1
+        meaning = (
+            "which are no labels and count as background" if several else "which is no label and counts as background"
+        )
+        logger.warning("%s: has the value%s %s, %s", path, "s" if several else "", listed, meaning)
+
+
+def check_classes(scoring: Scoring, labels: Labels) -> None:
+    """Raise DatasetError where a class that the scoring names is not among the labels."""
+    if unknown := sorted({*scoring.tolerances, *scoring.lesions} - set(labels.foreground)):
+        raise DatasetError(
+            f"tolerance or lesions of {', '.join(unknown)}: there is no such class. The classes are "
+            f"{', '.join(labels.foreground)}."
+        )
+
+
+def _box_around(
+    values: tuple[int, ...], found: Sequence[Sequence[Any]], shape: tuple[int, ...]
+) -> tuple[slice, slice, slice]:
+    """Where label values lie in either array, with a margin of one voxel: an object that is one voxel thick must not
+    seem to lie in a picture, which has no such axis. The first voxel where they are nowhere.
+
+    Args:
+        values: of a class or region.
+        found: of each array, the slices of the values 1, 2, ..., None where there are none (scipy's `find_objects`).
+        shape: of both arrays.
+    """
+    if 0 in values:
+        return (slice(None),) * 3
+    boxes = [one for boxes in found for value in values if value <= len(boxes) and (one := boxes[value - 1])]
+    if not boxes:
+        return (slice(1),) * 3
+    z, y, x = (
+        slice(max(min(box[axis].start for box in boxes) - 1, 0), min(max(box[axis].stop for box in boxes) + 1, size))
+        for axis, size in enumerate(shape)
+    )
+    return z, y, x
+
+
+def _background_iou(prediction: np.ndarray, reference: np.ndarray, ignore: int | None) -> float:
+    """IoU of the voxels with label 0; not-a-number where there are none."""
+    a, b = prediction == 0, reference == 0
+    if ignore is not None:
+        a &= reference != ignore
+    union = int(np.count_nonzero(a | b))
+    return int(np.count_nonzero(a & b)) / union if union else math.nan
+
+
+def _mask(array: np.ndarray, values: tuple[int, ...]) -> np.ndarray:
+    masks: list[np.ndarray] = [array == value for value in values]
+    combine: Callable[[np.ndarray, np.ndarray], np.ndarray] = np.logical_or
+    return functools.reduce(combine, masks)

@@ -1,0 +1,240 @@
+"""The validation cases of a fold: predicted from the preprocessed arrays, written on their own grids, evaluated."""
+
+import contextlib
+import logging
+import time
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from masam_auto.compute.distributed import ALONE, World
+from masam_auto.core.claims import claimed
+from masam_auto.core.dataset import Case, Dataset, open_dataset
+from masam_auto.core.errors import DatasetError
+from masam_auto.core.geometry import CaseProperties
+from masam_auto.core.jsonio import digest, read_json, read_plain, to_plain, write_json
+from masam_auto.core.log import progress
+from masam_auto.core.paths import Paths
+from masam_auto.core.plan import Configuration, InferencePlan, Plan
+from masam_auto.core.summary import SUMMARY_NAME
+from masam_auto.evaluation.evaluate import BYTES_PER_VOXEL, evaluate_files, subsets_of
+from masam_auto.evaluation.validation_mirroring import RECORD_NAME, choose_mirroring
+from masam_auto.formats.io import label_ending
+from masam_auto.formats.outputs import write_segmentation
+from masam_auto.formats.probability_files import ENDING as PROBABILITIES
+from masam_auto.formats.storage import array_files, open_array
+from masam_auto.formats.workers import workers_for
+from masam_auto.models.checkpoint import STATE_FILE, remove_leftovers
+from masam_auto.models.trained_model import checkpoint_path, choose_folds, describe_model
+from masam_auto.prediction.predict import Predictor, load_predictor
+from masam_auto.prediction.probabilities import new_case_probabilities
+from masam_auto.prediction.segment import PreparedCase
+from masam_auto.preprocessing.dataset_files import RAW_DATA_NAME
+from masam_auto.preprocessing.preprocess import check_preprocessed
+from masam_auto.training.fold_folder import fold_cases, splits_of
+
+logger = logging.getLogger(__name__)
+
+CLOCK = 5 * 10**9  # nanoseconds by which the clocks of file servers go wrong
+
+
+def validate_fold(
+    paths: Paths,
+    dataset_name: str,
+    plan: Plan,
+    configuration: Configuration,
+    fold: int | str,
+    *,
+    device: torch.device,
+    checkpoint: str = "best",
+    redo: bool = False,
+    workers: int | None = None,
+    sam_checkpoint: Path | None = None,
+    save_probabilities: bool = False,
+    mirror: bool | None = None,
+    world: World = ALONE,
+) -> dict[str, Any]:
+    """Predict and evaluate the validation cases of a trained fold.
+
+    Predictions by the same checkpoint, in the same way, are kept, so that an interrupted validation goes on where it
+    was. predicted_with.json and the summary's "protocol" say whether they are averages over flips. The fold's cases are
+    those that the model was trained with, whatever the data set's splits.json says now.
+
+    Args:
+        paths: root folders; the raw data set must still be there for its reference labels.
+        dataset_name: DatasetXXX_Name.
+        plan, configuration: of the model; of the plan, only how to predict is taken, the rest is the model's own.
+        fold: its number, or "all".
+        device: where to compute.
+        checkpoint: "best", "latest" or "final" (`models.trained_model.CHECKPOINTS`).
+        redo: predict all cases again.
+        workers: processes for the evaluation; 0 works in this one, None lets cores and memory decide.
+        sam_checkpoint: the SAM file that the model stands on, where it is neither where it was nor in the weights folder.
+        save_probabilities: also write ID.npz for each case (`formats.probability_files`).
+        mirror: whether to average over the flips that the plan allows. None: as this checkpoint was validated before;
+            else as planned, unless it was trained with a budget of time, where their cost decides (`evaluation.validation_mirroring`).
+        world: the processes that share the cases out among them; only the first evaluates.
+
+    Returns:
+        The summary, also written to fold_K/validation/summary.json; empty in processes but the first.
+
+    Raises:
+        ModelError: the fold has no checkpoint, or its SAM file is missing or has changed.
+        PlanError: the preprocessed data are of another plan or incomplete, or the fold does not exist.
+        DatasetError: the raw data set, or a case of it, is gone.
+        OutputError: another process trains or validates the fold.
+    """
+    dataset = open_raw_data(paths, dataset_name)
+    model = describe_model(paths.model_folder(dataset_name, plan.name, configuration.name))
+    choose_folds(model, [fold], checkpoint)  # before the plan is read, which an untrained model lacks as well
+    predictor = load_predictor(
+        model, folds=[fold], checkpoint=checkpoint, device=device, sam_checkpoint=sam_checkpoint, weights=paths.weights
+    )
+    (member,) = predictor.members
+    predictor = replace(predictor, members=(replace(member, plan=replace(member.plan, inference=plan.inference)),))
+    preprocessed = paths.configuration_folder(dataset_name, configuration.name)
+    cases = validation_cases(dataset, fold, splits_of(model.folder, preprocessed.parent), preprocessed)
+    check_preprocessed(preprocessed, configuration, [case.identifier for case in cases])
+    output = model.folder / f"fold_{fold}" / "validation"
+    alone = claimed(output.parent.parent, output.parent.name) if world.first else contextlib.nullcontext()
+    with alone:
+        if world.first:
+            remove_leftovers(output.parent)  # of the training, which may have been killed just before its end
+        state_file = checkpoint_path(output.parent, checkpoint) / STATE_FILE
+        if not world.first:
+            world.meet()  # the first one has decided, and written its record
+        sizes = {
+            case.identifier: prod(open_array(array_files(preprocessed, case.identifier).image).shape) for case in cases
+        }
+        chosen, why = choose_mirroring(
+            plan, configuration, output, state_file, sizes, asked=mirror, processes=world.size,
+            predict=lambda name: predictor.changed(mirror=False).segment(_prepared(name, preprocessed)),
+        )  # fmt: skip
+        if mirror is not None or configuration.mirror_axes:
+            logger.info("validation with%s flips: %s", "" if chosen else "out", why)
+        predictor = predictor.changed(mirror=chosen)
+        since = _record(output, state_file, predictor.members[0].plan.inference, why=why)
+        ending = label_ending(dataset.description.file_ending)
+        if world.first:
+            world.meet()
+        dates = {case.identifier: _changed(preprocessed, case, since) for case in cases}
+        if max(dates.values()) > time.time_ns() + CLOCK:
+            logger.warning(
+                "warning: the checkpoint or preprocessed arrays are dated in the future, so that predictions seem older than "
+                "what they were made with, and are made again. Set the clock right, or touch these files."
+            )
+        waiting = [
+            case for case in cases
+            if redo or not _is_done(case, output, ending, dates[case.identifier], probabilities=save_probabilities)
+        ]  # fmt: skip
+        if len(waiting) < len(cases):
+            logger.info("validation: %s of %s cases are done already", len(cases) - len(waiting), len(cases))
+        for case in progress(waiting, what="validating") if world.first else waiting:
+            if world.claim(f"validation of {case.identifier}"):
+                predict_preprocessed(
+                    predictor, case, preprocessed, output, ending, save_probabilities=save_probabilities
+                )
+        world.meet()
+        if not world.first:
+            return {}
+        pairs = [
+            (output / f"{frame}{ending}", reference)
+            for case in cases
+            for frame, reference in zip(case.frames, case.labels or (), strict=True)
+        ]
+        workers = workers_for([truth for _, truth in pairs], bytes_per_voxel=BYTES_PER_VOXEL, asked=workers)
+        return evaluate_files(
+            pairs, dataset.description.labels, output=output / SUMMARY_NAME, workers=workers,
+            subsets=subsets_of(dataset.description, ending), protocol={"checkpoint": checkpoint, "mirror": chosen},
+            checked=True,
+        )  # fmt: skip
+
+
+def open_raw_data(paths: Paths, dataset_name: str) -> Dataset:
+    """The raw data set among the roots, or else where it was when it was preprocessed (raw_data.json).
+
+    Raises:
+        DatasetError: it is at neither place.
+    """
+    record = paths.preprocessed / dataset_name / RAW_DATA_NAME
+    if not (paths.raw / dataset_name).is_dir() and record.is_file():
+        return open_dataset(paths, str(read_plain(record, what="record of the raw data")["folder"]))
+    return open_dataset(paths, dataset_name)
+
+
+def validation_cases(dataset: Dataset, fold: int | str, splits_file: Path, arrays: Path) -> tuple[Case, ...]:
+    """The validation cases of a fold.
+
+    Args:
+        dataset: the raw data set.
+        fold: its number, or "all" for all cases that there are.
+        splits_file: the splits.json that the fold was trained by.
+        arrays: the preprocessed folder of the configuration.
+
+    Raises:
+        PlanError: unknown fold.
+        DatasetError: a case is not in the raw data set any more.
+    """
+    names = fold_cases(splits_file, fold, dataset.description, arrays).val
+    cases = tuple(case for case in dataset.cases if case.identifier in names)
+    gone = sorted(set(names) - {case.identifier for case in cases})
+    if gone and fold != "all":
+        raise DatasetError(
+            f"validation cases of fold {fold} are not in {dataset.folder}: {', '.join(gone[:5])}. Bring them back; the "
+            f"fold was trained by {splits_file}."
+        )
+    return cases
+
+
+def predict_preprocessed(
+    predictor: Predictor, case: Case, preprocessed: Path, output: Path, ending: str, *, save_probabilities: bool = False
+) -> None:
+    """Predict one case from its preprocessed arrays and write it on its original grid, with its probabilities first."""
+    prepared = _prepared(case.identifier, preprocessed)
+    (properties,) = prepared.properties
+    file = output / f"{case.identifier}{PROBABILITIES}"
+    if save_probabilities:
+        with new_case_probabilities(file, properties, predictor.description.labels) as probabilities:
+            segmentation = predictor.segment(prepared, probabilities=probabilities)
+    else:
+        segmentation = predictor.segment(prepared)
+        file.unlink(missing_ok=True)  # of an earlier prediction; ensembles would average it
+    write_segmentation(case, segmentation, properties.geometry, output, ending, predictor.description.labels)
+
+
+def _prepared(name: str, preprocessed: Path) -> PreparedCase:
+    files = array_files(preprocessed, name)
+    properties = read_json(files.properties, CaseProperties, what="case properties")
+    return PreparedCase(images=(open_array(files.image),), properties=(properties,))
+
+
+def _record(output: Path, checkpoint: Path, inference: InferencePlan, *, why: str) -> int:
+    """Note what predicts, and tell since when (nanoseconds) predictions are by it; older ones are by something else."""
+    record = output / RECORD_NAME
+    state = read_plain(checkpoint, what="checkpoint")
+    present = {
+        "checkpoint": checkpoint.parent.name,
+        "epoch": state.get("epoch"),
+        "mirror": inference.mirror,
+        "why": why,
+        "digest": digest([state, to_plain(inference)]),
+    }
+    if not record.is_file() or read_plain(record, what="record of the validation").get("digest") != present["digest"]:
+        (output / SUMMARY_NAME).unlink(missing_ok=True)  # of other predictions than those that follow
+        write_json(record, present)
+    return max(record.stat().st_mtime_ns, checkpoint.stat().st_mtime_ns)
+
+
+def _changed(preprocessed: Path, case: Case, since: int) -> int:
+    """Since when (nanoseconds) a prediction may be by the present model and the present arrays of a case."""
+    return max(since, array_files(preprocessed, case.identifier).properties.stat().st_mtime_ns)
+
+
+def _is_done(case: Case, output: Path, ending: str, since: int, *, probabilities: bool) -> bool:
+    files = [output / f"{frame}{ending}" for frame in case.frames]
+    files += [output / f"{case.identifier}{PROBABILITIES}"] if probabilities else []
+    states = [file.stat() for file in files if file.is_file()]
+    return len(states) == len(files) and all(state.st_size and state.st_mtime_ns >= since for state in states)

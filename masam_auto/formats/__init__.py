@@ -1,0 +1,1 @@
+"""Files: volumes, pictures, DICOM, videos, boxes, probabilities, preprocessed arrays."""

@@ -1,0 +1,86 @@
+"""The process that decodes files for `formats.apart`: one at a time, until its input ends."""
+
+import contextlib
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+import numpy as np
+import psutil
+
+from masam_auto.core.jsonio import parse_json
+from masam_auto.core.log import LOGGER_NAME
+from masam_auto.formats.apart import Answer
+from masam_auto.formats.dicom import decode_pixels
+from masam_auto.formats.raw_image import RawImage
+from masam_auto.formats.videos import decode_video
+from masam_auto.formats.volumes import decode_itk, decode_itk_header
+
+DECODERS: dict[str, Callable[..., RawImage]] = {
+    "itk": decode_itk,
+    "itk_header": decode_itk_header,
+    "gdcm": decode_pixels,
+    "video": decode_video,
+}
+MEMORY_SHARE = 0.9  # of what is free
+
+
+class _Notes(logging.Handler):
+    """Keeps what is to be said by the process that asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.kept.append((record.levelno, record.getMessage()))
+
+
+def serve() -> None:
+    """Answer requests on standard input. Signals are for the process that asks: it closes the input when it ends."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print there
+    for line in sys.stdin.buffer:
+        decoder, path, *arguments = parse_json(line)
+        with contextlib.suppress(BrokenPipeError):
+            _answer(out, decoder, Path(path), arguments)
+
+
+def _answer(out: IO[bytes], decoder: str, path: Path, arguments: list[Any]) -> None:
+    notes, own = _Notes(), logging.getLogger(LOGGER_NAME)
+    own.addHandler(notes)
+    own.setLevel(logging.INFO)
+    array = np.zeros(0, np.uint8)
+    try:
+        _limit_memory()
+        image = DECODERS[decoder](path, *arguments)
+        array = np.ascontiguousarray(image.array)
+        answer = Answer(
+            dtype=array.dtype.str, shape=array.shape, geometry=image.geometry, is_series=image.is_series,
+            notes=tuple(notes.kept),
+        )  # fmt: skip
+    except Exception as error:  # all of it is for the process that asked
+        answer = Answer(error=type(error).__name__, said=str(error), notes=tuple(notes.kept))
+    own.removeHandler(notes)
+    head = msgspec.json.encode(answer)
+    out.write(len(head).to_bytes(4, "little") + head)
+    if answer.error is None:
+        out.write(array.reshape(-1).view(np.uint8).data)
+    out.flush()
+
+
+def _limit_memory() -> None:
+    """What the file asks for beyond the free memory is a MemoryError here, and not the end of another process."""
+    room = int(psutil.Process().memory_info().vms + MEMORY_SHARE * psutil.virtual_memory().available)
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    with contextlib.suppress(ValueError, OSError):  # not everywhere can it be limited
+        resource.setrlimit(resource.RLIMIT_AS, (room if hard == resource.RLIM_INFINITY else min(room, hard), hard))

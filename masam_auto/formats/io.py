@@ -1,0 +1,398 @@
+"""Images and label files by file ending: into arrays with their geometry, and back."""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from masam_auto.core.dataset import Case, DatasetDescription
+from masam_auto.core.errors import ImageError, MasamError
+from masam_auto.core.file_names import IMAGE_ENDINGS
+from masam_auto.core.geometry import Geometry
+from masam_auto.formats import bitmaps, tiff, volumes
+from masam_auto.formats.dicom import read_series
+from masam_auto.formats.raw_image import RawImage
+from masam_auto.formats.videos import is_video, read_video
+from masam_auto.imaging.placement import SAME_PLACE, turned_to_place
+
+logger = logging.getLogger(__name__)
+
+LABEL_TOLERANCE = 1e-3
+SAME_GRID = "Resample it onto that grid, or correct its header."
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reader:
+    """How files of one ending are read and label files of it written. `write` is None where labels would suffer."""
+
+    read: Callable[[Path], RawImage]
+    geometry: Callable[[Path], Geometry]
+    read_labels: Callable[[Path], RawImage] | None
+    write: Callable[[Path, np.ndarray, Geometry], None] | None
+
+
+_NIFTI = Reader(
+    read=volumes.read_nifti,
+    geometry=volumes.read_nifti_geometry,
+    read_labels=volumes.read_nifti,
+    write=volumes.write_nifti,
+)
+_ITK = Reader(
+    read=volumes.read_itk, geometry=volumes.read_itk_geometry, read_labels=volumes.read_itk, write=volumes.write_itk
+)
+_MGH = Reader(
+    read=volumes.read_mgh, geometry=volumes.read_mgh_geometry, read_labels=volumes.read_mgh, write=volumes.write_mgh
+)
+_BITMAP = Reader(
+    read=bitmaps.read_bitmap,
+    geometry=bitmaps.read_bitmap_geometry,
+    read_labels=bitmaps.read_bitmap_labels,
+    write=bitmaps.write_bitmap,
+)
+_JPEG = Reader(read=bitmaps.read_bitmap, geometry=bitmaps.read_bitmap_geometry, read_labels=None, write=None)
+_TIFF = Reader(
+    read=tiff.read_tiff, geometry=tiff.read_tiff_geometry, read_labels=tiff.read_tiff_labels, write=tiff.write_tiff
+)
+
+READERS: dict[str, Reader] = {
+    ".nii.gz": _NIFTI,
+    ".nii": _NIFTI,
+    ".nrrd": _ITK,
+    ".nhdr": _ITK,
+    ".mha": _ITK,
+    ".mhd": _ITK,
+    ".gipl": _ITK,
+    ".mgz": _MGH,
+    ".mgh": _MGH,
+    ".png": _BITMAP,
+    ".bmp": _BITMAP,
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+}
+NIFTI_ENDINGS = tuple(ending for ending, reader in READERS.items() if reader is _NIFTI)
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file has the ending of an image that can be read, in upper or lower case."""
+    return path.name.lower().endswith(IMAGE_ENDINGS)
+
+
+def read_image(path: Path, *, channels: int = 1) -> tuple[np.ndarray, Geometry]:
+    """Read an image.
+
+    Values are the file's, with scale slope and intercept applied; not-a-number stays (`preprocessing.verify` reports it).
+    The array is oriented as `SimpleITK.GetArrayFromImage` gives it.
+
+    Args:
+        path: the file; its ending decides the reader.
+        channels: a 4D file is accepted if it holds just so many volumes, which become channels. Where one is expected, a
+            picture that was saved in colours, all of them grey, is the grey picture.
+
+    Returns:
+        float32 (C, Z, Y, X) and its geometry. Colour pictures and vector images have several channels.
+
+    Raises:
+        ImageError: missing, unreadable, truncated, unknown ending, complex voxels, or 4D.
+    """
+    raw = _guarded(path, find_reader(path).read)
+    if channels == 1 and _is_grey_in_colour(raw):
+        raw = dataclasses.replace(raw, array=raw.array[:1])
+    if raw.is_series and raw.array.shape[0] != channels:
+        raise volumes_error(path, raw, channels)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.ascontiguousarray(raw.array, dtype=np.float32), raw.geometry
+
+
+def read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
+    """Read a label file.
+
+    Returns:
+        int16 (Z, Y, X) and its geometry. Palette pictures give their indices.
+
+    Raises:
+        ImageError: as `read_image`; also for colours, JPEG, and values that are not whole numbers in int16.
+    """
+    reader = find_reader(path)
+    if reader.read_labels is None:
+        raise ImageError(f"{path}: JPEG alters label values when it compresses. Store labels as .png.")
+    raw = _guarded(path, reader.read_labels)
+    if raw.is_series:
+        raise volumes_error(path, raw, 1)
+    if raw.array.shape[0] != 1:
+        raise ImageError(
+            f"{path}: has {raw.array.shape[0]} colours or channels, but labels need one whole number a pixel. "
+            "Convert it: one grey value for each class."
+        )
+    return _whole_numbers(path, raw), raw.geometry
+
+
+def label_values(labels: np.ndarray) -> list[int]:
+    """Sorted values of an int16 label array, by marking instead of sorting, which is slow for large volumes."""
+    seen = np.zeros(1 << 16, bool)
+    seen[labels.view(np.uint16)] = True
+    return sorted(np.flatnonzero(seen).astype(np.uint16).view(np.int16).tolist())
+
+
+def read_geometry(path: Path) -> Geometry:
+    """Geometry of an image or label file; reads only the header. Raises ImageError."""
+    return _guarded(path, find_reader(path).geometry)
+
+
+def read_case(case: Case, description: DatasetDescription) -> tuple[np.ndarray, Geometry]:
+    """Read all channels of a case, and all frames of a video.
+
+    Args:
+        case: its files: images, a DICOM series for each channel, or one video file.
+        description: says how many channels to expect.
+
+    Returns:
+        float32 (C, Z, Y, X) with C = `description.num_channels` and the first channel's geometry: channels at the same
+        place that are stored along other axes are turned to the first one's. A video has its
+        frames along Z, spacing 1 there.
+
+    Raises:
+        ImageError: a file cannot be read, channels or frames do not lie on the same grid, or their number is wrong.
+    """
+    if case.series:
+        return _read_series_channels(case, description)
+    if is_video(case.images[0][0]):
+        raw = _guarded(case.images[0][0], lambda path: read_video(path, description.num_channels))
+        return raw.array.astype(np.float32), raw.geometry
+    frames = [read_frame(files, description, name) for files, name in zip(case.images, case.frames, strict=True)]
+    if not case.is_sequence:
+        return frames[0]
+    arrays = [array for array, _ in frames]
+    return _stacked(case, arrays, axis=1), _sequence_geometry(frames[0][1], len(frames))
+
+
+def read_case_labels(case: Case, description: DatasetDescription) -> tuple[np.ndarray, Geometry]:
+    """Read the labels of a case; a video has its frames along Z.
+
+    Returns:
+        int16 (Z, Y, X) and the geometry of the label file (or of the first frame, stacked).
+
+    Raises:
+        ImageError: the case has no labels, a file cannot be read, or frames differ in shape.
+    """
+    if case.labels is None:
+        raise ImageError(f"{case.identifier}: has no label file (labelsTr/{case.identifier}{description.file_ending})")
+    frames = [read_labels(path) for path in case.labels]
+    if not case.is_sequence:
+        return frames[0]
+    return _stacked(case, [array for array, _ in frames], axis=0), _sequence_geometry(frames[0][1], len(frames))
+
+
+def _read_series_channels(case: Case, description: DatasetDescription) -> tuple[np.ndarray, Geometry]:
+    """Read a DICOM series for each channel; scanners write true positions, so that the origins must agree as well."""
+    channels = [(raw.array, raw.geometry) for raw in map(read_series, case.series)]
+    channels = [turned_to_place(*channel, channels[0][1]) for channel in channels]
+    folders = tuple(file.parent for file in case.images[0])
+    for folder, (_, geometry) in zip(folders, channels, strict=True):
+        if problem := geometry.difference(channels[0][1]):
+            raise ImageError(
+                f"{case.identifier}: the series in {folder} does not lie on the grid of that in {folders[0].name}: {problem}. "
+                "Resample it onto that grid."
+            )
+    return _channels_together(folders, channels, description, case.identifier)
+
+
+def read_frame(files: tuple[Path, ...], description: DatasetDescription, name: str) -> tuple[np.ndarray, Geometry]:
+    """Read the channel files of one image. Returns and raises as `read_case`; `name` is for messages."""
+    expected = description.num_channels
+    read = [read_image(path, channels=expected if len(files) == 1 else 1) for path in files]
+    read = [turned_to_place(*channel, read[0][1]) for channel in read]
+    return _channels_together(files, read, description, name)
+
+
+def _channels_together(
+    files: tuple[Path, ...], read: list[tuple[np.ndarray, Geometry]], description: DatasetDescription, name: str
+) -> tuple[np.ndarray, Geometry]:
+    """Join channels that were read from `files`; raises as `read_case`."""
+    expected = description.num_channels
+    for path, (_, geometry) in zip(files, read, strict=True):
+        if problem := grid_difference(geometry, read[0][1]):
+            raise ImageError(f"{name}: {path.name} does not lie on the grid of {files[0].name}: {problem}. {SAME_GRID}")
+        if shift := geometry.difference(read[0][1]):
+            _warn_once(f"{path}: {shift} in {files[0].name}, taken as the same place. Do they overlap in a viewer?")
+    found = sum(array.shape[0] for array, _ in read)
+    if found != expected:
+        raise ImageError(
+            f"{name}: has {_count(found, 'channel')} in {_count(len(files), 'file')}, but {_count(expected, 'channel')} "
+            f"({', '.join(description.channel_names)}) are expected, in files like {name}_0000{description.file_ending}."
+        )
+    arrays = [array for array, _ in read]
+    return (arrays[0] if len(arrays) == 1 else np.concatenate(arrays)), read[0][1]
+
+
+@functools.lru_cache(maxsize=1024)
+def _warn_once(text: str) -> None:
+    """A case is read for the fingerprint, for preprocessing and so on; its user hears of it once."""
+    logger.warning("warning: %s", text)
+
+
+def grid_difference(expected: Geometry, found: Geometry) -> str | None:
+    """Say in words how the shape, spacing or direction of two grids differ, or None.
+
+    The origin may differ, and the direction by so little that about the middle no voxel moves by more than half its size.
+    """
+    found = dataclasses.replace(found, origin=expected.origin)
+    problem = expected.difference(found)
+    if problem and not expected.difference(dataclasses.replace(found, direction=expected.direction)):
+        return problem if expected.shift(found, about_middle=True) > SAME_PLACE else None
+    return problem
+
+
+def write_labels(path: Path, labels: np.ndarray, geometry: Geometry, *, like: Path | None = None) -> None:
+    """Write a label file, atomically and compressed, in the smallest type that holds it.
+
+    Args:
+        path: its ending decides the format; TIFF gets its spacing as OME metadata.
+        labels: whole numbers (Z, Y, X), shape as `geometry`.
+        geometry: where it lies; reading the file gives it back, shear included.
+        like: the image that was labelled. Where both are NIfTI, the label file says in the same words where it lies.
+
+    Raises:
+        ImageError: unknown ending, or a format that cannot hold these labels.
+        OutputError: the folder is not writable or the disk is full.
+    """
+    assert labels.shape == geometry.shape, f"labels {labels.shape} on a grid of {geometry.shape}"
+    reader = find_reader(path)
+    writer = reader.write
+    if writer is None:
+        raise ImageError(f"{path}: JPEG alters label values when it compresses. Write labels as .png.")
+    low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
+    smallest = np.uint8 if low >= 0 and high <= 255 else np.uint16 if low >= 0 else np.int16
+    if reader is _NIFTI and like is not None and _is_nifti_file(like):
+        writer = functools.partial(volumes.write_nifti, like=like)
+    writer(Path(path), np.ascontiguousarray(labels, dtype=smallest), geometry)
+
+
+def _is_nifti_file(path: Path) -> bool:
+    with contextlib.suppress(OSError):  # a name that is too long
+        return path.name.lower().endswith(NIFTI_ENDINGS) and path.is_file()
+    return False
+
+
+def label_ending(file_ending: str) -> str:
+    """The ending for label files of a data set: its own, or .png where its images are JPEG."""
+    return ".png" if file_ending.lower() in (".jpg", ".jpeg") else file_ending
+
+
+def find_reader(path: Path) -> Reader:
+    """The reader of a file, by its ending. Raises ImageError that lists the known ones."""
+    name = Path(path).name.lower()
+    for ending in IMAGE_ENDINGS:
+        if name.endswith(ending):
+            return READERS[ending]
+    raise ImageError(f"{path}: unknown kind of file; known endings: {', '.join(READERS)}. Convert it to one of these.")
+
+
+def volumes_error(path: Path, raw: RawImage, expected: int) -> ImageError:
+    """What to say of a 4D file where another number of volumes is expected."""
+    z, y, x = raw.geometry.shape
+    count = raw.array.shape[0]
+    wanted = "one volume is" if expected == 1 else f"one volume, or {expected} channels, are"
+    return ImageError(
+        f"{path}: is 4D, {count} volumes of {x} x {y} x {z} voxels, but {wanted} expected. "
+        "Split it into one file a channel (ID_0000, ID_0001, ...) or into one case a time point."
+    )
+
+
+def _is_grey_in_colour(raw: RawImage) -> bool:
+    """Whether a picture was saved as red, green and blue, though they are equal in every pixel."""
+    picture = raw.array.shape[0] == 3 and raw.geometry.dimensions == 2 and not raw.is_series
+    return picture and all(np.array_equal(raw.array[0], raw.array[channel]) for channel in (1, 2))
+
+
+def _guarded(path: Path, function: Callable[[Path], T]) -> T:
+    """Call a reader; whatever a broken file makes it raise becomes one ImageError that names the file."""
+    path = Path(path)
+    if not path.is_file():
+        raise ImageError(f"{path}: file not found. Put it there, or take the case out of the data set.")
+    if not os.access(path, os.R_OK):
+        raise ImageError(f"{path}: there is no permission to read it. Change its permissions (chmod), or its owner.")
+    try:
+        if path.stat().st_size == 0:
+            raise ImageError(f"{path}: the file is empty (0 bytes). Copy or download it again.")
+        return function(path)
+    except MasamError as error:
+        if path.name in str(error):
+            raise
+        raise ImageError(f"{path}: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise almost anything at a broken file; the cause stays attached
+        raise ImageError(
+            f"{path}: cannot be read ({_cause(error)}). The file is damaged or not what its ending says; replace it."
+        ) from error
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, RuntimeError) and "ERROR:" in str(error):
+        return volumes.itk_cause(error)
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    return text[:200] if text else type(error).__name__
+
+
+def _whole_numbers(path: Path, raw: RawImage) -> np.ndarray:
+    """int16 copy of label values.
+
+    Programs that store labels scaled (nibabel, with a slope of 1/65535 of their range) give 1.00001526 for 1: what is within
+    half a step of the scale, at least 0.001, of a whole number is that number.
+
+    Raises:
+        ImageError: fractions, not-a-number and what int16 cannot hold.
+    """
+    array = raw.array[0]
+    if array.dtype.kind == "f":
+        whole = np.rint(array)
+        with np.errstate(invalid="ignore"):
+            odd = ~(np.abs(array - whole) <= max(LABEL_TOLERANCE, raw.step / 2))  # true for not-a-number
+        odd &= np.isfinite(array) | np.isnan(array)  # infinity is caught by the range below
+        if odd.any():
+            raise ImageError(
+                f"{path}: labels must be whole numbers, but there is {array[odd].flat[0]!s}. "
+                "Was it interpolated when resampled, or is it an image? Resample labels with nearest neighbour."
+            )
+        array = whole
+    low, high = (array.min(), array.max()) if array.size else (0, 0)
+    limits = np.iinfo(np.int16)
+    if low < limits.min or high > limits.max:
+        raise ImageError(f"{path}: labels must lie within 0 and {limits.max}, but reach from {low:g} to {high:g}.")
+    return np.ascontiguousarray(array, dtype=np.int16)
+
+
+def _stacked(case: Case, frames: list[np.ndarray], *, axis: int) -> np.ndarray:
+    """Join the frames of a video along Z. Raises ImageError when they differ in shape or are volumes."""
+    for name, frame in zip(case.frames, frames, strict=True):
+        if frame.shape[axis] != 1:
+            raise ImageError(
+                f"{case.identifier}: frame {name} is a volume of {frame.shape[axis]} slices, not a picture"
+            )
+        if frame.shape != frames[0].shape:
+            raise ImageError(
+                f"{case.identifier}: frame {name} is {frame.shape[-2]} x {frame.shape[-1]} pixels, but the first frame "
+                f"is {frames[0].shape[-2]} x {frames[0].shape[-1]}. All frames of a sequence must be of one size."
+            )
+    return np.concatenate(frames, axis=axis)
+
+
+def _sequence_geometry(frame: Geometry, length: int) -> Geometry:
+    _, y, x = frame.shape
+    return dataclasses.replace(frame, shape=(length, y, x), spacing=(1.0, *frame.spacing[1:]), dimensions=3)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,168 @@
+"""Files of class probabilities: compressed .npz, read with numpy alone and without unpickling."""
+
+import contextlib
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from masam_auto.core.errors import ImageError, MasamError
+from masam_auto.core.geometry import Box, Geometry
+from masam_auto.core.jsonio import atomic_path, decode, parse_json, scratch_folder, to_plain
+from masam_auto.core.partial import partial_path
+from masam_auto.formats.scratch import reserve, scratch_array
+
+ENDING = ".npz"
+VALUES = "probabilities.npy"
+BLOCK = 1 << 24  # bytes compressed at a time
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probabilities:
+    """What a file holds.
+
+    `values` are (K, z, y, x) float16 on the image's own grid, of the box `crop` of it; outside the box there is background
+    only. `outputs` are the names of the K: "background" and the classes, or, with `has_regions`, the regions.
+    """
+
+    values: np.ndarray
+    crop: Box
+    geometry: Geometry
+    outputs: tuple[str, ...]
+    has_regions: bool
+
+
+@contextlib.contextmanager
+def new_probabilities(
+    path: Path, *, crop: Box, geometry: Geometry, outputs: tuple[str, ...], has_regions: bool
+) -> Iterator[np.ndarray]:
+    """Give an array (K, z, y, x) float16 of zeros to fill, and write it to `path` when the block ends without an error.
+
+    The array lies in a temporary file beside `path`, so that memory holds only what is being worked on.
+
+    Args:
+        path: the .npz file.
+        crop, geometry, outputs, has_regions: see `Probabilities`.
+
+    Raises:
+        OutputError: no space or no permission; what was there is kept.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (len(outputs), *(high - low for low, high in crop))
+    facts: dict[str, Any] = {
+        "crop": np.asarray(crop, np.int64),
+        "geometry": np.asarray(json.dumps(to_plain(geometry))),
+        "outputs": np.asarray(outputs),
+        "has_regions": np.asarray(has_regions),
+    }
+    with (
+        scratch_folder(partial_path(path.with_name("values"))) as folder,
+        atomic_path(path) as temporary,
+    ):
+        raw = folder / VALUES
+        with raw.open("wb") as file:
+            header = {
+                "descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)),
+                "fortran_order": False,
+                "shape": shape,
+            }
+            np.lib.format.write_array_header_1_0(file, header)
+            file.flush()
+            reserve(file, file.tell() + 2 * math.prod(shape), path.parent)
+        values = np.lib.format.open_memmap(raw, mode="r+")
+        yield values
+        values.flush()
+        del values
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            with raw.open("rb") as source, archive.open(VALUES, "w", force_zip64=True) as target:
+                while block := source.read(BLOCK):
+                    target.write(block)
+            for name, value in facts.items():
+                with archive.open(f"{name}.npy", "w") as target:
+                    np.lib.format.write_array(target, value, allow_pickle=False)
+
+
+def read_probabilities(path: Path) -> Probabilities:
+    """Read one file into memory.
+
+    Raises:
+        ImageError: it is missing, damaged or something else.
+    """
+    with _explained(path), np.load(path, allow_pickle=False) as found:
+        return _described(found["probabilities"], found, path)
+
+
+@contextlib.contextmanager
+def open_probabilities(path: Path) -> Iterator[Probabilities]:
+    """Give what a file holds; its values lie in memory, or in a temporary file where they are large (`formats.scratch`).
+
+    Raises:
+        ImageError: it is missing, damaged or something else.
+        OutputError: the disk of the temporary files has no space for it.
+    """
+    with contextlib.ExitStack() as stack:
+        with _explained(path), np.load(path, allow_pickle=False) as found, found.zip.open(VALUES) as stream:
+            np.lib.format.read_magic(stream)
+            shape, by_columns, kind = np.lib.format.read_array_header_1_0(stream)
+            if by_columns or kind != np.float16:
+                raise ValueError(f"probabilities of type {kind}")
+            values = stack.enter_context(scratch_array(shape))
+            _fill(values, stream)
+            result = _described(values, found, path)
+        yield result
+
+
+def values_bytes(path: Path) -> int:
+    """Bytes that the probabilities of a file take in memory. Raises ImageError as `read_probabilities`."""
+    with _explained(path), zipfile.ZipFile(path) as archive:
+        return archive.getinfo(VALUES).file_size
+
+
+def _fill(values: np.ndarray, stream: IO[bytes]) -> None:
+    """Read the bytes of an array from a stream. Raises EOFError where there are fewer."""
+    rest = memoryview(values.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # an array is a buffer
+    while len(rest):
+        block = stream.read(min(BLOCK, len(rest)))
+        if not block:
+            raise EOFError("it ends too early")
+        rest[: len(block)] = block
+        rest = rest[len(block) :]
+
+
+def _described(values: np.ndarray, found: Any, path: Path) -> Probabilities:
+    """Values with the facts of an open file. Raises ValueError or KeyError where they do not fit each other."""
+    first, second, third = ((low, high) for low, high in found["crop"].tolist())
+    outputs = tuple(found["outputs"].tolist())
+    if values.shape != (len(outputs), *(high - low for low, high in (first, second, third))):
+        raise ValueError(f"probabilities of shape {values.shape}")
+    geometry = decode(parse_json(str(found["geometry"])), Geometry, where=str(path))
+    crop = (first, second, third)
+    if not all(0 <= low <= high <= size for (low, high), size in zip(crop, geometry.shape, strict=True)):
+        raise ValueError(f"their part {crop} of an image of shape {geometry.shape} lies beyond it")
+    return Probabilities(
+        values=values,
+        crop=crop,
+        geometry=geometry,
+        outputs=outputs,
+        has_regions=bool(found["has_regions"]),
+    )
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Whatever a file that is no such file makes numpy raise becomes one ImageError."""
+    try:
+        yield
+    except MasamError:
+        raise
+    except (OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ImageError(
+            f"{path}: cannot be read as probabilities ({error}). Write it again: masam_train ... --val --save_probabilities, "
+            "or masam_predict ... --save_probabilities"
+        ) from error

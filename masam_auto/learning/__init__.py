@@ -1,1 +1,0 @@
-"""What training needs: sampling, augmentation, losses, schedules and checkpoints."""

@@ -1,0 +1,1 @@
+"""Trained models on disk: checkpoints, SAM weights, archives, model cards."""

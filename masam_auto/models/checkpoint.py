@@ -1,0 +1,395 @@
+"""Checkpoints: folders of safetensors and JSON that appear whole, never unpickled.
+
+    checkpoint_latest/  model.safetensors     what was learned, averaged; its header says of which plan
+                        training.safetensors  the weights in training and the optimisers' state
+                        checkpoint.json       how far training is, and the checksums of the two files
+    checkpoint_best/    the same, of the epoch with the best validation
+
+No generator's state is among them: every draw is seeded by its own numbers (see `training.sampling`), and torch's
+generator is seeded anew for every step.
+"""
+
+import contextlib
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from masam_auto.core.checks import check
+from masam_auto.core.errors import MasamError, ModelError, OutputError
+from masam_auto.core.jsonio import (
+    WRITE_FAILURES,
+    decode,
+    digest,
+    parse_json,
+    read_json,
+    to_plain,
+    write_json,
+)
+from masam_auto.core.partial import partial_path
+from masam_auto.core.plan import Configuration, NetworkPlan, Plan
+
+logger = logging.getLogger(__name__)
+
+LATEST, PREVIOUS, BEST = "checkpoint_latest", "checkpoint_previous", "checkpoint_best"
+# What the best checkpoint is called between the two renames that replace it; the latest is called PREVIOUS.
+ASIDE = f".partial-old-{BEST}"
+MODEL_FILE, TRAINING_FILE, STATE_FILE = "model.safetensors", "training.safetensors", "checkpoint.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelHeader:
+    """What a model file says of itself.
+
+    `sam_file` and `sam_sha256` (of the file) name the SAM checkpoint that it started from, whose frozen weights it may
+    stand on; None from scratch. `pretrained_weights` is the checkpoint folder that the training took tensors from, where
+    it did. `canvas` (height, width), `in_channels` and `num_outputs` are the network's; None in
+    models of version 1.
+    """
+
+    version: int = 2
+    dataset_name: str
+    configuration: str
+    fold: str
+    plan_digest: str
+    sam_file: str | None = None
+    sam_sha256: str | None = None
+    pretrained_weights: str | None = None
+    epoch: int
+    network: NetworkPlan
+    canvas: tuple[int, int] | None = None
+    in_channels: int | None = None
+    num_outputs: int | None = None
+
+    def __post_init__(self) -> None:
+        check(
+            not self.network.stands_on_sam or None not in (self.sam_file, self.sam_sha256),
+            "the model's frozen weights are SAM's, but its header names no SAM file",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpochSoFar:
+    """What the steps of an epoch did, up to now.
+
+    `losses` has one entry a step, `learning_rate` is the last step's, `waited` are the seconds spent waiting for windows;
+    `rescued` and `skipped` are `training.overflow`'s counts.
+    """
+
+    losses: tuple[float, ...] = ()
+    learning_rate: float = 0.0
+    seconds: float = 0.0
+    waited: float = 0.0
+    rescued: int = 0
+    skipped: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Updates made in this epoch."""
+        return len(self.losses)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingState:
+    """How far a training is: finished epochs and all steps, what it used, and its validation so far.
+
+    `unfinished` are those of the steps that belong to an epoch which was stopped before its end. `left_out` is how many
+    steps the epochs that a budget of time ended had less than planned: draws are numbered without them. `best_epoch` is
+    the number of epochs after which `best_dice` was reached; `judged` that of those which `smoothed_dice` is the mean of,
+    None in states of older versions. The look at the validation windows belongs to epochs of `look_steps` steps, None for
+    the plan's. `ended` says why a training ended before its budget was used.
+    """
+
+    version: int = 1
+    epoch: int = 0
+    step: int = 0
+    unfinished: EpochSoFar = EpochSoFar()
+    left_out: int = 0
+    wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    budget: str | None = None
+    finished: bool = False
+    smoothed_dice: float | None = None
+    judged: int | None = None
+    look_steps: int | None = None
+    best_dice: float | None = None
+    best_epoch: int = 0
+    ended: str | None = None
+    checksums: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """All of a checkpoint. `model` is the averaged weights, `weights` those in training.
+
+    `optimizers` holds each optimiser's `state_dict()["state"]`: parameter number -> name -> tensor.
+    """
+
+    header: ModelHeader
+    state: TrainingState
+    model: dict[str, torch.Tensor]
+    weights: dict[str, torch.Tensor]
+    optimizers: tuple[dict[int, dict[str, torch.Tensor]], ...]
+
+
+def plan_digest(plan: Plan, configuration: Configuration) -> str:
+    """Digest of what a training depends on: the configuration, the network, the training and the channels.
+
+    Fields at their default are left out, so that one that a later version adds does not make every older plan another.
+    """
+    parts = (configuration, plan.network, plan.training, plan.channel_names)
+    return digest([_without_defaults(part) for part in parts])
+
+
+def _without_defaults(value: Any) -> Any:
+    """JSON-like values; of dataclasses, the fields that are not at their default."""
+    if not is_dataclass(value):
+        return to_plain(value)
+    kept = {}
+    for entry in fields(value):
+        given = getattr(value, entry.name)
+        default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
+        if given != default:
+            kept[entry.name] = _without_defaults(given)
+    return kept
+
+
+def differences(
+    header: ModelHeader, network: NetworkPlan, *, canvas: tuple[int, int], in_channels: int, num_outputs: int
+) -> list[str]:
+    """What of a model does not fit a network that is to take its weights, in plain words; empty where all fits.
+
+    Args:
+        header: of the model.
+        network: the plan's network.
+        canvas: (height, width) of the plan's configuration.
+        in_channels: C of the data set.
+        num_outputs: K of the data set.
+    """
+    found = []
+    if header.num_outputs not in (None, num_outputs):
+        found.append(f"it was trained for {header.num_outputs} outputs (classes), the data set has {num_outputs}")
+    if header.in_channels not in (None, in_channels):
+        found.append(f"it was trained with {header.in_channels} input channels, the data set has {in_channels}")
+    if header.canvas not in (None, canvas):
+        found.append(f"it was trained on a canvas of {_sides(header.canvas)} px, the plan's is {_sides(canvas)} px")
+    for name in (entry.name for entry in fields(NetworkPlan)):
+        then, now = getattr(header.network, name), getattr(network, name)
+        if then != now:
+            values = "differ" if is_dataclass(then) or is_dataclass(now) else f"was {then}, the plan has {now}"
+            found.append(f"network.{name} {values}")
+    return found
+
+
+def _sides(canvas: tuple[int, int] | None) -> str:
+    return " x ".join(map(str, canvas or ()))
+
+
+def save_checkpoint(fold_folder: Path, checkpoint: Checkpoint, *, best: bool) -> None:
+    """Write the latest checkpoint, which may also be the best; each is, at every moment, the old or the new one, whole.
+
+    A new one is written beside the old one and renamed. Between the two renames the old one is called
+    checkpoint_previous, where `load_checkpoint` finds it. The best comes first: then it is never behind what the
+    latest says of it.
+
+    Raises:
+        OutputError: no space or no permission; what was there has been kept.
+    """
+    with _new_folder(fold_folder / (BEST if best else LATEST)) as new:
+        write_model(new / MODEL_FILE, checkpoint.header, checkpoint.model)
+        training = {f"weights/{name}": tensor for name, tensor in checkpoint.weights.items()}
+        for number, states in enumerate(checkpoint.optimizers):
+            for index, entry in states.items():
+                training |= {f"optimizer/{number}/{index}/{name}": tensor for name, tensor in entry.items()}
+        save_file(_on_cpu(training), new / TRAINING_FILE)
+        checksums = {name: _checksum(new / name) for name in (MODEL_FILE, TRAINING_FILE)}
+        write_json(new / STATE_FILE, replace(checkpoint.state, checksums=checksums))
+        for name in (MODEL_FILE, TRAINING_FILE):
+            shutil.copymode(new / STATE_FILE, new / name)  # safetensors lets only the owner read
+    if best:
+        with _new_folder(fold_folder / LATEST) as new:
+            for name in (MODEL_FILE, TRAINING_FILE, STATE_FILE):
+                _link(fold_folder / BEST / name, new / name)
+
+
+def has_checkpoint(fold_folder: Path) -> bool:
+    """Whether a training has left a checkpoint in the folder of its fold."""
+    return any((fold_folder / name / STATE_FILE).is_file() for name in (LATEST, PREVIOUS, BEST))
+
+
+def load_checkpoint(fold_folder: Path) -> Checkpoint:
+    """Load the latest checkpoint that is whole: the latest, the one before it, or the best.
+
+    Raises:
+        ModelError: there is none, or all are damaged.
+    """
+    problems = []
+    for name in (LATEST, PREVIOUS, BEST):
+        folder = fold_folder / name
+        if not folder.is_dir():
+            continue
+        try:
+            loaded = _load(folder)
+        except MasamError as error:
+            problems.append(str(error))
+            logger.warning("%s Trying an older checkpoint.", error)
+            continue
+        return loaded
+    if problems:
+        raise ModelError(
+            f"{fold_folder}: no checkpoint can be continued: {problems[-1]} To train the fold anew in its place, give "
+            "--overwrite instead of --c."
+        )
+    raise ModelError(f"{fold_folder} holds no checkpoint to continue from. Leave out --c to start the training.")
+
+
+def read_model(folder: Path) -> tuple[ModelHeader, dict[str, torch.Tensor]]:
+    """Read the model of one checkpoint folder, e.g. fold_0/checkpoint_latest.
+
+    Returns:
+        its header and its tensors on the CPU, for `training.weight_average.load_tensors`.
+
+    Raises:
+        ModelError: missing, damaged or written by a newer version.
+    """
+    header = read_header(folder)
+    path = folder / MODEL_FILE
+    try:
+        return header, load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is damaged ({error}).") from error
+
+
+def read_header(folder: Path) -> ModelHeader:
+    """Read what the model of one checkpoint folder says of itself. Raises ModelError as `read_model`."""
+    path = folder / MODEL_FILE
+    if not path.is_file():
+        raise ModelError(f"{path} is missing. Train the fold first.")
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is damaged ({error}).") from error
+    if "masam_auto" not in metadata:
+        raise ModelError(f"{path} is not a model of masam_auto's: its header is missing.")
+    try:
+        plain = parse_json(metadata["masam_auto"])
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged (its header is not valid JSON: {error}).") from error
+    version: Any = plain.get("version") if isinstance(plain, dict) else None
+    newest: Any = ModelHeader.__dataclass_fields__["version"].default
+    if isinstance(version, int) and version > newest:
+        raise ModelError(f"{path} was written by a newer version of masam_auto. Update masam_auto.")
+    return decode(plain, ModelHeader, where=str(path))
+
+
+def write_model(path: Path, header: ModelHeader, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write a model file, which `read_model` reads. Raises OSError or SafetensorError."""
+    metadata = {"masam_auto": msgspec.json.encode(header).decode()}
+    save_file(_on_cpu(tensors), path, metadata=metadata)
+
+
+def remove_leftovers(fold_folder: Path) -> None:
+    """Remove half-written checkpoints that a killed run left, and the previous one where the latest is whole.
+
+    A best checkpoint that had been put aside for a new one which never took its place comes back.
+    """
+    aside = fold_folder / ASIDE
+    if aside.is_dir() and not (fold_folder / BEST).exists():
+        aside.rename(fold_folder / BEST)
+    for path in fold_folder.glob(".partial-*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    if (fold_folder / LATEST).is_dir():
+        shutil.rmtree(fold_folder / PREVIOUS, ignore_errors=True)
+
+
+def _load(folder: Path) -> Checkpoint:
+    state = read_json(folder / STATE_FILE, TrainingState, what="checkpoint")
+    for name, checksum in state.checksums.items():
+        if not (folder / name).is_file() or _checksum(folder / name) != checksum:
+            raise ModelError(f"{folder / name} is damaged: it is not what was written.")
+    if not (folder / TRAINING_FILE).is_file():
+        raise ModelError(
+            f"{folder} came from elsewhere, without the state of its training, which cannot be continued. Start a new one "
+            f"from it: -pretrained_weights {folder}."
+        )
+    header, model = read_model(folder)
+    weights: dict[str, torch.Tensor] = {}
+    optimizers: dict[int, dict[int, dict[str, torch.Tensor]]] = {}
+    for key, tensor in load_file(folder / TRAINING_FILE).items():
+        kind, _, rest = key.partition("/")
+        if kind == "weights":
+            weights[rest] = tensor
+        else:
+            number, index, name = rest.split("/", 2)
+            optimizers.setdefault(int(number), {}).setdefault(int(index), {})[name] = tensor
+    ordered = tuple(optimizers[number] for number in sorted(optimizers))
+    return Checkpoint(header=header, state=state, model=model, weights=weights, optimizers=ordered)
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder`, which takes its place when the block ends without an error."""
+    new = partial_path(folder)
+    try:
+        new.mkdir(parents=True)
+        yield new
+        for path in (*new.iterdir(), new):
+            _sync(path)
+        previous = folder.with_name(PREVIOUS if folder.name == LATEST else ASIDE)
+        if folder.is_dir():
+            shutil.rmtree(previous, ignore_errors=True)
+            folder.rename(previous)
+        new.rename(folder)
+        shutil.rmtree(previous, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in WRITE_FAILURES:
+            raise
+        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
+        kept = "the checkpoint that was there has been kept. Continue with --c."
+        lost = "no epoch has been saved yet. Then start again."
+        raise OutputError(
+            f"cannot write {folder}: {reason}. Free some space or choose another folder; "
+            f"{kept if has_checkpoint(folder.parent) else lost}"
+        ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _checksum(path: Path) -> int:
+    total = 0
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 22):
+            total = zlib.crc32(block, total)
+    return total
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

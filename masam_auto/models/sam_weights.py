@@ -1,0 +1,91 @@
+"""Which SAM checkpoint a training starts from, and which one a trained model stands on."""
+
+import logging
+from pathlib import Path
+
+from masam_auto.core.encoders import ENCODERS
+from masam_auto.core.errors import ModelError
+from masam_auto.core.plan import NetworkPlan
+from masam_auto.models.checkpoint import ModelHeader
+from masam_auto.models.sam_files import SAM_FILES, SamWeights, weights_of_model, weights_to_start_from
+from masam_auto.network.published import infer_encoder
+from masam_auto.network.weight_files import load_sam_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+SAM_CANVAS = (1024, 1024)  # px, that SAM's own checkpoints are for
+
+
+def encoder_of_file(path: Path) -> str:
+    """Name of the encoder that a SAM checkpoint is of.
+
+    Raises:
+        ModelError: no SAM checkpoint, or of none that has a name.
+    """
+    spec = infer_encoder(load_sam_checkpoint(path), canvas=SAM_CANVAS, origin=str(path))
+    for name, known in ENCODERS.items():
+        if known == spec:
+            return name
+    named = ", ".join(f"{name} ({known.dim}, {known.depth})" for name, known in ENCODERS.items() if not known.stem)
+    raise ModelError(
+        f"{path}: its encoder is {spec.dim} wide and has {spec.depth} blocks, which is none of those that can be planned "
+        f"for: {named}"
+    )
+
+
+def sam_to_start_from(network: NetworkPlan, *, file: Path | None, folder: Path) -> SamWeights | None:
+    """The SAM checkpoint that a training starts from; None where its plan starts from scratch.
+
+    Args:
+        network: of the plan.
+        file: the checkpoint that was asked for, or None.
+        folder: the weights folder, looked into where none was asked for.
+
+    Raises:
+        ModelError: it is missing, or one was asked for that the plan has no use for.
+    """
+    if network.weights == "none":
+        if file is not None:
+            raise ModelError(
+                "this plan trains from scratch (network.weights=none), so --sam_checkpoint has no use. Leave it out, or "
+                "plan again with a SAM encoder, e.g. -backbone vit_b."
+            )
+        return None
+    found = weights_to_start_from(network.encoder, file=file, folder=folder)
+    logger.info("SAM weights: %s (SHA-256 %s...)", found.path, found.sha256[:12])
+    for official in SAM_FILES.values():
+        if found.path.name == official.name and found.sha256 != official.sha256:
+            logger.warning(
+                "%s is not the official file of that name. If that is not meant: masam_fetch_weights %s --overwrite",
+                found.path,
+                official.encoder,
+            )
+    return found
+
+
+def sam_of_model(header: ModelHeader, model: Path, *, file: Path | None, folder: Path | None) -> SamWeights | None:
+    """The SAM checkpoint that a model's frozen weights come from, wherever it is now; None where it needs none.
+
+    Args:
+        header: of the model.
+        model: its place, for messages.
+        file: the checkpoint that was asked for, or None.
+        folder: the weights folder, or None for none.
+
+    Raises:
+        ModelError: it is missing or has changed, or one was asked for that the model has no use for.
+    """
+    if not header.network.stands_on_sam:
+        if file is not None:
+            raise ModelError(f"{model} holds all of its weights, so --sam_checkpoint has no use. Leave it out.")
+        return None
+    assert header.sam_sha256 is not None and header.sam_file is not None
+    return weights_of_model(
+        header.sam_sha256,
+        recorded=Path(header.sam_file),
+        encoder=header.network.encoder,
+        file=file,
+        folder=folder,
+        model=str(model),
+    )

@@ -1,0 +1,1 @@
+"""Fingerprint to plan: one file a rule, with the reasons."""

@@ -1,0 +1,325 @@
+"""Decide everything about a data set from its fingerprint. A pure function: reads nothing, measures nothing.
+
+The rules stand in `planning.geometry`, `planning.mirroring`, `planning.capacity` and
+`planning.recipes`; here they are put together, with the sentences that say why.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from masam_auto.core.budget import parse_budget
+from masam_auto.core.encoders import PLANNED_ENCODERS, PlannedEncoder
+from masam_auto.core.fingerprint import Fingerprint
+from masam_auto.core.geometry import Triple, permute
+from masam_auto.core.plan import Configuration, InferencePlan, NormalizationPlan, Plan, Speed, StepSize, TrainingPlan
+from masam_auto.core.turning import UNKNOWN_AXES
+from masam_auto.imaging.normalize import choose_scheme
+from masam_auto.planning.capacity import (
+    TRAINING_SHARE,
+    choose_batch,
+    choose_checkpointing,
+    choose_encoder,
+    choose_longest_prediction,
+)
+from masam_auto.planning.cost import choose_size, fit_budget, step_sizes
+from masam_auto.planning.geometry import (
+    SliceAxes,
+    choose_canvas,
+    choose_depth,
+    choose_separate_slices,
+    choose_slice_axes,
+    choose_spacing,
+    choose_window,
+    median_shape,
+    shapes_at,
+    smallest_diameter,
+)
+from masam_auto.planning.memory import Load
+from masam_auto.planning.mirroring import MirrorRule, choose_mirroring
+from masam_auto.planning.overrides import override
+from masam_auto.planning.plan_table import plan_table
+from masam_auto.planning.recipes import Reasons, channels_reason, choose_network, choose_training
+
+__all__ = ["make_plan", "plan_table"]
+
+MASK_BELOW = 0.75  # Source: nnU-Net v2, `determine_whether_to_use_mask_for_norm`
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _View:
+    """One configuration to be: its name, slice axis, and whether it looks at single slices."""
+
+    name: str
+    axis: int
+    single: bool
+
+    @property
+    def axis_order(self) -> tuple[int, int, int]:
+        """The slice axis first, the other two in the fingerprint's order."""
+        first, second = (axis for axis in range(3) if axis != self.axis)
+        return (self.axis, first, second)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Basis:
+    """What all configurations share."""
+
+    fingerprint: Fingerprint
+    slices: SliceAxes
+    spacing: Triple
+    spacing_reason: str
+    mirroring: tuple[MirrorRule, MirrorRule, MirrorRule]
+    normalization: tuple[NormalizationPlan, ...]
+    gpu_memory_gb: float
+    speed: Speed | None
+
+
+def make_plan(
+    fingerprint: Fingerprint,
+    *,
+    gpu_memory_gb: float,
+    backbone: str | None = None,
+    sam_weights: Sequence[str] = (),
+    from_scratch: bool = False,
+    target_spacing: Triple | None = None,
+    speed: Speed | None = None,
+    overrides: Sequence[str] = (),
+    name: str = "masam",
+) -> Plan:
+    """Decide everything.
+
+    Args:
+        fingerprint: the measurements.
+        gpu_memory_gb: GiB of the GPU that will train; 0 means there is none.
+        backbone: encoder to use, or None to choose.
+        sam_weights: names of the encoders whose SAM weights are on disk.
+        from_scratch: go without SAM's weights, also with a SAM encoder.
+        target_spacing: mm in the fingerprint's order (Z, Y, X), or None to choose.
+        speed: of this machine without a GPU, as `training.speed` measures it; where None, a step has about 100,000 px.
+        overrides: "section.field=value" assignments, applied last.
+        name: the plan's name.
+
+    Raises:
+        PlanError: unknown backbone or field, or a value that is refused.
+    """
+    basis = _lay_basis(fingerprint, gpu_memory_gb, target_spacing, speed)
+    views = _choose_views(basis.slices)
+    choice = choose_encoder(
+        {name: _load(basis, views[0], shape) for name, shape in PLANNED_ENCODERS.items()},
+        gpu_memory_gb=gpu_memory_gb,
+        backbone=backbone,
+        sam_weights=sam_weights,
+        from_scratch=from_scratch,
+    )
+    loads = [_load(basis, view, choice.shape, from_scratch=from_scratch) for view in views]
+    checkpointing, checkpointing_reason = choose_checkpointing(loads, gpu_memory_gb=gpu_memory_gb)
+    network, network_reasons = choose_network(choice.shape, choice.reason, from_scratch=from_scratch)
+    training, training_reasons = choose_training(
+        choice.shape, checkpointing=checkpointing, checkpointing_reason=checkpointing_reason
+    )
+    reasons = {
+        "default_configuration": basis.slices.reason,
+        "channel_names": channels_reason(len(fingerprint.channel_names), choice.shape, from_scratch=from_scratch),
+    }
+    configurations = {}
+    for view, load in zip(views, loads, strict=True):
+        configurations[view.name], view_reasons = _configure(basis, view, load, checkpointing, training)
+        reasons |= _under(view.name, view_reasons)
+    inference, inference_reasons = _choose_inference(basis, loads, configurations[views[0].name], choice.shape)
+    plan = Plan(
+        name=name,
+        dataset_name=fingerprint.dataset_name,
+        channel_names=fingerprint.channel_names,
+        gpu_memory_gb=gpu_memory_gb,
+        default_configuration=views[0].name,
+        configurations=configurations,
+        network=network,
+        training=training,
+        inference=inference,
+        speed=speed if gpu_memory_gb <= 0 and not choice.shape.sam else None,
+        reasons=reasons
+        | _under("network", network_reasons)
+        | _under("training", training_reasons)
+        | _under("inference", inference_reasons),
+    )
+    plan = override(plan, overrides)
+    budget = parse_budget(None, plan.training)
+    if budget.kind != "steps":
+        for name in configurations:
+            plan = fit_budget(plan, name, seconds=budget.amount, cpu=budget.kind == "cpu")
+    return plan
+
+
+def _lay_basis(
+    fingerprint: Fingerprint, gpu_memory_gb: float, target_spacing: Triple | None, speed: Speed | None
+) -> _Basis:
+    spacing, spacing_reason = choose_spacing(fingerprint, target_spacing)
+    return _Basis(
+        fingerprint=fingerprint,
+        slices=choose_slice_axes(fingerprint),
+        spacing=spacing,
+        spacing_reason=spacing_reason,
+        mirroring=choose_mirroring(fingerprint),
+        normalization=_choose_normalization(fingerprint),
+        gpu_memory_gb=gpu_memory_gb,
+        speed=speed,
+    )
+
+
+def _under(section: str, reasons: Reasons) -> Reasons:
+    return {f"{section}.{name}": reason for name, reason in reasons.items()}
+
+
+def _choose_views(slices: SliceAxes) -> tuple[_View, ...]:
+    flat = _View(name="2d", axis=slices.axes[0], single=True)
+    if slices.single:
+        return (flat,)
+    return (*(_View(name=f"axis{axis}", axis=axis, single=False) for axis in slices.axes), flat)
+
+
+def _choose_normalization(fingerprint: Fingerprint) -> tuple[NormalizationPlan, ...]:
+    """Schemes by channel names. Source: nnU-Net v2, also for the mask of z-scores on mostly empty images."""
+    inside = fingerprint.median_relative_size_after_cropping < MASK_BELOW
+    plans = []
+    for channel, statistics in zip(fingerprint.channel_names, fingerprint.intensities, strict=True):
+        scheme = choose_scheme(channel)
+        plans.append(
+            NormalizationPlan(
+                scheme=scheme,
+                inside_mask=inside and scheme == "zscore",
+                mean=statistics.mean,
+                std=statistics.std,
+                lower=statistics.percentile_00_5,
+                upper=statistics.percentile_99_5,
+            )
+        )
+    return tuple(plans)
+
+
+def _window(basis: _Basis, view: _View, shape: PlannedEncoder) -> tuple[int, str]:
+    if view.single:
+        return 1, basis.slices.reason if basis.slices.single else "2d: every slice by itself"
+    depth = median_shape(basis.fingerprint, basis.spacing, view.axis_order)[0]
+    return choose_window(basis.fingerprint, distance=basis.spacing[view.axis], depth=depth, encoder=shape)
+
+
+def _load(basis: _Basis, view: _View, shape: PlannedEncoder, *, from_scratch: bool = False) -> Load:
+    """What one training window of a view costs with an encoder."""
+    canvas = choose_canvas(basis.fingerprint, basis.spacing, view.axis_order, shape).canvas
+    return Load(
+        encoder=shape.spec,
+        network=choose_network(shape, "", from_scratch=from_scratch)[0],
+        canvas=canvas,
+        window=_window(basis, view, shape)[0],
+        in_channels=len(basis.fingerprint.channel_names),
+        num_outputs=basis.fingerprint.num_outputs,
+    )
+
+
+def _configure(
+    basis: _Basis, view: _View, load: Load, checkpointing: bool, training: TrainingPlan
+) -> tuple[Configuration, Reasons]:
+    fingerprint, order, spacing = basis.fingerprint, view.axis_order, basis.spacing
+    separate, separate_reason = choose_separate_slices(fingerprint, basis.slices, spacing, view.axis)
+    encoder = PLANNED_ENCODERS[load.network.encoder]
+    window, window_reason = _window(basis, view, encoder)
+    canvas = choose_canvas(fingerprint, spacing, order, encoder)
+    slices = int(TRAINING_SHARE * shapes_at(fingerprint, spacing)[:, view.axis].sum())
+    batch = choose_batch(load, training_slices=slices, gpu_memory_gb=basis.gpu_memory_gb, checkpointing=checkpointing)
+    mirrored, mirror_reason = _mirror_axes(basis, view)
+    target = permute(spacing, order)
+    reasons = {
+        "axes": _axes_reason(fingerprint),
+        "axis_order": f"slices across axis {view.axis} of the image's (Z, Y, X); everything below is in this order",
+        "spacing": basis.spacing_reason,
+        "median_shape": f"median of {len(fingerprint.cases)} cropped cases at the target spacing",
+        "normalization": _normalization_reason(basis),
+        "separate_slices": separate_reason,
+        "window": window_reason,
+        "canvas": canvas.canvas_reason,
+        "magnification": canvas.magnification_reason,
+        "mirror_axes": mirror_reason,
+        "batch_size": batch.batch_reason,
+        "accumulation": batch.accumulation_reason,
+    }
+    natural = StepSize(
+        window=window, canvas=canvas.canvas, magnification=canvas.magnification, batch_size=batch.batch_size
+    )
+    sizes: tuple[StepSize, ...] = ()
+    size = natural
+    if basis.gpu_memory_gb <= 0 and not encoder.sam:
+        diameter = smallest_diameter(fingerprint, spacing, order)[0]
+        sizes = step_sizes(natural, encoder=encoder, diameter=diameter)
+        size, notes = choose_size(sizes, basis.speed, training)
+        reasons |= {name: f"{note}: {reasons[name]}" if name in reasons else note for name, note in notes.items()}
+    return Configuration(
+        name=view.name,
+        axis_order=order,
+        spacing=(target[0], target[1], target[2]),
+        median_shape=median_shape(fingerprint, spacing, order),
+        normalization=basis.normalization,
+        separate_slices=separate,
+        window=size.window,
+        canvas=size.canvas,
+        magnification=size.magnification,
+        mirror_axes=mirrored,
+        batch_size=size.batch_size,
+        accumulation=batch.accumulation,
+        sizes=sizes,
+        axes=fingerprint.axes,
+        slices_along=fingerprint.slices_along,
+        training_axes=tuple(sorted({case.axes for case in fingerprint.cases if case.axes is not None})),
+    ), reasons
+
+
+def _axes_reason(fingerprint: Fingerprint) -> str:
+    count, same = len(fingerprint.cases), sum(case.axes == fingerprint.axes for case in fingerprint.cases)
+    if fingerprint.axes is None:
+        return "not turned: the fingerprint is of an older release, which did not note where the images' axes point"
+    if fingerprint.axes == UNKNOWN_AXES:
+        return "not turned: the images do not say where their axes point"
+    which = f"all {count}" if same == count else f"{same} of {count}"
+    return f"the axes (x, y, z) of {which} cases; every other image is turned to them, and its segmentation back"
+
+
+def _mirror_axes(basis: _Basis, view: _View) -> tuple[tuple[int, ...], str]:
+    """Axes of the view that may be mirrored; a single slice has nothing to mirror across."""
+    first = 1 if view.single else 0
+    rules = [(position, basis.mirroring[view.axis_order[position]]) for position in range(first, 3)]
+    allowed = tuple(position for position, rule in rules if rule.allowed)
+    names = ("slices", "height", "width")
+    return allowed, "; ".join(f"{names[position]} {rule.reason}" for position, rule in rules)
+
+
+def _normalization_reason(basis: _Basis) -> str:
+    fingerprint = basis.fingerprint
+    parts = []
+    for name, plan in zip(fingerprint.channel_names, basis.normalization, strict=True):
+        if plan.scheme == "ct":
+            how = (
+                f"clipped to {plan.lower:.4g}..{plan.upper:.4g}, then mean {plan.mean:.4g} and deviation {plan.std:.4g}"
+            )
+            parts.append(f'"{name}": {how} of the data set\'s foreground')
+        elif plan.scheme == "zscore":
+            parts.append(
+                f'"{name}": z-score of each volume' + (" inside its non-zero part" if plan.inside_mask else "")
+            )
+        else:
+            parts.append(f'"{name}": {plan.scheme}, by its name')
+    kept = fingerprint.median_relative_size_after_cropping
+    return "; ".join(parts) + f" (cropping to non-zero keeps {kept:.0%} of the median volume)"
+
+
+def _choose_inference(
+    basis: _Basis, loads: Sequence[Load], default: Configuration, encoder: PlannedEncoder
+) -> tuple[InferencePlan, Reasons]:
+    longest, longest_reason = choose_longest_prediction(loads, gpu_memory_gb=basis.gpu_memory_gb)
+    depth, depth_reason = choose_depth(default.window, encoder)
+    where = "" if depth == "windows" else ", where depth=windows is chosen"
+    reasons = {
+        "depth": depth_reason,
+        "slice_stride": f"half of the window of {default.window} slices{where}",
+        "max_slices": longest_reason,
+        "mirror": "mean over the flips that each configuration's mirror_axes allow",
+    }
+    return InferencePlan(depth=depth, slice_stride=(default.window + 1) // 2, max_slices=longest), reasons

@@ -1,0 +1,1 @@
+"""Images to segmentations on their own grids."""

@@ -1,0 +1,335 @@
+"""Folders of images to segmentations: which cases, where their files go, and what became of each.
+
+Reading, predicting and writing overlap (`compute.overlap`), and several processes may share the cases out among them
+(`compute.shared_cases`).
+"""
+
+import contextlib
+import functools
+import itertools
+import logging
+import math
+import traceback
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+
+from masam_auto.compute.device import available_cores
+from masam_auto.compute.overlap import Steps, overlap
+from masam_auto.compute.parallel import is_out_of_memory
+from masam_auto.compute.shared_cases import SharedCases
+from masam_auto.core.boxes import GivenBox
+from masam_auto.core.claims import claimed
+from masam_auto.core.dataset import Case
+from masam_auto.core.errors import CaseErrors, MasamError, ModelError, OutputError
+from masam_auto.core.geometry import Box, Geometry
+from masam_auto.core.log import progress
+from masam_auto.core.partial import remove_abandoned
+from masam_auto.core.turning import STAY
+from masam_auto.formats.box_files import Boxes, read_boxes
+from masam_auto.formats.inputs import find_inputs
+from masam_auto.formats.io import read_case, read_geometry
+from masam_auto.formats.outputs import choose_endings, output_files, write_segmentation
+from masam_auto.formats.probability_files import ENDING as PROBABILITIES
+from masam_auto.formats.videos import is_video
+from masam_auto.prediction.box_prompts import place_boxes
+from masam_auto.prediction.output_folder import (
+    check_output,
+    is_recorded,
+    record_model,
+    refuse_another_model,
+    refuse_to_overwrite,
+    refuse_to_replace_images,
+)
+from masam_auto.prediction.predict import Predictor
+from masam_auto.prediction.probabilities import new_case_probabilities
+from masam_auto.prediction.segment import PreparedCase, check_takes_boxes, turning_notes
+
+logger = logging.getLogger(__name__)
+
+MEMORY_SHARE = 0.5  # of the free memory, for the cases that are read ahead; the rest is for the one that is predicted
+READERS = 4  # threads at most; more did not help
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What became of a folder: identifiers of the cases predicted and skipped, and one sentence for each failure."""
+
+    predicted: tuple[str, ...]
+    skipped: tuple[str, ...]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """A case that is ready for the network."""
+
+    geometry: Geometry
+    prepared: PreparedCase
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Segmented:
+    """A case that is ready to be written; to close `probabilities` writes them."""
+
+    geometry: Geometry
+    segmentation: np.ndarray
+    probabilities: contextlib.ExitStack
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """How cases are predicted and where they go; `endings` and `boxes` by identifier."""
+
+    predictor: Predictor
+    folder: Path
+    endings: Mapping[str, str]
+    boxes: Mapping[str, Sequence[GivenBox]]
+    save_probabilities: bool
+    overwrite: bool
+    shared: SharedCases
+    said: dict[str, str] = field(default_factory=dict)
+
+    def load(self, case: Case) -> _Loaded:
+        """Read and preprocess. What is said of the turn is said of the first such case alone."""
+        image, geometry = read_case(case, self.predictor.description)
+        for note in turning_notes(self.predictor.members, geometry):
+            if self.said.setdefault(note, case.identifier) == case.identifier:
+                logger.info("%s (said once): %s", case.identifier, note)
+        placed = place_boxes(self.boxes.get(case.identifier, ()), geometry, identifier=case.identifier)
+        prepared = self.predictor.prepare(image, geometry, identifier=case.identifier)
+        return _Loaded(geometry=geometry, prepared=prepared, boxes=tuple(placed))
+
+    def segment(self, case: Case, loaded: _Loaded) -> _Segmented:
+        """Predict, unless another process does. Raises _TakenError."""
+        if not self.shared.begin(case.identifier):
+            raise _TakenError
+        with contextlib.ExitStack() as stack:
+            values = None
+            if self.save_probabilities:
+                file, properties = self.folder / f"{case.identifier}{PROBABILITIES}", loaded.prepared.properties[0]
+                labels = self.predictor.description.labels
+                values = stack.enter_context(new_case_probabilities(file, properties, labels))
+            segmentation = self.predictor.segment(loaded.prepared, loaded.boxes, probabilities=values)
+            return _Segmented(geometry=loaded.geometry, segmentation=segmentation, probabilities=stack.pop_all())
+
+    def write(self, case: Case, made: _Segmented) -> None:
+        """Write the probabilities and the segmentation, and note that the case is done."""
+        made.probabilities.close()
+        ending, labels = self.endings[case.identifier], self.predictor.description.labels
+        write_segmentation(case, made.segmentation, made.geometry, self.folder, ending, labels)
+        if self.overwrite and not self.save_probabilities:  # an ensemble would average those of what was replaced
+            (self.folder / f"{case.identifier}{PROBABILITIES}").unlink(missing_ok=True)
+        if self.shared.claim("companions") or not is_recorded(self.folder):
+            record_model(self.folder, self.predictor)
+        self.shared.finish(case.identifier)
+
+    def file_names(self, case: Case) -> tuple[str, ...]:
+        """Names of all that is written for a case."""
+        more = (f"{case.identifier}{PROBABILITIES}",) if self.save_probabilities else ()
+        return (*output_files(case, self.endings[case.identifier]), *more)
+
+
+class _TakenError(Exception):
+    """Another process predicts this case."""
+
+
+def read_case_boxes(predictor: Predictor, source: Path, boxes_file: Path) -> Boxes:
+    """Read the boxes for the cases of a folder.
+
+    Raises:
+        DatasetError: no images, or the boxes are for other cases, damaged, or make no sense.
+        ModelError: the model was trained without boxes.
+    """
+    check_takes_boxes(predictor.members)
+    return read_boxes(boxes_file, [case.identifier for case in find_inputs(source, predictor.description)])
+
+
+def predict_folder(
+    predictor: Predictor,
+    source: Path,
+    folder: Path,
+    *,
+    overwrite: bool = False,
+    continue_prediction: bool = False,
+    boxes: Mapping[str, Sequence[GivenBox]] | None = None,
+    only: Collection[str] | None = None,
+    part: tuple[int, int] = (0, 1),
+    output_format: str | None = None,
+    save_probabilities: bool = False,
+    shared: SharedCases | None = None,
+) -> Outcome:
+    """Predict all cases of a folder (or one file); what fails is reported at the end, the rest is done.
+
+    A case for which memory runs out is tried again at the end, with nothing else in memory.
+
+    Args:
+        predictor: the model.
+        source: a folder or file, as for `inputs.find_inputs`.
+        folder: where the segmentations go; also gets the model's dataset.json and plan.json.
+        overwrite: replace files that are there.
+        continue_prediction: keep them, and predict the others.
+        boxes: of each case; cases without any are predicted automatically. None where no boxes are wanted.
+        only: identifiers of the cases to predict; None for all.
+        part: (k, n): of these, only case k and every n-th after it.
+        output_format: ending of the segmentations' files, as for `outputs.choose_endings`.
+        save_probabilities: also write ID.npz for each case (`formats.probability_files`).
+        shared: the processes that share the cases; all of them are given the same arguments.
+
+    Returns:
+        The outcome of all processes, in each of them.
+
+    Raises:
+        DatasetError: no images, or their names make no sense.
+        ModelError: boxes for a model that was trained without, or together with probabilities.
+        OutputError: files are there and neither option is given, or another model's without `overwrite`; the folder is the
+            input's; another process predicts into it; or nothing can be written.
+    """
+    if boxes is not None:
+        check_takes_boxes(predictor.members)
+        if save_probabilities:
+            raise ModelError("boxes give labels only. Leave out --boxes or --save_probabilities.")
+    shared = shared or SharedCases()
+    found = find_inputs(source, predictor.description)
+    cases = {case.identifier: case for case in found if only is None or case.identifier in only}
+    cases = dict(itertools.islice(cases.items(), part[0], None, part[1]))
+    job = _Job(
+        predictor=predictor,
+        folder=folder,
+        endings=choose_endings(list(cases.values()), predictor.description, output_format),
+        boxes=boxes or {},
+        save_probabilities=save_probabilities,
+        overwrite=overwrite,
+        shared=shared,
+    )
+
+    def choose() -> list[str]:
+        check_output(source, folder)
+        names = {name: job.file_names(case) for name, case in cases.items()}
+        refuse_to_replace_images(folder, names, cases.values())
+        if overwrite:
+            return list(cases)
+        refuse_another_model(folder, predictor)
+        if not continue_prediction:
+            refuse_to_overwrite(folder, [file for files in names.values() for file in files])
+        return [name for name, files in names.items() if not all(_is_written(folder / file) for file in files)]
+
+    waiting = shared.agreed("cases", choose)
+    if without := [name for name in waiting if boxes is not None and not boxes.get(name)]:
+        logger.warning("no box for %s: predicted without a prompt", ", ".join(without))
+    # the processes of one command are of one mind, and parts know of one another
+    mine = claimed(folder, "prediction", together=part[1] > 1) if shared.world.first else contextlib.nullcontext()
+    incomplete = shared.world.first and len(waiting) < len(cases) and not is_recorded(folder)
+    with mine if waiting or incomplete else contextlib.nullcontext():
+        if incomplete:  # by a run that ended just then
+            record_model(folder, predictor)
+        _predict_cases(job, {name: cases[name] for name in waiting})
+        results = shared.results(waiting)
+    return Outcome(
+        predicted=tuple(name for name in waiting if not results[name]),
+        skipped=tuple(name for name in cases if name not in results),
+        problems=tuple(problem for name in waiting for problem in results[name]),
+    )
+
+
+def _predict_cases(job: _Job, cases: Mapping[str, Case]) -> None:
+    """Predict what this process is dealt; the results go to `job.shared`."""
+    shared, world = job.shared, job.shared.world
+    left, doubtful = shared.take_over(list(cases))
+    remove_abandoned(job.folder)
+    again = [cases[name] for name in doubtful]
+    threads = max(1, min(READERS, available_cores() // (2 * world.local_size)))
+    steps = Steps(load=job.load, work=job.segment, save=job.write)
+    size, room = _memory_estimate(job.predictor), functools.partial(_memory_room, world.local_size)
+    others = [name for name in cases if name not in {*left, *doubtful}]
+    dealt = (cases[name] for name in itertools.chain(_held(shared, left), shared.deal(others)))
+    total = len(cases) if world.size == 1 else None
+    with contextlib.closing(overlap(dealt, steps, threads=threads, size=size, room=room)) as done:
+        for case, error in progress(done, what="predicting", total=total):
+            if error is not None and is_out_of_memory(error):
+                _free_memory(error)
+                shared.put_off(case.identifier)
+                again.append(case)
+            else:
+                _note(job, case, error)
+    for case in again:
+        shared.hold(case.identifier)
+        for _, error in overlap([case], steps, threads=1, size=size, room=room):
+            _note(job, case, error)
+
+
+def _held(shared: SharedCases, names: Iterable[str]) -> Iterable[str]:
+    for name in names:
+        shared.hold(name)
+        yield name
+
+
+def _note(job: _Job, case: Case, error: Exception | None) -> None:
+    """Note why a case failed, if it did. Raises what is no matter of this case alone: OutputError, and bugs."""
+    name = case.identifier
+    if error is None or isinstance(error, _TakenError):
+        return
+    if isinstance(error, CaseErrors):
+        job.shared.finish(name, *error.problems)
+    elif is_out_of_memory(error):
+        _free_memory(error)
+        job.shared.finish(
+            name,
+            f"case {name}: not enough memory, even with no other case beside it. Predict it with -device cpu, on a machine "
+            "with more memory, or cut the image into parts.",
+        )
+    elif isinstance(error, MasamError) and not isinstance(error, OutputError):  # the next could not be written either
+        job.shared.finish(name, str(error) if name in str(error) else f"case {name}: {error}")
+    else:
+        error.add_note(f"This happened with case {name}.")
+        raise error
+
+
+def _free_memory(error: Exception) -> None:
+    """Let go of what the failed functions hold."""
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _memory_estimate(predictor: Predictor) -> Callable[[Case], float]:
+    """A function from a case to the bytes that it takes to load it, by the header of its first file."""
+    channels = predictor.description.num_channels
+
+    def estimate(case: Case) -> float:
+        if is_video(case.images[0][0]):
+            return math.inf  # nothing tells its length: it is loaded alone
+        try:
+            geometry = read_geometry(case.images[0][0])
+        except MasamError:  # of an image that cannot be read, which is told when it is loaded, or DICOM
+            return 16.0 * sum(file.stat().st_size for files in case.series for file in files)
+        voxels = math.prod(geometry.shape) * len(case.frames)
+        # members that preprocess alike share an image
+        configurations = [member.configuration for member in predictor.members]
+        resampled = {
+            (one.preprocessing_digest, one.axes): math.prod(geometry.spacing) / math.prod(one.spacing)
+            for one in configurations
+        }.values()
+        turned = any(one.turn_of(geometry) != STAY for one in configurations)
+        # read, turned, normalised, resampled for each, and on the way to that
+        return 4.0 * channels * voxels * (2 + turned + sum(resampled) + max(resampled))
+
+    return estimate
+
+
+def _memory_room(processes: int) -> float:
+    """Bytes that the cases may take that a process loads, of several on this machine."""
+    return MEMORY_SHARE * psutil.virtual_memory().available / processes
+
+
+def _is_written(path: Path) -> bool:
+    """Whether an output is there: a folder of masks, or a file that holds something. Full disks leave files of 0 bytes."""
+    return path.is_dir() or (path.is_file() and path.stat().st_size > 0)

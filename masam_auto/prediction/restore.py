@@ -1,0 +1,166 @@
+"""Logits on the preprocessed grid to labels and probabilities on the image's own, slice by slice as they come.
+
+Neither the logits of a volume nor its classes at full resolution ever exist as a whole, unless somebody asks for them.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from masam_auto.core.errors import ModelError
+from masam_auto.core.geometry import CaseProperties
+from masam_auto.core.labels import Labels
+from masam_auto.core.plan import Configuration
+from masam_auto.core.turning import Turn
+from masam_auto.formats.scratch import scratch_array
+from masam_auto.imaging.crop import crop_to
+from masam_auto.imaging.resample import iterate_slabs
+
+Slices = Iterable[tuple[int, torch.Tensor]]
+"""Numbers, rising, of slices of the preprocessed grid, and their (K, y, x) logits in any precision, on any device."""
+
+Slab = tuple[int, slice, torch.Tensor]
+"""Number of a slice of the cropped and permuted image, rows of it, and their (K, rows, X) float32 values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberLogits:
+    """What one model says of a case that was preprocessed with `configuration`."""
+
+    slices: Slices
+    properties: CaseProperties
+    configuration: Configuration
+
+
+def restore_case(
+    members: Sequence[MemberLogits], labels: Labels, *, probabilities: np.ndarray | None = None
+) -> np.ndarray:
+    """Label map on the image's own grid from the logits of one model, or from the mean probabilities of several.
+
+    Logits are interpolated linearly (between slices to the nearest one where the configuration says so) and decided a
+    few rows at a time. Models of one axis order (and its flips) are averaged slice by slice; where there are several orders, the sums of
+    all but the last are kept in float16: in `probabilities`, else in memory or in a temporary file (`formats.scratch`).
+
+    Args:
+        members: of one image: their properties differ in the axis order and the preprocessed grid only.
+        labels: softmax takes the largest of the K outputs (the first of equal ones); regions with a probability above 1/2
+            (a logit above 0) are painted in `regions_class_order`, later ones over earlier ones.
+        probabilities: zeros (K, z, y, x) of the crop in the image's own axis order, to be filled in as well: softmax over
+            the classes, or a sigmoid for each region.
+
+    Returns:
+        (Z, Y, X) uint8, or int16 where label values need it; background outside the crop.
+
+    Raises:
+        ModelError: logits do not have the shape that properties and labels ask for.
+        OutputError: no space for the sums.
+    """
+    by_order: dict[Turn, list[MemberLogits]] = {}
+    for member in members:
+        by_order.setdefault(member.properties.turn, []).append(member)
+    *earlier, last = by_order.values()
+    properties, share = last[0].properties, 1 / len(members)
+    with torch.inference_mode():
+        if len(members) == 1:
+            slabs = restored_slabs(last[0], labels)
+            return _write_slabs(slabs, properties, labels, probabilities, are_logits=True)
+        if not earlier:
+            return _write_slabs(_summed(last, labels, share), properties, labels, probabilities)
+        shape = (labels.num_outputs, *properties.cropped_shape)
+        with scratch_array(shape) if probabilities is None else contextlib.nullcontext(probabilities) as sums:
+            for group in earlier:
+                target = in_order(sums, group[0].properties)
+                for z, rows, values in _summed(group, labels, share):
+                    target[:, z, rows] += values.cpu().numpy().astype(np.float16)
+            slabs = _with_sums(_summed(last, labels, share), in_order(sums, properties))
+            return _write_slabs(slabs, properties, labels, probabilities)
+
+
+def restored_slabs(member: MemberLogits, labels: Labels, *, only: range | None = None) -> Iterator[Slab]:
+    """One model's logits on the cropped and permuted grid; `only` some slices of it. Raises as `restore_case`."""
+    properties, configuration = member.properties, member.configuration
+    return iterate_slabs(
+        _checked(member.slices, properties, labels),
+        properties.resampled_shape,
+        properties.permuted_shape,
+        nearest_slices=configuration.separate_slices and configuration.order_slices == 0,
+        only=only,
+    )
+
+
+def decide_labels(values: torch.Tensor, labels: Labels, *, are_logits: bool = True) -> torch.Tensor:
+    """Label values from logits or probabilities (K, ...): see `restore_case`. int64 or int16 (...)."""
+    if not labels.has_regions:
+        return values.max(dim=0).indices  # several times faster on a CPU than argmax
+    assert labels.regions_class_order is not None
+    result = torch.zeros(values.shape[1:], dtype=torch.int16, device=values.device)
+    for region, value in zip(values, labels.regions_class_order, strict=True):
+        result.masked_fill_(region > (0 if are_logits else 0.5), value)
+    return result
+
+
+def to_probabilities(logits: torch.Tensor, labels: Labels) -> torch.Tensor:
+    """Softmax over the classes of (K, ...), or a sigmoid for each region."""
+    return logits.sigmoid() if labels.has_regions else logits.softmax(dim=0)
+
+
+def empty_labels(properties: CaseProperties, labels: Labels) -> np.ndarray:
+    """Background on the image's own grid (Z, Y, X), in the type that the label values need."""
+    return np.zeros(properties.geometry.shape, dtype=np.uint8 if max(labels.declared) <= 255 else np.int16)
+
+
+def in_order(array: np.ndarray, properties: CaseProperties) -> np.ndarray:
+    """View of an array (..., Z, Y, X) of the crop as the network sees it: what is written to it lands where it belongs."""
+    return properties.turn.array(array)
+
+
+def _write_slabs(
+    slabs: Iterable[Slab],
+    properties: CaseProperties,
+    labels: Labels,
+    probabilities: np.ndarray | None,
+    *,
+    are_logits: bool = False,
+) -> np.ndarray:
+    """Decide labels, and keep probabilities where they are wanted. Slabs have logits or else probabilities."""
+    result = empty_labels(properties, labels)
+    small = torch.uint8 if result.dtype == np.uint8 else torch.int16
+    target = in_order(crop_to(result, properties.crop), properties)
+    kept = None if probabilities is None else in_order(probabilities, properties)
+    for z, rows, values in slabs:
+        decided = decide_labels(values, labels, are_logits=are_logits)
+        # Made as small on the device as it is kept: int64 is eight times as much to fetch.
+        target[z, rows] = decided.to(small).cpu().numpy()
+        if kept is not None:
+            shares = to_probabilities(values, labels) if are_logits else values
+            kept[:, z, rows] = shares.half().cpu().numpy()
+    return result
+
+
+def _summed(members: Sequence[MemberLogits], labels: Labels, share: float) -> Iterator[Slab]:
+    """Probabilities of members of one axis order times `share`, added up."""
+    for slabs in zip(*(restored_slabs(member, labels) for member in members), strict=True):
+        z, rows, _ = slabs[0]
+        parts = [to_probabilities(logits, labels) for _, _, logits in slabs]
+        yield z, rows, torch.stack(parts).sum(dim=0).mul_(share) if len(parts) > 1 else parts[0].mul_(share)
+
+
+def _with_sums(slabs: Iterable[Slab], sums: np.ndarray) -> Iterator[Slab]:
+    """Add what other members gave, (K, Z, Y, X) on the cropped and permuted grid."""
+    for z, rows, values in slabs:
+        yield z, rows, values + torch.from_numpy(sums[:, z, rows].astype(np.float32)).to(values.device)
+
+
+def _checked(slices: Slices, properties: CaseProperties, labels: Labels) -> Iterator[tuple[int, torch.Tensor]]:
+    expected = (labels.num_outputs, *properties.resampled_shape[1:])
+    for number, logits in slices:
+        if tuple(logits.shape) != expected or number >= properties.resampled_shape[0]:
+            raise ModelError(
+                f"{properties.identifier}: slice {number} of the logits has shape {tuple(logits.shape)}; expected are "
+                f"{properties.resampled_shape[0]} slices of {expected} (classes, Y, X). The model was trained for other "
+                "labels, or the case was preprocessed with another plan."
+            )
+        yield number, logits

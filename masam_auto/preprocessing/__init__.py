@@ -1,0 +1,1 @@
+"""Verify, measure and preprocess a data set."""

@@ -1,0 +1,338 @@
+"""Images to the arrays that the network sees.
+
+`preprocess_case` serves training and prediction alike; `prediction.restore` undoes its geometry. `preprocess_dataset` writes
+a whole data set; it may be stopped at any moment, and makes only what is missing when it is run again.
+"""
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from masam_auto.compute.parallel import Workers, choose_workers, map_cases
+from masam_auto.core.claims import claimed
+from masam_auto.core.dataset import Case, Dataset, DatasetDescription
+from masam_auto.core.errors import DatasetError, MasamError, OutputError, PlanError
+from masam_auto.core.geometry import CaseProperties, Geometry
+from masam_auto.core.jsonio import digest, read_json, write_json
+from masam_auto.core.labels import Labels
+from masam_auto.core.partial import remove_abandoned
+from masam_auto.core.paths import Paths
+from masam_auto.core.plan import Configuration, Plan
+from masam_auto.core.raw_files import are_unchanged, note_files
+from masam_auto.core.turning import STAY
+from masam_auto.formats.io import read_case, read_case_labels, read_geometry
+from masam_auto.formats.room import check_memory
+from masam_auto.formats.storage import array_files, check_name, find_locations, write_array, write_locations
+from masam_auto.imaging.crop import crop_to, nonzero_box
+from masam_auto.imaging.normalize import normalize
+from masam_auto.imaging.placement import turned_to_place
+from masam_auto.imaging.resample import resample_image, resample_labels, resampled_shape
+from masam_auto.preprocessing.dataset_files import write_companions
+
+logger = logging.getLogger(__name__)
+
+RECORD_NAME = "preprocessing.json"
+LOCATIONS_SEED = 1234
+# A worker process needs about this much before it has read anything (mostly torch), in bytes.
+WORKER_BYTES = 400e6
+# Data sets of fewer voxels than this are done sooner than worker processes start.
+FEW_VOXELS = 2e7
+NAMED_CASES_LIMIT = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreprocessedCase:
+    """A case as the network sees it, slice axis first.
+
+    `image` is float32 (C, Z, Y, X), `labels` int8 or int16 (Z, Y, X) with the label file's values, or None.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray | None
+    properties: CaseProperties
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreprocessingRecord:
+    """preprocessing.json: from which decisions the arrays beside it were made."""
+
+    version: int = 1
+    configuration: str
+    digest: str
+    labels_digest: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Task:
+    """One case with the configurations for which it is still to be preprocessed, and their folders."""
+
+    case: Case
+    description: DatasetDescription
+    configurations: tuple[tuple[Configuration, Path], ...]
+
+
+def preprocess_case(
+    image: np.ndarray,
+    geometry: Geometry,
+    labels: np.ndarray | None,
+    configuration: Configuration,
+    *,
+    identifier: str,
+    files: Sequence[str] = (),
+) -> PreprocessedCase:
+    """Turn to the plan's axes, crop to the non-zero box, normalise, put the slice axis first and resample.
+
+    Args:
+        image: (C, Z, Y, X) in the file's units and axis order; it is not changed.
+        geometry: its grid.
+        labels: (Z, Y, X) label values, or None.
+        configuration: what to do.
+        identifier: the case's name, for messages and the properties.
+        files: the files the image was read from, kept in the properties.
+
+    Raises:
+        DatasetError: image and labels differ in shape.
+        ImageError: channels or intensities do not fit the plan.
+    """
+    if labels is not None and labels.shape != image.shape[1:]:
+        raise DatasetError(
+            f"{identifier}: image has shape {image.shape[1:]}, but labels {labels.shape} (Z, Y, X). They must lie on one grid."
+        )
+    box, order = nonzero_box(image), configuration.axis_order
+    turn = configuration.turn_of(geometry)
+    seen = turn.then(order)
+    if turn != STAY:  # in memory as if it had been stored so: sums over voxels depend on their order in the last digit
+        image = np.ascontiguousarray(turn.array(image))
+    try:
+        normalized = normalize(crop_to(image, turn.ranges(box, geometry.shape)), configuration.normalization)
+    except MasamError as error:
+        raise type(error)(f"{identifier}: {error}") from error
+    normalized = normalized.transpose(0, *(axis + 1 for axis in order))
+    spacing = seen.triple(geometry.spacing)
+    shape = resampled_shape(normalized.shape[1:], spacing, configuration.spacing)
+    check_memory(
+        f"{identifier}: resampled from {spacing} to the plan's {configuration.spacing} mm, it",
+        normalized.itemsize * len(normalized) * math.prod(shape),
+    )
+    properties = CaseProperties(
+        identifier=identifier,
+        geometry=geometry,
+        crop=box,
+        axis_order=seen.order,
+        reversed_axes=seen.reversed_axes,
+        spacing=configuration.spacing,
+        resampled_shape=shape,
+        files=tuple(files),
+    )
+    apart, between = configuration.separate_slices, configuration.order_slices
+    resampled = resample_image(
+        normalized, shape, order=configuration.order_image, separate_slices=apart, order_slices=between
+    )
+    if labels is not None:
+        cropped = seen.array(crop_to(labels, box))
+        labels = resample_labels(
+            cropped, shape, order=configuration.order_labels, separate_slices=apart, order_slices=between
+        )
+        fits_a_byte = labels.max() <= np.iinfo(np.int8).max and labels.min() >= np.iinfo(np.int8).min
+        labels = np.ascontiguousarray(labels, dtype=np.int8 if fits_a_byte else np.int16)
+    return PreprocessedCase(image=np.ascontiguousarray(resampled), labels=labels, properties=properties)
+
+
+def preprocess_dataset(
+    dataset: Dataset,
+    plan: Plan,
+    paths: Paths,
+    *,
+    configurations: Sequence[str] | None = None,
+    workers: Workers | None = None,
+) -> None:
+    """Preprocess all training cases of a data set, each read once for all configurations, and lay its folds beside them.
+
+    Cases whose arrays are there, and whose raw files have not changed since, are skipped; arrays of another plan, or of
+    other labels, are removed and made again.
+
+    Args:
+        dataset: the raw data set.
+        plan: with the configurations.
+        paths: where to write.
+        configurations: names; all of the plan by default.
+        workers: processes, 0 for this one, or a cluster. By default as many as cores and free memory allow.
+
+    Raises:
+        CaseErrors: cases that cannot be preprocessed, all together.
+        OutputError: the folder is not writable, the disk is full, or another process is at it.
+        DatasetError: a case whose name is too long.
+        PlanError: unknown configuration, folds that do not fit the data set, or arrays of a newer version of masam_auto.
+    """
+    chosen = [plan.configuration(name) for name in configurations or plan.configurations]
+    for case in dataset.cases:
+        check_name(case.identifier)
+    with contextlib.ExitStack() as claims:
+        for configuration in chosen:
+            claims.enter_context(claimed(paths.preprocessed / dataset.name, configuration.name))
+        _preprocess_cases(dataset, chosen, paths, workers)
+
+
+def _preprocess_cases(dataset: Dataset, chosen: Sequence[Configuration], paths: Paths, workers: Workers | None) -> None:
+    """What is missing of these configurations."""
+    write_companions(dataset, paths.preprocessed / dataset.name, nnunet_preprocessed=paths.nnunet_preprocessed)
+    folders = []
+    for configuration in chosen:
+        folder = paths.configuration_folder(dataset.name, configuration.name)
+        _prepare_folder(folder, configuration, dataset.description.labels)
+        folders.append((configuration, folder))
+    tasks = []
+    for case in dataset.cases:
+        pending = tuple((configuration, folder) for configuration, folder in folders if not _is_done(case, folder))
+        if pending:
+            tasks.append(_Task(case=case, description=dataset.description, configurations=pending))
+    if not tasks:
+        logger.info("preprocessing: nothing to do, all %d cases are there", len(dataset.cases))
+        return
+    if workers is None:
+        workers = _affordable_workers(tasks)
+    if any(configuration.axes is None for configuration in chosen) and not dataset.description.is_video:
+        logger.info(
+            "the plan is of an older release, which did not note where the images' axes point: nothing is turned. "
+            "Plan anew (masam_plan_and_preprocess) to have images of mixed orientation turned"
+        )
+    logger.info("preprocessing %d of %d cases, workers: %s", len(tasks), len(dataset.cases), workers)
+    names = [task.case.identifier for task in tasks]
+    places = [dataset.folder, *(folder for _, folder in folders)]
+    map_cases(_preprocess_files, tasks, names=names, what="preprocessing", workers=workers, folders=places)
+
+
+def check_preprocessed(
+    folder: Path, configuration: Configuration, cases: Collection[str] = (), *, labels: Labels | None = None
+) -> None:
+    """Check that a folder holds arrays made with this configuration, and those of the given cases.
+
+    Args:
+        folder: of the configuration.
+        configuration: what the arrays should be made with.
+        cases: that should be there.
+        labels: that the arrays should be made with; not looked at where None.
+
+    Raises:
+        PlanError: nothing there, made with another plan or other labels, or cases missing.
+    """
+    remedy = "Run masam_plan_and_preprocess, or masam_preprocess to keep the plan."
+    if not (folder / RECORD_NAME).is_file():
+        others = ", ".join(sorted(file.parent.name for file in folder.parent.glob(f"*/{RECORD_NAME}")))
+        raise PlanError(
+            f"no preprocessed data in {folder}. {remedy}{f' Preprocessed are: {others} (choose with -c).' if others else ''}"
+        )
+    record = read_json(folder / RECORD_NAME, PreprocessingRecord, what="preprocessing record")
+    if record.digest != configuration.preprocessing_digest:
+        raise PlanError(
+            f"{folder} was preprocessed with another plan than the present configuration {configuration.name}: "
+            f"spacing, axis order, normalisation or resampling differ. {remedy}"
+        )
+    if labels is not None and record.labels_digest != digest(labels):
+        raise PlanError(f"{folder} was preprocessed with other labels than dataset.json has now. {remedy}")
+    missing = [name for name in sorted(cases) if not all(file.is_file() for file in array_files(folder, name))]
+    if missing:
+        named = ", ".join(missing[:NAMED_CASES_LIMIT])
+        raise PlanError(
+            f"{folder}: {len(missing)} of {len(cases)} cases are not preprocessed ({named}{', ...' if len(missing) > NAMED_CASES_LIMIT else ''}). {remedy}"
+        )
+
+
+def _prepare_folder(folder: Path, configuration: Configuration, labels: Labels) -> None:
+    """Empty the folder of arrays made otherwise and of what a killed run left, and record what will be made."""
+    wanted = PreprocessingRecord(
+        configuration=configuration.name,
+        digest=configuration.preprocessing_digest,
+        labels_digest=digest(labels),
+    )
+    record = folder / RECORD_NAME
+    same = record.is_file() and read_json(record, PreprocessingRecord, what="preprocessing record") == wanted
+    if folder.is_dir():
+        if not same and any(folder.glob("*.b2nd")):
+            logger.info("%s: made with another plan or other labels; removed", folder)
+        remove_abandoned(folder)
+        # the record goes last: if this is interrupted, the old one still stands for what is left
+        stale = [path for path in folder.iterdir() if path.name != record.name and not same]
+        try:
+            for path in stale:
+                if path.is_file():
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot remove old files from {folder}: {error.strerror}. Check its permissions."
+            ) from error
+    if not same:
+        write_json(record, wanted)
+
+
+def _is_done(case: Case, folder: Path) -> bool:
+    """Whether all files of a case are there, and its raw files are those that they were made from.
+
+    Data of earlier versions say nothing of their raw files: there, they count as made from them if they are newer.
+    """
+    made, raw = array_files(folder, case.identifier), _raw_files(case)
+    if not all(file.is_file() for file in made):
+        return False
+    noted = read_json(made.properties, CaseProperties, what="case properties").raw
+    if noted:
+        return are_unchanged(noted, raw)
+    try:
+        return min(file.stat().st_mtime_ns for file in made) >= max(file.stat().st_mtime_ns for file in raw)
+    except FileNotFoundError:
+        return False
+
+
+def _raw_files(case: Case) -> list[Path]:
+    """Image and label files of a case, in a fixed order."""
+    return [file for frame in case.images for file in frame] + list(case.labels or ())
+
+
+def _preprocess_files(task: _Task) -> None:
+    case, description = task.case, task.description
+    if case.labels is None:
+        raise DatasetError(f"{case.identifier}: has no label file. Add it to labelsTr, or move its image to imagesTs.")
+    noted = note_files(_raw_files(case))  # first: what changes while it is read is then seen the next time
+    image, geometry = read_case(case, description)
+    labels, _ = turned_to_place(*read_case_labels(case, description), geometry)
+    raw_files = [os.fspath(file) for frame in case.images for file in frame]
+    for configuration, folder in task.configurations:
+        done = preprocess_case(image, geometry, labels, configuration, identifier=case.identifier, files=raw_files)
+        assert done.labels is not None
+        files = array_files(folder, case.identifier)
+        write_array(files.image, done.image)
+        write_array(files.labels, done.labels)
+        write_locations(files.locations, find_locations(done.labels, description.labels, seed=LOCATIONS_SEED))
+        write_json(files.properties, replace(done.properties, raw=noted))
+
+
+def _affordable_workers(tasks: Sequence[_Task]) -> int:
+    """Worker processes for these tasks: by cores and free memory, none where starting them takes longer."""
+    sizes = [_estimate(task) for task in tasks]
+    if sum(voxels for voxels, _ in sizes) < FEW_VOXELS:
+        return 0
+    memory = WORKER_BYTES + max(peak for _, peak in sizes)
+    return min(len(tasks), choose_workers(memory_per_case=memory, available=psutil.virtual_memory().available))
+
+
+def _estimate(task: _Task) -> tuple[float, float]:
+    """Voxels that a task reads and writes, and the bytes that it needs at its peak, from the image's header."""
+    try:
+        geometry = read_geometry(task.case.images[0][0])
+    except MasamError:
+        return 0.0, 0.0  # the task itself will report it
+    raw = float(np.prod(geometry.shape)) * len(task.case.images)
+    resampled = []
+    for configuration, _ in task.configurations:
+        resampled.append(raw * float(np.prod(geometry.spacing) / np.prod(configuration.spacing)))
+    channels = task.description.num_channels
+    turned = any(configuration.turn_of(geometry) != STAY for configuration, _ in task.configurations)
+    # raw, turned, normalised and resampled image; one channel's float32 between the axes; labels, a score and its maximum
+    peak = raw * ((12 if turned else 8) * channels + 8) + max(resampled) * (4 * channels + 20)
+    return raw * len(resampled) + sum(resampled), peak

@@ -1,1 +1,0 @@
-"""The method, one file a step: verify, fingerprint, plan, preprocess, train, predict, evaluate."""

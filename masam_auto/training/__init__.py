@@ -1,0 +1,1 @@
+"""Sampling, augmentation, loss, optimiser, and the loop."""

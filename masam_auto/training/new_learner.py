@@ -1,0 +1,84 @@
+"""A learner where a training begins: new from the plan and SAM's weights, or where a checkpoint was; and the way back."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from masam_auto.compute.device import computes_in_bf16
+from masam_auto.core.dataset import DatasetDescription
+from masam_auto.core.plan import Configuration, Plan
+from masam_auto.models.checkpoint import Checkpoint, ModelHeader, TrainingState
+from masam_auto.models.sam_files import SamWeights
+from masam_auto.network.build import build_network, load_sam_weights, load_trainable_state, trainable_state_dict
+from masam_auto.network.masam import MaSam
+from masam_auto.network.weight_files import load_sam_checkpoint
+from masam_auto.training.epoch import Learner
+from masam_auto.training.optimizer import build_optimizers
+from masam_auto.training.weight_average import WeightAverage
+
+
+def new_learner(
+    plan: Plan,
+    configuration: Configuration,
+    description: DatasetDescription,
+    *,
+    device: torch.device,
+    sam: SamWeights | None,
+    build: Callable[..., MaSam] = build_network,
+) -> Learner:
+    """Network, optimisers and average at the beginning; with SAM's weights, where there are.
+
+    Where the device computes in bf16, frozen matrices are kept in it: SAM's values, fitted in float32, rounded once.
+
+    Raises:
+        PlanError: the plan's names or canvas make no network.
+        ModelError: the SAM file cannot be read, or is of another encoder.
+    """
+    training = plan.training
+    lean = training.precision == "bf16" and computes_in_bf16(device)
+    network = build(
+        plan.network,
+        canvas=configuration.canvas,
+        in_channels=description.num_channels,
+        num_outputs=description.labels.num_outputs,
+        seed=training.seed,
+        activation_checkpointing=training.activation_checkpointing,
+        frozen_dtype=torch.bfloat16 if lean else torch.float32,
+        device=device,
+    )
+    if sam is not None:
+        load_sam_weights(network, load_sam_checkpoint(sam.path), origin=str(sam.path))
+    tensors = trainable_state_dict(network)
+    return Learner(
+        network=network,
+        tensors=tensors,
+        optimizers=build_optimizers(network, training),
+        average=WeightAverage(tensors, decay=training.weight_average),
+    )
+
+
+def restore_learner(learner: Learner, checkpoint: Checkpoint, *, origin: str) -> None:
+    """Bring a new learner, which has its SAM weights, to where a checkpoint was.
+
+    Raises:
+        ModelError: the checkpoint is of another network; `origin` names it.
+    """
+    load_trainable_state(learner.network, checkpoint.weights, origin=origin)
+    for name, tensor in learner.average.tensors.items():
+        tensor.copy_(checkpoint.model[name])
+    if not checkpoint.optimizers:  # before the first update they have no state
+        return
+    for optimizer, saved in zip(learner.optimizers, checkpoint.optimizers, strict=True):
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": saved})
+
+
+def checkpoint_of(learner: Learner, header: ModelHeader, state: TrainingState) -> Checkpoint:
+    """A learner as a checkpoint, which shares its memory: training on changes it."""
+    return Checkpoint(
+        header=replace(header, epoch=state.epoch),
+        state=state,
+        model=learner.average.tensors,
+        weights=learner.tensors,
+        optimizers=tuple(optimizer.state_dict()["state"] for optimizer in learner.optimizers),
+    )

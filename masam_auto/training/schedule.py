@@ -1,0 +1,47 @@
+"""The share of the full learning rate along a training."""
+
+import math
+from collections.abc import Callable
+
+from masam_auto.core.errors import PlanError
+from masam_auto.core.plan import TrainingPlan
+
+Schedule = Callable[[float, float], float]
+
+
+def poly(progress: float, exponent: float) -> float:
+    """Polynomial decay (1 - progress) ** exponent. Source: reference MA-SAM, exponent 7; nnU-Net uses 0.9."""
+    return (1 - progress) ** exponent
+
+
+def cosine(progress: float, exponent: float) -> float:
+    """Half a cosine from 1 to 0; `exponent` has no part in it."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def constant(progress: float, exponent: float) -> float:
+    """1 throughout; `exponent` has no part in it."""
+    return 1.0
+
+
+SCHEDULES: dict[str, Schedule] = {"poly": poly, "cosine": cosine, "constant": constant}
+
+
+def rate_share(training: TrainingPlan, progress: float) -> float:
+    """Share of the full learning rate that holds after a share `progress` of the training, both within [0, 1].
+
+    A linear warm-up comes first. It takes the same share of the training that `warmup_steps` are of the planned
+    number of steps, so that a training compressed to a budget warms up for as much shorter.
+
+    Raises:
+        PlanError: the plan's schedule is unknown.
+    """
+    if training.schedule not in SCHEDULES:
+        raise PlanError(f"training.schedule {training.schedule!r} is unknown; known: {', '.join(SCHEDULES)}")
+    progress = min(max(progress, 0.0), 1.0)
+    planned = training.num_epochs * training.steps_per_epoch
+    warmup = min(training.warmup_steps / planned, 1.0)
+    if progress < warmup:
+        return (progress + 1 / planned) / (warmup + 1 / planned)
+    left = (progress - warmup) / (1 - warmup) if warmup < 1 else 0.0
+    return SCHEDULES[training.schedule](left, training.schedule_exponent)

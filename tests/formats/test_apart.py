@@ -1,0 +1,148 @@
+"""Decoding in another process: the same images come back, and whatever happens there costs one file."""
+
+import logging
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import SimpleITK as sitk
+
+from masam_auto.core.errors import DatasetError, ImageError
+from masam_auto.formats import apart
+from masam_auto.formats.apart import read_apart
+from masam_auto.formats.decoders import DECODERS
+from masam_auto.formats.volumes import decode_itk, read_itk
+
+# A decoding process that decodes otherwise: each function of these is put among the real ones.
+ODD = """
+import logging, os, signal, time, numpy as np
+from masam_auto.core.errors import DatasetError, ImageError
+from masam_auto.core.geometry import Geometry
+from masam_auto.formats import decoders
+from masam_auto.formats.raw_image import RawImage
+def crash(path): os.kill(os.getpid(), signal.SIGSEGV)
+def leave(path): os._exit(3)
+def bug(path): raise KeyError("odd")
+def refuse(path): raise DatasetError(f"{path}: refused")
+def fill(path): return np.ones(1 << 40)
+def chat(path):
+    os.write(1, b"to be seen by nobody" * 100)
+    logging.getLogger("masam_auto.imaging.x").warning("told of %s", path)
+    return RawImage(array=np.arange(6.0).reshape(1, 1, 2, 3), geometry=Geometry(shape=(1, 2, 3), spacing=(1.0, 1.0, 1.0)))
+def stay(path): time.sleep(60)
+decoders.DECODERS.update(crash=crash, leave=leave, bug=bug, refuse=refuse, fill=fill, chat=chat, stay=stay)
+decoders.serve()
+"""
+
+
+@pytest.fixture
+def odd(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(apart, "_idle", [])
+    monkeypatch.setattr(apart, "START", f"import json, sys; sys.path[:] = json.loads(sys.argv[1])\n{ODD}")
+    yield
+    for process in apart._idle:
+        process.kill()
+        process.wait()
+
+
+def write_volume(path: Path, voxels: np.ndarray) -> Path:
+    sitk.WriteImage(sitk.GetImageFromArray(voxels), str(path))
+    return path
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(1, 2, 3), (3, 4, 5)])
+def test_what_comes_back_is_what_was_decoded(kind: type, shape: tuple[int, ...], tmp_path: Path) -> None:
+    path = write_volume(tmp_path / "a.mha", np.arange(np.prod(shape)).reshape(shape).astype(kind))
+    here, there = decode_itk(path), read_itk(path)
+    np.testing.assert_array_equal(there.array, here.array)
+    assert there.array.dtype == here.array.dtype and there.array.flags.writeable
+    assert (there.geometry, there.is_series) == (here.geometry, here.is_series)
+
+
+@pytest.mark.usefixtures("odd")
+@pytest.mark.parametrize(("decoder", "cause"), [("crash", "SIGSEGV"), ("leave", "exit code 3")])
+def test_a_crash_costs_one_file(decoder: str, cause: str, tmp_path: Path) -> None:
+    good = write_volume(tmp_path / "good.mha", np.ones((2, 3, 4), np.uint8))
+    for _ in range(2):
+        assert read_itk(good).array.sum() == 24
+        with pytest.raises(ImageError, match=rf"bad\.mha: the library that decodes it has crashed \({cause}\)"):
+            read_apart(decoder, tmp_path / "bad.mha")
+
+
+@pytest.mark.usefixtures("odd")
+@pytest.mark.parametrize(
+    ("decoder", "kind", "said"),
+    [("bug", RuntimeError, "odd"), ("refuse", DatasetError, "a: refused"), ("fill", MemoryError, "8.00 TiB")],
+)
+def test_what_is_raised_there_is_raised_here(decoder: str, kind: type[Exception], said: str) -> None:
+    with pytest.raises(kind, match=said):
+        read_apart(decoder, Path("a"))
+    (process,) = apart._idle
+    assert process.poll() is None  # and is used again
+
+
+@pytest.mark.usefixtures("odd")
+def test_what_is_printed_there_is_not_taken_for_an_answer(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        assert read_apart("chat", Path("a")).array.tolist() == [[[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]]]
+    assert [(one.levelno, one.getMessage()) for one in caplog.records] == [(logging.WARNING, "told of a")] * 2
+
+
+def test_threads_do_not_get_each_others_images(tmp_path: Path) -> None:
+    files = [write_volume(tmp_path / f"{i}.nrrd", np.full((3, 40, 50), i, np.int16)) for i in range(24)]
+    with ThreadPoolExecutor(6) as pool:
+        for number, raw in enumerate(pool.map(read_itk, files)):
+            assert (raw.array == number).all()
+    assert len(apart._idle) <= 8
+
+
+@pytest.mark.usefixtures("odd")
+def test_an_interrupted_wait_leaves_no_half_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(apart, "_idle", [])
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.alarm(2)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            read_apart("stay", Path("a"))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert apart._idle == []
+    assert read_apart("chat", Path("a")).array.shape == (1, 1, 2, 3)
+
+
+def test_the_process_ends_with_the_one_that_asks(tmp_path: Path) -> None:
+    write_volume(tmp_path / "a.mha", np.ones((2, 3, 4), np.uint8))
+    code = textwrap.dedent(f"""
+        import os, signal, sys
+        from pathlib import Path
+        from masam_auto.formats import apart
+        from masam_auto.formats.io import read_image
+        read_image(Path({str(tmp_path / "a.mha")!r}))
+        print(apart._idle[0].pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    number = int(ended.stdout)
+    until = time.monotonic() + 20
+    while psutil.pid_exists(number) and psutil.Process(number).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until, "the decoding process is still there"
+        time.sleep(0.05)
+
+
+def test_every_decoder_can_be_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"nothing that anybody reads")
+    for name in DECODERS:
+        with pytest.raises((ImageError, RuntimeError, DatasetError)):
+            read_apart(name, tmp_path / "a", *([3] if name == "video" else []))

@@ -1,0 +1,143 @@
+"""SAM's checkpoints as files: found by name, recognised by their SHA-256."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from masam_auto.core.encoders import ENCODERS
+from masam_auto.core.errors import ModelError
+from masam_auto.core.raw_files import file_sha256
+from masam_auto.models import sam_files as module
+from masam_auto.models.sam_files import (
+    SAM_FILES,
+    SamWeights,
+    find_sam_file,
+    sam_encoders,
+    weights_of_model,
+    weights_to_start_from,
+)
+
+
+def put(path: Path, content: bytes = b"weights") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_the_official_files_are_those_of_the_sam_encoders() -> None:
+    assert set(SAM_FILES) == {name for name, spec in ENCODERS.items() if not spec.stem}
+    assert all(encoder in file.name and len(file.sha256) == 64 for encoder, file in SAM_FILES.items())
+
+
+def test_the_official_name_comes_first_then_others(tmp_path: Path) -> None:
+    names = ["sam_vit_b_lm.safetensors", "sam_vit_b_lm.pth", "vit_b.safetensors", "vit_b.pth", SAM_FILES["vit_b"].name]
+    for name in names:
+        path = put(tmp_path / name)
+        assert find_sam_file(tmp_path, "vit_b") == path
+        assert sam_encoders(tmp_path) == ("vit_b",)
+
+
+def test_what_is_no_weights_file_is_not_taken(tmp_path: Path) -> None:
+    put(tmp_path / "vit_b.pth.partial")
+    put(tmp_path / "sam_vit_l.txt")
+    (tmp_path / "vit_h.pth").mkdir()
+    assert sam_encoders(tmp_path) == ()
+    assert sam_encoders(tmp_path / "nowhere") == ()
+
+
+def test_missing_weights_say_where_what_and_how(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        find_sam_file(tmp_path / "weights", "vit_b")
+    message = str(caught.value)
+    for part in (
+        str(tmp_path / "weights"), "sam_vit_b_01ec64.pth", "vit_b.pth", "vit_b.safetensors", "sam_vit_b*.pth",
+        "masam_fetch_weights vit_b", "--sam_checkpoint PATH", "MASAM_WEIGHTS", "--from_scratch",
+    ):  # fmt: skip
+        assert part in message
+    assert "\n" not in message
+    with pytest.raises(ModelError, match=r"no SAM weights of custom in .*\. Name a file \(--sam_checkpoint"):
+        find_sam_file(tmp_path, "custom")
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path: Path) -> None:
+    path = put(tmp_path / "w.pth", b"one" * 1000)
+    assert file_sha256(path) == sha256(b"one" * 1000)
+    misses = module._sha256_of.cache_info().misses
+    assert file_sha256(path) == sha256(b"one" * 1000)
+    assert module._sha256_of.cache_info().misses == misses
+    put(path, b"two")
+    assert file_sha256(path) == sha256(b"two")
+    os.utime(path, ns=(1, 1))
+    file_sha256(path)
+    assert module._sha256_of.cache_info().misses == misses + 2
+
+
+def test_a_training_starts_from_the_named_file_or_the_folders(tmp_path: Path) -> None:
+    own, named = put(tmp_path / "weights" / "vit_b.pth", b"own"), put(tmp_path / "named.pth", b"named")
+    for file, expected in ((None, own), (named, named)):
+        found = weights_to_start_from("vit_b", file=file, folder=tmp_path / "weights")
+        assert found == SamWeights(path=expected, sha256=sha256(expected.read_bytes()))
+    with pytest.raises(ModelError, match=r"--sam_checkpoint .*none\.pth: no such file"):
+        weights_to_start_from("vit_b", file=tmp_path / "none.pth", folder=tmp_path / "weights")
+
+
+def find(tmp_path: Path, content: bytes = b"then", **options: Path | None) -> SamWeights:
+    fields = {"recorded": tmp_path / "then.pth", "file": None, "folder": tmp_path / "weights"} | options
+    return weights_of_model(sha256(content), encoder="vit_b", model="fold_0", **fields)  # type: ignore[arg-type]
+
+
+def test_a_models_file_is_found_wherever_it_is_now(tmp_path: Path) -> None:
+    put(tmp_path / "weights" / SAM_FILES["vit_b"].name, b"another")
+    other_name = put(tmp_path / "weights" / "a_name_of_its_own.safetensors", b"then")
+    assert find(tmp_path).path == other_name
+    expected_name = put(tmp_path / "weights" / "vit_b.pth", b"then")
+    assert find(tmp_path).path == expected_name
+    recorded = put(tmp_path / "then.pth", b"then")
+    assert find(tmp_path).path == recorded
+    put(recorded, b"changed")
+    assert find(tmp_path).path == expected_name
+    named = put(tmp_path / "named.pth", b"then")
+    assert find(tmp_path, file=named, folder=None).path == named
+
+
+def test_a_changed_file_is_named_with_both_digests(tmp_path: Path) -> None:
+    put(tmp_path / "then.pth", b"now")
+    with pytest.raises(ModelError) as caught:
+        find(tmp_path)
+    message = str(caught.value)
+    assert sha256(b"then")[:12] in message and sha256(b"now")[:12] in message
+    assert "then.pth has changed" in message and "Bring that file back" in message and "--sam_checkpoint" in message
+
+
+def test_where_the_named_file_is_another_the_recorded_one_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    then = put(tmp_path / "then.pth", b"then")
+    named = put(tmp_path / "named.pth", b"another")
+    with caplog.at_level("WARNING"):
+        assert find(tmp_path, file=named).path == then  # of two folds, each may stand on a file of its own
+    assert "fold_0 does not stand on" in caplog.text and "named.pth" in caplog.text
+    then.unlink()
+    with pytest.raises(ModelError, match=rf"but that of .*named\.pth with {sha256(b'another')[:12]}"):
+        find(tmp_path, file=named)
+
+
+def test_a_file_that_is_gone_says_how_to_get_it(tmp_path: Path) -> None:
+    put(tmp_path / "weights" / ".partial-1-vit_b.pth", b"then")  # half-written: nothing to take
+    with pytest.raises(ModelError, match=r"then\.pth is gone, and .*weights holds no SAM checkpoint\. Bring that file"):
+        find(tmp_path)
+    with pytest.raises(ModelError, match=r"then\.pth is gone\. masam_fetch_weights vit_b brings it, or name"):
+        weights_of_model(
+            SAM_FILES["vit_b"].sha256,
+            recorded=tmp_path / "then.pth",
+            encoder="vit_b",
+            file=None,
+            folder=None,
+            model="m",
+        )

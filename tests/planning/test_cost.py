@@ -1,0 +1,151 @@
+"""How much a step sees without a GPU: sizes, the one that time allows, and what a budget changes."""
+
+import dataclasses
+import itertools
+from types import ModuleType
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from masam_auto.core.encoders import PLANNED_ENCODERS
+from masam_auto.core.plan import Plan, Speed, StepSize
+from masam_auto.planning.cost import (
+    PIXELS_PER_STEP,
+    STEPS_WANTED,
+    choose_size,
+    fit_budget,
+    shrink,
+    size_within,
+    step_sizes,
+    with_size,
+)
+from masam_auto.planning.geometry import PIXELS_ACROSS
+from masam_auto.planning.make_plan import make_plan
+from masam_auto.planning.recipes import SCRATCH
+
+VIT_T = PLANNED_ENCODERS["vit_t"]
+ACDC = StepSize(window=3, canvas=(256, 256), magnification=1.0, batch_size=2)
+SPEED = Speed(wall=300_000.0, cpu=200_000.0)
+
+
+def size(window: int = 3, canvas: tuple[int, int] = (256, 256), magnification: float = 1.0, batch: int = 2) -> StepSize:
+    return StepSize(window=window, canvas=canvas, magnification=magnification, batch_size=batch)
+
+
+def test_acdc_is_halved_from_100000_px_both_ways():
+    sizes = step_sizes(ACDC, encoder=VIT_T, diameter=28.0)
+    assert sizes[0] == ACDC and size(canvas=(128, 128), magnification=0.5) in sizes
+    assert [round(s.pixels / PIXELS_PER_STEP, 1) for s in sizes] == [3.9, 1.9, 1.0, 0.5]
+    assert [s.magnification for s in sizes] == [1.0, 0.6875, 0.5, 0.34375]
+
+
+def test_what_is_small_enough_stays_as_the_data_ask_for():
+    hippocampus = size(window=15, canvas=(48, 64), batch=2)
+    assert step_sizes(hippocampus, encoder=VIT_T, diameter=12.0) == (hippocampus,)
+
+
+def test_a_size_that_cannot_be_made_smaller_stands_alone():
+    smallest = size(window=1, canvas=(64, 64), batch=1)
+    assert step_sizes(smallest, encoder=VIT_T, diameter=2.0) == (smallest,)
+
+
+def test_windows_go_first_then_their_length_then_the_canvas():
+    many = shrink(size(canvas=(96, 96), batch=24), 300_000, encoder=VIT_T, diameter=40.0)
+    assert many == size(canvas=(96, 96), batch=10)
+    shorter = shrink(size(window=17, canvas=(96, 96)), 100_000, encoder=VIT_T, diameter=40.0)
+    assert shorter == size(window=5, canvas=(96, 96))
+    coarser = shrink(size(window=17, canvas=(192, 192)), 100_000, encoder=VIT_T, diameter=40.0)
+    assert coarser == size(window=5, canvas=(96, 96), magnification=0.5)
+
+
+def test_small_things_are_tiled_rather_than_shrunk_away():
+    found = shrink(size(window=5), 100_000, encoder=VIT_T, diameter=3.2)
+    assert found.magnification == 1.0 and found.canvas[0] < 256 and found.window == 3
+    half = shrink(size(window=5), 50_000, encoder=VIT_T, diameter=2 * PIXELS_ACROSS)
+    assert half.magnification == 0.5
+
+
+@given(
+    st.sampled_from([1, 3, 5, 9, 17]),
+    st.tuples(st.integers(2, 128), st.integers(2, 128)),
+    st.floats(0.5, 8.0),
+    st.integers(1, 24),
+    st.floats(0.5, 200.0),
+    st.integers(20_000, 2_000_000),
+)
+def test_shrinking_never_grows_anything_and_keeps_to_tokens(window, tokens, magnification, batch, diameter, limit):
+    natural = size(window, (8 * tokens[0], 8 * tokens[1]), magnification, batch)
+    found = shrink(natural, limit, encoder=VIT_T, diameter=diameter)
+    assert found.window <= natural.window and found.window % 2 == 1
+    assert found.batch_size <= natural.batch_size and found.magnification <= natural.magnification + 1e-9
+    assert all(a <= b and a % 8 == 0 for a, b in zip(found.canvas, natural.canvas, strict=True))
+    assert found.magnification >= min(natural.magnification, PIXELS_ACROSS / diameter) - 1e-9
+    sizes = step_sizes(natural, encoder=VIT_T, diameter=diameter)
+    assert all(a.pixels > b.pixels for a, b in itertools.pairwise(sizes))
+
+
+def test_a_fold_without_a_budget_takes_what_an_hour_allows():
+    sizes = step_sizes(ACDC, encoder=VIT_T, diameter=28.0)
+    slow, notes = choose_size(sizes, SPEED, SCRATCH)
+    assert (
+        slow == sizes[2] and "The data ask for 256 x 256 px" in notes["canvas"] and "min a fold here" in notes["sizes"]
+    )
+    fast, notes = choose_size(sizes, Speed(wall=2e6, cpu=2e5), SCRATCH)
+    assert fast == sizes[0] and set(notes) == {"sizes"}
+    unknown, notes = choose_size(sizes, None, SCRATCH)
+    assert unknown == sizes[2] and str(PIXELS_PER_STEP) in notes["canvas"] and "a fold here" not in notes["sizes"]
+
+
+def test_size_within_is_the_largest_that_fits_or_the_smallest():
+    sizes = step_sizes(ACDC, encoder=VIT_T, diameter=28.0)
+    assert size_within(sizes, 1e9) == sizes[0]
+    assert size_within(sizes, sizes[1].pixels) == sizes[1]
+    assert size_within(sizes, 10.0) == sizes[-1]
+
+
+def acdc_plan(planning: ModuleType, **options: object) -> Plan:
+    fingerprint = planning.make_fingerprint(shape=(10, 256, 256), spacing=(10.0, 1.5, 1.5), diameter=42.0)
+    return make_plan(fingerprint, gpu_memory_gb=0, speed=SPEED, **options)
+
+
+def test_a_budget_moves_the_step_size_and_nothing_else(planning: ModuleType):
+    plan = acdc_plan(planning)
+    assert plan.configuration(None).size == plan.configuration(None).sizes[2]
+    seconds = plan.configuration(None).sizes[0].pixels ** 2 / PIXELS_PER_STEP * STEPS_WANTED / SPEED.cpu
+    longer = fit_budget(plan, "axis0", seconds=seconds, cpu=True)
+    assert longer.configuration("axis0").size == plan.configuration("axis0").sizes[0]
+    assert longer.configuration("2d") == plan.configuration("2d") and longer.training == plan.training
+    assert "for the budget" in longer.reasons["axis0.canvas"]
+    assert longer.configuration("axis0").preprocessing_digest == plan.configuration("axis0").preprocessing_digest
+    short = fit_budget(longer, "axis0", seconds=60, cpu=False)
+    assert short.configuration("axis0").size == plan.configuration("axis0").sizes[-1]
+
+
+def test_a_size_set_by_hand_stays(planning: ModuleType):
+    by_hand = acdc_plan(planning, overrides=["axis0.canvas=200,200"])
+    assert fit_budget(by_hand, "axis0", seconds=1e6, cpu=True) == by_hand
+    unknown = dataclasses.replace(acdc_plan(planning), speed=None)
+    assert fit_budget(unknown, "axis0", seconds=1e6, cpu=True) == unknown
+
+
+def test_depth_follows_the_window_unless_it_was_set_by_hand(planning: ModuleType):
+    fingerprint = planning.make_fingerprint(shape=(160, 160, 160), spacing=(1.0,) * 3, diameter=40.0)
+    plan = make_plan(fingerprint, gpu_memory_gb=0, speed=SPEED)
+    configuration = plan.configuration(None)
+    assert configuration.sizes[0].window >= 15 and configuration.window == 5
+    assert (plan.inference.depth, plan.inference.slice_stride) == ("windows", 3)
+    long = with_size(plan, configuration.name, configuration.sizes[0])
+    assert (long.inference.depth, long.inference.slice_stride) == ("whole", 8)
+    whole = make_plan(fingerprint, gpu_memory_gb=0, speed=SPEED, overrides=["inference.depth=whole"])
+    assert with_size(whole, configuration.name, configuration.sizes[0]).inference.depth == "whole"
+
+
+def test_plans_for_a_gpu_have_no_sizes_and_no_speed(planning: ModuleType):
+    plan = make_plan(planning.make_fingerprint(), gpu_memory_gb=24, sam_weights=("vit_b",), speed=SPEED)
+    assert plan.speed is None and all(c.sizes == () for c in plan.configurations.values())
+
+
+def test_a_plan_made_for_a_budget_keeps_it(planning: ModuleType):
+    plan = acdc_plan(planning, overrides=["training.budget=90h"])
+    assert plan.training.budget == "90h"
+    assert plan.configuration("axis0").size == plan.configuration("axis0").sizes[0]
