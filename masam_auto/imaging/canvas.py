@@ -1,13 +1,13 @@
-"""From preprocessed slices to the network's canvas, and from canvas logits back.
+"""Between preprocessed slices and the network's canvas: one map, and what is moved along it.
 
 A slice of h x w preprocessed pixels, magnified, covers `extent` canvas pixels. Where that fits, it is centred on the
-canvas and zero-padded; where it does not, several tiles of the canvas's size cover it. Canvas pixel centre u shows
-preprocessed coordinate (u - (W - 1) / 2) / magnification + c, where c is the centre of what the tile shows.
+canvas and zero-padded; where it does not, several tiles, which are maps that are shifted, cover it.
 """
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,154 +15,176 @@ import torch.nn.functional as F
 
 from masam_auto.core.windows import covering_starts, gaussian_weights
 
+Places = TypeVar("Places", float, np.ndarray)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CanvasLayout:
-    """Where slices of one size lie on canvases.
+class CanvasMap:
+    """Where a canvas lies on a magnified slice. Places are pixel centres and count from 0, along axis 0 (rows) or 1.
 
-    `size` (h, w) is in preprocessed pixels; `canvas`, `extent` (height, width) and `tiles` are in canvas pixels.
-    `tiles` are the (row, column) starts of the canvases on the magnified slice: negative where there is padding.
+    `size` (h, w) is in preprocessed pixels; `canvas` (H, W), `extent` and `start` (row, column) are in canvas pixels:
+    `extent` is what the magnified slice covers, `start` where the canvas begins on it, negative where there is padding.
+    `magnification` is canvas pixels per preprocessed pixel.
     """
 
     size: tuple[int, int]
     canvas: tuple[int, int]
     magnification: float
     extent: tuple[int, int]
-    tiles: tuple[tuple[int, int], ...]
+    start: tuple[int, int]
+
+    def to_slice(self, places: Places, axis: int) -> Places:
+        """Slice coordinates of places on the canvas."""
+        middle = (self.extent[axis] - 1) / 2
+        return (places + self.start[axis] - middle) / self.magnification + (self.size[axis] - 1) / 2
+
+    def to_canvas(self, places: Places, axis: int) -> Places:
+        """Canvas coordinates of places on the slice."""
+        middle = (self.extent[axis] - 1) / 2
+        return (places - (self.size[axis] - 1) / 2) * self.magnification + middle - self.start[axis]
+
+    def shifted(self, start: tuple[int, int]) -> "CanvasMap":
+        """The same slice under a canvas that begins elsewhere."""
+        return replace(self, start=start)
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Slice coordinates (row, column) of the canvas's middle."""
+        row, column = (self.to_slice((self.canvas[axis] - 1) / 2, axis) for axis in (0, 1))
+        return row, column
 
 
-def lay_out(
-    size: tuple[int, int], canvas: tuple[int, int], magnification: float, *, tile_overlap: float
-) -> CanvasLayout:
-    """Decide which canvases show a slice.
+def canvas_map(size: tuple[int, int], canvas: tuple[int, int], magnification: float) -> CanvasMap:
+    """The map of a slice that is centred on the canvas, or begins where the canvas does along axes where it is larger.
 
     Args:
         size: (h, w) of the preprocessed slice.
         canvas: (H, W) of the network's input.
         magnification: canvas pixels per preprocessed pixel.
-        tile_overlap: share of a tile's side that neighbours have in common, within [0, 1).
     """
-    rows, row_starts = _lay_out_axis(size[0], canvas[0], magnification, tile_overlap)
-    columns, column_starts = _lay_out_axis(size[1], canvas[1], magnification, tile_overlap)
-    tiles = tuple((row, column) for row in row_starts for column in column_starts)
-    return CanvasLayout(size=size, canvas=canvas, magnification=magnification, extent=(rows, columns), tiles=tiles)
+    (rows, top), (columns, left) = (_fit_axis(size[axis], canvas[axis], magnification) for axis in (0, 1))
+    return CanvasMap(size=size, canvas=canvas, magnification=magnification, extent=(rows, columns), start=(top, left))
 
 
-def place(window: torch.Tensor, layout: CanvasLayout, tile: tuple[int, int]) -> torch.Tensor:
+def tiles_of(fitted: CanvasMap, overlap: float) -> tuple[CanvasMap, ...]:
+    """The canvases that together show all of a slice, row by row; one where it fits.
+
+    Args:
+        fitted: from `canvas_map`.
+        overlap: share of a tile's side that neighbours have in common, within [0, 1).
+    """
+    rows, columns = (_starts(fitted, axis, overlap) for axis in (0, 1))
+    return tuple(fitted.shifted((row, column)) for row in rows for column in columns)
+
+
+def place(window: torch.Tensor, tile: CanvasMap) -> torch.Tensor:
     """Show preprocessed slices on a canvas: bilinear where magnified, else an exact crop; zero outside the slices.
 
     Args:
         window: (N, C, h, w).
-        layout: made for (h, w).
-        tile: one of `layout.tiles`.
+        tile: made for (h, w).
 
     Returns:
         (N, C, H, W).
     """
-    if layout.magnification == 1:
-        (top, left), (height, width) = tile, layout.canvas
-        (h, w) = layout.size
+    if tile.magnification == 1:
+        (top, left), (height, width) = tile.start, tile.canvas
+        (h, w) = tile.size
         shown = window[..., max(0, top) : top + height, max(0, left) : left + width]
         before = (max(0, -top), max(0, -left))
         after = (max(0, top + height - h), max(0, left + width - w))
         return F.pad(shown, (before[1], after[1], before[0], after[0]))
-    rows = _preprocessed_coordinates(layout, 0, np.arange(layout.canvas[0]) + tile[0])
-    columns = _preprocessed_coordinates(layout, 1, np.arange(layout.canvas[1]) + tile[1])
+    rows, columns = (tile.to_slice(np.arange(tile.canvas[axis]), axis) for axis in (0, 1))
     return _sample(window, rows, columns, padding="zeros")
 
 
 def canvas_box(
-    rows: tuple[float, float], columns: tuple[float, float], layout: CanvasLayout, tile: tuple[int, int]
+    rows: tuple[float, float], columns: tuple[float, float], tile: CanvasMap
 ) -> tuple[float, float, float, float] | None:
     """Where a box on preprocessed slices lies on a canvas, cut to it.
 
     Args:
         rows, columns: where the box begins and ends, measured from the slice's edge: pixel i reaches from i to i + 1.
-        layout: made for the slices.
-        tile: one of `layout.tiles`.
+        tile: made for the slices.
 
     Returns:
         x0, y0, x1, y1 in canvas pixels, measured from the canvas's edge; None where the box does not touch the canvas.
     """
     sides = []
     for axis, edges in enumerate((rows, columns)):
-        low, high = (
-            (edge - layout.size[axis] / 2) * layout.magnification + layout.extent[axis] / 2 - tile[axis]
-            for edge in edges
-        )
-        sides.append((max(0.0, low), min(float(layout.canvas[axis]), high)))
+        low, high = (tile.to_canvas(edge - 0.5, axis) + 0.5 for edge in edges)
+        sides.append((max(0.0, low), min(float(tile.canvas[axis]), high)))
     if any(low >= high for low, high in sides):
         return None
     (y0, y1), (x0, x1) = sides
     return (x0, y0, x1, y1)
 
 
-def collect(tiles: Iterable[torch.Tensor], layout: CanvasLayout) -> Iterator[torch.Tensor]:
+def collect(logits: Iterable[torch.Tensor], tiles: Sequence[CanvasMap]) -> Iterator[torch.Tensor]:
     """Bring the logits of all tiles back to the preprocessed grid; overlaps are averaged with Gaussian weights.
 
     Tiles are taken one by one and slices are given one by one, so that neither exist all at once.
 
     Args:
-        tiles: (N, K, H, W) logits, one for each of `layout.tiles`, in that order.
-        layout: as given to `place`.
+        logits: (N, K, H, W), one for each tile.
+        tiles: as they were given to `place`.
 
     Yields:
         (K, h, w) logits of each of the N slices; bilinear where the slices were magnified, else exact.
     """
-    if len(layout.tiles) == 1:
-        (merged,) = tiles
-        start = layout.tiles[0]
+    if len(tiles) == 1:
+        (merged,), whole = logits, tiles[0]
     else:
-        merged, start = _merge(tiles, layout), (0, 0)
-    for logits in merged:
-        yield _to_preprocessed(logits[None], layout, start=start)[0]
+        merged, whole = _merge(logits, tiles), tiles[0].shifted((0, 0))
+    for one in merged:
+        yield _to_preprocessed(one[None], whole)[0]
 
 
-def _merge(tiles: Iterable[torch.Tensor], layout: CanvasLayout) -> torch.Tensor:
+def _merge(logits: Iterable[torch.Tensor], tiles: Sequence[CanvasMap]) -> torch.Tensor:
     """(N, K, *extent) weighted mean of overlapping tiles."""
     total: torch.Tensor | None = None
-    for (top, left), logits in zip(layout.tiles, tiles, strict=True):
+    for tile, part in zip(tiles, logits, strict=True):
+        (top, left), extent = tile.start, tile.extent
         if total is None:
-            weights = torch.as_tensor(gaussian_weights(*layout.canvas), dtype=logits.dtype, device=logits.device)
-            total, covered = logits.new_zeros((*logits.shape[:2], *layout.extent)), logits.new_zeros(layout.extent)
-        rows = slice(max(0, top), min(layout.extent[0], top + layout.canvas[0]))
-        columns = slice(max(0, left), min(layout.extent[1], left + layout.canvas[1]))
+            weights = torch.as_tensor(gaussian_weights(*tile.canvas), dtype=part.dtype, device=part.device)
+            total, covered = part.new_zeros((*part.shape[:2], *extent)), part.new_zeros(extent)
+        rows = slice(max(0, top), min(extent[0], top + tile.canvas[0]))
+        columns = slice(max(0, left), min(extent[1], left + tile.canvas[1]))
         within = (
             ...,
             slice(rows.start - top, rows.stop - top),
             slice(columns.start - left, columns.stop - left),
         )
-        total[..., rows, columns].addcmul_(logits[within], weights[within])
+        total[..., rows, columns].addcmul_(part[within], weights[within])
         covered[rows, columns] += weights[within]
     assert total is not None
     return total.div_(covered)
 
 
-def _lay_out_axis(size: int, side: int, magnification: float, overlap: float) -> tuple[int, tuple[int, ...]]:
+def _fit_axis(size: int, side: int, magnification: float) -> tuple[int, int]:
+    """Extent of a magnified slice along an axis, and where the canvas begins on it."""
     extent = math.ceil(size * magnification - 1e-6)
     if extent > side:
-        return extent, covering_starts(extent, side, max(1, round(side * (1 - overlap))))
+        return extent, 0
     if magnification != 1 and (side - extent) % 2:
         extent += 1  # then the slice's centre is the canvas's centre to the pixel fraction
-    return extent, (-((side - extent) // 2),)
+    return extent, -((side - extent) // 2)
 
 
-def _preprocessed_coordinates(layout: CanvasLayout, axis: int, places: np.ndarray) -> np.ndarray:
-    """Preprocessed coordinates of places on the magnified slice (both count pixel centres from 0)."""
-    centre = (layout.size[axis] - 1) / 2
-    return (places - (layout.extent[axis] - 1) / 2) / layout.magnification + centre
+def _starts(fitted: CanvasMap, axis: int, overlap: float) -> tuple[int, ...]:
+    extent, side = fitted.extent[axis], fitted.canvas[axis]
+    if extent <= side:
+        return (fitted.start[axis],)
+    return covering_starts(extent, side, max(1, round(side * (1 - overlap))))
 
 
-def _to_preprocessed(logits: torch.Tensor, layout: CanvasLayout, *, start: tuple[int, int]) -> torch.Tensor:
-    """Read (N, K, ...) logits, whose first pixel lies at `start` on the magnified slice, at the preprocessed pixels."""
-    if layout.magnification == 1:
-        (h, w) = layout.size
-        return logits[..., -start[0] : h - start[0], -start[1] : w - start[1]]
-    places = []
-    for axis in (0, 1):
-        offset = np.arange(layout.size[axis]) - (layout.size[axis] - 1) / 2
-        places.append(offset * layout.magnification + (layout.extent[axis] - 1) / 2 - start[axis])
-    return _sample(logits, places[0], places[1], padding="border")
+def _to_preprocessed(logits: torch.Tensor, whole: CanvasMap) -> torch.Tensor:
+    """Read (N, K, ...) logits, whose first pixel lies where `whole` starts, at the preprocessed pixels."""
+    if whole.magnification == 1:
+        (h, w), (top, left) = whole.size, whole.start
+        return logits[..., -top : h - top, -left : w - left]
+    rows, columns = (whole.to_canvas(np.arange(whole.size[axis]), axis) for axis in (0, 1))
+    return _sample(logits, rows, columns, padding="border")
 
 
 def _sample(images: torch.Tensor, rows: np.ndarray, columns: np.ndarray, *, padding: str) -> torch.Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 from masam_auto.core.boxes import BoxPrompt
 from masam_auto.core.plan import Configuration, InferencePlan
 from masam_auto.core.windows import SliceWindow, covering_windows, triangular_weights
-from masam_auto.imaging.canvas import CanvasLayout, canvas_box, collect, lay_out, place
+from masam_auto.imaging.canvas import CanvasMap, canvas_box, canvas_map, collect, place, tiles_of
 from masam_auto.network.finite import finite_logits
 
 # Bounds the memory of one pass, whatever the size of the slices: a pixel counts its outputs and about 32 features, or
@@ -76,14 +76,10 @@ def predict_slices(
     """
     assert not any(network.training for network in networks), "networks must be in evaluation mode"
     _, depth, *plane = image.shape
-    layout = lay_out(
-        (plane[0], plane[1]),
-        configuration.canvas,
-        configuration.magnification,
-        tile_overlap=inference.tile_overlap,
-    )
+    fitted = canvas_map((plane[0], plane[1]), configuration.canvas, configuration.magnification)
+    tiles = tiles_of(fitted, inference.tile_overlap)
     seen = range(depth) if prompt is None else _with_context(prompt.slices, depth, configuration.window)
-    limit = slices_at_once(layout, num_outputs, device, networks)
+    limit = slices_at_once(fitted, num_outputs, device, networks)
     planned = plan_windows(len(seen), configuration, inference, limit=limit)
     wanted = seen if prompt is None else prompt.slices
     passes = [(weighted.window, _used_slices(weighted, seen, wanted)) for weighted in planned]
@@ -93,8 +89,8 @@ def predict_slices(
         if not slices:
             continue
         shown, chosen = _read(image, window, seen).to(device), slice(slices[0][1], slices[-1][1] + 1)
-        tiles = _tile_logits(networks, shown, layout, configuration, inference, chosen, num_outputs, prompt)
-        for (z, _, share), logits in zip(slices, collect(tiles, layout), strict=True):
+        predicted = _tile_logits(networks, shown, tiles, configuration, inference, chosen, num_outputs, prompt)
+        for (z, _, share), logits in zip(slices, collect(predicted, tiles), strict=True):
             part = logits if share == 1 else logits * share
             total = unfinished.pop(z) + part if z in unfinished else part
             if last_use[z] == number:
@@ -146,9 +142,9 @@ def plan_windows(
     return _shared(windows, (np.arange(len(windows))[:, None] == owner).astype(float))
 
 
-def slices_at_once(layout: CanvasLayout, num_outputs: int, device: torch.device, networks: Sequence[nn.Module]) -> int:
+def slices_at_once(fitted: CanvasMap, num_outputs: int, device: torch.device, networks: Sequence[nn.Module]) -> int:
     """How many slices may go through the network together, so that memory does not grow with the slices' size."""
-    pixels = max(layout.canvas[0] * layout.canvas[1], layout.extent[0] * layout.extent[1])
+    pixels = max(fitted.canvas[0] * fitted.canvas[1], fitted.extent[0] * fitted.extent[1])
     if device.type != "cpu":
         return max(1, VALUES_AT_ONCE_ON_GPU // (pixels * (num_outputs + FEATURES)))
     features = max(getattr(network, "features_held", FEATURES) for network in networks)
@@ -158,7 +154,7 @@ def slices_at_once(layout: CanvasLayout, num_outputs: int, device: torch.device,
 def _tile_logits(
     networks: Sequence[nn.Module],
     slices: torch.Tensor,
-    layout: CanvasLayout,
+    tiles: Sequence[CanvasMap],
     configuration: Configuration,
     inference: InferencePlan,
     wanted: slice,
@@ -167,12 +163,12 @@ def _tile_logits(
 ) -> Iterator[torch.Tensor]:
     """For each tile, the mean logits (n, K, H, W) of the wanted ones of (N, C, h, w) slices, over flips and networks."""
     flips = _flips(configuration, inference)
-    for tile in layout.tiles:
-        box = None if prompt is None else canvas_box(prompt.rows, prompt.columns, layout, tile)
+    for tile in tiles:
+        box = None if prompt is None else canvas_box(prompt.rows, prompt.columns, tile)
         if prompt is not None and box is None:
-            yield slices.new_zeros((wanted.stop - wanted.start, num_outputs, *layout.canvas))
+            yield slices.new_zeros((wanted.stop - wanted.start, num_outputs, *tile.canvas))
             continue
-        canvas = place(slices, layout, tile)
+        canvas = place(slices, tile)
         # Networks of single slices must not look across them: slices become the batch.
         canvas = canvas[:, None] if configuration.window == 1 else canvas[None]
         total: torch.Tensor | None = None

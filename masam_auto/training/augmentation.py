@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from masam_auto.core.plan import AugmentationPlan, Range
+from masam_auto.imaging.canvas import CanvasMap
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,20 +30,6 @@ class Augmentation:
     intensity: tuple[tuple[str, float], ...] = ()
     erased: tuple[float, float, float, float] | None = None
     seed: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class View:
-    """Which part of a preprocessed slice the canvas shows before augmentation.
-
-    Canvas pixel centre u (rows or columns) shows preprocessed coordinate (u - (side - 1) / 2) / magnification + centre.
-    `spacing` (rows, columns) in mm keeps rotations true where pixels are not square.
-    """
-
-    canvas: tuple[int, int]
-    magnification: float
-    centre: tuple[float, float]
-    spacing: tuple[float, float] = (1.0, 1.0)
 
 
 IDENTITY = Augmentation()
@@ -87,7 +74,12 @@ def draw_augmentation(
 
 
 def apply_augmentation(
-    image: torch.Tensor, labels: torch.Tensor, view: View, augmentation: Augmentation
+    image: torch.Tensor,
+    labels: torch.Tensor,
+    tile: CanvasMap,
+    augmentation: Augmentation,
+    *,
+    spacing: tuple[float, float] = (1.0, 1.0),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Show a window on the canvas, changed as drawn; all slices alike.
 
@@ -97,26 +89,27 @@ def apply_augmentation(
     Args:
         image: (N, C, h, w) float32, preprocessed slices.
         labels: (N, h, w) label values.
-        view: what the canvas shows.
+        tile: what the canvas shows before any change.
         augmentation: what to change.
+        spacing: (rows, columns) in mm, which keeps rotations true where pixels are not square.
 
     Returns:
         image (N, C, H, W) float32, bilinear, zero outside; labels (N, H, W) int16, nearest, background outside.
     """
     if 0 in augmentation.flips:
         image, labels = image.flip(0), labels.flip(0)
-    matrix = _canvas_to_slice(view, augmentation)
-    rows, columns = _needed(matrix, view, (image.shape[-2], image.shape[-1]))
+    matrix = _canvas_to_slice(tile, augmentation, spacing)
+    rows, columns = _needed(matrix, tile)
     image, labels = image[..., rows, columns], labels[..., rows, columns]
-    centre = (view.centre[0] - rows.start, view.centre[1] - columns.start)
+    centre = (tile.centre[0] - rows.start, tile.centre[1] - columns.start)
     generator = np.random.default_rng(augmentation.seed)
     for name, strength in augmentation.intensity:
         image = AUGMENTATIONS[name](image, strength, generator)
     count, channels = image.shape[:2]
-    grid = _sampling_grid(matrix, centre, view, (image.shape[-2], image.shape[-1]))
+    grid = _sampling_grid(matrix, centre, tile.canvas, (image.shape[-2], image.shape[-1]))
     shown = F.grid_sample(
         image.flatten(0, 1).unsqueeze(0), grid, mode="bilinear", padding_mode="zeros", align_corners=False
-    ).view(count, channels, *view.canvas)
+    ).view(count, channels, *tile.canvas)
     classes = F.grid_sample(
         labels.unsqueeze(0).float(), grid, mode="nearest", padding_mode="zeros", align_corners=False
     )[0]
@@ -209,34 +202,36 @@ def _neighbours(size: int) -> torch.Tensor:
     return _sum_of_three(torch.ones(size), 0)
 
 
-def _canvas_to_slice(view: View, augmentation: Augmentation) -> np.ndarray:
-    """(2, 3) matrix from canvas offsets (rows, columns, 1), from its middle, to slice offsets from the view's centre."""
+def _canvas_to_slice(tile: CanvasMap, augmentation: Augmentation, spacing: tuple[float, float]) -> np.ndarray:
+    """(2, 3) matrix from offsets (rows, columns, 1) from the canvas's middle to slice offsets from what it shows there."""
     angle, skew = math.radians(augmentation.rotation), math.tan(math.radians(augmentation.shear))
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     flip = np.diag([-1.0 if axis in augmentation.flips else 1.0 for axis in (1, 2)])
-    to_mm = np.diag(view.spacing)
+    to_mm = np.diag(spacing)
     linear = np.linalg.inv(to_mm) @ turn @ np.array([[1.0, skew], [0.0, 1.0]]) @ flip @ to_mm
-    linear /= augmentation.scale * view.magnification
-    shift = np.multiply(augmentation.translation, view.canvas)
+    linear /= augmentation.scale * tile.magnification
+    shift = np.multiply(augmentation.translation, tile.canvas)
     return np.concatenate([linear, -(linear @ shift)[:, None]], axis=1)
 
 
-def _needed(matrix: np.ndarray, view: View, size: tuple[int, int]) -> tuple[slice, slice]:
+def _needed(matrix: np.ndarray, tile: CanvasMap) -> tuple[slice, slice]:
     """The rows and columns of the slice that the canvas can show, so that the rest need not be computed on."""
-    half = np.subtract(view.canvas, 1) / 2
+    half = np.subtract(tile.canvas, 1) / 2
     corners = np.array([(r, c, 1.0) for r in (-half[0], half[0]) for c in (-half[1], half[1])])
-    places = corners @ matrix.T + np.asarray(view.centre)
+    places = corners @ matrix.T + np.asarray(tile.centre)
     bounds = []
     for axis in (0, 1):
-        low = int(np.clip(np.floor(places[:, axis].min()) - 1, 0, size[axis] - 1))
-        high = int(np.clip(np.ceil(places[:, axis].max()) + 2, low + 1, size[axis]))
+        low = int(np.clip(np.floor(places[:, axis].min()) - 1, 0, tile.size[axis] - 1))
+        high = int(np.clip(np.ceil(places[:, axis].max()) + 2, low + 1, tile.size[axis]))
         bounds.append(slice(low, high))
     return bounds[0], bounds[1]
 
 
-def _sampling_grid(matrix: np.ndarray, centre: tuple[float, float], view: View, size: tuple[int, int]) -> torch.Tensor:
+def _sampling_grid(
+    matrix: np.ndarray, centre: tuple[float, float], canvas: tuple[int, int], size: tuple[int, int]
+) -> torch.Tensor:
     """(1, H, W, 2) grid for `grid_sample`: for each canvas pixel (x, y) in the slice's [-1, 1] from edge to edge."""
-    (height, width), (h, w) = view.canvas, size
+    (height, width), (h, w) = canvas, size
     (a, b, e), (c, d, f) = matrix
     theta = [
         [d * width / w, c * height / w, (2 * (f + centre[1]) + 1) / w - 1],

@@ -16,8 +16,8 @@ import torch
 from masam_auto.core.plan import AugmentationPlan, Configuration
 from masam_auto.core.windows import SliceWindow
 from masam_auto.formats.storage import ClassLocations, array_files, open_array, read_locations
-from masam_auto.imaging.canvas import lay_out
-from masam_auto.training.augmentation import IDENTITY, View, apply_augmentation, draw_augmentation
+from masam_auto.imaging.canvas import CanvasMap, canvas_map
+from masam_auto.training.augmentation import IDENTITY, apply_augmentation, draw_augmentation
 from masam_auto.training.box_augmentation import BoxDraws, draw_box
 
 Locations = Mapping[str, ClassLocations]
@@ -114,33 +114,19 @@ def draw_window(
         number = int(generator.integers(len(sampling.cases)))
     case, configuration = sampling.cases[number], sampling.configuration
     start = _draw_start(case.shape[0], configuration.window, None if voxel is None else int(voxel[0]), generator)
-    layout = lay_out(case.shape[1:], configuration.canvas, configuration.magnification, tile_overlap=0.5)
-    tile = [
-        _draw_tile(layout.extent[axis], configuration.canvas[axis], layout.tiles[0][axis], generator) for axis in (0, 1)
-    ]
+    fitted = map_of(case, configuration)
+    tile = [_draw_tile(fitted, axis, generator) for axis in (0, 1)]
     for axis in (0, 1):
-        excess = layout.extent[axis] - configuration.canvas[axis]
+        excess = fitted.extent[axis] - fitted.canvas[axis]
         if voxel is not None and excess > 0:
-            centre = (case.shape[1 + axis] - 1) / 2
-            place = (float(voxel[1 + axis]) - centre) * configuration.magnification + (layout.extent[axis] - 1) / 2
-            tile[axis] = int(np.clip(round(place - (configuration.canvas[axis] - 1) / 2), 0, excess))
+            place = fitted.to_canvas(float(voxel[1 + axis]), axis)
+            tile[axis] = int(np.clip(round(place - (fitted.canvas[axis] - 1) / 2), 0, excess))
     return WindowDraw(case=number, start=start, tile=(tile[0], tile[1]))
 
 
-def view_of(size: tuple[int, int], tile: tuple[int, int], configuration: Configuration) -> View:
-    """What the canvas shows of a slice of (h, w) preprocessed pixels when it lies at `tile`, as in prediction."""
-    layout = lay_out(size, configuration.canvas, configuration.magnification, tile_overlap=0.5)
-    centre = [
-        ((configuration.canvas[axis] - layout.extent[axis]) / 2 + tile[axis]) / configuration.magnification
-        + (size[axis] - 1) / 2
-        for axis in (0, 1)
-    ]
-    return View(
-        canvas=configuration.canvas,
-        magnification=configuration.magnification,
-        centre=(centre[0], centre[1]),
-        spacing=configuration.spacing[1:],
-    )
+def map_of(case: CaseFiles, configuration: Configuration) -> CanvasMap:
+    """Where a case's slices lie on the canvas, as in prediction."""
+    return canvas_map(case.shape[1:], configuration.canvas, configuration.magnification)
 
 
 @dataclass(kw_only=True)
@@ -202,9 +188,12 @@ def make_window(store: CaseStore, sampling: Sampling, epoch: int, number: int) -
         augmentation = draw_augmentation(sampling.augmentation, configuration.mirror_axes, generator)
     try:
         image, labels = store.read(draw.case, SliceWindow(start=draw.start, length=configuration.window))
-        view = view_of(case.shape[1:], draw.tile, configuration)
         return apply_augmentation(
-            torch.from_numpy(image), torch.from_numpy(labels.astype(np.int16, copy=False)), view, augmentation
+            torch.from_numpy(image),
+            torch.from_numpy(labels.astype(np.int16, copy=False)),
+            map_of(case, configuration).shifted(draw.tile),
+            augmentation,
+            spacing=configuration.spacing[1:],
         )
     except Exception as error:
         error.add_note(f"This happened in case {case.identifier}, epoch {epoch}, window {number}.")
@@ -229,8 +218,9 @@ def _draw_start(depth: int, length: int, centre: int | None, generator: np.rando
     return int(generator.integers(lowest, highest + 1))
 
 
-def _draw_tile(extent: int, side: int, fitting: int, generator: np.random.Generator) -> int:
-    return int(generator.integers(extent - side + 1)) if extent > side else fitting
+def _draw_tile(fitted: CanvasMap, axis: int, generator: np.random.Generator) -> int:
+    excess = fitted.extent[axis] - fitted.canvas[axis]
+    return int(generator.integers(excess + 1)) if excess > 0 else fitted.start[axis]
 
 
 def _shape_of(path: Path) -> tuple[int, int, int]:

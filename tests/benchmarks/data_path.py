@@ -41,7 +41,7 @@ from masam_auto.training.augmentation import (
     draw_augmentation,
 )
 from masam_auto.training.batches import BatchLoader, make_batch, open_batches
-from masam_auto.training.sampling import CaseStore, Sampling, find_case_files, find_holders, view_of
+from masam_auto.training.sampling import CaseStore, Sampling, find_case_files, find_holders, map_of
 
 LABELS = parse_labels({"background": 0, "organ": 1, "lesion": 2}, None)
 STRENGTHS = {"gamma": 1.3, "contrast": 0.8, "brightness": 0.2, "sharpness": 0.7, "posterise": 16.0, "noise": 0.1}
@@ -71,7 +71,7 @@ def costs(sampling: Sampling, rounds: int = 21) -> dict[str, float]:
     configuration = sampling.configuration
     image, labels = full.read(0, SliceWindow(start=8, length=configuration.window))
     pixels, classes = torch.from_numpy(image), torch.from_numpy(labels.astype(np.int16))
-    view = view_of(sampling.cases[0].shape[1:], (0, 0), configuration)
+    view = map_of(sampling.cases[0], configuration)
     numbers = iter(range(1_000_000))
     work: dict[str, Callable[[], Any]] = {
         "whole window, arrays in memory": lambda: make_batch(full, sampling, 0, next(numbers), 1),

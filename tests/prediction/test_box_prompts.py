@@ -18,7 +18,7 @@ from masam_auto.core.geometry import Box, CaseProperties, Geometry
 from masam_auto.core.labels import Labels, parse_labels
 from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, NormalizationPlan, Plan, TrainingPlan
 from masam_auto.formats.io import read_geometry, read_labels
-from masam_auto.imaging.canvas import canvas_box, lay_out, place
+from masam_auto.imaging.canvas import canvas_box, canvas_map, place, tiles_of
 from masam_auto.prediction.box_prompts import segment_boxes
 from masam_auto.prediction.predict import Predictor
 from masam_auto.prediction.predict_folder import predict_folder, read_case_boxes
@@ -82,12 +82,11 @@ def test_the_mapped_box_encloses_the_cube_within_a_pixel(
     filled = np.flatnonzero(done.labels.any(axis=(1, 2)))
     assert prompt.slices.start <= filled[0] and filled[-1] < prompt.slices.stop
     assert len(prompt.slices) <= len(filled) + 4
-    layout = lay_out(done.labels.shape[1:], canvas, magnification, tile_overlap=0.5)
     slices = torch.from_numpy(done.labels[filled].astype(np.float32))[:, None]
     touched = 0
-    for tile in layout.tiles:
-        shown = (place(slices, layout, tile) > 0.5).any(dim=0)[0].numpy()
-        found = canvas_box(prompt.rows, prompt.columns, layout, tile)
+    for tile in tiles_of(canvas_map(done.labels.shape[1:], canvas, magnification), 0.5):
+        shown = (place(slices, tile) > 0.5).any(dim=0)[0].numpy()
+        found = canvas_box(prompt.rows, prompt.columns, tile)
         if not shown.any():
             continue
         touched += 1

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from masam_auto.core.plan import AugmentationPlan
-from masam_auto.imaging.canvas import lay_out, place
+from masam_auto.imaging.canvas import canvas_map, place, tiles_of
 from masam_auto.training.augmentation import (
     AUGMENTATIONS,
     IDENTITY,
     Augmentation,
-    View,
     apply_augmentation,
     draw_augmentation,
 )
@@ -26,24 +25,15 @@ def window(size: tuple[int, int], slices: int = 3, channels: int = 2) -> tuple[t
     return image, torch.randint(0, 4, (slices, *size), generator=generator, dtype=torch.int16)
 
 
-def middle_view(size: tuple[int, int], canvas: tuple[int, int], magnification: float = 1.0) -> View:
-    return View(canvas=canvas, magnification=magnification, centre=((size[0] - 1) / 2, (size[1] - 1) / 2))
-
-
 @pytest.mark.parametrize("magnification", [1.0, 1.5, 3.0])
 @pytest.mark.parametrize("size", [(8, 10), (7, 10), (40, 30)])
 def test_doing_nothing_shows_what_prediction_sees(size: tuple[int, int], magnification: float) -> None:
     image, labels = window(size)
-    layout = lay_out(size, (24, 28), magnification, tile_overlap=0.5)
-    for tile in layout.tiles:
-        centre = [
-            ((layout.canvas[a] - layout.extent[a]) / 2 + tile[a]) / magnification + (size[a] - 1) / 2 for a in (0, 1)
-        ]
-        view = View(canvas=layout.canvas, magnification=magnification, centre=(centre[0], centre[1]))
-        shown, classes = apply_augmentation(image, labels, view, IDENTITY)
-        torch.testing.assert_close(shown, place(image, layout, tile), atol=1e-4, rtol=1e-4)
+    for tile in tiles_of(canvas_map(size, (24, 28), magnification), 0.5):
+        shown, classes = apply_augmentation(image, labels, tile, IDENTITY)
+        torch.testing.assert_close(shown, place(image, tile), atol=1e-4, rtol=1e-4)
         if magnification == 1:
-            expected = place(labels[:, None].float(), layout, tile)[:, 0]
+            expected = place(labels[:, None].float(), tile)[:, 0]
             assert torch.equal(classes.float(), expected)
 
 
@@ -52,7 +42,7 @@ def test_all_slices_move_alike_and_labels_move_with_the_image() -> None:
     labels[:, 6:12, 5:15] = 3
     image = labels[:, None].float()
     change = Augmentation(rotation=17.0, shear=6.0, scale=1.2, translation=(0.05, -0.1), flips=(2,))
-    shown, classes = apply_augmentation(image, labels, middle_view((20, 20), (32, 32)), change)
+    shown, classes = apply_augmentation(image, labels, canvas_map((20, 20), (32, 32), 1.0), change)
     assert torch.equal(classes[0], classes[1])
     assert torch.equal(shown[0], shown[2])
     assert (classes == 3).any()
@@ -63,7 +53,7 @@ def test_all_slices_move_alike_and_labels_move_with_the_image() -> None:
 
 def test_a_flip_is_exact_and_of_slices_too() -> None:
     image, labels = window((16, 16))
-    view = middle_view((16, 16), (16, 16))
+    view = canvas_map((16, 16), (16, 16), 1.0)
     shown, classes = apply_augmentation(image, labels, view, Augmentation(flips=(0, 1, 2)))
     torch.testing.assert_close(shown, image.flip(0, 2, 3), atol=1e-4, rtol=1e-4)
     assert torch.equal(classes, labels.flip(0, 1, 2))
@@ -72,7 +62,7 @@ def test_a_flip_is_exact_and_of_slices_too() -> None:
 def test_scale_enlarges_and_translation_moves_down_and_right() -> None:
     labels = torch.zeros(1, 32, 32, dtype=torch.int16)
     labels[:, 12:20, 12:20] = 1
-    view = middle_view((32, 32), (32, 32))
+    view = canvas_map((32, 32), (32, 32), 1.0)
     _, enlarged = apply_augmentation(labels[:, None].float(), labels, view, Augmentation(scale=2.0))
     assert int(enlarged.sum()) == 16 * 16
     _, moved = apply_augmentation(labels[:, None].float(), labels, view, Augmentation(translation=(0.25, 0.125)))
@@ -82,8 +72,8 @@ def test_scale_enlarges_and_translation_moves_down_and_right() -> None:
 def test_a_rotation_is_one_in_millimetres() -> None:
     labels = torch.zeros(1, 16, 32, dtype=torch.int16)
     labels[:, 6:10, 8:24] = 1  # 8 mm x 16 mm where rows are 2 mm apart
-    view = View(canvas=(16, 32), magnification=1.0, centre=(7.5, 15.5), spacing=(2.0, 1.0))
-    _, turned = apply_augmentation(labels[:, None].float(), labels, view, Augmentation(rotation=90.0))
+    view, change = canvas_map((16, 32), (16, 32), 1.0), Augmentation(rotation=90.0)
+    _, turned = apply_augmentation(labels[:, None].float(), labels, view, change, spacing=(2.0, 1.0))
     rows, columns = torch.nonzero(turned[0], as_tuple=True)
     assert int(rows.max() - rows.min()) + 1 == 8
     assert int(columns.max() - columns.min()) + 1 == 8
@@ -92,8 +82,8 @@ def test_a_rotation_is_one_in_millimetres() -> None:
 def test_cutting_away_what_is_not_shown_changes_nothing() -> None:
     image, labels = window((60, 50), channels=1)
     change = Augmentation(rotation=12.0, scale=0.9, shear=-4.0)
-    small = View(canvas=(16, 20), magnification=1.0, centre=(20.5, 30.5))
-    large = dataclasses.replace(small, canvas=(80, 84))
+    large = canvas_map((60, 50), (80, 84), 1.0)
+    small = dataclasses.replace(large, canvas=(16, 20), start=(large.start[0] + 32, large.start[1] + 32))
     part, part_labels = apply_augmentation(image, labels, small, change)
     whole, whole_labels = apply_augmentation(image, labels, large, change)
     torch.testing.assert_close(part, whole[..., 32:48, 32:52], atol=1e-3, rtol=1e-3)
@@ -103,7 +93,7 @@ def test_cutting_away_what_is_not_shown_changes_nothing() -> None:
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_intensity_changes_leave_labels_and_padding_alone(name: str) -> None:
     image, labels = window((10, 10))
-    view = middle_view((10, 10), (16, 16))
+    view = canvas_map((10, 10), (16, 16), 1.0)
     plain, expected = apply_augmentation(image, labels, view, IDENTITY)
     shown, classes = apply_augmentation(image, labels, view, Augmentation(intensity=((name, STRENGTHS[name]),)))
     assert torch.equal(classes, expected)
@@ -126,7 +116,7 @@ def test_posterise_leaves_so_many_levels() -> None:
 def test_erasing_clears_one_box_in_all_slices() -> None:
     image, labels = window((16, 16))
     shown, classes = apply_augmentation(
-        image, labels, middle_view((16, 16), (16, 16)), Augmentation(erased=(0.25, 0.5, 0.5, 0.75))
+        image, labels, canvas_map((16, 16), (16, 16), 1.0), Augmentation(erased=(0.25, 0.5, 0.5, 0.75))
     )
     assert (shown[..., 4:8, 8:12] == 0).all()
     assert (shown == 0).sum() == 3 * 2 * 16

@@ -12,7 +12,7 @@ import torch
 from masam_auto.core.errors import ImageError
 from masam_auto.core.windows import SliceWindow
 from masam_auto.formats.storage import open_array
-from masam_auto.imaging.canvas import lay_out, place
+from masam_auto.imaging.canvas import canvas_map
 from masam_auto.training.box_augmentation import BoxDraws
 from masam_auto.training.sampling import (
     CaseStore,
@@ -22,7 +22,6 @@ from masam_auto.training.sampling import (
     find_holders,
     make_boxes,
     make_window,
-    view_of,
     window_generator,
 )
 
@@ -66,18 +65,6 @@ def test_no_window_is_drawn_twice(tiny: ModuleType, tmp_path: Path) -> None:
     assert len(seen) == 2 * 3 * 10
 
 
-def test_unaugmented_windows_are_what_prediction_sees(tiny: ModuleType, tmp_path: Path) -> None:
-    for name, size, magnification in (("one", (12, 11), 1.0), ("more", (12, 11), 1.3), ("tiles", (40, 11), 1.0)):
-        configuration = tiny.make_configuration(magnification=magnification)
-        sampling = make_sampling(tiny, tmp_path / name, size=size, configuration=configuration, augmentation=None)
-        store = CaseStore(cases=sampling.cases, memory=0)
-        draw = draw_window(sampling, store.locations, window_generator(sampling, 0, 1))
-        shown, _ = make_window(store, sampling, 0, 1)
-        image, _ = store.read(draw.case, SliceWindow(start=draw.start, length=3))
-        layout = lay_out(size, configuration.canvas, magnification, tile_overlap=0.5)
-        torch.testing.assert_close(shown, place(torch.from_numpy(image), layout, draw.tile), atol=1e-4, rtol=1e-4)
-
-
 def test_foreground_windows_hold_their_class_and_rare_cases_are_found(tiny: ModuleType, tmp_path: Path) -> None:
     sampling = make_sampling(tiny, tmp_path, size=(60, 50), foreground_fraction=1.0, augmentation=None)
     store = CaseStore(cases=sampling.cases, memory=1e9)
@@ -97,7 +84,7 @@ def test_random_windows_reach_every_slice_and_stay_near_the_volume(tiny: ModuleT
     assert min(starts) == -1
     assert max(starts) == 3
     assert {draw.case for draw in draws} == {0, 1, 2}
-    assert {draw.tile for draw in draws} == {lay_out((12, 11), (16, 16), 1.0, tile_overlap=0.5).tiles[0]}
+    assert {draw.tile for draw in draws} == {canvas_map((12, 11), (16, 16), 1.0).start}
 
 
 @pytest.mark.parametrize("window", [7, 9, 15])
@@ -148,11 +135,6 @@ def test_a_missing_file_and_a_failing_case_are_named(tiny: ModuleType, tmp_path:
     with pytest.raises(ImageError) as caught:
         make_window(CaseStore(cases=sampling.cases, memory=0), sampling, 0, 0)
     assert "in case" in caught.value.__notes__[0]
-
-
-def test_the_view_of_a_tile_at_magnification_one_lies_on_the_pixels(tiny: ModuleType) -> None:
-    view = view_of((13, 40), (-1, 7), tiny.make_configuration())
-    assert [(centre - 7.5) % 1 for centre in view.centre] == [0, 0]
 
 
 BOXES = BoxDraws(dropout=0.5, relaxation=(0.0, 0.5), jitter=0.1, ignore=None)
