@@ -86,14 +86,6 @@ def tiny() -> ModuleType:
     return sys.modules.get("tiny_training") or _load("tiny_training")
 
 
-@pytest.fixture
-def tiny_networks(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trained models are read with the tiny encoder, which has no name among ours."""
-    monkeypatch.setattr(
-        "masam_auto.models.trained_model.build_network", lambda *a, device, **k: tiny.build_tiny(*a, **k).to(device)
-    )
-
-
 @pytest.fixture(scope="session")
 def intensity() -> ModuleType:
     """The module tests/intensity_model.py: make_predictor, ByIntensity."""

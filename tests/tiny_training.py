@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from masam_auto.core.encoders import ConvSpec, EncoderSpec, LevelSpec
+from masam_auto.core.encoders import ENCODERS, ConvSpec, EncoderSpec, LevelSpec
 from masam_auto.core.jsonio import digest, write_json
 from masam_auto.core.labels import parse_labels
 from masam_auto.core.paths import Paths
@@ -35,6 +35,29 @@ TINY_SAM = EncoderSpec(
     decoder_mlp=16,
     adapter_channels=4,
 )
+
+
+def tiny_encoder(norm: str) -> EncoderSpec:
+    """An encoder with a stem, as vit_t has one, at the smallest sizes."""
+    return EncoderSpec(
+        dim=8,
+        depth=1,
+        heads=2,
+        global_blocks=(0,),
+        token_stride=4,
+        stem=(4, 8),
+        neck="norm",
+        embedding=8,
+        levels=tuple(LevelSpec(channels=c, stride=s, width=c, target=s) for c, s in ((4, 1), (8, 2))),
+        conv=ConvSpec(norm=norm, across=True),
+        decoder_heads=2,
+        decoder_mlp=8,
+        adapter_channels=4,
+    )
+
+
+# Plans of these tests name it.
+ENCODERS |= {"tiny": tiny_encoder("batch"), "tiny_instance": tiny_encoder("instance")}
 DATASET = "Dataset001_Toy"
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
 
@@ -109,31 +132,9 @@ def write_sam_file(path: Path, *, seed: int = 0, spec: EncoderSpec = TINY_SAM) -
     return path
 
 
-def build_tiny(
-    plan: NetworkPlan,
-    *,
-    activation_checkpointing: bool = False,
-    frozen_dtype: Any = None,
-    norm: str = "batch",
-    **sizes: Any,
-) -> MaSam:
-    """Stands for `build_network`: the same structure at the smallest sizes."""
-    spec = EncoderSpec(
-        dim=8,
-        depth=1,
-        heads=2,
-        global_blocks=(0,),
-        token_stride=4,
-        stem=(4, 8),
-        neck="norm",
-        embedding=8,
-        levels=tuple(LevelSpec(channels=c, stride=s, width=c, target=s) for c, s in ((4, 1), (8, 2))),
-        conv=ConvSpec(norm=norm, across=True),
-        decoder_heads=2,
-        decoder_mlp=8,
-        adapter_channels=4,
-    )
-    return assemble(spec, plan, **sizes)
+def build_tiny(plan: NetworkPlan, *, norm: str = "batch", **sizes: Any) -> MaSam:
+    """The network of a plan at the smallest sizes, whatever encoder it names."""
+    return assemble(tiny_encoder(norm), plan, **sizes)
 
 
 def write_preprocessed(

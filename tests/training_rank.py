@@ -12,7 +12,6 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +29,7 @@ from masam_auto.core.paths import Paths
 from masam_auto.models.checkpoint import has_checkpoint
 from masam_auto.training import batches, epoch
 from masam_auto.training import train as stage
+from masam_auto.training.training_job import TrainingOptions
 
 
 class Aborts:
@@ -115,7 +115,8 @@ def main(arguments: Any = None) -> int:
     folder = Path(settings["folder"])
     configuration = tiny_training.make_configuration(**settings.get("configuration", {}))
     plan = tiny_training.make_plan(configuration, **settings.get("plan", {}))
-    plan = replace(plan, network=replace(plan.network, prompt=settings.get("prompt", "none")))
+    encoder = {"batch": "tiny", "instance": "tiny_instance"}[settings.get("norm", "instance")]
+    plan = replace(plan, network=replace(plan.network, encoder=encoder, prompt=settings.get("prompt", "none")))
     paths = Paths(**{name: folder / name for name in ("raw", "preprocessed", "results", "weights")})
     stage.draw_progress = lambda *arguments, **more: None
     setup_logging()
@@ -127,13 +128,13 @@ def main(arguments: Any = None) -> int:
         record_gradients(folder, world)
         stand_in_for_tensorboard(folder, world)
         fold = paths.model_folder(tiny_training.DATASET, plan.name, configuration.name) / "fold_0"
-        stage.train_fold(
-            paths, tiny_training.DATASET, plan, configuration, 0, device=device, threads=1, world=world,
-            workers=settings.get("workers", 0), log_to=["tensorboard"] if settings.get("record") else [],
+        options = TrainingOptions(
+            device=device, threads=1, workers=settings.get("workers", 0),
+            log_to=("tensorboard",) if settings.get("record") else (),
             pretrained_weights=Path(settings["pretrained"]) if "pretrained" in settings else None,
             resume=settings.get("resume", False) or (world.has_begun() and has_checkpoint(fold)),
-            build=partial(tiny_training.build_tiny, norm=settings.get("norm", "instance")),
         )  # fmt: skip
+        stage.train_fold(paths, tiny_training.DATASET, plan, configuration, 0, options, world=world)
     return 0
 
 

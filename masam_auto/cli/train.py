@@ -76,6 +76,7 @@ def _train_and_validate(parsed: argparse.Namespace, paths: Paths, device: "torch
     from masam_auto.evaluation.validate import open_raw_data, validate_fold
     from masam_auto.models.checkpoint import has_checkpoint
     from masam_auto.training.train import train_fold
+    from masam_auto.training.training_job import TrainingOptions
 
     folder = paths.model_folder(name, plan.name, configuration.name) / f"fold_{parsed.fold}"
     resume = parsed.c or (world.has_begun() and has_checkpoint(folder))
@@ -87,12 +88,12 @@ def _train_and_validate(parsed: argparse.Namespace, paths: Paths, device: "torch
             open_raw_data(paths, name)
         except MasamError as error:  # training needs no raw data; the validation after it does
             logger.warning("%s\nTraining goes on without; validate later with --val.", error)
-        train_fold(
-            paths, name, plan, configuration, parsed.fold, device=device, workers=parsed.workers,
-            budget=parsed.budget, resume=resume, overwrite=parsed.overwrite, sam_checkpoint=parsed.sam_checkpoint,
+        options = TrainingOptions(
+            device=device, workers=parsed.workers, budget=parsed.budget, resume=resume, overwrite=parsed.overwrite,
+            sam_checkpoint=parsed.sam_checkpoint, log_to=tuple(parsed.log_to),
             pretrained_weights=None if resume else parsed.pretrained_weights, shots=None if resume else parsed.shots,
-            log_to=parsed.log_to, world=world,
         )  # fmt: skip
+        train_fold(paths, name, plan, configuration, parsed.fold, options, world=world)
     summary = validate_fold(
         paths, name, plan, configuration, parsed.fold,
         device=device, checkpoint=parsed.checkpoint, redo=parsed.val, workers=parsed.workers,

@@ -1,6 +1,5 @@
 """A learner where a training begins: new from the plan and SAM's weights, or where a checkpoint was; and the way back."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -11,7 +10,6 @@ from masam_auto.core.plan import Configuration, Plan
 from masam_auto.models.checkpoint import Checkpoint, ModelHeader, TrainingState
 from masam_auto.models.sam_files import SamWeights
 from masam_auto.network.build import build_network, load_sam_weights, load_trainable_state, trainable_state_dict
-from masam_auto.network.masam import MaSam
 from masam_auto.network.weight_files import load_sam_checkpoint
 from masam_auto.training.epoch import Learner
 from masam_auto.training.optimizer import build_optimizers
@@ -25,7 +23,6 @@ def new_learner(
     *,
     device: torch.device,
     sam: SamWeights | None,
-    build: Callable[..., MaSam] = build_network,
 ) -> Learner:
     """Network, optimisers and average at the beginning; with SAM's weights, where there are.
 
@@ -37,7 +34,7 @@ def new_learner(
     """
     training = plan.training
     lean = training.precision == "bf16" and computes_in_bf16(device)
-    network = build(
+    network = build_network(
         plan.network,
         canvas=configuration.canvas,
         in_channels=description.num_channels,

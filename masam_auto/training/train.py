@@ -3,13 +3,12 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from masam_auto.compute.device import torch_settings
 from masam_auto.compute.distributed import ALONE, World, learn_together
@@ -22,8 +21,7 @@ from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, Plan
 from masam_auto.models.checkpoint import Checkpoint, EpochSoFar, ModelHeader, TrainingState
 from masam_auto.models.sam_weights import sam_of_model, sam_to_start_from
-from masam_auto.network.build import build_network, learning_summary
-from masam_auto.network.masam import MaSam
+from masam_auto.network.build import learning_summary
 from masam_auto.training.augmentation_picture import draw_augmentation
 from masam_auto.training.batches import cache_memory, open_batches
 from masam_auto.training.checkpoint_writer import open_writer
@@ -48,6 +46,7 @@ from masam_auto.training.sampling import CaseStore
 from masam_auto.training.trackers import Run, check_sinks, open_records
 from masam_auto.training.training_job import (
     Job,
+    TrainingOptions,
     checkpoint_to_resume,
     header_of,
     loader_of,
@@ -68,18 +67,8 @@ def train_fold(
     plan: Plan,
     configuration: Configuration,
     fold: int | str,
+    options: TrainingOptions,
     *,
-    device: torch.device,
-    resume: bool = False,
-    overwrite: bool = False,
-    workers: int | None = None,
-    budget: str | None = None,
-    threads: int | None = None,
-    sam_checkpoint: Path | None = None,
-    pretrained_weights: Path | None = None,
-    shots: int | None = None,
-    log_to: Sequence[str] = (),
-    build: Callable[..., MaSam] = build_network,
     world: World = ALONE,
 ) -> Path:
     """Train one fold of one configuration on its preprocessed data.
@@ -96,19 +85,7 @@ def train_fold(
         plan: its training, network and, of the configuration, everything.
         configuration: which one.
         fold: a number, or "all" to train and look at all cases.
-        device: where to compute.
-        resume: continue from the latest checkpoint (`--c`).
-        overwrite: remove what an earlier training of this fold left.
-        workers: processes that prepare windows, 0 for none; chosen by device and cores where None.
-        budget: as `core.budget.parse_budget` reads it; the plan's epochs, or when resuming the earlier budget,
-            where None.
-        threads: of torch, in this process; torch's own choice where None.
-        sam_checkpoint: the SAM file to start from; the encoder's in the weights folder where None.
-        pretrained_weights: a trained model to start from, as `training.pretrained.find_model` reads it; not when resuming.
-        shots: train on so many cases a class (`training.fold_folder.few_shot_folds`), chosen by the plan's seed; on all of the
-            fold's where None. Not when resuming, which goes on with the cases that were chosen, nor with fold "all".
-        log_to: names of `training.trackers.SINKS` to record to.
-        build: makes the network; replaced in tests.
+        options: where to compute, for how long, and what to start from.
         world: the processes that train together, joined already; only the first writes files.
 
     Returns:
@@ -123,34 +100,32 @@ def train_fold(
             went astray.
         Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the present step, or the end, is saved.
     """
-    assert (pretrained_weights is None and shots is None) or not resume
-    assert shots is None or fold != "all"
-    parse_budget(budget, plan.training)
-    check_sinks(log_to)
-    job = prepare_job(
-        paths, dataset_name, plan, configuration, fold, device=device, workers=workers, resume=resume,
-        world=world, log_to=tuple(log_to), shots=shots,
-    )  # fmt: skip
+    assert options.shots is None or fold != "all"
+    parse_budget(options.budget, plan.training)
+    check_sinks(options.log_to)
+    device, resume = options.device, options.resume
+    job = prepare_job(paths, dataset_name, plan, configuration, fold, options, world)
     source = paths.preprocessed / dataset_name
     alone = claimed(job.folder.parent, job.folder.name) if world.first else contextlib.nullcontext()
-    with torch_settings(threads, device), alone:
+    with torch_settings(options.threads, device), alone:
         # all that can be wrong with the plan is found before an earlier training is removed
         try_out(job)
         checkpoint = checkpoint_to_resume(job) if resume else None
         if checkpoint is None:
-            sam = sam_to_start_from(plan.network, file=sam_checkpoint, folder=paths.weights)
+            sam = sam_to_start_from(plan.network, file=options.sam_checkpoint, folder=paths.weights)
         else:
-            sam = sam_of_model(checkpoint.header, job.folder, file=sam_checkpoint, folder=paths.weights)
-        learner = new_learner(plan, configuration, job.description, device=device, sam=sam, build=build)
+            sam = sam_of_model(checkpoint.header, job.folder, file=options.sam_checkpoint, folder=paths.weights)
+        learner = new_learner(plan, configuration, job.description, device=device, sam=sam)
         header, taken = header_of(job, sam, checkpoint), None
-        if pretrained_weights is not None:
-            origin, taken = start_from(learner, pretrained_weights, sam=sam)
+        if options.pretrained_weights is not None:
+            origin, taken = start_from(learner, options.pretrained_weights, sam=sam)
             header = replace(header, pretrained_weights=origin)
         learner = replace(learner, together=learn_together(learner.network, world, configuration))
         if world.first:
             claim_folder(
-                job.folder, plan, configuration, source, resume=resume, overwrite=overwrite, few_shot=job.few_shot
-            )
+                job.folder, plan, configuration, source,
+                resume=resume, overwrite=options.overwrite, few_shot=job.few_shot,
+            )  # fmt: skip
             world.begin()
         world.meet()
         explained = explain_out_of_memory(
@@ -160,7 +135,7 @@ def train_fold(
         with _logged(job), stop_requests(repeated=world.size > 1) as stop, explained:
             if taken is not None:
                 logger.info(taken)
-            _train(job, learner, header, checkpoint, budget_text=budget, stop=stop)
+            _train(job, learner, header, checkpoint, budget_text=options.budget, stop=stop)
         _, number = world.largest(0.0, stop.signal_number or 0)
         if number:  # it came when no step was left to be stopped after
             raise Interrupted(

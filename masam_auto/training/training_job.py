@@ -41,6 +41,36 @@ VALIDATION_FOREGROUND = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingOptions:
+    """What is said of a training besides its plan.
+
+    `device`: where to compute. `resume`: continue from the latest checkpoint. `overwrite`: remove what an earlier training of
+    the fold left. `workers`: processes that prepare windows, 0 for none; chosen by device and cores where None.
+    `budget`: as `core.budget.parse_budget` reads it; the plan's epochs, or when resuming the earlier budget, where None.
+    `threads`: of torch, in this process; torch's own choice where None. `sam_checkpoint`: the SAM file to start from;
+    the encoder's in the weights folder where None. `pretrained_weights`: a trained model to start from, as
+    `training.pretrained.find_model` reads it. `shots`: train on so many cases a class
+    (`training.fold_folder.few_shot_folds`), chosen by the plan's seed; on all of the fold's where None. `log_to`: names of
+    `training.trackers.SINKS` to record to.
+    """
+
+    device: torch.device
+    resume: bool = False
+    overwrite: bool = False
+    workers: int | None = None
+    budget: str | None = None
+    threads: int | None = None
+    sam_checkpoint: Path | None = None
+    pretrained_weights: Path | None = None
+    shots: int | None = None
+    log_to: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        # a resumed training goes on with the weights and cases that it has
+        assert not self.resume or (self.pretrained_weights is None and self.shots is None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """All that is fixed during the training of one fold."""
 
@@ -101,27 +131,22 @@ def prepare_job(
     plan: Plan,
     configuration: Configuration,
     fold: int | str,
-    *,
-    device: torch.device,
-    workers: int | None,
-    resume: bool,
+    options: TrainingOptions,
     world: World,
-    log_to: tuple[str, ...],
-    shots: int | None,
 ) -> Job:
     """Check and gather what the training needs, without writing anything."""
     folder = paths.configuration_folder(dataset_name, configuration.name)
     check_preprocessed(folder, configuration)
     description = read_description(folder.parent / "dataset.json", name=dataset_name)
     model_folder = paths.model_folder(dataset_name, plan.name, configuration.name)
-    splits_file = splits_of(model_folder, folder.parent) if resume else folder.parent / "splits.json"
-    if world.first and not resume and splits_file.is_file():
+    splits_file = splits_of(model_folder, folder.parent) if options.resume else folder.parent / "splits.json"
+    if world.first and not options.resume and splits_file.is_file():
         warn_of_other_splits(
             splits_file, given_splits(paths.raw / dataset_name, folder.parent, paths.nnunet_preprocessed)
         )
     seed, few_shot = plan.training.seed, None
-    if shots is not None:
-        few_shot = few_shot_folds(splits_file, description, folder, shots=shots, seed=seed)
+    if options.shots is not None:
+        few_shot = few_shot_folds(splits_file, description, folder, shots=options.shots, seed=seed)
     split = fold_cases(splits_file, fold, description, folder, few_shot=few_shot)
     check_preprocessed(folder, configuration, {*split.train, *split.val}, labels=description.labels)
     training, validation = (find_case_files(folder, names) for names in (split.train, split.val))
@@ -148,10 +173,12 @@ def prepare_job(
             augmentation=None,
             seed=plan.training.seed,
         ),
-        device=device,
-        workers=default_workers(device, available_cores() // world.local_size) if workers is None else workers,
+        device=options.device,
+        workers=default_workers(options.device, available_cores() // world.local_size)
+        if options.workers is None
+        else options.workers,
         world=world,
-        log_to=log_to,
+        log_to=options.log_to,
         few_shot=few_shot,
     )
 

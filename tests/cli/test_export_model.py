@@ -13,8 +13,6 @@ from masam_auto.core.postprocessing import Postprocessing
 from masam_auto.core.selection import SELECTION_NAME, SelectedModel, Selection
 from masam_auto.models.checkpoint import Checkpoint, ModelHeader, TrainingState, plan_digest, save_checkpoint
 
-pytestmark = pytest.mark.usefixtures("tiny_networks")
-
 Command = Callable[..., int]
 
 

@@ -1,12 +1,14 @@
 """Changed is not newer: size, date and content of raw files."""
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
+from masam_auto.core import raw_files
 from masam_auto.core.errors import ImageError
-from masam_auto.core.raw_files import are_unchanged, note_files
+from masam_auto.core.raw_files import are_unchanged, file_sha256, note_files
 
 
 def test_files_that_nobody_touched_are_unchanged(tmp_path: Path):
@@ -51,3 +53,17 @@ def test_a_series_is_its_files(tmp_path: Path):
     assert are_unchanged(noted, [series])
     (series / "2.dcm").write_bytes(b"slice")
     assert not are_unchanged(noted, [series])
+
+
+def test_a_file_is_read_once_until_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"one" * 1000)
+    assert file_sha256(path) == hashlib.sha256(b"one" * 1000).hexdigest()
+    misses = raw_files._sha256_of.cache_info().misses
+    assert file_sha256(path) == hashlib.sha256(b"one" * 1000).hexdigest()
+    assert raw_files._sha256_of.cache_info().misses == misses
+    path.write_bytes(b"two")
+    assert file_sha256(path) == hashlib.sha256(b"two").hexdigest()
+    os.utime(path, ns=(1, 1))
+    file_sha256(path)
+    assert raw_files._sha256_of.cache_info().misses == misses + 2

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from masam_auto.core.claims import claimed
+from masam_auto.core.encoders import ENCODERS
 from masam_auto.core.errors import MasamError, ModelError, OutputError, PlanError
 from masam_auto.core.jsonio import read_plain, write_json
 from masam_auto.core.labels import parse_labels
@@ -39,8 +40,6 @@ from masam_auto.models.install_model import install_model
 from masam_auto.models.model_archive import extract_archive, write_archive
 from masam_auto.models.model_exchange import EXCHANGE, bring_back, exchange
 from masam_auto.models.trained_model import describe_model, load_networks, open_model
-
-pytestmark = pytest.mark.usefixtures("tiny_networks")
 
 SECRET = "mueller_hans_1950"
 PLACE = "/home/mueller"
@@ -205,8 +204,9 @@ def test_a_training_does_not_go_on_from_an_installed_model(model: Path, tmp_path
 
 
 def test_needed_sam_weights_are_named_until_they_are_there(
-    tmp_path: Path, tiny: ModuleType, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, tiny: ModuleType, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(ENCODERS, "vit_b", ENCODERS["tiny"])
     sam = tiny.write_sam_file(tmp_path / "there" / "sam_vit_b_x.safetensors")
     digest = file_sha256(sam)
     folder = write_model(

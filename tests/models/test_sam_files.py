@@ -1,15 +1,12 @@
 """SAM's checkpoints as files: found by name, recognised by their SHA-256."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import pytest
 
 from masam_auto.core.encoders import ENCODERS
 from masam_auto.core.errors import ModelError
-from masam_auto.core.raw_files import file_sha256
-from masam_auto.models import sam_files as module
 from masam_auto.models.sam_files import (
     SAM_FILES,
     SamWeights,
@@ -63,19 +60,6 @@ def test_missing_weights_say_where_what_and_how(tmp_path: Path) -> None:
     assert "\n" not in message
     with pytest.raises(ModelError, match=r"no SAM weights of custom in .*\. Name a file \(--sam_checkpoint"):
         find_sam_file(tmp_path, "custom")
-
-
-def test_a_file_is_read_once_until_it_changes(tmp_path: Path) -> None:
-    path = put(tmp_path / "w.pth", b"one" * 1000)
-    assert file_sha256(path) == sha256(b"one" * 1000)
-    misses = module._sha256_of.cache_info().misses
-    assert file_sha256(path) == sha256(b"one" * 1000)
-    assert module._sha256_of.cache_info().misses == misses
-    put(path, b"two")
-    assert file_sha256(path) == sha256(b"two")
-    os.utime(path, ns=(1, 1))
-    file_sha256(path)
-    assert module._sha256_of.cache_info().misses == misses + 2
 
 
 def test_a_training_starts_from_the_named_file_or_the_folders(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from masam_auto.core.jsonio import digest, read_json, write_json
 from masam_auto.core.labels import parse_labels
 from masam_auto.core.plan import Plan
 from masam_auto.models.checkpoint import BEST, LATEST, load_checkpoint
-from masam_auto.network.build import build_network
 from masam_auto.training import epoch as epoch_module
 from masam_auto.training import train as module
 from masam_auto.training.train import train_fold
@@ -43,8 +42,8 @@ def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         plan = plan or tiny.make_plan()
         configuration = plan.configuration(None)
         paths = tiny.write_preprocessed(tmp_path / where, configuration)
-        options = {"device": torch.device("cpu"), "workers": 0, "threads": 1, "build": tiny.build_tiny, **options}
-        return train_fold(paths, tiny.DATASET, plan, configuration, fold, **options)
+        options = {"device": torch.device("cpu"), "workers": 0, "threads": 1, **options}
+        return train_fold(paths, tiny.DATASET, plan, configuration, fold, TrainingOptions(**options))
 
     return run
 
@@ -386,14 +385,16 @@ def test_it_refuses_missing_or_other_preprocessed_data(train: Train, tiny: Modul
     plan = tiny.make_plan()
     elsewhere = tiny.make_configuration(name="other")
     with pytest.raises(PlanError, match="no preprocessed data"):
-        train_fold(paths, tiny.DATASET, plan, elsewhere, 0, device=torch.device("cpu"))
+        train_fold(paths, tiny.DATASET, plan, elsewhere, 0, TrainingOptions(device=torch.device("cpu")))
     changed = tiny.make_configuration(spacing=(2.0, 1.0, 1.0))
     with pytest.raises(PlanError, match="another plan"):
-        train_fold(paths, tiny.DATASET, tiny.make_plan(changed), changed, 0, device=torch.device("cpu"))
+        train_fold(
+            paths, tiny.DATASET, tiny.make_plan(changed), changed, 0, TrainingOptions(device=torch.device("cpu"))
+        )
     folder = paths.configuration_folder(tiny.DATASET, "axis0")
     (folder / "a.b2nd").unlink()
     with pytest.raises(PlanError, match="not preprocessed"):
-        train_fold(paths, tiny.DATASET, plan, plan.configuration(None), 0, device=torch.device("cpu"))
+        train_fold(paths, tiny.DATASET, plan, plan.configuration(None), 0, TrainingOptions(device=torch.device("cpu")))
     assert not paths.results.exists()
 
 
@@ -420,9 +421,8 @@ def test_an_error_in_the_plan_leaves_the_earlier_training(train: Train, tiny: Mo
         plan = replace(plan, network=replace(plan.network, decoder="foo"))
     else:
         plan = tiny.make_plan(**wrong)
-    build = build_network if "network" in wrong or "canvas" in wrong else tiny.build_tiny
     with pytest.raises(PlanError):
-        train(plan=plan, overwrite=True, build=build)
+        train(plan=plan, overwrite=True)
     assert_equal(before, results(folder))
     assert read_json(folder.parent / "plan.json", Plan, what="plan") == tiny.make_plan()
 
@@ -527,12 +527,12 @@ def test_regions_and_ignore_are_trained(train: Train, tiny: ModuleType, tmp_path
         {"channel_names": {"0": "MR"}, "labels": labels, "regions_class_order": [1, 2], "file_ending": ".nii.gz"},
     )
     record = paths.configuration_folder(tiny.DATASET, "axis0") / "preprocessing.json"
-    options = {"device": torch.device("cpu"), "workers": 0, "build": tiny.build_tiny}
+    options = {"device": torch.device("cpu"), "workers": 0}
     with pytest.raises(PlanError, match="other labels"):
-        train_fold(paths, tiny.DATASET, plan, plan.configuration(None), 0, **options)
+        train_fold(paths, tiny.DATASET, plan, plan.configuration(None), 0, TrainingOptions(**options))
     made_with = digest(parse_labels(labels, [1, 2]))
     write_json(record, {**json.loads(record.read_text()), "labels_digest": made_with})
-    folder = train_fold(paths, tiny.DATASET, plan, plan.configuration(None), 0, **options)
+    folder = train_fold(paths, tiny.DATASET, plan, plan.configuration(None), 0, TrainingOptions(**options))
     line = json.loads((folder / "metrics.jsonl").read_text())
     assert set(line["dice"]) == {"whole", "core"}
 

@@ -22,6 +22,7 @@ from masam_auto.network.build import load_trainable_state
 from masam_auto.network.volume import predict_slices
 from masam_auto.training import train as module
 from masam_auto.training.train import train_fold
+from masam_auto.training.training_job import TrainingOptions
 
 CPU = torch.device("cpu")
 SHAPE = (5, 16, 16)
@@ -61,8 +62,8 @@ def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             write_array(file, image)
             write_array(folder / f"{file.stem}_seg.b2nd", found)
             write_locations(folder / f"{file.stem}_locations.npz", find_locations(found, labels))
-        options = {"device": CPU, "workers": 0, "threads": 1, "build": tiny.build_tiny, **options}
-        return train_fold(paths, tiny.DATASET, plan, configuration, 0, **options)
+        options = {"device": CPU, "workers": 0, "threads": 1, **options}
+        return train_fold(paths, tiny.DATASET, plan, configuration, 0, TrainingOptions(**options))
 
     return run
 

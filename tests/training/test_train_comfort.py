@@ -20,6 +20,7 @@ from masam_auto.models.checkpoint import BEST, LATEST, load_checkpoint, read_mod
 from masam_auto.training import train as module
 from masam_auto.training import training_job
 from masam_auto.training.train import train_fold
+from masam_auto.training.training_job import TrainingOptions
 
 CPU = torch.device("cpu")
 Train = Callable[..., Path]
@@ -44,9 +45,8 @@ def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             monkeypatch.setattr(training_job, "check_preprocessed", lambda *arguments, **more: None)
             description = {"channel_names": {"0": "MR"}, "labels": labels, "file_ending": ".nii.gz"}
             write_json(paths.preprocessed / tiny.DATASET / "dataset.json", description)
-        build = {} if plan.network.encoder == "vit_b" else {"build": tiny.build_tiny}
-        options = {"device": CPU, "workers": 0, "threads": 1, **build, **options}
-        return train_fold(paths, tiny.DATASET, plan, configuration, 0, **options)
+        options = {"device": CPU, "workers": 0, "threads": 1, **options}
+        return train_fold(paths, tiny.DATASET, plan, configuration, 0, TrainingOptions(**options))
 
     return run
 

@@ -24,6 +24,7 @@ from masam_auto.network.weight_files import load_sam_checkpoint
 from masam_auto.planning.overrides import override
 from masam_auto.training import train as module
 from masam_auto.training.train import train_fold
+from masam_auto.training.training_job import TrainingOptions
 
 CPU = torch.device("cpu")
 Train = Callable[..., Path]
@@ -48,7 +49,7 @@ def train(tiny: ModuleType, tmp_path: Path, weights: Path, monkeypatch: pytest.M
         paths = tiny.write_preprocessed(tmp_path / "data", configuration)
         paths = replace(paths, results=tmp_path / where)
         options = {"device": CPU, "workers": 0, "threads": 1, **options}
-        return train_fold(paths, tiny.DATASET, plan, configuration, fold, **options)
+        return train_fold(paths, tiny.DATASET, plan, configuration, fold, TrainingOptions(**options))
 
     return run
 

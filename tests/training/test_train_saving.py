@@ -21,6 +21,7 @@ from masam_auto.models.checkpoint import LATEST, Checkpoint, load_checkpoint
 from masam_auto.training import checkpoint_writer as writer_module
 from masam_auto.training import train as module
 from masam_auto.training.train import train_fold
+from masam_auto.training.training_job import TrainingOptions
 
 # Trains in a process of its own, which writes a checkpoint after every step, and which SIGKILL ends before step `last`.
 KILLED_WITHIN_AN_EPOCH = """
@@ -31,6 +32,7 @@ sys.path.insert(0, sys.argv[1])
 import tiny_training as tiny
 from masam_auto.training import checkpoint_writer, epoch
 from masam_auto.training import train
+from masam_auto.training.training_job import TrainingOptions
 train.draw_progress = train.draw_augmentation = lambda *arguments, **more: None
 checkpoint_writer.SAVE_SECONDS, checkpoint_writer.SAVE_SHARE = 0.0, 1e9
 save = checkpoint_writer.CheckpointWriter.save
@@ -48,8 +50,8 @@ epoch.set_rate = killed
 plan = tiny.make_plan(num_epochs=2, steps_per_epoch=6)
 configuration = plan.configuration(None)
 paths = tiny.write_preprocessed(Path(sys.argv[2]), configuration)
-train.train_fold(paths, tiny.DATASET, plan, configuration, 0, device=torch.device("cpu"), workers=0, threads=1,
-                 build=tiny.build_tiny)
+options = TrainingOptions(device=torch.device("cpu"), workers=0, threads=1)
+train.train_fold(paths, tiny.DATASET, plan, configuration, 0, options)
 """
 # Trains in a process of its own, which SIGKILL ends when file number `last` of its checkpoints is to be written.
 KILLED = """
@@ -60,6 +62,7 @@ sys.path.insert(0, sys.argv[1])
 import tiny_training as tiny
 from masam_auto.models import checkpoint
 from masam_auto.training import train
+from masam_auto.training.training_job import TrainingOptions
 train.draw_progress = train.draw_augmentation = lambda *arguments, **more: None
 save_file, files = checkpoint.save_file, []
 def killed(*arguments, **options):
@@ -71,8 +74,8 @@ checkpoint.save_file = killed
 plan = tiny.make_plan(num_epochs=3, steps_per_epoch=2)
 configuration = plan.configuration(None)
 paths = tiny.write_preprocessed(Path(sys.argv[2]), configuration)
-train.train_fold(paths, tiny.DATASET, plan, configuration, 0, device=torch.device("cpu"), workers=0, threads=1,
-                 build=tiny.build_tiny)
+options = TrainingOptions(device=torch.device("cpu"), workers=0, threads=1)
+train.train_fold(paths, tiny.DATASET, plan, configuration, 0, options)
 """
 
 
@@ -86,10 +89,8 @@ def plan(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Plan:
 def train(tiny: ModuleType, plan: Plan, folder: Path, **options: Any) -> Path:
     configuration = plan.configuration(None)
     paths = tiny.write_preprocessed(folder, configuration)
-    return train_fold(
-        paths, tiny.DATASET, plan, configuration, 0, device=torch.device("cpu"), workers=0, threads=1,
-        build=tiny.build_tiny, **options,
-    )  # fmt: skip
+    given = TrainingOptions(device=torch.device("cpu"), workers=0, threads=1, **options)
+    return train_fold(paths, tiny.DATASET, plan, configuration, 0, given)
 
 
 def outcome(folder: Path) -> tuple[dict[str, list[float]], list[tuple[int, float]]]:

@@ -16,6 +16,7 @@ from masam_auto.core.plan import Plan
 from masam_auto.models.checkpoint import LATEST
 from masam_auto.training import train as module
 from masam_auto.training.train import train_fold
+from masam_auto.training.training_job import TrainingOptions
 
 Train = Callable[..., Path]
 
@@ -32,8 +33,8 @@ def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         paths = tiny.write_preprocessed(tmp_path / where, configuration, cases=6)
         folds = [{"train": list("abcde"), "val": ["f"]}, {"train": list("bcdef"), "val": ["a"]}]
         write_json(paths.preprocessed / tiny.DATASET / "splits.json", folds)
-        options = {"device": torch.device("cpu"), "workers": 0, "threads": 1, "build": tiny.build_tiny, **options}
-        return train_fold(paths, tiny.DATASET, plan, configuration, fold, **options)
+        options = {"device": torch.device("cpu"), "workers": 0, "threads": 1, **options}
+        return train_fold(paths, tiny.DATASET, plan, configuration, fold, TrainingOptions(**options))
 
     return run
 
