@@ -23,6 +23,14 @@ class Paths:
     weights: Path
     nnunet_preprocessed: Path | None = None
 
+    @classmethod
+    def below(cls, folder: Path | str) -> "Paths":
+        """raw/, preprocessed/, results/ and weights/ in one folder."""
+        root = Path(folder).absolute()
+        return cls(
+            raw=root / "raw", preprocessed=root / "preprocessed", results=root / "results", weights=root / "weights"
+        )
+
     def configuration_folder(self, dataset_name: str, configuration: str) -> Path:
         """Folder of the preprocessed arrays of one configuration."""
         return self.preprocessed / dataset_name / configuration
