@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from masam_auto.baselines.compared_method import Method, Prediction, Training, raw_digest
+from masam_auto.baselines.compared_method import Method, PredictionCost, Training, raw_digest
 from masam_auto.baselines.comparison_figures import draw_boxes, draw_extremes, draw_time
 from masam_auto.baselines.comparison_tables import describe_comparison
-from masam_auto.baselines.results import TOLERANCE, Result, differences, largest_difference, read_scores
+from masam_auto.baselines.results import TOLERANCE, Result, largest_difference, read_scores, score_differences
 from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Case, Dataset
 from masam_auto.core.errors import DatasetError, MasamError, OutputError, first_few
@@ -36,7 +36,7 @@ class RunRecord:
     request: dict[str, Any]
     hardware: str | None = None
     training: Training
-    prediction: Prediction | None = None
+    prediction: PredictionCost | None = None
 
 
 def compare_methods(
@@ -80,7 +80,7 @@ def compare_methods(
             results.append(_score(result, dataset, references, folder / method.name, ending, second_opinion, workers))
         ours, *others = results
         case_of = {frame: case.identifier for case in cases for frame in case.frames}
-        found = {other.name: differences(ours, other, case_of) for other in others}
+        found = {other.name: score_differences(ours, other, case_of) for other in others}
         write_json(
             folder / "comparison.json",
             {"heading": list(heading), "methods": results, "ours_minus": found},

@@ -29,7 +29,7 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
+class PredictionCost:
     """Wall-clock and CPU-seconds of each case, by identifier: from raw images to written segmentations."""
 
     seconds: dict[str, float]
@@ -61,6 +61,6 @@ class Method:
 
     name: str
     train: Callable[[], Training]
-    predict: Callable[[Sequence[Case], Path], Prediction]
+    predict: Callable[[Sequence[Case], Path], PredictionCost]
     trained: Callable[[], Training | None] = nothing_there
     request: dict[str, Any] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from masam_auto.baselines.compared_method import Method, Prediction, Training, raw_digest
+from masam_auto.baselines.compared_method import Method, PredictionCost, Training, raw_digest
 from masam_auto.baselines.external_program import run_program
 from masam_auto.core.budget import parse_budget
 from masam_auto.core.dataset import Case, Dataset
@@ -193,7 +193,7 @@ def _train(
     return Training(**result, remarks=tuple(remarks))
 
 
-def _predict(nnunet: NnUNet, job: dict[str, Any], cases: Sequence[Case], output: Path) -> Prediction:
+def _predict(nnunet: NnUNet, job: dict[str, Any], cases: Sequence[Case], output: Path) -> PredictionCost:
     output.mkdir(parents=True, exist_ok=True)
     images = {
         frame: [str(file.absolute()) for file in files]
@@ -201,7 +201,7 @@ def _predict(nnunet: NnUNet, job: dict[str, Any], cases: Sequence[Case], output:
         for frame, files in zip(case.frames, case.images, strict=True)
     }
     result = _run(nnunet, "predict", {**job, "images": images, "output": str(output.absolute())})
-    return Prediction(
+    return PredictionCost(
         **{
             kind: {case.identifier: sum(times[frame] for frame in case.frames) for case in cases}
             for kind, times in result.items()

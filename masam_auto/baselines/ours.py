@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from masam_auto.baselines.compared_method import Method, Prediction, Training
+from masam_auto.baselines.compared_method import Method, PredictionCost, Training
 from masam_auto.baselines.external_program import run_program
 from masam_auto.baselines.variants import BASELINES, Baseline
 from masam_auto.core.dataset import Case
@@ -188,7 +188,7 @@ def _run_training(
 
 def _predict(
     model: TrainedModel, fold: int, paths: Paths, device: torch.device, cases: Sequence[Case], output: Path
-) -> Prediction:
+) -> PredictionCost:
     """Segment the raw images as masam_predict does, and tell how long each took."""
     predictor = load_predictor(model, folds=[fold], checkpoint=CHECKPOINT, device=device, weights=paths.weights)
     seconds, cpu_seconds = {}, {}
@@ -201,7 +201,7 @@ def _predict(
         write_segmentation(case, segmentation, geometry, output, ending, predictor.description.labels)
         seconds[case.identifier] = time.perf_counter() - started
         cpu_seconds[case.identifier] = time.process_time() - started_cpu
-    return Prediction(seconds=seconds, cpu_seconds=cpu_seconds)
+    return PredictionCost(seconds=seconds, cpu_seconds=cpu_seconds)
 
 
 def _read_state(folder: Path) -> TrainingState | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from masam_auto.baselines.compared_method import Prediction, Training
+from masam_auto.baselines.compared_method import PredictionCost, Training
 from masam_auto.baselines.paired import PairedDifference, compare_pairs
 from masam_auto.core.labels import Labels
 from masam_auto.core.summary import mean_of_known, summary_key
@@ -29,7 +29,7 @@ class Result:
     name: str
     hardware: str | None
     training: Training
-    prediction: Prediction
+    prediction: PredictionCost
     scores: Scores
     disagreement: float | None = None
 
@@ -69,7 +69,7 @@ def largest_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, me
     return max((_difference(left[key], right[key]) for key in left), default=0.0)
 
 
-def differences(
+def score_differences(
     ours: Result, other: Result, case_of: Mapping[str, str], *, metric: str = "Dice"
 ) -> dict[str, PairedDifference]:
     """Ours minus the other, by class and for their mean; `case_of` names the video of each frame, else the case itself."""

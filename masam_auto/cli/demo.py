@@ -97,9 +97,9 @@ def run_commands(folder: Path, parsed: argparse.Namespace, times: dict[str, floa
     """Run the commands as a user would, each printed first, with the root folders in the environment."""
     for name in ("raw", "preprocessed", "results"):
         os.environ[f"MASAM_{name.upper()}"] = str(folder / name)
-        print(f"$ export MASAM_{name.upper()}={shlex.quote(shown(folder / name))}")
-    images, references = (shown(folder / "raw" / DATASET / name) for name in ("imagesTs", "labelsTs"))
-    segmentations = shown(folder / "segmentations")
+        print(f"$ export MASAM_{name.upper()}={shlex.quote(short_path(folder / name))}")
+    images, references = (short_path(folder / "raw" / DATASET / name) for name in ("imagesTs", "labelsTs"))
+    segmentations = short_path(folder / "segmentations")
     begun = any((folder / "results").glob("*/*/fold_0/checkpoint_latest"))
     trained = any((folder / "results").glob("*/*/fold_0/validation/summary.json"))
     predicted = (folder / "segmentations").exists()
@@ -135,7 +135,7 @@ def report(folder: Path, times: dict[str, float]) -> None:
     }
     print("\nwhere to look next")
     for what, path in rows.items():
-        print(f"  {what + ':':<39}{shown(path)}")
+        print(f"  {what + ':':<39}{short_path(path)}")
 
 
 def draw_picture(folder: Path) -> Path:
@@ -161,7 +161,7 @@ def class_names(folder: Path) -> dict[int, str]:
     return {value: name for name, value in labels.items() if value > 0}
 
 
-def shown(path: Path) -> str:
+def short_path(path: Path) -> str:
     """A path as one would type it here: relative where it lies below the working folder."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 

@@ -12,7 +12,7 @@ from masam_auto.core.paths import Paths
 from masam_auto.core.selection import Selection
 
 if TYPE_CHECKING:
-    from masam_auto.models.export_model import Member
+    from masam_auto.models.export_model import ExportedModel
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,14 +51,16 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _find_members(parsed: argparse.Namespace, paths: Paths) -> tuple[list["Member"], Selection | None]:
-    from masam_auto.models.export_model import Member
+def _find_members(parsed: argparse.Namespace, paths: Paths) -> tuple[list["ExportedModel"], Selection | None]:
+    from masam_auto.models.export_model import ExportedModel
     from masam_auto.models.trained_model import choose_model, describe_model
 
     if selection := find_selection(parsed, paths):
         folder = paths.results / selection.dataset_name
         members = [
-            Member(model=describe_model(folder / member.folder_name), folds=member.folds, checkpoint=member.checkpoint)
+            ExportedModel(
+                model=describe_model(folder / member.folder_name), folds=member.folds, checkpoint=member.checkpoint
+            )
             for member in selection.members
         ]
         return members, selection
@@ -69,7 +71,7 @@ def _find_members(parsed: argparse.Namespace, paths: Paths) -> tuple[list["Membe
         plan_name=parsed.plan,
         folder=parsed.model,
     )
-    return [Member(model=model, folds=parsed.folds, checkpoint=parsed.checkpoint or "best")], None
+    return [ExportedModel(model=model, folds=parsed.folds, checkpoint=parsed.checkpoint or "best")], None
 
 
 def entry() -> None:

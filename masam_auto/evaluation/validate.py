@@ -21,7 +21,7 @@ from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, InferencePlan, Plan
 from masam_auto.core.summary import SUMMARY_NAME
 from masam_auto.evaluation.evaluate import BYTES_PER_VOXEL, evaluate_files, subsets_of
-from masam_auto.evaluation.validation_mirroring import RECORD_NAME, choose_mirroring
+from masam_auto.evaluation.validation_mirroring import RECORD_NAME, choose_validation_mirroring
 from masam_auto.formats.io import label_ending
 from masam_auto.formats.outputs import write_segmentation
 from masam_auto.formats.probability_files import ENDING as PROBABILITIES
@@ -109,7 +109,7 @@ def validate_fold(
         sizes = {
             case.identifier: prod(open_array(array_files(preprocessed, case.identifier).image).shape) for case in cases
         }
-        chosen, why = choose_mirroring(
+        chosen, why = choose_validation_mirroring(
             plan, configuration, output, state_file, sizes, asked=mirror, processes=world.size,
             predict=lambda name: predictor.changed(mirror=False).segment(_prepared(name, preprocessed)),
         )  # fmt: skip

@@ -45,7 +45,7 @@ def _mirroring_of_other_folds(output: Path) -> tuple[bool, str] | None:
     return next(iter(others.values())), f"as {', '.join(others)}, so that the folds' figures can be compared"
 
 
-def choose_mirroring(
+def choose_validation_mirroring(
     plan: Plan,
     configuration: Configuration,
     output: Path,

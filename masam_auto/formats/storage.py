@@ -66,7 +66,7 @@ def array_files(folder: Path, identifier: str) -> ArrayFiles:
     )
 
 
-def check_name(identifier: str) -> None:
+def check_name_length(identifier: str) -> None:
     """Raise DatasetError where the names of a case's preprocessed files would be longer than file systems take."""
     longest = max(len(file.name.encode()) for file in array_files(Path(), identifier))
     if longest > NAME_MAX:

@@ -163,7 +163,7 @@ def _without_defaults(value: Any) -> Any:
     return kept
 
 
-def differences(
+def header_differences(
     header: ModelHeader, network: NetworkPlan, *, canvas: tuple[int, int], in_channels: int, num_outputs: int
 ) -> list[str]:
     """What of a model does not fit a network that is to take its weights, in plain words; empty where all fits.

@@ -30,7 +30,7 @@ Means = dict[str, float | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Member:
+class ExportedModel:
     """A trained model, and which of its folds (None: all that `choose_folds` takes) and which checkpoint of each."""
 
     model: TrainedModel
@@ -46,7 +46,7 @@ class _Wishes:
 
 
 def export_model(
-    members: Sequence[Member],
+    members: Sequence[ExportedModel],
     output: Path,
     *,
     selection: Selection | None = None,
@@ -84,7 +84,7 @@ def export_model(
         return write_archive(output.absolute(), staged, dataset_name=names.pop(), masam_auto=__version__)
 
 
-def _stage(member: Member, staged: Path, wishes: _Wishes) -> str:
+def _stage(member: ExportedModel, staged: Path, wishes: _Wishes) -> str:
     """Lay one model out as it will be in the archive; the name of its data set."""
     model = member.model
     plan, description = open_model(model)

@@ -19,7 +19,7 @@ from masam_auto.models.checkpoint import (
     STATE_FILE,
     ModelHeader,
     TrainingState,
-    differences,
+    header_differences,
     plan_digest,
     read_header,
     read_model,
@@ -213,7 +213,7 @@ def _build_for(
 ) -> MaSam:
     """The network of a model, without weights. Raises ModelError where the plan beside the model is another."""
     canvas, channels, outputs = configuration.canvas, description.num_channels, description.labels.num_outputs
-    found = differences(header, plan.network, canvas=canvas, in_channels=channels, num_outputs=outputs)
+    found = header_differences(header, plan.network, canvas=canvas, in_channels=channels, num_outputs=outputs)
     if found:
         raise ModelError(
             f"{folder} does not fit {folder.parents[1] / 'plan.json'}: {'; '.join(found)}. Bring back the plan.json and "

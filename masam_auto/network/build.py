@@ -13,7 +13,7 @@ from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.decoder import DECODERS
 from masam_auto.network.fact import INCREMENTS
 from masam_auto.network.masam import MaSam
-from masam_auto.network.mismatch import differences
+from masam_auto.network.mismatch import network_differences
 from masam_auto.network.published import fit_published
 from masam_auto.network.sam import fit_state
 from masam_auto.network.weight_files import wrong_values
@@ -306,7 +306,7 @@ def check_state(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> 
     """
     own, expected = network.state_dict(), set(trainable_state_dict(network))
     advice = "it was made by another plan or version"
-    if found := differences(state, {name: own[name] for name in expected}):
+    if found := network_differences(state, {name: own[name] for name in expected}):
         raise ModelError(
             f"{origin}: the checkpoint is of another network: {'; '.join(found)}. Use the plan that it was trained with, "
             "or train again."

@@ -18,7 +18,7 @@ _PLACES = {
 Tensors = Mapping[str, Tensor]
 
 
-def differences(found: Tensors, needed: Tensors) -> list[str]:
+def network_differences(found: Tensors, needed: Tensors) -> list[str]:
     """What differs between the networks that two sets of tensors belong to; [] where no plain words can be found.
 
     Args:

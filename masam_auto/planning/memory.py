@@ -48,7 +48,7 @@ class Parameters:
     frozen: int
 
 
-def count_parameters(load: Load) -> Parameters:
+def estimate_parameters(load: Load) -> Parameters:
     """Parameters of the network that a plan asks for, exactly."""
     encoder, network = load.encoder, load.built
     added = encoder.depth * _adapters(network) * _adapter_parameters(encoder, network)
@@ -177,19 +177,19 @@ def _prompt_parameters(encoder: EncoderSpec, network: NetworkPlan) -> tuple[int,
 
 def _learner_bytes(load: Load) -> float:
     """What training holds all the time: weights, frozen ones in the computing type, and what the optimiser keeps."""
-    parameters, width = count_parameters(load), load.precision_bytes
+    parameters, width = estimate_parameters(load), load.precision_bytes
     casts = width if width < 4 else 0  # of what learns, for the backward pass
     return LIBRARIES + parameters.trained * (LEARNED_BYTES + casts) + parameters.frozen * width
 
 
 def _update_bytes(load: Load, checkpointing: bool) -> float:
     """Gradients, which are complete when the activations are gone; on a GPU AdamW takes as much again at once."""
-    return count_parameters(load).trained * (8 if load.fused else 4)
+    return estimate_parameters(load).trained * (8 if load.fused else 4)
 
 
 def _predictor_bytes(load: Load) -> float:
     """Weights, and casts of those that learned."""
-    parameters, width = count_parameters(load), load.precision_bytes
+    parameters, width = estimate_parameters(load), load.precision_bytes
     casts = parameters.trained * (width if width < 4 else 0)
     return LIBRARIES + (parameters.trained + parameters.frozen) * 4 + casts
 

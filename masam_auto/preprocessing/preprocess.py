@@ -29,7 +29,7 @@ from masam_auto.core.raw_files import are_unchanged, note_files
 from masam_auto.core.turning import STAY
 from masam_auto.formats.io import read_case, read_case_labels, read_geometry
 from masam_auto.formats.room import check_memory
-from masam_auto.formats.storage import array_files, check_name, find_locations, write_array, write_locations
+from masam_auto.formats.storage import array_files, check_name_length, find_locations, write_array, write_locations
 from masam_auto.imaging.crop import crop_to, nonzero_box
 from masam_auto.imaging.normalize import normalize
 from masam_auto.imaging.placement import turned_to_place
@@ -173,7 +173,7 @@ def preprocess_dataset(
     """
     chosen = [plan.configuration(name) for name in configurations or plan.configurations]
     for case in dataset.cases:
-        check_name(case.identifier)
+        check_name_length(case.identifier)
     with contextlib.ExitStack() as claims:
         for configuration in chosen:
             claims.enter_context(claimed(paths.preprocessed / dataset.name, configuration.name))

@@ -25,7 +25,7 @@ from masam_auto.formats.io import (
     read_labels,
 )
 from masam_auto.formats.reader_names import check_reader
-from masam_auto.formats.storage import check_name
+from masam_auto.formats.storage import check_name_length
 from masam_auto.formats.tiff import UNKNOWN_SPACING
 from masam_auto.preprocessing.dataset_files import NNUNET_SPLITS_NAME, SPLITS_NAME
 
@@ -245,7 +245,7 @@ def _identifier_problems(dataset: Dataset) -> list[str]:
             )
     for case in dataset.cases:
         try:
-            check_name(case.identifier)
+            check_name_length(case.identifier)
         except DatasetError as error:
             problems.append(str(error))
     return problems

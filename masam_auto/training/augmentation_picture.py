@@ -15,7 +15,7 @@ PICTURE_NAME = "augmentation.png"
 WINDOWS = 12
 
 
-def draw_augmentation(folder: Path, sampling: Sampling, labels: Labels, *, title: str) -> None:
+def draw_augmented_windows(folder: Path, sampling: Sampling, labels: Labels, *, title: str) -> None:
     """Draw the middle slices of the first windows of the training into the folder of its fold.
 
     A picture is no reason to stop a training: whatever goes wrong becomes one line of the log.

@@ -46,7 +46,7 @@ class EpochMetrics:
     ended: str | None = None
 
 
-def mean_dice(dice: dict[str, float | None]) -> float | None:
+def mean_of_classes(dice: dict[str, float | None]) -> float | None:
     """Mean over the classes that could be judged, or None."""
     known = [value for value in dice.values() if value is not None]
     return sum(known) / len(known) if known else None
@@ -72,7 +72,7 @@ def advance(
 
     `wall` and `cpu` are the seconds used since the start of training.
     """
-    present = mean_dice(dice)
+    present = mean_of_classes(dice)
     # older states do not tell how many epochs could be judged; nearly always all
     before = state.judged if state.judged is not None else state.epoch * (state.smoothed_dice is not None)
     judged = before + (present is not None)

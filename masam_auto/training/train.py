@@ -22,7 +22,7 @@ from masam_auto.core.plan import Configuration, Plan
 from masam_auto.models.checkpoint import Checkpoint, EpochSoFar, ModelHeader, TrainingState
 from masam_auto.models.sam_weights import sam_of_model, sam_to_start_from
 from masam_auto.network.build import learning_summary
-from masam_auto.training.augmentation_picture import draw_augmentation
+from masam_auto.training.augmentation_picture import draw_augmented_windows
 from masam_auto.training.batches import cache_memory, open_batches
 from masam_auto.training.checkpoint_writer import open_writer
 from masam_auto.training.early_stop import reason_to_end, remove_stop_file, stop_file_is_there
@@ -37,7 +37,7 @@ from masam_auto.training.progress import (
     advance,
     describe,
     draw_progress,
-    mean_dice,
+    mean_of_classes,
     read_metrics,
     seconds_left,
     write_metrics,
@@ -189,7 +189,7 @@ def _train(
     logger.info(learning_summary(learner.network))
     name = f"{job.folder.parent.name}/{job.folder.name}"
     if checkpoint is None and job.world.first:
-        draw_augmentation(job.folder, job.training, job.description.labels, title=name)
+        draw_augmented_windows(job.folder, job.training, job.description.labels, title=name)
     run = Run(folder=job.folder, dataset_name=job.description.name, name=name, plan=job.plan, first_epoch=state.epoch)
     sinks = job.log_to if job.world.first else ()
     picture_cost, picture_time = 0.0, -float("inf")
@@ -298,7 +298,7 @@ def _metrics(
         learning_rate=epoch.learning_rate,
         loss=float(np.mean(epoch.losses)) if epoch.losses else 0.0,
         dice=dice,
-        mean_dice=mean_dice(dice),
+        mean_dice=mean_of_classes(dice),
         smoothed_dice=state.smoothed_dice,
         windows_per_second=windows / max(epoch.seconds, 1e-9),
         wait_share=epoch.waited / max(epoch.seconds, 1e-9),

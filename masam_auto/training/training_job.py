@@ -18,7 +18,7 @@ from masam_auto.models.checkpoint import (
     Checkpoint,
     ModelHeader,
     TrainingState,
-    differences,
+    header_differences,
     load_checkpoint,
     plan_digest,
 )
@@ -225,7 +225,7 @@ def checkpoint_to_resume(job: Job) -> Checkpoint:
             f"{job.folder} was trained by an older version of masam_auto, whose trainings cannot be continued. Its model "
             "predicts as it is; give --overwrite to start anew."
         )
-    found = differences(
+    found = header_differences(
         checkpoint.header,
         job.plan.network,
         canvas=job.configuration.canvas,

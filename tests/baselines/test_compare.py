@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from masam_auto.baselines.compare import compare_methods, run_method
-from masam_auto.baselines.compared_method import Method, Prediction, Training
+from masam_auto.baselines.compared_method import Method, PredictionCost, Training
 from masam_auto.baselines.results import MEAN, Result
 from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Case, Dataset, open_dataset
@@ -34,14 +34,14 @@ def make_method(name: str, change: Writer, calls: list[str], **request: Any) -> 
         calls.append(f"train {name}")
         return TRAINING
 
-    def predict(cases: Sequence[Case], output: Path) -> Prediction:
+    def predict(cases: Sequence[Case], output: Path) -> PredictionCost:
         calls.append(f"predict {name}")
         for case in cases:
             for frame, label in zip(case.frames, case.labels or (), strict=True):
                 ending = label.name.removeprefix(frame)
                 write_labels(output / f"{frame}{ending}", change(read_labels(label)[0]), read_geometry(label))
         seconds = {case.identifier: 0.25 for case in cases}
-        return Prediction(seconds=seconds, cpu_seconds=seconds)
+        return PredictionCost(seconds=seconds, cpu_seconds=seconds)
 
     return Method(name=name, train=train, predict=predict, request=request)
 
@@ -125,7 +125,7 @@ def test_a_prediction_that_broke_off_needs_no_new_training(dataset: Dataset, tmp
     calls: list[str] = []
     method = make_method("ours", perfect, calls)
 
-    def fail(cases: Sequence[Case], output: Path) -> Prediction:
+    def fail(cases: Sequence[Case], output: Path) -> PredictionCost:
         raise MasamError("no luck")
 
     with pytest.raises(MasamError, match="no luck"):

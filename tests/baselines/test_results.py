@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from masam_auto.baselines.compared_method import Prediction, Training
-from masam_auto.baselines.results import MEAN, Result, differences, largest_difference, read_scores
+from masam_auto.baselines.compared_method import PredictionCost, Training
+from masam_auto.baselines.results import MEAN, Result, largest_difference, read_scores, score_differences
 from masam_auto.core.labels import Labels
 
 LABELS = Labels(
@@ -35,7 +35,7 @@ def make_result(name: str, content: dict[str, Any]) -> Result:
     training = Training(
         seconds=1, cpu_seconds=1, memory_gib=1, parameters=1, iterations=1, batch=1, planned_batch=1
     )  # fmt: skip
-    prediction = Prediction(seconds={"a": 1.0}, cpu_seconds={"a": 1.0})
+    prediction = PredictionCost(seconds={"a": 1.0}, cpu_seconds={"a": 1.0})
     scores = read_scores(content, LABELS, ".nii.gz")
     return Result(name=name, hardware=None, training=training, prediction=prediction, scores=scores)
 
@@ -50,12 +50,14 @@ def test_scores_are_by_case_and_name() -> None:
 
 def test_differences_are_paired_by_case() -> None:
     ours, other = summary(a=(0.5, 1.0), b=(0.7, 0.8)), summary(b=(0.6, 0.8), a=(0.2, 0.8))
-    found = differences(make_result("ours", ours), make_result("other", other), {"a": "a", "b": "b"})
+    found = score_differences(make_result("ours", ours), make_result("other", other), {"a": "a", "b": "b"})
     assert list(found) == ["liver", "whole", MEAN]
     assert found["liver"].mean == pytest.approx(0.2)
     assert found[MEAN].mean == pytest.approx(0.15)
     assert found[MEAN].cases == 2
-    assert differences(make_result("ours", ours), make_result("other", other), {"a": "v", "b": "v"})[MEAN].cases == 1
+    assert (
+        score_differences(make_result("ours", ours), make_result("other", other), {"a": "v", "b": "v"})[MEAN].cases == 1
+    )
 
 
 @pytest.mark.parametrize(

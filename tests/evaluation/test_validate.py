@@ -288,7 +288,7 @@ def test_what_is_chosen_of_the_flips_is_done_and_written_down(
     assert (record["mirror"], record["why"]) == (False, "as asked for")
     assert "validation without flips: as asked for" in caplog.text
     made = file.stat().st_mtime_ns
-    monkeypatch.setattr(validate, "choose_mirroring", lambda *arguments, **options: (False, "slow"))
+    monkeypatch.setattr(validate, "choose_validation_mirroring", lambda *arguments, **options: (False, "slow"))
     house.validate()
     assert file.stat().st_mtime_ns == made
     assert mirrored == [True, False]

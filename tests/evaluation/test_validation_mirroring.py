@@ -9,7 +9,7 @@ import pytest
 
 from masam_auto.core.jsonio import write_json
 from masam_auto.evaluation import validation_mirroring as module
-from masam_auto.evaluation.validation_mirroring import choose_mirroring
+from masam_auto.evaluation.validation_mirroring import choose_validation_mirroring
 from masam_auto.models.checkpoint import TrainingState
 
 SIZES = {"a": 100, "b": 300, "c": 200}
@@ -38,7 +38,7 @@ class House:
 
     def choose(self, asked: bool | None = None, **options: Any) -> tuple[bool, str]:
         fold = self.model / "fold_0"
-        return choose_mirroring(
+        return choose_validation_mirroring(
             self.plan, self.plan.configuration(None), fold / "validation", fold / "checkpoint_best" / "checkpoint.json",
             SIZES, asked=asked, predict=self.predict, **options,
         )  # fmt: skip

@@ -14,7 +14,7 @@ from masam_auto.formats.storage import (
     ClassLocations,
     StoredArray,
     array_files,
-    check_name,
+    check_name_length,
     find_locations,
     open_array,
     read_locations,
@@ -182,8 +182,8 @@ def test_no_two_cases_share_a_file_whatever_they_are_called(tmp_path: Path, fold
 
 @pytest.mark.parametrize(("letter", "most"), [("a", 241), ("ü", 120)])
 def test_names_whose_files_the_disk_does_not_take_are_refused(tmp_path: Path, letter: str, most: int) -> None:
-    check_name(letter * most)
+    check_name_length(letter * most)
     for file in array_files(tmp_path, letter * most):
         file.touch()
     with pytest.raises(DatasetError, match=r"too long.* 255 are the most. Rename its files to at most 241 bytes"):
-        check_name(letter * (most + 1))
+        check_name_length(letter * (most + 1))

@@ -35,7 +35,7 @@ from masam_auto.models.checkpoint import (
     save_checkpoint,
 )
 from masam_auto.models.checkpoint import write_model as write_model_file
-from masam_auto.models.export_model import Member, export_model
+from masam_auto.models.export_model import ExportedModel, export_model
 from masam_auto.models.install_model import install_model
 from masam_auto.models.model_archive import extract_archive, write_archive
 from masam_auto.models.model_exchange import EXCHANGE, bring_back, exchange
@@ -91,7 +91,7 @@ def model(tmp_path: Path, tiny: ModuleType) -> Path:
 
 
 def export(folder: Path, output: Path, **options: Any) -> Path:
-    export_model([Member(model=describe_model(folder))], output, **options)
+    export_model([ExportedModel(model=describe_model(folder))], output, **options)
     return output
 
 
@@ -237,7 +237,7 @@ def test_a_selection_goes_with_all_of_its_models(model: Path, tmp_path: Path, ti
         postprocessing=Postprocessing(), dice=0.8765, dice_by_class={}, cases=9, candidates=(),
         reasons=("1 of 9 cases is not covered: john_doe.",),
     )  # fmt: skip
-    members = [Member(model=describe_model(folder), folds=(0,)) for folder in folders]
+    members = [ExportedModel(model=describe_model(folder), folds=(0,)) for folder in folders]
     export_model(members, tmp_path / "both.zip", selection=chosen)
     installed = install_model(tmp_path / "both.zip", tmp_path / "here", weights=tmp_path)
     assert [(found.configuration, found.folds) for found in installed] == [("2d", (0,)), ("axis0", (0,))]

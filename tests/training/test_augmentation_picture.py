@@ -13,7 +13,7 @@ from masam_auto.core.plan import AugmentationPlan
 from masam_auto.formats.storage import write_array
 from masam_auto.imaging.picture import WindowPanel
 from masam_auto.training import augmentation_picture as module
-from masam_auto.training.augmentation_picture import draw_augmentation, names_of_values
+from masam_auto.training.augmentation_picture import draw_augmented_windows, names_of_values
 from masam_auto.training.box_augmentation import BoxDraws
 from masam_auto.training.sampling import CaseStore, Sampling, find_case_files, find_holders, make_window
 
@@ -43,7 +43,7 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> list[WindowPanel]:
 
 
 def draw(tiny: ModuleType, folder: Path, sampling: Sampling) -> None:
-    draw_augmentation(folder, sampling, parse_labels(tiny.LABELS, None), title="Toy")
+    draw_augmented_windows(folder, sampling, parse_labels(tiny.LABELS, None), title="Toy")
 
 
 @pytest.mark.parametrize(("channels", "window"), [(1, 3), (2, 1), (4, 3)])

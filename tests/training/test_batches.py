@@ -79,7 +79,7 @@ def test_a_damaged_case_is_named(tiny: ModuleType, tmp_path: Path) -> None:
 
 
 def test_a_bug_brings_its_traceback_and_case(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: object) -> None:
+    def broken(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("by nought")
 
     loader = make_loader(tiny, tmp_path)
@@ -100,7 +100,7 @@ def test_a_dead_worker_is_explained() -> None:
 
 
 def test_want_of_memory_arrives_as_such(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hungry(*arguments: object) -> None:
+    def hungry(*arguments: object, **options: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     loader = make_loader(tiny, tmp_path)

@@ -10,7 +10,7 @@ from masam_auto.training.progress import (
     advance,
     describe,
     draw_progress,
-    mean_dice,
+    mean_of_classes,
     read_metrics,
     seconds_left,
     smooth_dice,
@@ -36,8 +36,8 @@ def test_lines_come_back_up_to_the_epoch_asked_for(tmp_path: Path) -> None:
 
 
 def test_means_leave_out_what_is_unknown() -> None:
-    assert mean_dice({"a": 0.5, "b": None, "c": 1.0}) == 0.75
-    assert mean_dice({"a": None}) is None
+    assert mean_of_classes({"a": 0.5, "b": None, "c": 1.0}) == 0.75
+    assert mean_of_classes({"a": None}) is None
     assert smooth_dice(None, 0.5, 1) == 0.5
     assert smooth_dice(0.5, None, 1) == 0.5
 

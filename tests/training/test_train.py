@@ -24,7 +24,7 @@ from masam_auto.models.checkpoint import BEST, LATEST, load_checkpoint
 from masam_auto.training import epoch as epoch_module
 from masam_auto.training import train as module
 from masam_auto.training.train import train_fold
-from masam_auto.training.training_job import Job
+from masam_auto.training.training_job import Job, TrainingOptions
 
 Train = Callable[..., Path]
 
@@ -37,7 +37,7 @@ def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         where: str = "one", *, plan: Plan | None = None, fold: int | str = 0, picture: bool = False, **options: Any
     ) -> Path:
         if not picture:
-            for drawing in ("draw_progress", "draw_augmentation"):
+            for drawing in ("draw_progress", "draw_augmented_windows"):
                 monkeypatch.setattr(module, drawing, lambda *arguments, **more: None)
         plan = plan or tiny.make_plan()
         configuration = plan.configuration(None)

@@ -50,7 +50,7 @@ def make_plan(tiny: ModuleType, **training: Any) -> Plan:
 @pytest.fixture
 def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Train fold 0 of twelve cases of twins."""
-    for drawing in ("draw_progress", "draw_augmentation"):
+    for drawing in ("draw_progress", "draw_augmented_windows"):
         monkeypatch.setattr(module, drawing, lambda *arguments, **more: None)
 
     def run(where: str, plan: Plan, **options: Any) -> Path:

@@ -116,7 +116,7 @@ def test_a_stop_file_ends_the_training_after_the_epoch_and_goes(
 
 def test_the_picture_is_drawn_once_before_the_first_epoch(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Path] = []
-    monkeypatch.setattr(module, "draw_augmentation", lambda folder, *rest, **more: drawn.append(folder))
+    monkeypatch.setattr(module, "draw_augmented_windows", lambda folder, *rest, **more: drawn.append(folder))
     folder = train(budget="1epochs")
     train(resume=True, budget="2epochs")
     assert drawn == [folder]

@@ -40,7 +40,7 @@ def weights(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def train(tiny: ModuleType, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Train fold 0 of a tiny data set in tmp_path/data, with the results in the folder `where`."""
-    for drawing in ("draw_progress", "draw_augmentation"):
+    for drawing in ("draw_progress", "draw_augmented_windows"):
         monkeypatch.setattr(module, drawing, lambda *arguments, **more: None)
 
     def run(where: str = "results", *, plan: Plan | None = None, fold: int | str = 0, **options: Any) -> Path:

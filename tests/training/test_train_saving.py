@@ -33,7 +33,7 @@ import tiny_training as tiny
 from masam_auto.training import checkpoint_writer, epoch
 from masam_auto.training import train
 from masam_auto.training.training_job import TrainingOptions
-train.draw_progress = train.draw_augmentation = lambda *arguments, **more: None
+train.draw_progress = train.draw_augmented_windows = lambda *arguments, **more: None
 checkpoint_writer.SAVE_SECONDS, checkpoint_writer.SAVE_SHARE = 0.0, 1e9
 save = checkpoint_writer.CheckpointWriter.save
 def written(writer, *arguments, **options):
@@ -63,7 +63,7 @@ import tiny_training as tiny
 from masam_auto.models import checkpoint
 from masam_auto.training import train
 from masam_auto.training.training_job import TrainingOptions
-train.draw_progress = train.draw_augmentation = lambda *arguments, **more: None
+train.draw_progress = train.draw_augmented_windows = lambda *arguments, **more: None
 save_file, files = checkpoint.save_file, []
 def killed(*arguments, **options):
     files.append(arguments)
@@ -81,7 +81,7 @@ train.train_fold(paths, tiny.DATASET, plan, configuration, 0, options)
 
 @pytest.fixture
 def plan(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Plan:
-    for drawing in ("draw_progress", "draw_augmentation"):
+    for drawing in ("draw_progress", "draw_augmented_windows"):
         monkeypatch.setattr(module, drawing, lambda *arguments, **more: None)
     return tiny.make_plan(num_epochs=3, steps_per_epoch=2)
 

@@ -24,7 +24,7 @@ Train = Callable[..., Path]
 @pytest.fixture
 def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Train fold 0 of a tiny data set with six cases, without pictures."""
-    for drawing in ("draw_progress", "draw_augmentation"):
+    for drawing in ("draw_progress", "draw_augmented_windows"):
         monkeypatch.setattr(module, drawing, lambda *arguments, **more: None)
 
     def run(where: str = "one", *, plan: Plan | None = None, fold: int | str = 0, **options: Any) -> Path:
