@@ -98,7 +98,11 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
             "been changed."
         ) from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+        except BaseException:  # a signal in the middle of it
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         if not was_there:
             with contextlib.suppress(OSError):
                 parent.rmdir()

@@ -13,6 +13,7 @@ import importlib
 import os
 import pkgutil
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from tests.faults.trees import Content, content_of, differences, volatile_keys
 
 KINDS = (*SIGNALS, *ERRORS, FULL)
 ENDS = {"kill": (-9,), "term": (143,), **dict.fromkeys((*ERRORS, FULL), (2,))}
+TEMPORARY = re.compile(r"/\.(partial-|exchange)|\.lock$")
 SIZES = (0, 1, 100, 1000, 10_000, 100_000)  # bytes after which a disk is "full"
 
 
@@ -50,10 +52,10 @@ class House:
         shutil.copytree(state, self.root, symlinks=True)
         os.chdir(self.root)
 
-    def run(self, main: Main, arguments: Arguments, notes: Path, fault: Fault | None) -> Ended:
+    def run(self, main: Main, arguments: Arguments, fault: Fault | None) -> Ended:
         """Run a command there."""
         given, temporary = strings(arguments(self.root)), self.folder / "temporary"
-        return run_with(main, given, inside=self.root, temporary=temporary, notes=notes, fault=fault)
+        return run_with(main, given, inside=self.root, temporary=temporary, fault=fault)
 
     def keep(self, name: str) -> Path:
         """Keep the present state."""
@@ -140,7 +142,7 @@ class Checked:
         found = _wrong_end(ended, fault)
         wrong = differences(content_of(self.house.root, self.volatile), self.expected)
         if fault.kind == "term":
-            found += [line for line in wrong if line.startswith("is left over: ") and "/." in f"/{line[14:]}"]
+            found += [line for line in wrong if line.startswith("is left over: ") and TEMPORARY.search(line)]
         if ended.code == 0:
             found += [line for line in wrong if not line.startswith("is left over") and not _may_be_got_over(line)]
         if wrong:  # also where it was got over: what could not be removed goes the next time
@@ -161,8 +163,7 @@ class Checked:
         return ended
 
     def _run(self, arguments: Arguments, fault: Fault | None) -> Ended:
-        with tempfile.TemporaryDirectory(dir=self.house.folder) as notes:
-            return self.house.run(self.scenario.main, arguments, Path(notes), fault)
+        return self.house.run(self.scenario.main, arguments, fault)
 
 
 def _before(house: House, name: str) -> Path:
@@ -189,8 +190,7 @@ def _after(house: House, name: str) -> None:
     if name in house.made:
         return
     house.put(_before(house, name))
-    with tempfile.TemporaryDirectory(dir=house.folder) as notes:
-        ended = house.run(SCENARIOS[name].main, SCENARIOS[name].arguments, Path(notes), None)
+    ended = house.run(SCENARIOS[name].main, SCENARIOS[name].arguments, None)
     if ended.code:
         raise SystemExit(f"{name} ends with {ended.code}: {ended.said}")
     house.keep(name)
