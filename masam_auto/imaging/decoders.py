@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import resource
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ DECODERS: dict[str, Callable[..., RawImage]] = {
     "video": decode_video,
 }
 MEMORY_SHARE = 0.9  # of what is free
+NOTES_LIMIT, TEXT_LIMIT = 20, 5000  # together less than apart.HEAD_LIMIT, whatever a library says
 
 
 class _Notes(logging.Handler):
@@ -39,14 +39,12 @@ class _Notes(logging.Handler):
         self.kept: list[tuple[int, str]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.kept.append((record.levelno, record.getMessage()))
+        if len(self.kept) < NOTES_LIMIT:
+            self.kept.append((record.levelno, _sendable(record.getMessage())))
 
 
 def serve() -> None:
-    """Answer requests on standard input. Signals are for the process that asks: it closes the input when it ends."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    """Answer requests on standard input, until it is closed."""
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print there
     for line in sys.stdin.buffer:
@@ -69,13 +67,18 @@ def _answer(out: IO[bytes], decoder: str, path: Path, arguments: list[Any]) -> N
             notes=tuple(notes.kept),
         )  # fmt: skip
     except Exception as error:  # all of it is for the process that asked
-        answer = Answer(error=type(error).__name__, said=str(error), notes=tuple(notes.kept))
+        answer = Answer(error=type(error).__name__, said=_sendable(str(error)), notes=tuple(notes.kept))
     own.removeHandler(notes)
     head = msgspec.json.encode(answer)
     out.write(len(head).to_bytes(4, "little") + head)
     if answer.error is None:
         out.write(array.reshape(-1).view(np.uint8).data)
     out.flush()
+
+
+def _sendable(text: str) -> str:
+    """A text as it can be sent: of some length, and without halves of characters."""
+    return text[:TEXT_LIMIT].encode(errors="backslashreplace").decode()
 
 
 def _limit_memory() -> None:

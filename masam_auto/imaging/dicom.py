@@ -17,6 +17,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from masam_auto.core.errors import DatasetError, ImageError, MasamError
+from masam_auto.core.file_names import utf8_name
 from masam_auto.core.geometry import Geometry
 from masam_auto.imaging.apart import read_apart
 from masam_auto.imaging.raw_image import RawImage
@@ -363,7 +364,7 @@ def _stack_geometry(slices: Sequence[Slice]) -> Geometry:
 
 def decode_pixels(file: Path) -> RawImage:
     """(1, frames, Y, X) as GDCM gives them, in this process; their geometry means nothing. Raises RuntimeError."""
-    array = sitk.GetArrayFromImage(sitk.ReadImage(str(file), imageIO="GDCMImageIO"))
+    array = sitk.GetArrayFromImage(sitk.ReadImage(utf8_name(file), imageIO="GDCMImageIO"))
     array = array if array.ndim == 3 else array[None]
     return RawImage(array=array[None], geometry=Geometry(shape=array.shape[:3], spacing=(1.0, 1.0, 1.0)))
 
