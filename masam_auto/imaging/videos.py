@@ -28,10 +28,15 @@ COLOURS = np.array(
 USUAL_RATE = Fraction(25)
 # How containers begin: from which byte on, and what FFmpeg calls them. Left to itself it goes by content as well, but knows
 # lists of files, too, and opens whatever they name.
+MOV_BOXES = (
+    "ftyp", "moov", "mdat", "wide", "free", "skip", "pnot", "udta", "uuid", "junk", "pict", "PICT", "prft", "styp", "sidx", "emsg",
+)  # fmt: skip
 CONTAINERS = (
-    (4, b"ftyp", "mov"), (4, b"moov", "mov"), (4, b"mdat", "mov"), (4, b"wide", "mov"), (4, b"free", "mov"),
-    (4, b"skip", "mov"), (8, b"AVI ", "avi"), (0, b"\x1a\x45\xdf\xa3", "matroska"), (0, b"\x30\x26\xb2\x75", "asf"),
-    (0, b"\x00\x00\x01\xba", "mpeg"), (0, b"\x00\x00\x01\xb3", "mpegvideo"), (0, b"\x47", "mpegts"),
+    *((4, box.encode(), "mov") for box in MOV_BOXES),
+    (8, b"AVI ", "avi"), (0, b"\x1a\x45\xdf\xa3", "matroska"), (0, b"\x30\x26\xb2\x75", "asf"),
+    (0, b"\x00\x00\x01\xba", "mpeg"), (0, b"\x00\x00\x01\xb3", "mpegvideo"), (0, b"\x00\x00\x01\xb0", "m4v"),
+    (0, b"\x00\x00\x00\x01\x67", "h264"), (0, b"\x00\x00\x00\x01\x40", "hevc"),
+    (0, b"\x47", "mpegts"), (4, b"\x47", "mpegts"),  # of cameras, with a time before each packet
 )  # fmt: skip
 FRAMES_LOST = 0.05
 """A file that ends this part earlier than its header says is truncated; less is how some cameras count."""
