@@ -159,10 +159,18 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
             "been changed."
         ) from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if not was_there:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
+        try:
+            _clear_away(folder, parent=None if was_there else parent)
+        except BaseException:  # a signal in the middle
+            _clear_away(folder, parent=None if was_there else parent)
+            raise
+
+
+def _clear_away(folder: Path, *, parent: Path | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if parent is not None:
+        with contextlib.suppress(OSError):
+            parent.rmdir()
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import stat
 import struct
 import zipfile
@@ -280,6 +281,28 @@ def test_a_scratch_folder_goes_and_takes_only_a_parent_that_it_made_and_left_emp
     with scratch_folder(tmp_path / "old" / "scratch"):
         pass
     assert (tmp_path / "old").exists()
+
+
+def test_a_signal_while_a_scratch_folder_goes_leaves_none_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, calls = os.unlink, []
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        remove(*arguments, **options)
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    def fill() -> None:
+        with scratch_folder(tmp_path / "new" / "scratch") as folder:
+            for name in "abcd":
+                (folder / name).touch()
+            monkeypatch.setattr(os, "unlink", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        fill()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:

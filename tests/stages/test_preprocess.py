@@ -264,7 +264,7 @@ def test_only_what_is_missing_is_made_again(dataset: Dataset, paths: Paths, capl
     (folder / "case_001_seg.b2nd").unlink()
     killed = folder / f"{partial_prefix(999999999)}ab-case_001.b2nd"
     alive = folder / f"{partial_prefix(os.getpid())}ab-case_001.b2nd"
-    elsewhere = folder / ".partial-01234567-999999999-ab-case_001.b2nd"
+    elsewhere = folder / ".partial-01234567-999999999-7-ab-case_001.b2nd"
     for unfinished in (killed, alive, elsewhere):
         unfinished.write_text("half")
     before = times(folder)
