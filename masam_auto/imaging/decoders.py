@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import psutil
 
+from masam_auto.core.free_memory import free_memory
 from masam_auto.core.jsonio import parse_json
 from masam_auto.core.log import LOGGER_NAME
 from masam_auto.imaging.apart import Answer
@@ -83,7 +84,7 @@ def _sendable(text: str) -> str:
 
 def _limit_memory() -> None:
     """What the file asks for beyond the free memory is a MemoryError here, and not the end of another process."""
-    room = int(psutil.Process().memory_info().vms + MEMORY_SHARE * psutil.virtual_memory().available)
+    room = int(psutil.Process().memory_info().vms + MEMORY_SHARE * free_memory())
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     with contextlib.suppress(ValueError, OSError):  # not everywhere can it be limited
         resource.setrlimit(resource.RLIMIT_AS, (room if hard == resource.RLIM_INFINITY else min(room, hard), hard))

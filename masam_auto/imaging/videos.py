@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from scipy import ndimage
 
 from masam_auto.core.errors import DatasetError, ImageError
+from masam_auto.core.free_memory import free_memory
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.jsonio import atomic_path
 from masam_auto.imaging.apart import read_apart
@@ -69,7 +69,7 @@ def decode_video(path: Path, channels: int) -> RawImage:
     if channels not in PIXELS:
         raise ImageError(f"{path}: a video has 1 or 3 channels, but the model takes {channels}")
     frames: list[np.ndarray] = []
-    room = psutil.virtual_memory().available / 2  # all of them are copied once
+    room = free_memory() / 2  # all of them are copied once
     for frame in _decode(path, PIXELS[channels]):
         frames.append(frame)
         if len(frames) * frame.nbytes > room:

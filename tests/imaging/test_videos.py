@@ -2,7 +2,6 @@
 
 import importlib.util
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -95,8 +94,7 @@ def test_lists_of_other_files_are_no_videos(text: str, tmp_path: Path) -> None:
 
 def test_a_video_that_needs_too_much_memory_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video(tmp_path / "a.mkv")
-    free = SimpleNamespace(available=6 * FRAMES[0].nbytes)
-    monkeypatch.setattr("masam_auto.imaging.videos.psutil.virtual_memory", lambda: free)
+    monkeypatch.setattr(videos, "free_memory", lambda: 6 * FRAMES[0].nbytes)
     with pytest.raises(MemoryError, match=r"a\.mkv: more than 4 frames of 34 x 21 pixels"):
         decode_video(tmp_path / "a.mkv", 3)
 

@@ -457,7 +457,7 @@ def test_workers_follow_memory_and_work(dataset: Dataset, monkeypatch: pytest.Mo
     ]
     assert preprocess._affordable_workers(tasks) == 0  # a few thousand voxels
     monkeypatch.setattr(preprocess, "read_geometry", lambda _: Geometry(shape=(300, 512, 512), spacing=(3.0, 1.0, 0.8)))
-    monkeypatch.setattr(preprocess.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 4e9})())
+    monkeypatch.setattr(preprocess, "free_memory", lambda: 4e9)
     assert preprocess._affordable_workers(tasks) == 1
     (tasks[0].case.images[0][0]).write_bytes(b"junk")
     monkeypatch.undo()
