@@ -3,8 +3,6 @@
 import contextlib
 import json
 import math
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,7 +15,8 @@ import numpy as np
 from masam_auto.core.errors import ImageError, MasamError
 from masam_auto.core.geometry import Box, Geometry
 from masam_auto.core.jsonio import atomic_path, decode, parse_json, to_plain
-from masam_auto.core.partial import partial_prefix
+from masam_auto.core.model_archive import passing_folder
+from masam_auto.core.partial import partial_path
 from masam_auto.imaging.scratch import reserve, scratch_array
 
 ENDING = ".npz"
@@ -63,11 +62,8 @@ def new_probabilities(
         "outputs": np.asarray(outputs),
         "has_regions": np.asarray(has_regions),
     }
-    with (
-        atomic_path(path) as temporary,
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=partial_prefix(os.getpid())) as folder,
-    ):
-        raw = Path(folder) / VALUES
+    with atomic_path(path) as temporary, passing_folder(partial_path(path.with_name("scratch"))) as folder:
+        raw = folder / VALUES
         with raw.open("wb") as file:
             header = {
                 "descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)),
