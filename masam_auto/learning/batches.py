@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
-import psutil
 import torch
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 
 from masam_auto.core.errors import MasamError, ModelError
+from masam_auto.core.free_memory import free_memory
 from masam_auto.core.parallel import end_with_parent, is_out_of_memory
 from masam_auto.learning.distributed import Share
 from masam_auto.learning.interruption import STOP_SIGNALS
@@ -128,7 +128,7 @@ def open_batches(loader: BatchLoader, workers: int) -> Iterator[Iterator[dict[st
 
 def cache_memory(workers: int) -> float:
     """Bytes of preprocessed arrays that each process may keep in memory: a quarter of what is free, between them."""
-    return CACHE_SHARE * psutil.virtual_memory().available / max(workers, 1)
+    return CACHE_SHARE * free_memory() / max(workers, 1)
 
 
 def _checked(source: Iterator[dict[str, Any]]) -> Iterator[dict[str, np.ndarray]]:

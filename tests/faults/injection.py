@@ -27,12 +27,14 @@ CHANGES = {
 ERRORS = {name: getattr(errno, name) for name in ("ENOSPC", "EIO", "EACCES")}
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
 CHANGE = "."
+LATE = "late"  # SIGTERM when the change has just been made, and the command does not yet know it
+CALLS = ("rename", "replace", "unlink", "remove", "mkdir", "rmdir", "link", "symlink")
 FULL = "EFBIG"  # its number is the bytes that a file may have
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong: "kill" or "term", an error of `ERRORS`, or `FULL`; `number` counts changes from 1."""
+    """What goes wrong: "kill" or "term", `LATE`, an error of `ERRORS`, or `FULL`; `number` counts changes from 1."""
 
     kind: str
     number: int
@@ -94,7 +96,11 @@ def _child(
         )  # what they were before knows another kind of file
         if fault is not None and fault.kind == FULL:
             resource.setrlimit(resource.RLIMIT_FSIZE, (fault.number, resource.RLIM_INFINITY))
-        sys.addaudithook(_hook(*map(str, folders), notes, fault))
+        due: list[bool] = []
+        if fault is not None and fault.kind == LATE:
+            for name in CALLS:
+                setattr(os, name, _followed(getattr(os, name), due))
+        sys.addaudithook(_hook(*map(str, folders), notes, fault, due))
         code = run(main, list(arguments))
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
@@ -106,7 +112,23 @@ def _child(
         os._exit(code)
 
 
-def _hook(inside: str, temporary: str, notes: int, fault: Fault | None) -> Callable[[str, tuple[Any, ...]], None]:
+def _followed(change: Callable[..., Any], due: list[bool]) -> Callable[..., Any]:
+    """A function of `os` after which SIGTERM comes where it is due."""
+
+    def changed(*arguments: Any, **options: Any) -> Any:
+        try:
+            return change(*arguments, **options)
+        finally:
+            if due:
+                due.clear()
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    return changed
+
+
+def _hook(
+    inside: str, temporary: str, notes: int, fault: Fault | None, due: list[bool]
+) -> Callable[[str, tuple[Any, ...]], None]:
     done = 0
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -122,7 +144,9 @@ def _hook(inside: str, temporary: str, notes: int, fault: Fault | None) -> Calla
         done += 1
         if fault is None or done != fault.number or fault.kind == FULL:
             return
-        if fault.kind in SIGNALS:
+        if fault.kind == LATE:
+            due.append(True)
+        elif fault.kind in SIGNALS:
             os.kill(os.getpid(), SIGNALS[fault.kind])
         else:
             number = ERRORS[fault.kind]
