@@ -19,7 +19,8 @@ def run(module: str, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # commands that ran in this process have set PYTHONSAFEPATH, for their children
+        env={name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"} | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=800,

@@ -49,6 +49,7 @@ def run(main: Main, arguments: Sequence[str] | None = None) -> int:
         when the reader of the output went away. A bug's exception passes through with its traceback.
     """
     limit_spinning(os.environ)
+    keep_to_own_modules(os.environ)
     for stream in (sys.stdout, sys.stderr):  # a path must not end a command in a terminal that lacks its letters
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -113,6 +114,17 @@ def limit_spinning(environment: MutableMapping[str, str]) -> None:
     """Say how long threads of OpenMP spin, unless the user has. It is read when torch is imported."""
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
+def keep_to_own_modules(environment: MutableMapping[str, str]) -> None:
+    """Have processes that this one starts import nothing from the current folder, which may hold anything.
+
+    Python puts that folder first for them (`-m`, `-c`, multiprocessing), though not for a command. Who calls
+    `python -m masam_auto.cli...` has chosen it.
+    """
+    first = Path(sys.path[0])
+    if not (first.is_dir() and first.samefile(".")):
+        environment.setdefault("PYTHONSAFEPATH", "1")
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -1,8 +1,9 @@
 """Names that come out of files and become names of files: what they may hold, and how they are shown."""
 
 import unicodedata
+from pathlib import Path
 
-from masam_auto.core.errors import DatasetError
+from masam_auto.core.errors import DatasetError, ImageError
 
 IMAGE_ENDINGS = (
     ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".mgz", ".mgh", ".png", ".bmp", ".jpg", ".jpeg", ".tif",
@@ -29,6 +30,22 @@ def check_file_name(name: str, *, what: str) -> None:
             f"{what} {name!a}: cannot name a case, because files are named after it: it must not be empty, start with a dot "
             "or hold a slash, a line end or another control character. Rename it."
         )
+
+
+def utf8_name(path: Path) -> str:
+    """A path for libraries that take UTF-8 alone: ITK ends the whole process where it gets another one.
+
+    Raises:
+        ImageError: it holds bytes that are no UTF-8, as old disks and archives do.
+    """
+    name = str(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ImageError(
+            f"{path}: its name or that of a folder above it is no UTF-8. Rename it, in plain letters."
+        ) from error
+    return name
 
 
 def visible(text: str) -> str:

@@ -85,23 +85,39 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: something within the block could not be written.
     """
-    parent, was_there = folder.parent, folder.parent.exists()
     try:
-        folder.mkdir(parents=True)
-        yield folder
+        with passing_folder(folder):
+            yield folder
     except OSError as error:
         if error.errno not in WRITE_FAILURES:
             raise
         remedy = "Free some space or choose" if error.errno in NO_SPACE else "Choose"
         raise OutputError(
-            f"cannot write {parent}: {os.strerror(error.errno or 0)}. {remedy} another folder; nothing that was there has "
+            f"cannot write {folder.parent}: {os.strerror(error.errno or 0)}. {remedy} another folder; nothing that was there has "
             "been changed."
         ) from error
+
+
+@contextlib.contextmanager
+def passing_folder(folder: Path) -> Iterator[Path]:
+    """As `scratch_folder`; what cannot be written is an OSError."""
+    made = None if folder.parent.exists() else folder.parent
+    try:
+        folder.mkdir(parents=True)
+        yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if not was_there:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
+        try:
+            _clear_away(folder, parent=made)
+        except BaseException:  # a signal in the middle
+            _clear_away(folder, parent=made)
+            raise
+
+
+def _clear_away(folder: Path, *, parent: Path | None) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if parent is not None:
+        with contextlib.suppress(OSError):
+            parent.rmdir()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

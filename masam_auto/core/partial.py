@@ -1,7 +1,8 @@
 """Unfinished files and folders: their names tell whose they are, and those of processes that are gone are removed.
 
 A killed process leaves what it was writing. The next one that writes in the same folder removes it: at once where both ran
-on one machine, after a day where the name is another machine's, whose processes nobody can see from here.
+on one machine since it was started, after a day where the name is another machine's, whose processes nobody can see from here.
+The times of files are not asked whether a process is gone: a file server may have another clock.
 """
 
 import contextlib
@@ -17,14 +18,15 @@ from pathlib import Path
 
 import psutil
 
+MIDDLES = bytes(range(0x80, 0xC0))  # of UTF-8's characters: no name begins with one
 NAME_MAX = 255  # bytes; most file systems take no longer names
-PARTIAL = re.compile(r"\.partial-([0-9a-f]{8})-(\d{1,18})-.*")
+PARTIAL = re.compile(r"\.partial-([0-9a-f]{8})-(\d{1,18})-(\d{1,18})-.*", re.DOTALL)
 ABANDONED_AFTER = 24 * 3600.0  # seconds without a change
 
 
 def partial_prefix(process: int | None = None) -> str:
     """How the names of unfinished files begin: those of this machine, or of one of its processes."""
-    return f".partial-{_machine()}-" if process is None else f".partial-{_machine()}-{process}-"
+    return f".partial-{_machine()}-" + ("" if process is None else f"{process}-{_start_of(process)}-")
 
 
 def partial_path(path: Path) -> Path:
@@ -33,7 +35,7 @@ def partial_path(path: Path) -> Path:
     What processes that are gone left in the folder goes, the first time that this process asks for a name there.
     """
     prefix = f"{partial_prefix(os.getpid())}{secrets.token_hex(4)}-"
-    kept = path.name.encode()[-(NAME_MAX - len(prefix)) :].decode(errors="ignore")
+    kept = os.fsdecode(os.fsencode(path.name)[-(NAME_MAX - len(prefix)) :].lstrip(MIDDLES))
     _remove_once(path.parent.absolute(), os.getpid())
     return path.with_name(f"{prefix}{kept}")
 
@@ -55,13 +57,33 @@ def is_abandoned(path: Path) -> bool:
     found = PARTIAL.fullmatch(path.name)
     if found is None or (path / "old").is_dir():  # models that a former version put aside: installing brings them back
         return False
+    if found[1] == _machine():
+        return not _may_run(int(found[2]), int(found[3]))
     changed = max(one.lstat().st_mtime for one in (path, *(path.rglob("*") if path.is_dir() else ())))
-    if found[1] != _machine():
-        return time.time() - changed > ABANDONED_AFTER
+    return time.time() - changed > ABANDONED_AFTER
+
+
+def _may_run(process: int, start: int) -> bool:
+    """Whether the process of this number is there that began then; of other users' processes that may be hidden."""
     try:
-        return psutil.Process(int(found[2])).create_time() > changed  # another one has its number by now
-    except psutil.NoSuchProcess:
-        return True
+        os.kill(process, 0)  # only asks
+        return _start_of(process) == start
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return _start_of(process) in (start, 0)
+
+
+def _start_of(process: int) -> int:
+    """When a process began, by a clock that nobody sets where there is one; 0 where it is gone."""
+    stat = Path(f"/proc/{process}/stat")
+    try:
+        if not stat.exists():
+            return int(psutil.Process(process).create_time())
+        state, *others = stat.read_bytes().rpartition(b")")[2].split()
+        return 0 if state in (b"Z", b"X") else int(others[18])
+    except (OSError, psutil.Error):
+        return 0
 
 
 @functools.lru_cache(maxsize=1024)
@@ -71,7 +93,12 @@ def _remove_once(folder: Path, process: int) -> None:
 
 @functools.cache
 def _machine() -> str:
-    """Tells this machine, and this container on it: each counts its processes for itself."""
+    """Tells this machine since its start, and this container on it: each counts its processes for itself.
+
+    Two machines may have one name.
+    """
     space = Path("/proc/self/ns/pid")
     inside = str(space.readlink()) if space.is_symlink() else ""
-    return hashlib.sha256(f"{platform.node()} {inside}".encode()).hexdigest()[:8]
+    start = Path("/proc/sys/kernel/random/boot_id")
+    started = start.read_text() if start.is_file() else ""
+    return hashlib.sha256(f"{platform.node()} {inside} {started}".encode()).hexdigest()[:8]

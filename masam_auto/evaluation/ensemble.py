@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 
 from masam_auto.compute.parallel import choose_workers, map_cases
 from masam_auto.core.dataset import DatasetDescription, read_description
 from masam_auto.core.errors import DatasetError, ImageError, MasamError, ModelError, OutputError, first_few
+from masam_auto.core.free_memory import free_memory
 from masam_auto.core.geometry import Box, Geometry
 from masam_auto.core.jsonio import read_plain, write_json
 from masam_auto.core.labels import Labels
@@ -223,7 +223,7 @@ def _affordable_workers(files: Sequence[tuple[Path, ...]]) -> int:
     if not sizes or len(files) == 1 or sum(sizes) / len(sizes) * len(files) < FEW_BYTES:
         return 0
     memory = WORKER_BYTES + max(sizes)
-    return min(len(files), choose_workers(memory_per_case=memory, available=psutil.virtual_memory().available))
+    return min(len(files), choose_workers(memory_per_case=memory, available=free_memory()))
 
 
 def _mean_slabs(members: Sequence[Probabilities], box: Box) -> Iterator[tuple[int, slice, torch.Tensor]]:

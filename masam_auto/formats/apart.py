@@ -5,13 +5,14 @@ this one. Answers are JSON and plain bytes, so that a process that was taken ove
 """
 
 import contextlib
+import fcntl
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,7 @@ import numpy as np
 
 from masam_auto.core import errors
 from masam_auto.core.errors import ImageError, MasamError
+from masam_auto.core.file_names import utf8_name
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.jsonio import decode, parse_json
 from masam_auto.formats.raw_image import RawImage
@@ -28,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 PIPE_BYTES = 1 << 20  # the most that Linux lets anybody have
 HEAD_LIMIT = 1 << 20  # bytes of an answer's JSON
+ENDING_SECONDS = 10.0
+FOR_THIS_ONE = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 KNOWN_ERRORS = {
     name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, MasamError)
 }
@@ -64,36 +68,73 @@ def read_apart(decoder: str, path: Path, *arguments: Any) -> RawImage:
         ImageError, DatasetError, MemoryError: as the decoder; also where it crashes.
         RuntimeError: anything else that it raised.
     """
-    with _process() as process:
-        try:
-            return _ask(process, decoder, path, arguments)
-        except (OSError, EOFError) as error:
+    # absolute, because the other process may have been started in another folder
+    request = json.dumps([decoder, utf8_name(path.absolute()), *arguments]).encode() + b"\n"
+    used = _used()
+    if used is not None:
+        with contextlib.suppress(_Crash):  # perhaps a file before has spoilt it: this one gets a process of its own
+            return _asked(used, request, path)
+    try:
+        return _asked(_start(), request, path)
+    except _Crash as crash:
+        raise ImageError(
+            f"{path}: the library that decodes it has crashed ({crash}). "
+            + ("Memory may be wanting: use fewer workers. Or the " if str(crash) == "SIGKILL" else "The ")
+            + "file is damaged, or made to do so; replace it, or save it again with the program that made it."
+        ) from crash
+
+
+class _Crash(Exception):
+    """A process has ended, or gives no answer of ours."""
+
+
+def _asked(process: "subprocess.Popen[bytes]", request: bytes, path: Path) -> RawImage:
+    """What a process answers. It is used again only where it has said all of that. Raises as `read_apart`, and _Crash."""
+    said_all = False
+    try:
+        answer, array = _answer(process, request, path)
+        said_all = True
+    except (OSError, EOFError) as error:
+        raise _Crash(_ending(process)) from error
+    except (ValueError, TypeError) as error:
+        raise _Crash("no answer of ours") from error
+    finally:
+        if said_all:
+            with _lock:
+                _idle.append(process)
+        else:  # in the middle of an answer, whatever the reason
             process.kill()
-            code = process.wait()
-            cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-            raise ImageError(
-                f"{path}: the library that decodes it has crashed ({cause}). The file is damaged, or made to do so; replace it, or "
-                "save it again with the program that made it."
-            ) from error
-
-
-def _ask(process: "subprocess.Popen[bytes]", decoder: str, path: Path, arguments: tuple[Any, ...]) -> RawImage:
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(json.dumps([decoder, str(path), *arguments]).encode() + b"\n")
-    process.stdin.flush()
-    size = int.from_bytes(_whole(process.stdout, 4), "little")
-    if size > HEAD_LIMIT:
-        raise EOFError("no answer of ours")
-    answer = decode(parse_json(_whole(process.stdout, size)), Answer, where=str(path))
+            process.wait()
     for level, text in answer.notes:
         logger.log(level, "%s", text)
     if answer.error is not None:
         kind = MemoryError if answer.error == "MemoryError" else KNOWN_ERRORS.get(answer.error, RuntimeError)
         raise kind(answer.said)
-    array = np.empty(answer.shape, np.dtype(answer.dtype))
-    _fill(process.stdout, array)
     assert answer.geometry is not None
     return RawImage(array=array, geometry=answer.geometry, is_series=answer.is_series)
+
+
+def _answer(process: "subprocess.Popen[bytes]", request: bytes, path: Path) -> tuple[Answer, np.ndarray]:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(request)
+    process.stdin.flush()
+    size = int.from_bytes(_whole(process.stdout, 4), "little")
+    if size > HEAD_LIMIT:
+        raise ValueError("no answer of ours")
+    answer = decode(parse_json(_whole(process.stdout, size)), Answer, where=str(path))
+    array = np.empty(answer.shape, np.dtype(answer.dtype))
+    if answer.error is None:
+        _fill(process.stdout, array)
+    return answer, array
+
+
+def _ending(process: "subprocess.Popen[bytes]") -> str:
+    """How a process ends that has closed its output."""
+    try:
+        code = process.wait(ENDING_SECONDS)
+    except subprocess.TimeoutExpired:
+        return "no answer of ours"
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def _whole(stream: IO[bytes], size: int) -> bytes:
@@ -116,37 +157,43 @@ _idle: list["subprocess.Popen[bytes]"] = []
 _lock = threading.Lock()
 
 
-@contextlib.contextmanager
-def _process() -> Iterator["subprocess.Popen[bytes]"]:
-    """A decoding process for one thread at a time; one that goes wrong is not used again."""
+def _used() -> "subprocess.Popen[bytes] | None":
+    """A process that has answered before and now waits, for the thread that asks alone."""
     with _lock:
-        process = _idle.pop() if _idle else None
-    if process is None or process.poll() is not None:
-        process = _start()
-    try:
-        yield process
-    except (MasamError, MemoryError, RuntimeError):
-        if process.poll() is None:
-            _give_back(process)
-        raise
-    except BaseException:  # in the middle of an answer
-        process.kill()
-        process.wait()
-        raise
-    _give_back(process)
+        while _idle:
+            process = _idle.pop()
+            if process.poll() is None:
+                return process
+    return None
 
 
-def _give_back(process: "subprocess.Popen[bytes]") -> None:
-    with _lock:
-        _idle.append(process)
+def _forget() -> None:
+    """A forked process has its parent's pipes: two that ask over one would get each other's images."""
+    global _lock
+    _lock = threading.Lock()  # another thread may have held it
+    for process in _idle:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.close()
+        process.stdout.close()
+        process.returncode = 0  # no child of this one
+    _idle.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
 
 
 def _start() -> "subprocess.Popen[bytes]":
-    # what the libraries print names no file, and what went wrong is in the answer
-    return subprocess.Popen(
-        [sys.executable, "-c", START, json.dumps(sys.path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        pipesize=PIPE_BYTES,
-    )
+    # Signals are for this process, which closes the other one's input when it ends. -P: no module of the current folder.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THIS_ONE)
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", START, json.dumps([str(place) for place in sys.path])],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # names no file, and what went wrong is in the answer
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with contextlib.suppress(AttributeError, OSError):  # not everywhere, nor for who has many
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)  # type: ignore[arg-type]
+    return process

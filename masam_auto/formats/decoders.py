@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import resource
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import msgspec
 import numpy as np
 import psutil
 
+from masam_auto.core.free_memory import free_memory
 from masam_auto.core.jsonio import parse_json
 from masam_auto.core.log import LOGGER_NAME
 from masam_auto.formats.apart import Answer
@@ -29,6 +29,7 @@ DECODERS: dict[str, Callable[..., RawImage]] = {
     "video": decode_video,
 }
 MEMORY_SHARE = 0.9  # of what is free
+NOTES_LIMIT, TEXT_LIMIT = 20, 5000  # together less than apart.HEAD_LIMIT, whatever a library says
 
 
 class _Notes(logging.Handler):
@@ -39,14 +40,12 @@ class _Notes(logging.Handler):
         self.kept: list[tuple[int, str]] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.kept.append((record.levelno, record.getMessage()))
+        if len(self.kept) < NOTES_LIMIT:
+            self.kept.append((record.levelno, _sendable(record.getMessage())))
 
 
 def serve() -> None:
-    """Answer requests on standard input. Signals are for the process that asks: it closes the input when it ends."""
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    """Answer requests on standard input, until it is closed."""
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # libraries print there
     for line in sys.stdin.buffer:
@@ -69,7 +68,7 @@ def _answer(out: IO[bytes], decoder: str, path: Path, arguments: list[Any]) -> N
             notes=tuple(notes.kept),
         )  # fmt: skip
     except Exception as error:  # all of it is for the process that asked
-        answer = Answer(error=type(error).__name__, said=str(error), notes=tuple(notes.kept))
+        answer = Answer(error=type(error).__name__, said=_sendable(str(error)), notes=tuple(notes.kept))
     own.removeHandler(notes)
     head = msgspec.json.encode(answer)
     out.write(len(head).to_bytes(4, "little") + head)
@@ -78,9 +77,14 @@ def _answer(out: IO[bytes], decoder: str, path: Path, arguments: list[Any]) -> N
     out.flush()
 
 
+def _sendable(text: str) -> str:
+    """A text as it can be sent: of some length, and without halves of characters."""
+    return text[:TEXT_LIMIT].encode(errors="backslashreplace").decode()
+
+
 def _limit_memory() -> None:
     """What the file asks for beyond the free memory is a MemoryError here, and not the end of another process."""
-    room = int(psutil.Process().memory_info().vms + MEMORY_SHARE * psutil.virtual_memory().available)
+    room = int(psutil.Process().memory_info().vms + MEMORY_SHARE * free_memory())
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     with contextlib.suppress(ValueError, OSError):  # not everywhere can it be limited
         resource.setrlimit(resource.RLIMIT_AS, (room if hard == resource.RLIM_INFINITY else min(room, hard), hard))

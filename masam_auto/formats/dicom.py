@@ -17,10 +17,11 @@ import numpy as np
 import SimpleITK as sitk
 
 from masam_auto.core.errors import DatasetError, ImageError, MasamError
+from masam_auto.core.file_names import utf8_name
 from masam_auto.core.geometry import Geometry
 from masam_auto.formats.apart import read_apart
 from masam_auto.formats.raw_image import RawImage
-from masam_auto.formats.room import check_room
+from masam_auto.formats.room import check_memory, check_room
 from masam_auto.formats.volumes import itk_cause
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def read_series(files: Sequence[Path]) -> RawImage:
     geometry = _stack_geometry(slices)
     for file, count in Counter(one.file for one in slices).items():
         check_room(file, count * math.prod(geometry.shape[1:]))
-    check_room(slices[0].file, 4 * math.prod(geometry.shape), on_disk=sum(file.stat().st_size for file in set(files)))
+    check_memory(str(slices[0].file), 4 * math.prod(geometry.shape))
     array = np.empty((1, *geometry.shape), np.float32)
     places: dict[Path, list[tuple[int, int]]] = {}
     for index, one in enumerate(slices):
@@ -363,7 +364,7 @@ def _stack_geometry(slices: Sequence[Slice]) -> Geometry:
 
 def decode_pixels(file: Path) -> RawImage:
     """(1, frames, Y, X) as GDCM gives them, in this process; their geometry means nothing. Raises RuntimeError."""
-    array = sitk.GetArrayFromImage(sitk.ReadImage(str(file), imageIO="GDCMImageIO"))
+    array = sitk.GetArrayFromImage(sitk.ReadImage(utf8_name(file), imageIO="GDCMImageIO"))
     array = array if array.ndim == 3 else array[None]
     return RawImage(array=array[None], geometry=Geometry(shape=array.shape[:3], spacing=(1.0, 1.0, 1.0)))
 

@@ -5,7 +5,6 @@ name, and some headers make it write beyond its memory. Here a header is read as
 and unpack without an error, and other files are only taken by a plain name beside it.
 """
 
-import bz2
 import gzip
 import math
 import re
@@ -84,7 +83,7 @@ def _lengths(file: IO[bytes], data: _Data) -> Iterator[int]:
                 raise EOFError("it ends too early")
             yield len(unpack.decompress(block, BLOCK))
         return
-    stream = gzip.GzipFile(fileobj=file) if data.packing == "gzip" else bz2.BZ2File(file)
+    stream = gzip.GzipFile(fileobj=file)
     while block := stream.read(BLOCK):
         yield len(block)
 
@@ -120,9 +119,7 @@ def _nrrd(path: Path) -> _Data:
     named = fields.get("data file", fields.get("datafile", ""))
     file, start = _data_file(path, named, "", end, detached=path.suffix.lower() == ".nhdr")
     size = math.prod(sizes) * NRRD_TYPES[kind]
-    packing = {"raw": "raw", "gzip": "gzip", "gz": "gzip", "bzip2": "bzip2", "bz2": "bzip2"}.get(
-        fields.get("encoding", "").lower()
-    )
+    packing = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}.get(fields.get("encoding", "").lower())
     if packing is None:
         raise ImageError(f"{path}: its encoding is {fields.get('encoding') or 'missing'}. Save it with raw or gzip.")
     skip = _whole(path, "byte skip", fields.get("byte skip", fields.get("byteskip", "0")))[0]

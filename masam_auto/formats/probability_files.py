@@ -14,7 +14,7 @@ import numpy as np
 
 from masam_auto.core.errors import ImageError, MasamError
 from masam_auto.core.geometry import Box, Geometry
-from masam_auto.core.jsonio import atomic_path, decode, parse_json, scratch_folder, to_plain
+from masam_auto.core.jsonio import atomic_path, decode, parse_json, passing_folder, to_plain
 from masam_auto.core.partial import partial_path
 from masam_auto.formats.scratch import reserve, scratch_array
 
@@ -61,10 +61,7 @@ def new_probabilities(
         "outputs": np.asarray(outputs),
         "has_regions": np.asarray(has_regions),
     }
-    with (
-        scratch_folder(partial_path(path.with_name("values"))) as folder,
-        atomic_path(path) as temporary,
-    ):
+    with atomic_path(path) as temporary, passing_folder(partial_path(path.with_name("scratch"))) as folder:
         raw = folder / VALUES
         with raw.open("wb") as file:
             header = {

@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import psutil
-
 from masam_auto.core.errors import ImageError
+from masam_auto.core.free_memory import free_memory
 
 # Deflate packs 1032 : 1 at best (zlib's documentation); JPEG and LZW less. Ten times that is no picture.
 LARGEST_RATIO = 10_000
@@ -38,7 +37,7 @@ def check_memory(what: str, size: int) -> None:
     Raises:
         MemoryError: there is not; it says what needs it.
     """
-    if size > (free := psutil.virtual_memory().available):
+    if size > (free := free_memory()):
         raise MemoryError(f"{what} needs {_shown(size)}, and {_shown(free)} are free")
 
 

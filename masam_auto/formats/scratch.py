@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import psutil
 
 from masam_auto.core.errors import OutputError
+from masam_auto.core.free_memory import free_memory
 from masam_auto.core.jsonio import NO_SPACE
 
 MEMORY_SHARE = 0.25  # of the free memory that one array may take; images, networks and other cases need the rest
@@ -33,7 +33,7 @@ def scratch_array(shape: tuple[int, ...], *, memory_share: float = MEMORY_SHARE)
         OutputError: the disk of the temporary files has no space for it.
     """
     size = 2 * math.prod(shape)
-    if size <= memory_share * psutil.virtual_memory().available:
+    if size <= memory_share * free_memory():
         yield np.zeros(shape, dtype=np.float16)
         return
     folder = Path(tempfile.gettempdir())

@@ -17,7 +17,7 @@ from masam_auto.core.geometry import Geometry, Triple
 from masam_auto.core.jsonio import parse_json, read_bounded, write_bytes
 from masam_auto.formats.bitmaps import LYING, ORIENTATION, upright
 from masam_auto.formats.raw_image import RawImage
-from masam_auto.formats.room import check_room
+from masam_auto.formats.room import check_memory, check_room
 from masam_auto.formats.volumes import axes_error, read_itk
 
 MILLIMETRES = {
@@ -55,7 +55,10 @@ def _read(path: Path, *, as_shown: bool) -> RawImage:
     with _opened(path) as file:
         axes, size = _layout(path, file)
         page = file.series[0].keyframe
-        check_room(path, math.prod(size) * (np.dtype(page.dtype).itemsize if page.dtype is not None else 1))
+        needed = math.prod(size) * (np.dtype(page.dtype).itemsize if page.dtype is not None else 1)
+        bilevel = page.bitspersample == 1
+        check_room(path, needed // 8 if bilevel else needed)  # an empty line of a fax is a bit
+        check_memory(str(path), needed)
         try:
             one_series = len(file.series) == 1
             whole = file.series[0].asarray() if one_series else np.stack([one.asarray() for one in file.pages])
@@ -63,7 +66,7 @@ def _read(path: Path, *, as_shown: bool) -> RawImage:
             if "imagecodecs" not in str(error):
                 raise
             _check_plain(path, file, page, error)
-            return _read_rare_compression(path, _spacing(path, file))
+            return _read_rare_compression(path, _spacing(path, file), bilevel=bilevel)
         stored: np.ndarray = whole
         # a sample that the file does not say what it is for may be a channel
         alpha = "S" in axes and any(int(extra) in ALPHA for extra in page.extrasamples)
@@ -229,10 +232,12 @@ def _ordered(
     return (array if stack else array[:, None]), has_stack
 
 
-def _read_rare_compression(path: Path, spacing: Triple) -> RawImage:
+def _read_rare_compression(path: Path, spacing: Triple, *, bilevel: bool) -> RawImage:
     """LZW and the like, which tifffile leaves to an optional package and ITK reads."""
     raw = read_itk(path)
     array = raw.array[:-1] if raw.array.shape[0] in (2, 4) and not raw.is_series else raw.array
+    if bilevel and not raw.is_series:  # ITK makes colours of them, 0 and 255
+        array = (array[:1] > 0).astype(np.uint8)
     if raw.is_series:
         raise axes_error(path, array.shape[::-1])
     return RawImage(array=array, geometry=_geometry(array.shape, spacing, flat=raw.geometry.dimensions == 2))

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from scipy import ndimage
 
 from masam_auto.core.errors import DatasetError, ImageError
+from masam_auto.core.free_memory import free_memory
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.jsonio import atomic_path
 from masam_auto.formats.apart import read_apart
@@ -28,10 +28,15 @@ COLOURS = np.array(
 USUAL_RATE = Fraction(25)
 # How containers begin: from which byte on, and what FFmpeg calls them. Left to itself it goes by content as well, but knows
 # lists of files, too, and opens whatever they name.
+MOV_BOXES = (
+    "ftyp", "moov", "mdat", "wide", "free", "skip", "pnot", "udta", "uuid", "junk", "pict", "PICT", "prft", "styp", "sidx", "emsg",
+)  # fmt: skip
 CONTAINERS = (
-    (4, b"ftyp", "mov"), (4, b"moov", "mov"), (4, b"mdat", "mov"), (4, b"wide", "mov"), (4, b"free", "mov"),
-    (4, b"skip", "mov"), (8, b"AVI ", "avi"), (0, b"\x1a\x45\xdf\xa3", "matroska"), (0, b"\x30\x26\xb2\x75", "asf"),
-    (0, b"\x00\x00\x01\xba", "mpeg"), (0, b"\x00\x00\x01\xb3", "mpegvideo"), (0, b"\x47", "mpegts"),
+    *((4, box.encode(), "mov") for box in MOV_BOXES),
+    (8, b"AVI ", "avi"), (0, b"\x1a\x45\xdf\xa3", "matroska"), (0, b"\x30\x26\xb2\x75", "asf"),
+    (0, b"\x00\x00\x01\xba", "mpeg"), (0, b"\x00\x00\x01\xb3", "mpegvideo"), (0, b"\x00\x00\x01\xb0", "m4v"),
+    (0, b"\x00\x00\x00\x01\x67", "h264"), (0, b"\x00\x00\x00\x01\x40", "hevc"),
+    (0, b"\x47", "mpegts"), (4, b"\x47", "mpegts"),  # of cameras, with a time before each packet
 )  # fmt: skip
 FRAMES_LOST = 0.05
 """A file that ends this part earlier than its header says is truncated; less is how some cameras count."""
@@ -64,7 +69,7 @@ def decode_video(path: Path, channels: int) -> RawImage:
     if channels not in PIXELS:
         raise ImageError(f"{path}: a video has 1 or 3 channels, but the model takes {channels}")
     frames: list[np.ndarray] = []
-    room = psutil.virtual_memory().available / 2  # all of them are copied once
+    room = free_memory() / 2  # all of them are copied once
     for frame in _decode(path, PIXELS[channels]):
         frames.append(frame)
         if len(frames) * frame.nbytes > room:

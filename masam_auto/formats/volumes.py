@@ -21,6 +21,7 @@ from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import SpatialImage
 
 from masam_auto.core.errors import ImageError, OutputError
+from masam_auto.core.file_names import utf8_name
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.jsonio import atomic_path, write_bytes
 from masam_auto.formats.apart import read_apart
@@ -66,7 +67,7 @@ def read_itk(path: Path) -> RawImage:
 
 def decode_itk(path: Path) -> RawImage:
     """As `read_itk`, in this process, of a file whose header has been checked."""
-    image = sitk.ReadImage(str(path))
+    image = sitk.ReadImage(utf8_name(path))
     if "complex" in image.GetPixelIDTypeAsString():
         raise complex_error(path)
     array = sitk.GetArrayFromImage(image)
@@ -94,7 +95,7 @@ def read_itk_geometry(path: Path) -> Geometry:
 def decode_itk_header(path: Path) -> RawImage:
     """The geometry alone, without voxels, in this process, of a file whose header has been checked."""
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader.SetFileName(utf8_name(path))
     reader.ReadImageInformation()
     return RawImage(array=np.zeros(0, np.uint8), geometry=_from_itk(path, reader))
 
@@ -187,7 +188,7 @@ def write_itk(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
     with atomic_path(path) as temporary:
         written = temporary.with_suffix(DETACHED_HEADERS.get(path.suffix.lower(), path.suffix))
         try:
-            sitk.WriteImage(image, str(written), useCompression=True)
+            sitk.WriteImage(image, utf8_name(written), useCompression=True)
             written.replace(temporary)
         except RuntimeError as error:
             raise OutputError(
@@ -314,7 +315,7 @@ def _nifti_geometry(path: Path, header: nibabel.Nifti1Header) -> Geometry:
         with contextlib.suppress(RuntimeError):  # a q-form that ITK cannot make orthonormal
             reader = sitk.ImageFileReader()
             reader.SetImageIO("NiftiImageIO")
-            reader.SetFileName(str(path))
+            reader.SetFileName(utf8_name(path))
             reader.ReadImageInformation()
             return replace(_from_itk(path, reader), oriented=oriented)
     # ITK gives millimetres whatever the file counts in

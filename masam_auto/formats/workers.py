@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import psutil
-
 from masam_auto.compute.parallel import Workers, choose_workers
 from masam_auto.core.errors import MasamError
+from masam_auto.core.free_memory import free_memory
 from masam_auto.formats.io import read_geometry
 
 FILES_LOOKED_AT = 10
@@ -37,7 +36,7 @@ def workers_for(files: Sequence[Path], *, bytes_per_voxel: float, asked: Asked |
         return 0  # the work itself will report the file
     if not sizes or len(files) == 1 or sum(sizes) / len(sizes) * len(files) < FEW_VOXELS:
         return 0
-    available = psutil.virtual_memory().available
+    available = free_memory()
     return min(
         len(files), choose_workers(memory_per_case=WORKER_BYTES + bytes_per_voxel * max(sizes), available=available)
     )

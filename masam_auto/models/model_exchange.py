@@ -47,11 +47,12 @@ def exchange(names: Sequence[str], target: Path, new: Path, old: Path) -> None:
         for name in names:
             steps = [(target / name, old / name)] if (target / name).exists() else []
             for source, place in (*steps, (new / name, target / name)):
+                moved.append((source, place))  # before: a signal may come when it has just been done
                 source.rename(place)
-                moved.append((source, place))
     except BaseException:
         for source, place in reversed(moved):
-            place.rename(source)
+            if place.exists() and not source.exists():
+                place.rename(source)
         raise
 
 

@@ -2,6 +2,7 @@
 
 import pickle
 import pickletools
+import re
 import struct
 import zipfile
 import zlib
@@ -24,6 +25,7 @@ _DAMAGED = (
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Of what torch lets a pickle call, these make something as large as a number in it says.
 _GROWING = ("bytearray", "encode")
+_ZIP = b"PK\x03\x04"
 _OLD_PICKLES = 5  # magic number, version, system, the object, its storages: before torch 1.6
 _TIED = 2  # times the file's size: a tensor may stand there under two names
 
@@ -41,17 +43,15 @@ def load_sam_checkpoint(path: Path, *, what: str = "SAM") -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(f"{path}: no such file; expected a {what} checkpoint, .pth or .safetensors")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             found: Any = load_file(path, device="cpu")
         else:
             _check_pickle(path)
             found = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
-        # the first sentence: torch goes on to advise reading without weights_only
-        reason = str(error).strip().splitlines()[0].split(". ")[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"{path}: cannot be read as weights ({reason}); expected a {what} state dict, .pth or .safetensors. "
-            "Download the file again."
+            f"{path}: cannot be read as weights ({_reason(error)}); expected a {what} state dict, .pth or .safetensors. "
+            "Download the file again, or save the state dict alone: torch.save(model.state_dict(), ...)."
         ) from error
     for wrapper in ("model", "state_dict"):
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
@@ -65,6 +65,14 @@ def load_sam_checkpoint(path: Path, *, what: str = "SAM") -> dict[str, Tensor]:
     }
 
 
+def _reason(error: BaseException) -> str:
+    """What a library says, without its advice to unpickle the file."""
+    text = str(error).strip()
+    if named := re.search(r"Unsupported global: GLOBAL (\S+)", text):
+        return f"it holds {named[1]}, which no weights need"
+    return text.splitlines()[0].split(". ")[0] if text else type(error).__name__
+
+
 def wrong_values(value: Tensor, wanted: Tensor) -> str | None:
     """What is wrong with a tensor's values, whatever its shape, where another one's place is meant; None where nothing is."""
     fits = value.dtype in FLOATS if wanted.is_floating_point() else value.dtype == wanted.dtype
@@ -75,13 +83,18 @@ def wrong_values(value: Tensor, wanted: Tensor) -> str | None:
 
 def _check_pickle(path: Path) -> None:
     """Raises what is among `_DAMAGED` for a file that unpacks to more than it is, or whose pickle makes more than tensors."""
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
+    with path.open("rb") as file:
+        if (
+            file.read(len(_ZIP)) != _ZIP
+        ):  # torch decides by this as well; Python would find an archive that lies behind something
+            file.seek(0)
             for _ in range(_OLD_PICKLES):
                 _check_calls(file)
-        return
+            return
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
+        if archive.comment or min((entry.header_offset for entry in entries), default=0):
+            raise ValueError("something lies before or behind its content, which torch never writes")
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise ValueError("its content is compressed, which torch never does")
         if sum(entry.file_size for entry in entries) > path.stat().st_size:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 
 from masam_auto.compute.device import available_cores
@@ -26,6 +25,7 @@ from masam_auto.core.boxes import GivenBox
 from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Case
 from masam_auto.core.errors import CaseErrors, MasamError, ModelError, OutputError
+from masam_auto.core.free_memory import free_memory
 from masam_auto.core.geometry import Box, Geometry
 from masam_auto.core.log import progress
 from masam_auto.core.partial import remove_abandoned
@@ -327,7 +327,7 @@ def _memory_estimate(predictor: Predictor) -> Callable[[Case], float]:
 
 def _memory_room(processes: int) -> float:
     """Bytes that the cases may take that a process loads, of several on this machine."""
-    return MEMORY_SHARE * psutil.virtual_memory().available / processes
+    return MEMORY_SHARE * free_memory() / processes
 
 
 def _is_written(path: Path) -> bool:

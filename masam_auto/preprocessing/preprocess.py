@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from masam_auto.compute.parallel import Workers, choose_workers, map_cases
 from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Case, Dataset, DatasetDescription
 from masam_auto.core.errors import DatasetError, MasamError, OutputError, PlanError
+from masam_auto.core.free_memory import free_memory
 from masam_auto.core.geometry import CaseProperties, Geometry
 from masam_auto.core.jsonio import digest, read_json, write_json
 from masam_auto.core.labels import Labels
@@ -318,7 +318,7 @@ def _affordable_workers(tasks: Sequence[_Task]) -> int:
     if sum(voxels for voxels, _ in sizes) < FEW_VOXELS:
         return 0
     memory = WORKER_BYTES + max(peak for _, peak in sizes)
-    return min(len(tasks), choose_workers(memory_per_case=memory, available=psutil.virtual_memory().available))
+    return min(len(tasks), choose_workers(memory_per_case=memory, available=free_memory()))
 
 
 def _estimate(task: _Task) -> tuple[float, float]:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
-import psutil
 import torch
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
@@ -19,6 +18,7 @@ from masam_auto.compute.distributed import Share
 from masam_auto.compute.interruption import STOP_SIGNALS
 from masam_auto.compute.parallel import end_with_parent, is_out_of_memory
 from masam_auto.core.errors import MasamError, ModelError
+from masam_auto.core.free_memory import free_memory
 from masam_auto.training.sampling import CaseStore, Sampling, make_boxes, make_window
 
 CACHE_SHARE = 0.25
@@ -128,7 +128,7 @@ def open_batches(loader: BatchLoader, workers: int) -> Iterator[Iterator[dict[st
 
 def cache_memory(workers: int) -> float:
     """Bytes of preprocessed arrays that each process may keep in memory: a quarter of what is free, between them."""
-    return CACHE_SHARE * psutil.virtual_memory().available / max(workers, 1)
+    return CACHE_SHARE * free_memory() / max(workers, 1)
 
 
 def _checked(source: Iterator[dict[str, Any]]) -> Iterator[dict[str, np.ndarray]]:

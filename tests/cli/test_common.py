@@ -20,6 +20,7 @@ from masam_auto.cli.common import (
     SPINS,
     counting_number,
     fold,
+    keep_to_own_modules,
     known_dataset,
     limit_spinning,
     make_parser,
@@ -134,6 +135,34 @@ def test_a_signal_unwinds_once_and_has_its_exit_code(
     assert run(ended) == 128 + number
     assert [signal.getsignal(known) for known in ENDING_SIGNALS] == before
     assert f"error: terminated ({number.name})" in capsys.readouterr().err
+
+
+def test_a_command_runs_no_module_of_the_current_folder(tmp_path: Path) -> None:
+    command, current = tmp_path / "bin" / "masam_x", tmp_path / "downloads"
+    for folder in (command.parent, current):
+        folder.mkdir()
+    for name in ("multiprocessing", "json", "masam_auto"):
+        (current / f"{name}.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
+    command.write_text(
+        "import multiprocessing, subprocess, sys\nfrom masam_auto.cli.common import run\n"
+        "def main(arguments):\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=print)\n    process.start()\n    process.join()\n"
+        "    subprocess.run([sys.executable, '-m', 'masam_auto.cli.train', '--version'], check=True)\n"
+        "    return process.exitcode\n"
+        "if __name__ == '__main__':\n    sys.exit(run(main))"
+    )
+    assert subprocess.run([sys.executable, command], cwd=current).returncode == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_who_runs_a_module_of_the_current_folder_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    def safe(first: str) -> bool:
+        environment: dict[str, str] = {}
+        monkeypatch.setattr(sys, "path", [first, *sys.path])
+        keep_to_own_modules(environment)
+        return "PYTHONSAFEPATH" in environment
+
+    assert safe("/usr/bin") and not safe("") and not safe(str(Path.cwd()))
 
 
 def test_threads_are_told_to_sleep_before_torch_is_there_unless_the_user_has_told_them(

@@ -1,11 +1,13 @@
 """Names that come out of files."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masam_auto.core.errors import DatasetError
-from masam_auto.core.file_names import check_file_name, visible
+from masam_auto.core.errors import DatasetError, ImageError
+from masam_auto.core.file_names import check_file_name, utf8_name, visible
 
 
 @pytest.mark.parametrize("name", ["case_001", "Fuß links", "患者 3", "a.b-c", "می‌خواهم", "é\u0301"])
@@ -16,6 +18,12 @@ def test_names_of_people_are_names(name: str) -> None:
 
 def test_what_commands_a_terminal_is_shown_as_numbers() -> None:
     assert visible("a\x1b[31m\r\n\0\u2028b\udc80") == r"a\x1b[31m\r\n\x00\u2028b\udc80"
+
+
+def test_only_utf8_is_for_libraries_that_end_the_process_at_other_names() -> None:
+    assert utf8_name(Path("/Fuß/患者")) == "/Fuß/患者"
+    with pytest.raises(ImageError, match="no UTF-8"):
+        utf8_name(Path("/a\udcff/b.nii.gz"))
 
 
 @given(st.text())

@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -244,3 +245,25 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         scratch_folder(tmp_path / "file" / "scratch"),
     ):
         pass
+
+
+def test_a_signal_while_a_scratch_folder_goes_leaves_none_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, calls = os.unlink, []
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        remove(*arguments, **options)
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    def fill() -> None:
+        with scratch_folder(tmp_path / "new" / "scratch") as folder:
+            for name in "abcd":
+                (folder / name).touch()
+            monkeypatch.setattr(os, "unlink", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        fill()
+    assert list(tmp_path.iterdir()) == []

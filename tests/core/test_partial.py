@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from masam_auto.core import partial
-from masam_auto.core.partial import ABANDONED_AFTER, is_abandoned, partial_path, partial_prefix, remove_abandoned
+from masam_auto.core.partial import is_abandoned, partial_path, partial_prefix, remove_abandoned
 
 GONE = 999_999_999  # no process has such a number
-ELSEWHERE = ".partial-01234567-123-ab-case.nii.gz"
+ELSEWHERE = ".partial-01234567-123-7-ab-case.nii.gz"
 
 
 def make(path: Path, *, days: float = 0.0) -> Path:
@@ -39,19 +39,55 @@ def test_only_what_dead_processes_of_this_machine_left_is_removed(tmp_path: Path
 
 
 def test_another_machines_go_after_a_day_without_a_change(tmp_path: Path) -> None:
-    young = make(tmp_path / ".partial-01234567-1-ab-young" / "a", days=0.5)
-    make(tmp_path / ".partial-01234567-1-ab-old" / "a", days=1.5)
-    growing = make(tmp_path / ".partial-01234567-1-ab-growing" / "a", days=1.5)
+    young = make(tmp_path / ".partial-01234567-1-7-ab-young" / "a", days=0.5)
+    make(tmp_path / ".partial-01234567-1-7-ab-old" / "a", days=1.5)
+    growing = make(tmp_path / ".partial-01234567-1-7-ab-growing" / "a", days=1.5)
     make(growing.with_name("b"))
     assert not young.parent.name.startswith(partial_prefix())
     remove_abandoned(tmp_path)
-    assert names(tmp_path) == [".partial-01234567-1-ab-growing", ".partial-01234567-1-ab-young"]
+    assert names(tmp_path) == [".partial-01234567-1-7-ab-growing", ".partial-01234567-1-7-ab-young"]
 
 
 def test_a_number_that_another_process_has_by_now_is_no_excuse(tmp_path: Path) -> None:
-    before = make(tmp_path / f"{partial_prefix(os.getpid())}ab-a", days=ABANDONED_AFTER / 3600)
-    since = make(tmp_path / f"{partial_prefix(os.getpid())}ab-b")
-    assert is_abandoned(before) and not is_abandoned(since)
+    own = partial_prefix(os.getpid())
+    start = own.split("-")[-2]
+    assert is_abandoned(make(tmp_path / f"{own.replace(f'-{start}-', f'-{int(start) - 1}-')}ab-a"))
+
+
+@pytest.mark.parametrize("days", [-400.0, 0.01, 400.0])
+def test_the_clock_of_a_file_server_takes_nothing_from_a_living_process(tmp_path: Path, days: float) -> None:
+    assert not is_abandoned(make(tmp_path / f"{partial_prefix(os.getpid())}ab-a", days=days))
+    assert is_abandoned(make(tmp_path / f"{partial_prefix(GONE)}ab-a", days=days))
+
+
+def test_hidden_processes_of_other_users_may_be_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(process: int, number: int) -> None:
+        raise PermissionError
+
+    path = make(tmp_path / f"{partial_prefix(GONE)}ab-a")
+    monkeypatch.setattr(os, "kill", refuse)
+    assert not is_abandoned(path)
+
+
+def test_a_dead_process_that_nobody_has_asked_about_is_dead(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    path = make(tmp_path / f"{partial_prefix(process.pid)}ab-a")
+    assert not is_abandoned(path)
+    process.kill()
+    until = time.monotonic() + 20
+    while not is_abandoned(path):  # a zombie, until it is waited for
+        assert time.monotonic() < until
+    assert process.wait() == -9
+
+
+@pytest.mark.parametrize(
+    "name", ["a\nb.json", "\udcff.json", "\u00fc" * 122 + ".nii.gz", "\u60a3" * 78 + ".nii.gz", "x" * 250 + ".json"]
+)
+def test_odd_names_are_taken_as_they_are(tmp_path: Path, name: str) -> None:
+    path = partial_path(tmp_path / name)
+    path.touch()
+    assert path.suffix == Path(name).suffix and len(os.fsencode(path.name)) <= 255 and not is_abandoned(path)
+    assert partial.PARTIAL.fullmatch(path.name)
 
 
 def test_models_that_a_former_version_put_aside_stay(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
 """`make faults`, or `python -m tests.faults [SCENARIO ...] [--sample N]`: break commands, run them again, compare.
 
-For every change that a command makes to a file, the command is run and killed there, told to end there, or refused the
-change. Then it is run again. What must hold:
+For every change that a command makes to a file, the command is run and killed there, told to end before or after it, or refused
+the change. Then it is run again. What must hold:
 
     - a signal ends it as such; a refused change ends it with exit code 2 and a line, or is got over;
     - the second run ends well, and what then lies there is what a run leaves of which nothing went wrong;
+    - what was there before is there after the first run, unless it was killed;
     - nothing else was touched: no input, and nothing outside the folders.
 """
 
@@ -13,6 +14,7 @@ import importlib
 import os
 import pkgutil
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -23,12 +25,13 @@ from pathlib import Path
 
 import masam_auto
 from masam_auto.cli.common import Main
-from tests.faults.injection import ERRORS, FULL, SIGNALS, Ended, Fault, run_with
+from tests.faults.injection import ERRORS, FULL, LATE, SIGNALS, Ended, Fault, run_with
 from tests.faults.scenarios import SCENARIOS, Arguments, strings
 from tests.faults.trees import Content, content_of, differences, volatile_keys
 
-KINDS = (*SIGNALS, *ERRORS, FULL)
-ENDS = {"kill": (-9,), "term": (143,), **dict.fromkeys((*ERRORS, FULL), (2,))}
+KINDS = (*SIGNALS, LATE, *ERRORS, FULL)
+ENDS = {"kill": (-9,), "term": (143,), LATE: (143,), **dict.fromkeys((*ERRORS, FULL), (2,))}
+TEMPORARY = re.compile(r"/\.(partial-|exchange)|\.lock$")
 SIZES = (0, 1, 100, 1000, 10_000, 100_000)  # bytes after which a disk is "full"
 
 
@@ -50,10 +53,10 @@ class House:
         shutil.copytree(state, self.root, symlinks=True)
         os.chdir(self.root)
 
-    def run(self, main: Main, arguments: Arguments, notes: Path, fault: Fault | None) -> Ended:
+    def run(self, main: Main, arguments: Arguments, fault: Fault | None) -> Ended:
         """Run a command there."""
         given, temporary = strings(arguments(self.root)), self.folder / "temporary"
-        return run_with(main, given, inside=self.root, temporary=temporary, notes=notes, fault=fault)
+        return run_with(main, given, inside=self.root, temporary=temporary, fault=fault)
 
     def keep(self, name: str) -> Path:
         """Keep the present state."""
@@ -68,7 +71,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)} (default: all)")
     parser.add_argument("--sample", type=int, metavar="N", help="faults a scenario (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--only", metavar="KIND:NUMBER", help="one fault, e.g. kill:12")
+    parser.add_argument("--only", metavar="KIND[:NUMBER]", help="faults of a kind, or one, e.g. kill:12")
     parsed = parser.parse_args()
     if unknown := set(parsed.names) - set(SCENARIOS):
         parser.error(f"unknown: {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
@@ -82,7 +85,7 @@ def main() -> int:
             faults = list(checked.faults())
             if parsed.only:
                 kind, _, number = parsed.only.partition(":")
-                faults = [Fault(kind, int(number))]
+                faults = [fault for fault in faults if fault.kind == kind and number in ("", str(fault.number))]
             elif parsed.sample is not None:
                 faults = random.Random(f"{parsed.seed} {name}").sample(faults, min(parsed.sample, len(faults)))
             found = [line for fault in faults for line in checked.problems(fault)]
@@ -139,8 +142,11 @@ class Checked:
         ended = self._run(self.scenario.arguments, fault)
         found = _wrong_end(ended, fault)
         wrong = differences(content_of(self.house.root, self.volatile), self.expected)
-        if fault.kind == "term":
-            found += [line for line in wrong if line.startswith("is left over: ") and "/." in f"/{line[14:]}"]
+        if fault.kind != "kill":  # what was there is there, as it was or anew
+            now = content_of(self.house.root, self.volatile)
+            found += [f"is lost: {path}" for path in self.inputs if path in self.expected and path not in now]
+        if fault.kind in ("term", LATE):
+            found += [line for line in wrong if line.startswith("is left over: ") and TEMPORARY.search(line)]
         if ended.code == 0:
             found += [line for line in wrong if not line.startswith("is left over") and not _may_be_got_over(line)]
         if wrong:  # also where it was got over: what could not be removed goes the next time
@@ -161,8 +167,7 @@ class Checked:
         return ended
 
     def _run(self, arguments: Arguments, fault: Fault | None) -> Ended:
-        with tempfile.TemporaryDirectory(dir=self.house.folder) as notes:
-            return self.house.run(self.scenario.main, arguments, Path(notes), fault)
+        return self.house.run(self.scenario.main, arguments, fault)
 
 
 def _before(house: House, name: str) -> Path:
@@ -189,8 +194,7 @@ def _after(house: House, name: str) -> None:
     if name in house.made:
         return
     house.put(_before(house, name))
-    with tempfile.TemporaryDirectory(dir=house.folder) as notes:
-        ended = house.run(SCENARIOS[name].main, SCENARIOS[name].arguments, Path(notes), None)
+    ended = house.run(SCENARIOS[name].main, SCENARIOS[name].arguments, None)
     if ended.code:
         raise SystemExit(f"{name} ends with {ended.code}: {ended.said}")
     house.keep(name)

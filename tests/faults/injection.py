@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,15 @@ CHANGES = {
 }  # fmt: skip
 ERRORS = {name: getattr(errno, name) for name in ("ENOSPC", "EIO", "EACCES")}
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
+CHANGE = "."
+LATE = "late"  # SIGTERM when the change has just been made, and the command does not yet know it
+CALLS = ("rename", "replace", "unlink", "remove", "mkdir", "rmdir", "link", "symlink")
 FULL = "EFBIG"  # its number is the bytes that a file may have
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong: "kill" or "term", an error of `ERRORS`, or `FULL`; `number` counts changes from 1."""
+    """What goes wrong: "kill" or "term", `LATE`, an error of `ERRORS`, or `FULL`; `number` counts changes from 1."""
 
     kind: str
     number: int
@@ -46,9 +50,7 @@ class Ended:
     elsewhere: tuple[str, ...]
 
 
-def run_with(
-    main: Main, arguments: Sequence[str], *, inside: Path, temporary: Path, notes: Path, fault: Fault | None
-) -> Ended:
+def run_with(main: Main, arguments: Sequence[str], *, inside: Path, temporary: Path, fault: Fault | None) -> Ended:
     """Run a command's main in a fork of this process.
 
     Args:
@@ -56,39 +58,49 @@ def run_with(
         arguments: of it.
         inside: the folder that the command may change; changes of files in it are counted.
         temporary: another one, in which they are not.
-        notes: an empty folder for what this function writes.
         fault: or None for none.
     """
-    count, elsewhere, said = (notes / name for name in ("count", "elsewhere", "said"))
+    # pipes, because a limit on the size of files must not meet what is noted here
+    (said, says), (noted, notes) = os.pipe(), os.pipe()
     process = os.fork()
     if process == 0:
-        _child(main, arguments, folders=(inside, temporary), files=(count, elsewhere, said), fault=fault)
+        os.close(said)
+        os.close(noted)
+        _child(main, arguments, folders=(inside, temporary), says=says, notes=notes, fault=fault)
+    os.close(says)
+    os.close(notes)
+    with ThreadPoolExecutor(2) as pool:
+        text, lines = pool.map(_read_all, (said, noted))
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-    return Ended(
-        code=code,
-        said=said.read_text(errors="replace"),
-        changes=count.stat().st_size,
-        elsewhere=tuple(elsewhere.read_text(errors="replace").splitlines()),
-    )
+    noted_lines = lines.splitlines()
+    elsewhere = tuple(line for line in noted_lines if line != CHANGE)
+    return Ended(code=code, said=text, changes=len(noted_lines) - len(elsewhere), elsewhere=elsewhere)
+
+
+def _read_all(pipe: int) -> str:
+    with os.fdopen(pipe, "rb") as stream:
+        return stream.read().decode(errors="replace")
 
 
 def _child(
-    main: Main,
-    arguments: Sequence[str],
-    *,
-    folders: tuple[Path, Path],
-    files: tuple[Path, Path, Path],
-    fault: Fault | None,
+    main: Main, arguments: Sequence[str], *, folders: tuple[Path, Path], says: int, notes: int, fault: Fault | None
 ) -> None:
     """Run the command and end, whatever happens."""
     code = 70
     try:
-        count, elsewhere, said = (os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for file in files)
         for stream in (1, 2):
-            os.dup2(said, stream)
+            os.dup2(says, stream)
+        sys.stdout, sys.stderr = (
+            os.fdopen(1, "w"),
+            os.fdopen(2, "w"),
+        )  # what they were before knows another kind of file
         if fault is not None and fault.kind == FULL:
             resource.setrlimit(resource.RLIMIT_FSIZE, (fault.number, resource.RLIM_INFINITY))
-        sys.addaudithook(_hook(*map(str, folders), count, elsewhere, fault))
+        due: list[bool] = []
+        if fault is not None and fault.kind == LATE:
+            for name in CALLS:
+                setattr(os, name, _followed(getattr(os, name), due))
+        sys.addaudithook(_hook(*map(str, folders), notes, fault, due))
         code = run(main, list(arguments))
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
@@ -100,8 +112,22 @@ def _child(
         os._exit(code)
 
 
+def _followed(change: Callable[..., Any], due: list[bool]) -> Callable[..., Any]:
+    """A function of `os` after which SIGTERM comes where it is due."""
+
+    def changed(*arguments: Any, **options: Any) -> Any:
+        try:
+            return change(*arguments, **options)
+        finally:
+            if due:
+                due.clear()
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    return changed
+
+
 def _hook(
-    inside: str, temporary: str, count: int, elsewhere: int, fault: Fault | None
+    inside: str, temporary: str, notes: int, fault: Fault | None, due: list[bool]
 ) -> Callable[[str, tuple[Any, ...]], None]:
     done = 0
 
@@ -112,13 +138,15 @@ def _hook(
             return
         if not any(f"{path}/".startswith(f"{inside}/") for path in changed):
             if not changed[0].startswith((temporary, "/dev/", "/proc/", "/sys/")):
-                os.write(elsewhere, f"{event} {changed}\n".encode(errors="replace"))
+                os.write(notes, f"{event} {changed}\n".encode(errors="replace"))
             return
-        os.write(count, b".")
+        os.write(notes, f"{CHANGE}\n".encode())
         done += 1
         if fault is None or done != fault.number or fault.kind == FULL:
             return
-        if fault.kind in SIGNALS:
+        if fault.kind == LATE:
+            due.append(True)
+        elif fault.kind in SIGNALS:
             os.kill(os.getpid(), SIGNALS[fault.kind])
         else:
             number = ERRORS[fault.kind]

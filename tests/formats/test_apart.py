@@ -38,7 +38,17 @@ def chat(path):
     logging.getLogger("masam_auto.imaging.x").warning("told of %s", path)
     return RawImage(array=np.arange(6.0).reshape(1, 1, 2, 3), geometry=Geometry(shape=(1, 2, 3), spacing=(1.0, 1.0, 1.0)))
 def stay(path): time.sleep(60)
-decoders.DECODERS.update(crash=crash, leave=leave, bug=bug, refuse=refuse, fill=fill, chat=chat, stay=stay)
+def lie(path): os.write(3, b"\\x05\\0\\0\\0[1,2]" + bytes(99)); return chat(path)
+def talk(path): raise ImageError("x" * (3 << 20))
+def half(path): raise ImageError("a\\udc80b")
+def spoil(path):
+    decoders.DECODERS["chat"] = crash
+    return chat(path)
+def signals(path):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1): os.kill(os.getpid(), number)
+    return chat(path)
+odd = (crash, leave, bug, refuse, fill, chat, stay, lie, talk, half, spoil, signals)
+decoders.DECODERS.update({one.__name__: one for one in odd})
 decoders.serve()
 """
 
@@ -81,7 +91,13 @@ def test_a_crash_costs_one_file(decoder: str, cause: str, tmp_path: Path) -> Non
 @pytest.mark.usefixtures("odd")
 @pytest.mark.parametrize(
     ("decoder", "kind", "said"),
-    [("bug", RuntimeError, "odd"), ("refuse", DatasetError, "a: refused"), ("fill", MemoryError, "8.00 TiB")],
+    [
+        ("bug", RuntimeError, "odd"),
+        ("refuse", DatasetError, "a: refused"),
+        ("fill", MemoryError, "8.00 TiB"),
+        ("talk", ImageError, "^x{5000}$"),
+        ("half", ImageError, r"^a\\udc80b$"),
+    ],
 )
 def test_what_is_raised_there_is_raised_here(decoder: str, kind: type[Exception], said: str) -> None:
     with pytest.raises(kind, match=said):
@@ -94,7 +110,9 @@ def test_what_is_raised_there_is_raised_here(decoder: str, kind: type[Exception]
 def test_what_is_printed_there_is_not_taken_for_an_answer(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         assert read_apart("chat", Path("a")).array.tolist() == [[[[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]]]
-    assert [(one.levelno, one.getMessage()) for one in caplog.records] == [(logging.WARNING, "told of a")] * 2
+    assert [(one.levelno, one.getMessage()) for one in caplog.records] == [
+        (logging.WARNING, f"told of {Path('a').absolute()}")
+    ] * 2
 
 
 def test_threads_do_not_get_each_others_images(tmp_path: Path) -> None:
@@ -120,6 +138,89 @@ def test_an_interrupted_wait_leaves_no_half_answer(monkeypatch: pytest.MonkeyPat
         signal.signal(signal.SIGALRM, before)
     assert apart._idle == []
     assert read_apart("chat", Path("a")).array.shape == (1, 1, 2, 3)
+
+
+@pytest.mark.usefixtures("odd")
+def test_what_a_file_spoils_costs_no_other_file() -> None:
+    read_apart("spoil", Path("a"))
+    assert read_apart("chat", Path("b")).array.shape == (1, 1, 2, 3)
+
+
+@pytest.mark.usefixtures("odd")
+def test_signals_are_for_the_process_that_asks() -> None:
+    read_apart("signals", Path("a"))
+    (process,) = apart._idle
+    assert process.poll() is None
+
+
+@pytest.mark.usefixtures("odd")
+def test_what_is_no_answer_of_ours_is_a_crash() -> None:
+    for _ in range(2):
+        with pytest.raises(ImageError, match="no answer of ours"):
+            read_apart("lie", Path("a"))
+    assert apart._idle == []
+
+
+def test_a_want_of_memory_here_leaves_no_half_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise MemoryError
+
+    path = write_volume(tmp_path / "a.mha", np.full((2, 3, 4), 7, np.uint8))
+    monkeypatch.setattr(apart.np, "empty", refuse)
+    with pytest.raises(MemoryError):
+        read_itk(path)
+    monkeypatch.undo()
+    assert (read_itk(path).array == 7).all()
+
+
+def test_an_asking_process_may_change_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        write_volume(tmp_path / str(number) / "a.mha", np.full((2, 3, 4), number, np.uint8))
+        monkeypatch.chdir(tmp_path / str(number))
+        assert (read_itk(Path("a.mha")).array == number).all()
+
+
+def test_a_fork_asks_a_process_of_its_own(tmp_path: Path) -> None:
+    files = [write_volume(tmp_path / f"{i}.mha", np.full((30, 40, 50), i, np.uint8)) for i in range(2)]
+    code = textwrap.dedent(f"""
+        import os, sys
+        from pathlib import Path
+        from masam_auto.formats import apart
+        from masam_auto.formats.volumes import read_itk
+        files = [Path(name) for name in {[str(file) for file in files]!r}]
+        read_itk(files[0])
+        apart._lock.acquire()  # as another thread might, at this moment
+        child = os.fork()
+        if child:
+            apart._lock.release()
+        right = all((read_itk(files[bool(child)]).array == bool(child)).all() for _ in range(20))
+        if not child:
+            os._exit(0 if right else 3)
+        sys.exit(os.waitpid(child, 0)[1] or not right)
+    """)
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_modules_in_the_current_folder_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_volume(tmp_path / "a.mha", np.ones((2, 3, 4), np.uint8))
+    for name in ("json", "signal", "numpy"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(apart, "_idle", [])
+    monkeypatch.setattr(sys, "path", [Path("/nowhere"), *sys.path])
+    assert read_itk(path).array.sum() == 24
+    assert not (tmp_path / "run").exists()
+
+
+def test_who_has_many_pipes_gets_smaller_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(apart, "_idle", [])
+    monkeypatch.setattr(apart.fcntl, "fcntl", refuse)
+    path = write_volume(tmp_path / "a.mha", np.full((50, 60, 70), 3, np.uint8))
+    assert (read_itk(path).array == 3).all()
 
 
 def test_the_process_ends_with_the_one_that_asks(tmp_path: Path) -> None:

@@ -358,3 +358,19 @@ def test_no_permission_is_not_damage(tmp_path: Path, raw_data: ModuleType, monke
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read everything
     with pytest.raises(ImageError, match=r"a\.nii\.gz: there is no permission to read it"):
         read_image(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".mha", ".nrrd", ".gipl", ".mgz", ".png", ".tif"])
+def test_names_that_are_no_utf8_end_no_process(tmp_path: Path, ending: str) -> None:
+    folder = tmp_path / "M\udcfcller"  # as a disk has it on which names are Latin-1
+    folder.mkdir()
+    labels = np.arange(12, dtype=np.int16).reshape((1, 3, 4) if ending == ".png" else (2, 3, 2))
+    geometry = Geometry(shape=labels.shape, spacing=(1.0, 1.0, 1.0))
+    write_labels(tmp_path / f"a{ending}", labels, geometry)
+    (folder / f"a{ending}").write_bytes((tmp_path / f"a{ending}").read_bytes())
+    if ending in (".mgz", ".png", ".tif"):
+        np.testing.assert_array_equal(read_labels(folder / f"a{ending}")[0], labels)
+        return
+    for read in (read_image, read_labels, read_geometry):
+        with pytest.raises(ImageError, match=r"a\..* no UTF-8"):
+            read(folder / f"a{ending}")

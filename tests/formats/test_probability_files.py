@@ -45,7 +45,7 @@ def test_large_ones_are_read_through_a_temporary_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, available: int
 ) -> None:
     written = write(tmp_path / "case.npz")
-    monkeypatch.setattr(scratch.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    monkeypatch.setattr(scratch, "free_memory", lambda: available)
     with open_probabilities(tmp_path / "case.npz") as found:
         assert isinstance(found.values, np.memmap) == (available == 0)
         assert np.array_equal(found.values, written)

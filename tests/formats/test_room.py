@@ -5,11 +5,9 @@ import shutil
 import struct
 import zlib
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel
 import numpy as np
-import psutil
 import pytest
 import SimpleITK as sitk
 import tifffile
@@ -41,7 +39,7 @@ ENDINGS = [".nii", ".nii.gz", ".mgz", ".mha", ".nrrd", ".mhd", ".png", ".bmp", "
 def test_more_than_there_is_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
     path = write(tmp_path / f"a{ending}")
     read_image(path)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10))
+    monkeypatch.setattr(room, "free_memory", lambda: 10)
     with pytest.raises(MemoryError, match=rf"a\{ending} needs \d+ bytes, and 10 bytes are free"):
         read_image(path)
 

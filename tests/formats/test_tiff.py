@@ -176,6 +176,20 @@ def test_a_truncated_stack_is_never_read_in_part(tmp_path: Path, kind: str, comp
             np.testing.assert_array_equal(found[0], stack)  # only trailing metadata was lost
 
 
+@pytest.mark.parametrize("compression", ["group3", "group4", "tiff_lzw", "packbits", "tiff_deflate", None])
+def test_masks_of_one_bit_are_labels_however_compressed(compression: str | None, tmp_path: Path) -> None:
+    mask = np.random.default_rng(0).random((20, 30)) > 0.5
+    Image.fromarray(mask).save(tmp_path / "a.tif", compression=compression)
+    np.testing.assert_array_equal(read_labels(tmp_path / "a.tif")[0][0], mask)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[0][0, 0] > 0, mask)
+
+
+def test_a_large_empty_mask_is_no_bomb(tmp_path: Path) -> None:
+    Image.new("1", (6000, 5000)).save(tmp_path / "a.tif", compression="group4")
+    assert (tmp_path / "a.tif").stat().st_size < 3000
+    assert read_labels(tmp_path / "a.tif")[0].shape == (1, 5000, 6000)
+
+
 def test_lzw_tiff_is_read(tmp_path: Path) -> None:
     for shape in (SHAPE, SHAPE[1:]):
         writer = sitk.ImageFileWriter()

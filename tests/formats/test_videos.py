@@ -2,7 +2,6 @@
 
 import importlib.util
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -53,6 +52,35 @@ def test_every_kind_is_read_under_any_name(ending: str, codec: str, tmp_path: Pa
         assert array.shape == (3, 12, 32, 48) and abs(float(array.mean()) - 200) < 5
 
 
+STREAMS = (("mpeg4", "mp4", {"movflags": "faststart"}), ("mpeg4", "mp4", {"movflags": "frag_keyframe+empty_moov"}),
+           ("mpeg4", "m4v", {}), ("mpeg2video", "mpegts", {}), ("mpeg2video", "mpegts", {"mpegts_m2ts_mode": "1"}),
+           ("mpeg2video", "mpeg2video", {}), ("mpeg2video", "dvd", {}), ("libx264", "h264", {}))  # fmt: skip
+
+
+@pytest.mark.parametrize(("codec", "form", "options"), STREAMS)
+def test_streams_without_a_container_of_their_name(
+    codec: str, form: str, options: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "a.mpg"
+    with av.open(path, "w", format=form, options=options) as file:
+        stream = file.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        for value in range(20, 240, 20):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((32, 48, 3), value, np.uint8), format="rgb24")))
+        file.mux(stream.encode())
+    array = read_video(path, 1).array
+    assert array.shape == (1, 11, 32, 48) and np.abs(array.mean(axis=(0, 2, 3)) - range(20, 240, 20)).max() < 5
+
+
+@pytest.mark.parametrize("box", ["pnot", "junk", "wide", "free", "skip", "pict", "PICT", "styp"])
+def test_films_of_quicktime_may_begin_with_any_box(box: str, tmp_path: Path) -> None:
+    bright = np.full((12, 32, 48, 3), 200, np.uint8)
+    film = write_video(tmp_path / "a.mov", bright, codec="mpeg4", pixels="yuv420p").read_bytes()
+    assert film[4:8] == b"ftyp"
+    (tmp_path / "a.mov").write_bytes(film[:4] + box.encode() + film[8:])
+    assert abs(float(read_video(tmp_path / "a.mov", 3).array.mean()) - 200) < 5
+
+
 LISTS = ("ffconcat version 1.0\nfile '{}'\n", "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n")
 
 
@@ -66,8 +94,7 @@ def test_lists_of_other_files_are_no_videos(text: str, tmp_path: Path) -> None:
 
 def test_a_video_that_needs_too_much_memory_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_video(tmp_path / "a.mkv")
-    free = SimpleNamespace(available=6 * FRAMES[0].nbytes)
-    monkeypatch.setattr("masam_auto.formats.videos.psutil.virtual_memory", lambda: free)
+    monkeypatch.setattr(videos, "free_memory", lambda: 6 * FRAMES[0].nbytes)
     with pytest.raises(MemoryError, match=r"a\.mkv: more than 4 frames of 34 x 21 pixels"):
         decode_video(tmp_path / "a.mkv", 3)
 

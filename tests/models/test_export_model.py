@@ -424,9 +424,10 @@ def test_a_refused_archive_leaves_what_was_there(model: Path, tmp_path: Path) ->
     assert content(tmp_path / "here" / "Dataset001_Toy" / "masam__axis0") == before
 
 
-@pytest.mark.parametrize("failing", [1, 2, 3])
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("failing", [0, 1, 2, 3])
 def test_an_exchange_that_fails_halfway_is_undone(
-    failing: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    failing: int, late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, new, old = (tmp_path / name for name in ("target", "new", "old"))
     for place in (target, new):
@@ -439,6 +440,8 @@ def test_an_exchange_that_fails_halfway_is_undone(
     def fails_once(self: Path, place: Path) -> Path:
         calls.append(self)
         if len(calls) == failing + 1:
+            if late:  # as a signal that comes when it has just been done
+                rename(self, place)
             raise KeyboardInterrupt
         return rename(self, place)
 

@@ -4,6 +4,7 @@ import pickle
 import resource
 import struct
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,25 @@ def old_named(path: Path) -> None:
     path.write_bytes(plain[:place] + b"c__builtin__\nbytearray\n" + number + b"\x85R0" + plain[place:])
 
 
+def two_in_one(path: Path) -> None:
+    old_named(path)
+    hostile = path.read_bytes()
+    torch.save({"a": torch.zeros(1)}, path)
+    path.write_bytes(hostile + path.read_bytes())
+
+
+def two_archives(path: Path) -> None:
+    """Python reads the list of entries that lies before the end; torch the one whose place stands there."""
+    named(path, b"__builtin__\nbytearray")
+    hostile = path.read_bytes()
+    first = hostile.index(b"PK\x01\x02")
+    torch.save({"a": torch.zeros(1)}, path)
+    harmless = bytearray(path.read_bytes())
+    end = harmless.rindex(b"PK\x05\x06")
+    harmless[end + 16 : end + 20] = struct.pack("<I", first)
+    path.write_bytes(hostile + harmless)
+
+
 def without_data(path: Path) -> None:
     torch.save({"a": torch.zeros(1 << 20, device="meta")}, path)
 
@@ -119,6 +139,8 @@ def sparse(path: Path) -> None:
         (lambda path: named(path, b"__builtin__\nbytearray"), "it holds __builtin__ bytearray, which no weights need"),
         (lambda path: named(path, b"_codecs\nencode"), "it holds _codecs encode"),
         (old_named, "it holds __builtin__ bytearray"),
+        (two_in_one, "it holds __builtin__ bytearray"),
+        (two_archives, "something lies before or behind its content"),
         (without_data, "its tensors are more than the file holds"),
         (sparse, "its tensors are more than the file holds"),
     ],
@@ -148,6 +170,31 @@ def test_damage_is_told_in_one_line_or_harmless(new: bool, data: st.DataObject, 
         load_sam_checkpoint(tmp_path / "w.pth")
     except ModelError as error:
         assert str(tmp_path / "w.pth") in str(error) and "\n" not in str(error)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_checkpoints_of_trainings_are_read_and_those_with_more_than_tensors_say_what(new: bool, tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.rand(2, 2)).sum().backward()
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=9).state_dict()
+    whole = {
+        "model": {f"module.{name}": value for name, value in model.state_dict().items()}, "epoch": 3, "best": None,
+        "optimizer": optimizer.state_dict(), "schedule": schedule, "rng": torch.get_rng_state(), "shape": torch.Size([2]),
+    }  # fmt: skip
+    torch.save(whole, tmp_path / "w.pth", _use_new_zipfile_serialization=new)
+    assert load_sam_checkpoint(tmp_path / "w.pth").keys() == model.state_dict().keys()
+    torch.save(whole | {"args": Namespace(lr=1)}, tmp_path / "w.pth", _use_new_zipfile_serialization=new)
+    with pytest.raises(
+        ModelError, match=r"it holds argparse\.Namespace, which no weights need.*save the state dict alone"
+    ):
+        load_sam_checkpoint(tmp_path / "w.pth")
+
+
+def test_an_ending_may_be_in_capitals(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(2)}, tmp_path / "W.SAFETENSORS")
+    assert load_sam_checkpoint(tmp_path / "W.SAFETENSORS")["a"].tolist() == [1.0, 1.0]
 
 
 def test_pickles_are_not_run(tmp_path: Path) -> None:

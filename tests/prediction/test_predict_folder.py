@@ -309,7 +309,7 @@ def test_how_much_is_read_ahead_depends_on_the_free_memory(
 
     monkeypatch.setattr(stage, "read_case", reading)
     monkeypatch.setattr(stage, "write_segmentation", writing)
-    monkeypatch.setattr(stage.psutil, "virtual_memory", lambda: type("", (), {"available": 10_000})())
+    monkeypatch.setattr(stage, "free_memory", lambda: 10_000)
     predict_folder(predictor, raw / "imagesTr", tmp_path / "out")
     assert ahead == [1] * 6, "one at a time, where there is no memory for two"
 

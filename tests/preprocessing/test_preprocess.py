@@ -264,7 +264,7 @@ def test_only_what_is_missing_is_made_again(dataset: Dataset, paths: Paths, capl
     (folder / "case_001_seg.b2nd").unlink()
     killed = folder / f"{partial_prefix(999999999)}ab-case_001.b2nd"
     alive = folder / f"{partial_prefix(os.getpid())}ab-case_001.b2nd"
-    elsewhere = folder / ".partial-01234567-999999999-ab-case_001.b2nd"
+    elsewhere = folder / ".partial-01234567-999999999-7-ab-case_001.b2nd"
     for unfinished in (killed, alive, elsewhere):
         unfinished.write_text("half")
     before = times(folder)
@@ -457,7 +457,7 @@ def test_workers_follow_memory_and_work(dataset: Dataset, monkeypatch: pytest.Mo
     ]
     assert preprocess._affordable_workers(tasks) == 0  # a few thousand voxels
     monkeypatch.setattr(preprocess, "read_geometry", lambda _: Geometry(shape=(300, 512, 512), spacing=(3.0, 1.0, 0.8)))
-    monkeypatch.setattr(preprocess.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 4e9})())
+    monkeypatch.setattr(preprocess, "free_memory", lambda: 4e9)
     assert preprocess._affordable_workers(tasks) == 1
     (tasks[0].case.images[0][0]).write_bytes(b"junk")
     monkeypatch.undo()

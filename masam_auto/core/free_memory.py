@@ -1,0 +1,39 @@
+"""Free memory, as this process may use it: the machine's, and what a container or a batch job leaves of its limit."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+# Files of Linux's control groups, version 2 and 1: the limit, what is used, and what of that are pages of files that may go.
+SECOND = ("memory.max", "memory.current", "inactive_file")
+FIRST = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def free_memory() -> int:
+    """Bytes that this process can have without swapping, and without being killed for them."""
+    return min([int(psutil.virtual_memory().available), *_rooms()])
+
+
+def _rooms() -> Iterator[int]:
+    lines = OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.is_file() else []
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, names = (GROUPS / "memory", FIRST) if controllers else (GROUPS, SECOND)
+        own = root / place.lstrip("/")
+        for folder in (own, *own.parents):  # within a container the place may be the machine's; the root is there
+            if folder.is_relative_to(root) and (room := _room(folder, *names)) is not None:
+                yield room
+
+
+def _room(folder: Path, limit: str, used: str, unused: str) -> int | None:
+    """What a group may still take; None where it has no limit."""
+    try:
+        most, taken = (int((folder / name).read_text()) for name in (limit, used))
+        counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(0, most - taken + int(counts.get(unused, 0)))
+    except (OSError, ValueError):  # "max"
+        return None
