@@ -6,7 +6,6 @@ that no stale one is left to be taken over.
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import platform
@@ -14,6 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from masam_auto.core.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +67,7 @@ def _acquire(path: Path, *, together: bool) -> int:
             continue
         try:
             try:
-                fcntl.flock(handle, (fcntl.LOCK_SH if together else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+                _lock(handle, together=together)
             except OSError as error:
                 if error.errno not in NO_LOCKS:
                     raise
@@ -80,6 +84,13 @@ def _acquire(path: Path, *, together: bool) -> int:
         os.close(handle)
 
 
+def _lock(handle: int, *, together: bool) -> None:
+    """Raises BlockingIOError where another process has locked the file, OSError of `NO_LOCKS` where nothing can."""
+    if fcntl is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    fcntl.flock(handle, (fcntl.LOCK_SH if together else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+
+
 def _is_still(path: Path, handle: int) -> bool:
     """Whether the file has not been removed by its holder meanwhile, and perhaps made again by another process."""
     try:
@@ -90,8 +101,12 @@ def _is_still(path: Path, handle: int) -> bool:
 
 def _release(path: Path, handle: int) -> None:
     try:
-        with contextlib.suppress(OSError):  # another one still holds it together with this one
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            _lock(handle, together=False)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:  # another one still holds it together with this one
+                return
+        with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
     finally:
         os.close(handle)

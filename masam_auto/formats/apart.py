@@ -5,7 +5,6 @@ this one. Answers are JSON and plain bytes, so that a process that was taken ove
 """
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -25,6 +24,11 @@ from masam_auto.core.file_names import utf8_name
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.jsonio import decode, parse_json
 from masam_auto.formats.raw_image import RawImage
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,11 @@ from masam_auto.formats.dicom import decode_pixels
 from masam_auto.formats.raw_image import RawImage
 from masam_auto.formats.videos import decode_video
 from masam_auto.formats.volumes import decode_itk, decode_itk_header
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
 
 DECODERS: dict[str, Callable[..., RawImage]] = {
     "itk": decode_itk,
@@ -85,6 +89,8 @@ def _sendable(text: str) -> str:
 def _limit_memory() -> None:
     """What the file asks for beyond the free memory is a MemoryError here, and not the end of another process."""
     room = int(psutil.Process().memory_info().vms + MEMORY_SHARE * free_memory())
+    if resource is None:
+        return
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     with contextlib.suppress(ValueError, OSError):  # not everywhere can it be limited
         resource.setrlimit(resource.RLIMIT_AS, (room if hard == resource.RLIM_INFINITY else min(room, hard), hard))

@@ -2,7 +2,6 @@
 
 import contextlib
 import email.message
-import fcntl
 import http.client
 import logging
 import os
@@ -19,6 +18,7 @@ from typing import IO
 from tqdm import tqdm
 
 from masam_auto import __version__
+from masam_auto.core.claims import claimed
 from masam_auto.core.errors import ModelError, OutputError
 from masam_auto.core.jsonio import NO_SPACE, WRITE_FAILURES
 from masam_auto.core.log import SECONDS_BETWEEN_LINES
@@ -95,7 +95,9 @@ def fetch_weights(
     transfer = _Transfer(file=file, url=_address(mirror, file), partial=folder / f"{file.name}.partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _only_writer(transfer.partial):
+        with claimed(folder, file.name), _kept_if_begun(transfer.partial):
+            if target.is_file() and _is_right(target, file):  # another process has just brought it
+                return False
             going_on = f", going on after {transfer.received / 1e6:.1f} MB" if transfer.received else ""
             logger.info("%s: %.1f MB from %s%s", file.name, file.size / 1e6, transfer.url, going_on)
             _receive_all(transfer, waits)
@@ -128,24 +130,14 @@ def _is_right(path: Path, file: SamFile) -> bool:
 
 
 @contextlib.contextmanager
-def _only_writer(partial: Path) -> Iterator[None]:
-    """Keep other processes from writing the same partial file, and leave no empty one behind.
-
-    Raises:
-        OutputError: another process writes it.
-    """
-    with partial.open("ab") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(f"{partial} is being written by another masam_fetch_weights. Wait for it.") from error
-        if not partial.exists():  # another process has just finished it
-            raise OutputError(f"{partial} was finished by another masam_fetch_weights. Run the command again.")
-        try:
-            yield
-        finally:
-            if partial.is_file() and partial.stat().st_size == 0:
-                partial.unlink()
+def _kept_if_begun(partial: Path) -> Iterator[None]:
+    """Make the partial file where it is not there, and leave no empty one behind."""
+    partial.touch()
+    try:
+        yield
+    finally:
+        if partial.is_file() and partial.stat().st_size == 0:
+            partial.unlink()
 
 
 def _check(transfer: _Transfer) -> None:

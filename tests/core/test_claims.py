@@ -110,6 +110,15 @@ def test_a_file_in_the_folders_place(tmp_path: Path) -> None:
         pytest.fail("there is no folder")
 
 
+def test_systems_without_locks_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("masam_auto.core.claims.fcntl", None)
+    with claimed(tmp_path, "x"):
+        assert "has no locks" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
 def test_file_systems_without_locks_are_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,7 +1,7 @@
 """Downloads from a server on this machine: whole, cut, corrupted, refused, and what lies there already."""
 
+import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import threading
@@ -15,6 +15,7 @@ import pytest
 
 from masam_auto.cli import fetch_weights as command
 from masam_auto.cli.common import run
+from masam_auto.core.claims import claimed
 from masam_auto.core.errors import ModelError, OutputError
 from masam_auto.models import fetch_weights as module
 from masam_auto.models.fetch_weights import fetch_weights
@@ -267,20 +268,27 @@ def test_a_folder_that_cannot_be_made(fetch: Fetch, tmp_path: Path) -> None:
 
 
 def test_two_processes_do_not_write_the_same_file(fetch: Fetch, tmp_path: Path) -> None:
-    partial = put(tmp_path, f"{FILE.name}.partial", b"")
-    with partial.open("ab") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(OutputError, match="being written by another masam_fetch_weights"):
-            fetch()
+    (tmp_path / "weights").mkdir(exist_ok=True)
+    with (
+        claimed(tmp_path / "weights", FILE.name),
+        pytest.raises(OutputError, match=f"another process works on {FILE.name} there"),
+    ):
+        fetch()
     assert fetch() is True
+    assert not list((tmp_path / "weights").glob(".*"))
 
 
-def test_a_file_that_another_process_has_just_finished(
+def test_a_file_that_another_process_has_just_brought(
     fetch: Fetch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fcntl, "flock", lambda handle, how: Path(handle.name).unlink())
-    with pytest.raises(OutputError, match=r"was finished by another masam_fetch_weights\. Run the command again"):
-        fetch()
+    @contextlib.contextmanager
+    def waited(folder: Path, what: str) -> Iterator[None]:
+        put(tmp_path, FILE.name, CONTENT)
+        yield
+
+    monkeypatch.setattr(module, "claimed", waited)
+    assert fetch() is False
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == [FILE.name]
 
 
 def test_the_command(
