@@ -19,10 +19,10 @@ def choose_scheme(channel_name: str) -> str:
     """Name of the normalisation for a channel called so in dataset.json; case does not matter.
 
     Returns:
-        The scheme of that name ("CT" -> "ct"), else "zscore".
+        The scheme of that name ("CT" -> "ct"), else "zscore". A scheme that somebody adds to `NORMALIZERS` is chosen in a
+        plan, never by a channel's name: it would change data sets that have such a channel.
     """
-    known = {name.casefold(): name for name in NORMALIZERS}
-    return known.get(channel_name.casefold(), DEFAULT_SCHEME)
+    return CHOSEN_BY_NAME.get(channel_name.casefold(), DEFAULT_SCHEME)
 
 
 def normalize(image: np.ndarray, plans: Sequence[NormalizationPlan]) -> np.ndarray:
@@ -125,3 +125,4 @@ NORMALIZERS: dict[str, Callable[[np.ndarray, NormalizationPlan, np.ndarray | Non
     "rgb_to_0_1": _rgb_to_0_1,
     "noNorm": _no_norm,
 }
+CHOSEN_BY_NAME = {name.casefold(): name for name in NORMALIZERS}

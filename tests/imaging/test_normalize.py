@@ -32,6 +32,11 @@ def test_scheme_follows_the_channel_name(channel: str, scheme: str) -> None:
     assert scheme in NORMALIZERS
 
 
+def test_a_scheme_that_is_added_changes_no_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NORMALIZERS, "mri", NORMALIZERS["rescale_to_0_1"])
+    assert choose_scheme("MRI") == "zscore"
+
+
 def test_ct_uses_the_data_sets_statistics(image: np.ndarray) -> None:
     result = normalize(image, one("ct", mean=60.0, std=50.0, lower=-200.0, upper=300.0))
     np.testing.assert_allclose(result, (np.clip(image, -200, 300) - 60) / 50, rtol=1e-6)
