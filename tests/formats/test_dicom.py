@@ -129,6 +129,7 @@ def test_two_time_points_in_a_series(tmp_path: Path, dicom_files: ModuleType) ->
     assert "Keep one time point" in failing(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:Invalid value for VR DS")
 @pytest.mark.parametrize(
     ("tags", "message"),
     [
