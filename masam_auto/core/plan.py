@@ -79,6 +79,13 @@ class StepSize:
     magnification: float
     batch_size: int
 
+    def __post_init__(self) -> None:
+        check_limits("step size: ", self, {name: STEP_LIMITS[name] for name in ("window", "batch_size")})
+        check(
+            all(CANVAS_LIMITS[0] <= side <= CANVAS_LIMITS[1] for side in self.canvas),
+            f"step size: canvas sides must be from {CANVAS_LIMITS[0]} to {CANVAS_LIMITS[1]} px, got {self.canvas}",
+        )
+
     @property
     def pixels(self) -> int:
         """Canvas pixels a step."""

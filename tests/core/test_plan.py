@@ -136,6 +136,19 @@ def test_configuration_refuses_nonsense(changes, message):
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"window": 10**12}, "window must be at least 1 and at most 1023"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"canvas": (64, 10**6)}, "canvas sides must be from 16 to 4096 px"),
+    ],
+)
+def test_step_sizes_have_the_limits_of_configurations(changes, message):
+    with pytest.raises(PlanError, match=f"step size: {message}"):
+        dataclasses.replace(CONFIGURATION.size, **changes)
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"num_epochs": 0},

@@ -90,10 +90,6 @@ def make_published(root: Path) -> None:
     (root / "made" / "labels.json").write_text(json.dumps(labels))
 
 
-def make_postprocessing(root: Path) -> None:
-    (root / "postprocessing.json").write_text(json.dumps({"keep_largest": ["organ1"]}))
-
-
 def second_model(root: Path) -> None:
     """A model of another plan's name, whose probabilities are the first one's, turned a little."""
     folder = root / MODEL
