@@ -1,10 +1,12 @@
 """A tiny preprocessed data set, its plan, and a network small enough to train in a blink. Exposed by conftest.py."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -17,6 +19,7 @@ from masam_auto.formats.storage import find_locations, write_array, write_locati
 from masam_auto.network.build import assemble
 from masam_auto.network.masam import MaSam
 from masam_auto.preprocessing.preprocess import PreprocessingRecord
+from masam_auto.training import session, train
 
 # An encoder in SAM's form, to stand for "vit_b" in ENCODERS.
 TINY_SAM = EncoderSpec(
@@ -168,3 +171,40 @@ def write_preprocessed(
     write_json(root / "dataset.json", {"channel_names": {"0": "MR"}, "labels": LABELS, "file_ending": ".nii.gz"})
     write_json(root / "splits.json", [{"train": names[:-1], "val": names[-1:]}])
     return paths
+
+
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have trainings draw nothing: pictures take longer than tiny trainings."""
+    monkeypatch.setattr(session, "draw_progress", lambda *arguments, **more: None)
+    monkeypatch.setattr(train, "draw_augmented_windows", lambda *arguments, **more: None)
+
+
+def before_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:
+    """Call `act` before the update `number`, from 1, of the trainings that follow."""
+    set_rate, made = train.set_rate, []
+
+    def counted(*arguments: Any) -> None:
+        made.append(None)
+        if len(made) == number:
+            act()
+        set_rate(*arguments)
+
+    monkeypatch.setattr(train, "set_rate", counted)
+
+
+def before_look(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], object]) -> None:
+    """Call `act` before the look `number`, from 1, at the validation windows."""
+    judge_windows, looks = session.judge_windows, []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        looks.append(None)
+        if len(looks) == number:
+            act()
+        return judge_windows(*arguments, **options)
+
+    monkeypatch.setattr(session, "judge_windows", counted)
+
+
+def interrupt() -> None:
+    """As Ctrl-C that is not waited for."""
+    raise KeyboardInterrupt

@@ -27,8 +27,9 @@ from masam_auto.core.errors import ModelError, Terminated
 from masam_auto.core.log import setup_logging
 from masam_auto.core.paths import Paths
 from masam_auto.models.checkpoint import has_checkpoint
-from masam_auto.training import batches, epoch
+from masam_auto.training import batches, session
 from masam_auto.training import train as stage
+from masam_auto.training.loss import LOSSES
 from masam_auto.training.training_job import TrainingOptions
 
 
@@ -46,7 +47,7 @@ def disturb(folder: Path, world: World, *, step: int, rank: int, what: str) -> N
     """Before update `step` of this session, once."""
     if rank not in (world.rank, -1) or world.restarts:
         return
-    set_rate = epoch.set_rate
+    set_rate = stage.set_rate
     made: list[None] = []
 
     def disturbed(*arguments: Any) -> None:
@@ -58,7 +59,7 @@ def disturb(folder: Path, world: World, *, step: int, rank: int, what: str) -> N
             if what == "ended":
                 raise Terminated(signal.SIGUSR1)
             if what == "nan":
-                vars(epoch)["choose_loss"] = lambda name: lambda logits, *rest: logits.sum() * float("nan")
+                LOSSES["ce_dice"] = lambda logits, *rest: logits.sum() * float("nan")
                 return
             if what == "stop":
                 (next(folder.glob("results/*/*/fold_0")) / "stop").touch()
@@ -66,7 +67,7 @@ def disturb(folder: Path, world: World, *, step: int, rank: int, what: str) -> N
             os.kill(os.getpid(), signal.SIGKILL if what == "kill" else getattr(signal, what))
         set_rate(*arguments)
 
-    vars(epoch)["set_rate"] = disturbed
+    vars(stage)["set_rate"] = disturbed
 
 
 def record_windows(folder: Path, world: World) -> None:
@@ -118,7 +119,7 @@ def main(arguments: Any = None) -> int:
     encoder = {"batch": "tiny", "instance": "tiny_instance"}[settings.get("norm", "instance")]
     plan = replace(plan, network=replace(plan.network, encoder=encoder, prompt=settings.get("prompt", "none")))
     paths = Paths(**{name: folder / name for name in ("raw", "preprocessed", "results", "weights")})
-    stage.draw_progress = lambda *arguments, **more: None
+    vars(session)["draw_progress"] = lambda *arguments, **more: None
     setup_logging()
     device = torch.device("cpu")
     with joined(read_world(os.environ), device) as world:

@@ -82,7 +82,7 @@ class EpochSoFar:
     """What the steps of an epoch did, up to now.
 
     `losses` has one entry a step, `learning_rate` is the last step's, `waited` are the seconds spent waiting for windows;
-    `rescued` and `skipped` are `training.overflow`'s counts.
+    `skipped` are the last ones in a row whose update was left out. `rescued` is of older versions, and not used.
     """
 
     losses: tuple[float, ...] = ()

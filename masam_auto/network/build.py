@@ -1,11 +1,10 @@
 """A network from a plan: its sizes, its first weights, what of it learns, and its weights by name."""
 
-import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from masam_auto.core.encoders import ENCODERS, EncoderSpec
 from masam_auto.core.errors import ModelError, PlanError
@@ -155,19 +154,6 @@ def cast_frozen(network: MaSam, dtype: torch.dtype) -> None:
     for parameter in network.image_encoder.parameters():
         if not parameter.requires_grad and parameter.ndim > 1:
             parameter.data = parameter.data.to(dtype)
-
-
-@contextlib.contextmanager
-def frozen_in_float32(network: nn.Module) -> Iterator[None]:
-    """For the time of the block, whatever `cast_frozen` made smaller is float32, so that no autocast is needed."""
-    small = {p: p.data for p in network.parameters() if p.dtype in (torch.bfloat16, torch.float16)}
-    try:
-        for parameter, data in small.items():
-            parameter.data = data.float()
-        yield
-    finally:
-        for parameter, data in small.items():
-            parameter.data = data
 
 
 def part_of(name: str) -> str:

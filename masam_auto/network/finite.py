@@ -1,6 +1,5 @@
 """Where numbers stop being finite: the first layer of a network that gives NaN or infinite values."""
 
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,9 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from masam_auto.core.errors import ModelError
-from masam_auto.network.build import frozen_in_float32
-
-logger = logging.getLogger(__name__)
 
 
 class _Found(Exception):
@@ -47,23 +43,15 @@ def find_nonfinite(network: nn.Module, call: Callable[[], object]) -> str | None
 
 
 def finite_logits(network: nn.Module, *inputs: Tensor) -> Tensor:
-    """One pass of a network in evaluation; where autocast's logits are not finite, in float32, with a warning.
+    """One pass of a network in evaluation.
 
     Raises:
-        ModelError: the logits are not finite, in float32 either; the layer is named.
+        ModelError: the logits are not finite; the layer where that starts is named.
     """
     logits = network(*inputs)
     if _finite_throughout(logits):
         return logits
     culprit = find_nonfinite(network, lambda: network(*inputs))
-    kind = inputs[0].device.type
-    if torch.is_autocast_enabled(kind):
-        with torch.autocast(kind, enabled=False), frozen_in_float32(network):
-            logits = network(*inputs)
-            if _finite_throughout(logits):
-                logger.warning("predicted in float32, because in bf16 the network's output is not finite: %s", culprit)
-                return logits
-            culprit = find_nonfinite(network, lambda: network(*inputs))
     raise ModelError(
         f"the network's output is not finite (NaN or infinite); it starts in {culprit}. Check the image's values, and "
         "whether the training diverged (progress.png); then choose another fold or checkpoint."
@@ -89,21 +77,6 @@ def nonfinite_gradient(network: nn.Module) -> str | None:
     """Name the last parameter, in the network's order, whose gradient is not finite: where it starts on its way back."""
     learned = [(name, parameter.grad) for name, parameter in network.named_parameters() if parameter.grad is not None]
     return next((name for name, gradient in reversed(learned) if not all_finite(gradient)), None)
-
-
-def keep_buffers(network: nn.Module) -> Callable[[], None]:
-    """A function that puts the network's buffers back to what they are now.
-
-    Running statistics take in whatever passes, also what is not finite, and are saved with the model.
-    """
-    kept = [(buffer, buffer.clone()) for buffer in network.buffers()]
-
-    def restore() -> None:
-        with torch.no_grad():
-            for buffer, value in kept:
-                buffer.copy_(value)
-
-    return restore
 
 
 class _Watch:

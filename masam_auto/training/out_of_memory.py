@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from masam_auto.compute.device import computes_in_bf16
+from masam_auto.core.dataset import DatasetDescription
 from masam_auto.core.encoders import EncoderSpec
 from masam_auto.core.errors import ModelError
 from masam_auto.core.plan import Configuration, Plan
@@ -19,18 +20,16 @@ SMALLER = {"vit_h": "vit_b", "vit_l": "vit_b", "vit_b": "vit_t"}
 def explain_out_of_memory(
     plan: Plan,
     configuration: Configuration,
-    *,
+    description: DatasetDescription,
     encoder: EncoderSpec,
-    in_channels: int,
-    num_outputs: int,
     device: torch.device,
 ) -> Iterator[None]:
     """Turn an out-of-memory failure of the device within the block into one message.
 
     Args:
         plan, configuration: of the training.
+        description: of the data set.
         encoder: sizes of its encoder.
-        in_channels, num_outputs: C and K of the data set.
         device: that it trains on.
 
     Raises:
@@ -44,8 +43,8 @@ def explain_out_of_memory(
             network=plan.network,
             canvas=configuration.canvas,
             window=configuration.window,
-            in_channels=in_channels,
-            num_outputs=num_outputs,
+            in_channels=description.num_channels,
+            num_outputs=description.labels.num_outputs,
             precision_bytes=2 if plan.training.precision == "bf16" and computes_in_bf16(device) else 4,
             fused=device.type != "cpu",
         )

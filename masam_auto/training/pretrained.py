@@ -13,7 +13,7 @@ from masam_auto.models.checkpoint import BEST, LATEST, MODEL_FILE, ModelHeader, 
 from masam_auto.models.sam_files import SamWeights
 from masam_auto.network.masam import MaSam
 from masam_auto.network.sam import fit_state
-from masam_auto.training.epoch import Learner
+from masam_auto.training.learner import Learner
 
 logger = logging.getLogger(__name__)
 

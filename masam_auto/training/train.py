@@ -2,63 +2,41 @@
 
 import contextlib
 import logging
-import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from masam_auto.compute.device import torch_settings
 from masam_auto.compute.distributed import ALONE, World, learn_together
 from masam_auto.compute.interruption import StopRequest, stop_requests
 from masam_auto.core.budget import Budget, parse_budget
 from masam_auto.core.claims import claimed
-from masam_auto.core.errors import Interrupted, ModelError
+from masam_auto.core.errors import Interrupted
 from masam_auto.core.log import log_to_file, stop_logging_to
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, Plan
-from masam_auto.models.checkpoint import Checkpoint, EpochSoFar, ModelHeader, TrainingState
+from masam_auto.models.checkpoint import Checkpoint, ModelHeader, TrainingState
 from masam_auto.models.sam_weights import sam_of_model, sam_to_start_from
 from masam_auto.network.build import learning_summary
 from masam_auto.training.augmentation_picture import draw_augmented_windows
-from masam_auto.training.batches import cache_memory, open_batches
-from masam_auto.training.checkpoint_writer import open_writer
-from masam_auto.training.early_stop import reason_to_end, remove_stop_file, stop_file_is_there
-from masam_auto.training.epoch import Clock, Learner, judge_windows, peak_memory_gib, train_epoch
 from masam_auto.training.fold_folder import claim_folder
-from masam_auto.training.new_learner import checkpoint_of, new_learner, restore_learner
+from masam_auto.training.learner import Learner, new_learner, restore_learner
+from masam_auto.training.optimizer import set_rate
 from masam_auto.training.out_of_memory import explain_out_of_memory
-from masam_auto.training.pace import Pace
 from masam_auto.training.pretrained import start_from
-from masam_auto.training.progress import (
-    EpochMetrics,
-    advance,
-    describe,
-    draw_progress,
-    mean_of_classes,
-    read_metrics,
-    seconds_left,
-    write_metrics,
-)
-from masam_auto.training.sampling import CaseStore
-from masam_auto.training.trackers import Run, check_sinks, open_records
+from masam_auto.training.session import Session, open_session
+from masam_auto.training.trackers import check_sinks
 from masam_auto.training.training_job import (
     Job,
     TrainingOptions,
     checkpoint_to_resume,
     header_of,
-    loader_of,
     prepare_job,
     try_out,
-    validation_batches,
 )
+from masam_auto.training.update import batch_loss, check_loss, seed_dropout, update
 
 logger = logging.getLogger(__name__)
-
-# Drawing the picture may take a fiftieth of the time.
-PICTURE_SHARE = 0.02
 
 
 def train_fold(
@@ -103,47 +81,92 @@ def train_fold(
     assert options.shots is None or fold != "all"
     parse_budget(options.budget, plan.training)
     check_sinks(options.log_to)
-    device, resume = options.device, options.resume
     job = prepare_job(paths, dataset_name, plan, configuration, fold, options, world)
-    source = paths.preprocessed / dataset_name
     alone = claimed(job.folder.parent, job.folder.name) if world.first else contextlib.nullcontext()
-    with torch_settings(options.threads, device), alone:
-        # all that can be wrong with the plan is found before an earlier training is removed
-        try_out(job)
-        checkpoint = checkpoint_to_resume(job) if resume else None
-        if checkpoint is None:
-            sam = sam_to_start_from(plan.network, file=options.sam_checkpoint, folder=paths.weights)
-        else:
-            sam = sam_of_model(checkpoint.header, job.folder, file=options.sam_checkpoint, folder=paths.weights)
-        learner = new_learner(plan, configuration, job.description, device=device, sam=sam)
-        header, taken = header_of(job, sam, checkpoint), None
-        if options.pretrained_weights is not None:
-            origin, taken = start_from(learner, options.pretrained_weights, sam=sam)
-            header = replace(header, pretrained_weights=origin)
+    with torch_settings(options.threads, options.device), alone:
+        try_out(job)  # all that can be wrong with the plan is found before an earlier training is removed
+        checkpoint = checkpoint_to_resume(job) if options.resume else None
+        learner, header, news = _beginning(job, options, checkpoint, paths)
         learner = replace(learner, together=learn_together(learner.network, world, configuration))
         if world.first:
             claim_folder(
-                job.folder, plan, configuration, source,
-                resume=resume, overwrite=options.overwrite, few_shot=job.few_shot,
+                job.folder, plan, configuration, paths.preprocessed / dataset_name,
+                resume=options.resume, overwrite=options.overwrite, few_shot=job.few_shot,
             )  # fmt: skip
             world.begin()
         world.meet()
-        explained = explain_out_of_memory(
-            plan, configuration, encoder=learner.network.spec, in_channels=job.description.num_channels,
-            num_outputs=job.description.labels.num_outputs, device=device,
-        )  # fmt: skip
+        state = _state_to_start_from(checkpoint, options.budget)
+        budget = parse_budget(state.budget, plan.training)
+        explained = explain_out_of_memory(plan, configuration, job.description, learner.network.spec, options.device)
         with _logged(job), stop_requests(repeated=world.size > 1) as stop, explained:
-            if taken is not None:
-                logger.info(taken)
-            _train(job, learner, header, checkpoint, budget_text=options.budget, stop=stop)
-        _, number = world.largest(0.0, stop.signal_number or 0)
-        if number:  # it came when no step was left to be stopped after
-            raise Interrupted(
-                f"training of fold {fold} is finished and saved; its validation has not begun: --c does it.",
-                signal_number=int(number),
-            )
+            _announce(job, learner, state, budget, news)
+            with open_session(job, learner, header, state, budget, stop) as session:
+                _train(session)
+        _stop_where_asked(job, stop)
         world.meet()  # the others must not look for what the first has not written yet
     return job.folder
+
+
+def _train(session: Session) -> None:
+    """The loop: epochs of steps of batches, until the budget is used or somebody asks to stop."""
+    learner, plan, labels = session.learner, session.job.plan.training, session.job.description.labels
+    while not session.state.finished:
+        for step in session.steps():
+            set_rate(learner.optimizers, step.rate_share)
+            seed_dropout(*step.seeds)
+            total = 0.0
+            for batch, is_last in session.windows():
+                with learner.together.gathering(last=is_last):
+                    loss = batch_loss(learner, batch, plan, labels) / session.batches_a_step
+                    total += check_loss(loss, learner, batch, plan, step=step.number)
+                    loss.backward()
+            fault = update(learner, plan.gradient_clip, step.number + 1)
+            session.count(step, total, fault)
+        session.end_epoch()
+    early = f" early, after {session.state.epoch} epochs: {session.state.ended}" if session.state.ended else ""
+    logger.info("training of fold %s finished%s: %s", session.job.fold, early, session.job.folder)
+
+
+def _beginning(
+    job: Job, options: TrainingOptions, checkpoint: Checkpoint | None, paths: Paths
+) -> tuple[Learner, ModelHeader, str | None]:
+    """The learner where the training begins or continues, what its checkpoints will say, and news for the log."""
+    if checkpoint is None:
+        sam = sam_to_start_from(job.plan.network, file=options.sam_checkpoint, folder=paths.weights)
+    else:
+        sam = sam_of_model(checkpoint.header, job.folder, file=options.sam_checkpoint, folder=paths.weights)
+    learner = new_learner(job.plan, job.configuration, job.description, device=job.device, sam=sam)
+    header, news = header_of(job, sam, checkpoint), None
+    if options.pretrained_weights is not None:
+        origin, news = start_from(learner, options.pretrained_weights, sam=sam)
+        header = replace(header, pretrained_weights=origin)
+    if checkpoint is not None:
+        restore_learner(learner, checkpoint, origin=str(job.folder))
+    return learner, header, news
+
+
+def _state_to_start_from(checkpoint: Checkpoint | None, budget: str | None) -> TrainingState:
+    state = TrainingState() if checkpoint is None else checkpoint.state
+    # a training that ran out of patience, and is continued all the same, gets as much again
+    best_epoch = state.best_epoch if state.ended is None else state.epoch
+    return replace(state, budget=budget or state.budget, finished=False, ended=None, best_epoch=best_epoch)
+
+
+def _announce(job: Job, learner: Learner, state: TrainingState, budget: Budget, news: str | None) -> None:
+    """Say in the log what begins; draw what a new training sees."""
+    if news is not None:
+        logger.info(news)
+    unit = {"steps": "steps", "wall": "seconds", "cpu": "CPU-seconds"}[budget.kind]
+    processes = f" each, in {job.world.size} processes" if job.world.size > 1 else ""
+    logger.info(
+        f"{'continuing' if state.step else 'training'} fold {job.fold} of {job.description.name}, configuration "
+        f"{job.configuration.name}: {len(job.training.cases)} training and {len(job.validation.cases)} validation cases, "
+        f"{budget.amount:.0f} {unit}, on {job.device} with {job.workers} workers{processes}"
+    )
+    logger.info(learning_summary(learner.network))
+    if not state.step and job.world.first:
+        title = f"{job.folder.parent.name}/{job.folder.name}"
+        draw_augmented_windows(job.folder, job.training, job.description.labels, title=title)
 
 
 @contextlib.contextmanager
@@ -159,162 +182,11 @@ def _logged(job: Job) -> Iterator[None]:
         stop_logging_to(handler)
 
 
-def _train(
-    job: Job,
-    learner: Learner,
-    header: ModelHeader,
-    checkpoint: Checkpoint | None,
-    *,
-    budget_text: str | None,
-    stop: StopRequest,
-) -> None:
-    """The loop over epochs, from the beginning or from a checkpoint."""
-    if checkpoint is not None:
-        restore_learner(learner, checkpoint, origin=str(job.folder))
-    state = TrainingState() if checkpoint is None else checkpoint.state
-    # what ended for want of patience, and is continued all the same, gets as much again
-    best_epoch = state.best_epoch if state.ended is None else state.epoch
-    state = replace(state, budget=budget_text or state.budget, finished=False, ended=None, best_epoch=best_epoch)
-    budget = parse_budget(state.budget, job.plan.training)
-    clock = Clock(earlier_wall=state.wall_seconds, earlier_cpu=state.cpu_seconds, processes=job.world.size)
-    if budget.progress(steps=state.step, wall=clock.wall, cpu=clock.cpu) >= 1 and not state.unfinished.steps:
-        raise ModelError(
-            f"{job.folder}: this training is finished ({state.epoch} epochs). Give a larger --budget to go on, or "
-            "--overwrite to start anew."
+def _stop_where_asked(job: Job, stop: StopRequest) -> None:
+    """Raise Interrupted where a signal came when no step was left to be stopped after."""
+    number = job.world.largest(stop.signal_number or 0)[0]
+    if number:
+        raise Interrupted(
+            f"training of fold {job.fold} is finished and saved; its validation has not begun: --c does it.",
+            signal_number=int(number),
         )
-    metrics = read_metrics(job.folder / "metrics.jsonl", epochs=state.epoch)
-    store = CaseStore(cases=job.training.cases, memory=cache_memory(max(job.workers, 1) * job.world.local_size))
-    validation_store = CaseStore(cases=job.validation.cases, memory=cache_memory(4 * job.world.local_size))
-    _announce(job, state, budget)
-    logger.info(learning_summary(learner.network))
-    name = f"{job.folder.parent.name}/{job.folder.name}"
-    if checkpoint is None and job.world.first:
-        draw_augmented_windows(job.folder, job.training, job.description.labels, title=name)
-    run = Run(folder=job.folder, dataset_name=job.description.name, name=name, plan=job.plan, first_epoch=state.epoch)
-    sinks = job.log_to if job.world.first else ()
-    picture_cost, picture_time = 0.0, -float("inf")
-    pace = Pace(budget=budget, per_epoch=job.plan.training.steps_per_epoch)
-    ended = 0.0
-
-    def ask(step: int) -> tuple[float, bool]:
-        used = budget.progress(steps=step, wall=clock.wall, cpu=clock.cpu)
-        progress, number = job.world.largest(used, stop.signal_number or 0)
-        stop.signal_number = stop.signal_number or int(number) or None
-        return progress, number > 0
-
-    with (
-        open_batches(loader_of(job, store, state), job.workers) as batches,
-        open_records(sinks, run) as record,
-        open_writer(job.folder) as writer,
-    ):
-        clock.watch_workers()
-
-        def after_step(so_far: EpochSoFar) -> None:
-            present = _within_epoch(state, so_far, clock)
-            used = budget.progress(steps=present.step, wall=present.wall_seconds, cpu=present.cpu_seconds)
-            pace.step(state.epoch, so_far, used)
-            if job.world.first and writer.is_due():
-                writer.save(checkpoint_of(learner, header, present), best=False)
-
-        while not state.finished:
-            begun = ask(state.step)[0]
-            pace.begin_epoch(state.unfinished)
-            epoch, stopped = train_epoch(
-                learner, batches, job.plan.training, job.configuration, job.description.labels,
-                epoch=state.epoch, first_step=state.step - state.unfinished.steps, ask=ask, so_far=state.unfinished,
-                left_out=state.left_out, on_step=after_step,
-                is_over=partial(budget.ends_epoch, begun=begun, between=begun - ended if ended else 0.0),
-            )  # fmt: skip
-            state = _within_epoch(state, epoch, clock)
-            if budget.kind != "steps" and state.epoch == 0 and not stopped:
-                state = replace(state, look_steps=state.look_steps or epoch.steps)
-            ended = ask(state.step)[0]
-            dice = None if stopped else judge_windows(
-                learner, validation_store, job.validation, job.description.labels,
-                precision=job.plan.training.precision, batch_size=job.configuration.batch_size,
-                batches=validation_batches(job, state), stop_asked=lambda: ask(0)[1], on_batch=pace.look,
-            )  # fmt: skip
-            if dice is None:
-                state = _within_epoch(state, epoch, clock)
-                if job.world.first:
-                    writer.save(checkpoint_of(learner, header, state), best=False)
-                    writer.finish()
-                job.world.meet()
-                raise _interrupted(job, state, stop)
-            done, asked = job.world.largest(
-                budget.progress(steps=state.step, wall=clock.wall, cpu=clock.cpu),
-                float(job.world.first and stop_file_is_there(job.folder)),
-            )
-            if budget.kind != "steps":
-                state = replace(state, left_out=state.left_out + job.plan.training.steps_per_epoch - epoch.steps)
-            state, best = advance(state, dice, wall=clock.wall, cpu=clock.cpu, finished=done >= 1)
-            if not state.finished and (reason := reason_to_end(state, job.plan.training, asked=asked > 0)):
-                state = replace(state, finished=True, ended=reason)
-            if not job.world.first:
-                continue
-            metrics.append(_metrics(job, state, epoch, dice, progress=done))
-            write_metrics(job.folder / "metrics.jsonl", metrics)
-            writer.save(checkpoint_of(learner, header, state), best=best)
-            logger.info(describe(metrics[-1], best=best))
-            record(metrics[-1])
-            if state.finished:
-                writer.finish()
-                remove_stop_file(job.folder)
-            if state.finished or time.perf_counter() - picture_time >= picture_cost / PICTURE_SHARE:
-                picture_time = time.perf_counter()
-                draw_progress(job.folder / "progress.png", metrics, title=f"{job.folder.parent.name}, fold {job.fold}")
-                picture_cost = time.perf_counter() - picture_time
-    early = f" early, after {state.epoch} epochs: {state.ended}" if state.ended else ""
-    logger.info("training of fold %s finished%s: %s", job.fold, early, job.folder)
-
-
-def _within_epoch(state: TrainingState, so_far: EpochSoFar, clock: Clock) -> TrainingState:
-    """The state after some steps of an epoch, whatever of them it has counted already."""
-    return replace(
-        state,
-        step=state.step + so_far.steps - state.unfinished.steps,
-        unfinished=so_far,
-        wall_seconds=clock.wall,
-        cpu_seconds=clock.cpu,
-    )
-
-
-def _interrupted(job: Job, state: TrainingState, stop: StopRequest) -> Interrupted:
-    assert stop.signal_number is not None
-    return Interrupted(
-        f"training of fold {job.fold} stopped in epoch {state.epoch}: all {state.step} steps are saved; continue with "
-        "--c.",
-        signal_number=stop.signal_number,
-    )
-
-
-def _metrics(
-    job: Job, state: TrainingState, epoch: EpochSoFar, dice: dict[str, float | None], *, progress: float
-) -> EpochMetrics:
-    windows = epoch.steps * job.configuration.accumulation * job.configuration.batch_size
-    return EpochMetrics(
-        epoch=state.epoch - 1,
-        step=state.step,
-        learning_rate=epoch.learning_rate,
-        loss=float(np.mean(epoch.losses)) if epoch.losses else 0.0,
-        dice=dice,
-        mean_dice=mean_of_classes(dice),
-        smoothed_dice=state.smoothed_dice,
-        windows_per_second=windows / max(epoch.seconds, 1e-9),
-        wait_share=epoch.waited / max(epoch.seconds, 1e-9),
-        seconds=state.wall_seconds,
-        cpu_seconds=state.cpu_seconds,
-        memory_gib=peak_memory_gib(job.device),
-        seconds_left=0.0 if state.finished else seconds_left(state.wall_seconds, progress),
-        ended=state.ended,
-    )
-
-
-def _announce(job: Job, state: TrainingState, budget: Budget) -> None:
-    unit = {"steps": "steps", "wall": "seconds", "cpu": "CPU-seconds"}[budget.kind]
-    logger.info(
-        "%s fold %s of %s, configuration %s: %s training and %s validation cases, %.0f %s, on %s with %s workers%s",
-        "continuing" if state.step else "training", job.fold, job.description.name, job.configuration.name,
-        len(job.training.cases), len(job.validation.cases), budget.amount, unit, job.device, job.workers,
-        f" each, in {job.world.size} processes" if job.world.size > 1 else "",
-    )  # fmt: skip

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from masam_auto.baselines import nnunet_runner as runner
-from masam_auto.training.epoch import peak_memory_gib
+from masam_auto.training.clock import peak_memory_gib
 
 
 class Trainer:

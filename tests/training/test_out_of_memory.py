@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from masam_auto.core.dataset import parse_description
 from masam_auto.core.encoders import ENCODERS
 from masam_auto.core.errors import ModelError
 from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, NormalizationPlan, Plan, TrainingPlan
@@ -63,13 +64,14 @@ def test_it_names_nothing_that_is_used_up() -> None:
 
 
 def test_only_the_devices_memory_is_explained() -> None:
-    explained = {
-        "encoder": ENCODERS["vit_b"], "in_channels": 1, "num_outputs": 5, "device": torch.device("cpu"),
-    }  # fmt: skip
+    labels = {"background": 0, **{f"organ {number}": number for number in range(1, 5)}}
+    plain = {"channel_names": {"0": "MR"}, "labels": labels, "file_ending": ".nii.gz"}
+    description = parse_description(plain, name="Dataset001_Organs")
+    explained = (PLAN, CONFIGURATION, description, ENCODERS["vit_b"], torch.device("cpu"))
     with (
         pytest.raises(ModelError, match="the device ran out of memory in training"),
-        explain_out_of_memory(PLAN, CONFIGURATION, **explained),  # type: ignore[arg-type]
+        explain_out_of_memory(*explained),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-    with pytest.raises(KeyError), explain_out_of_memory(PLAN, CONFIGURATION, **explained):  # type: ignore[arg-type]
+    with pytest.raises(KeyError), explain_out_of_memory(*explained):
         raise KeyError

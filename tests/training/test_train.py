@@ -21,8 +21,9 @@ from masam_auto.core.jsonio import digest, read_json, write_json
 from masam_auto.core.labels import parse_labels
 from masam_auto.core.plan import Plan
 from masam_auto.models.checkpoint import BEST, LATEST, load_checkpoint
-from masam_auto.training import epoch as epoch_module
+from masam_auto.training import session
 from masam_auto.training import train as module
+from masam_auto.training.loss import LOSSES
 from masam_auto.training.train import train_fold
 from masam_auto.training.training_job import Job, TrainingOptions
 
@@ -37,8 +38,7 @@ def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         where: str = "one", *, plan: Plan | None = None, fold: int | str = 0, picture: bool = False, **options: Any
     ) -> Path:
         if not picture:
-            for drawing in ("draw_progress", "draw_augmented_windows"):
-                monkeypatch.setattr(module, drawing, lambda *arguments, **more: None)
+            tiny.without_pictures(monkeypatch)
         plan = plan or tiny.make_plan()
         configuration = plan.configuration(None)
         paths = tiny.write_preprocessed(tmp_path / where, configuration)
@@ -109,18 +109,9 @@ def test_resumed_equals_uninterrupted(
 ) -> None:
     plan = tiny.make_plan(num_epochs=3, steps_per_epoch=2, optimizer=optimizer)
     whole = train("whole", plan=plan)
-    train_epoch = module.train_epoch
-
-    def interrupted(*arguments: Any, epoch: int, **options: Any) -> Any:
-        result = train_epoch(*arguments, epoch=epoch, **options)
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return result
-
-    monkeypatch.setattr(module, "train_epoch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        tiny.before_look(patch, 2, tiny.interrupt)
         train("parts", plan=plan)
-    monkeypatch.undo()
     parts = train("parts", plan=plan, resume=True)
     assert_equal(results(whole), results(parts))
     losses = [
@@ -137,18 +128,9 @@ def test_accumulation_and_tiles_and_all_cases(train: Train, tiny: ModuleType) ->
     assert load_checkpoint(folder).state.step == 3
 
 
-def stop_before_step(monkeypatch: pytest.MonkeyPatch, wanted: int, number: signal.Signals = signal.SIGTERM) -> None:
-    """Send a signal while step `wanted` (from 0) of the training is made."""
-    set_rate = epoch_module.set_rate
-    made: list[None] = []
-
-    def counted(*arguments: Any) -> None:
-        made.append(None)
-        if len(made) == wanted:
-            os.kill(os.getpid(), number)
-        set_rate(*arguments)
-
-    monkeypatch.setattr(epoch_module, "set_rate", counted)
+def send(number: signal.Signals = signal.SIGTERM) -> None:
+    """Send a signal to this process."""
+    os.kill(os.getpid(), number)
 
 
 def losses(folder: Path) -> list[tuple[float, float]]:
@@ -159,9 +141,9 @@ def losses(folder: Path) -> list[tuple[float, float]]:
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_saves_the_very_step(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    train: Train, tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    stop_before_step(monkeypatch, 5, number)
+    tiny.before_step(monkeypatch, 5, lambda: send(number))
     with pytest.raises(Interrupted, match="in epoch 1: all 5 steps are saved; continue with --c") as stopped:
         train()
     assert stopped.value.signal_number == number
@@ -185,7 +167,7 @@ def test_resumed_at_any_step_equals_uninterrupted(
     whole = train("whole", plan=plan)
     made = 0
     for stop in stops:
-        stop_before_step(monkeypatch, stop - made)
+        tiny.before_step(monkeypatch, stop - made, send)
         with pytest.raises(Interrupted, match=f"all {stop} steps"):
             train("parts", plan=plan, resume=made > 0, workers=workers)
         monkeypatch.undo()
@@ -196,16 +178,10 @@ def test_resumed_at_any_step_equals_uninterrupted(
 
 
 def test_a_stop_during_the_look_at_validation_repeats_only_the_look(
-    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train("whole")
-    judge_windows = module.judge_windows
-
-    def signalled(*arguments: Any, **options: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGUSR1)
-        return judge_windows(*arguments, **options)
-
-    monkeypatch.setattr(module, "judge_windows", signalled)
+    tiny.before_look(monkeypatch, 1, lambda: send(signal.SIGUSR1))
     with pytest.raises(Interrupted, match="in epoch 0: all 3 steps"):
         train("parts")
     monkeypatch.undo()
@@ -215,10 +191,10 @@ def test_a_stop_during_the_look_at_validation_repeats_only_the_look(
 
 
 def test_a_stop_after_the_last_step_of_the_budget_can_be_continued(
-    train: Train, monkeypatch: pytest.MonkeyPatch
+    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train("whole", budget="4steps")
-    stop_before_step(monkeypatch, 4)
+    tiny.before_step(monkeypatch, 4, send)
     with pytest.raises(Interrupted, match="in epoch 1: all 4 steps"):
         train("parts", budget="4steps")
     monkeypatch.undo()
@@ -229,13 +205,7 @@ def test_a_stop_after_the_last_step_of_the_budget_can_be_continued(
 
 def test_a_stop_before_the_first_step_can_be_continued(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train("whole")
-    train_epoch = module.train_epoch
-
-    def signalled(*arguments: Any, **options: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGTERM)
-        return train_epoch(*arguments, **options)
-
-    monkeypatch.setattr(module, "train_epoch", signalled)
+    monkeypatch.setattr(module, "learning_summary", lambda network: send() or "said before the first step")
     with pytest.raises(Interrupted, match="all 0 steps"):
         train("parts")
     monkeypatch.undo()
@@ -253,7 +223,7 @@ def test_budgets_end_the_training_and_are_remembered(
         train(resume=True)
     assert load_checkpoint(train(resume=True, budget="9steps")).state.step == 9
     seconds = iter(range(1000))
-    monkeypatch.setattr(module.Clock, "cpu", property(lambda self: float(next(seconds))))
+    monkeypatch.setattr(session.Clock, "cpu", property(lambda self: float(next(seconds))))
     timed = load_checkpoint(train("timed", budget="10cpus"))
     assert timed.state.finished
     assert 1 <= timed.state.step < 10
@@ -262,15 +232,15 @@ def test_budgets_end_the_training_and_are_remembered(
 @pytest.fixture
 def cpu_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock by which every step takes one CPU-second and all else nothing."""
-    set_rate, made = epoch_module.set_rate, [0]
+    set_rate, made = module.set_rate, [0]
 
     def counted(*arguments: Any) -> None:
         made[0] += 1
         set_rate(*arguments)
 
-    monkeypatch.setattr(epoch_module, "set_rate", counted)
+    monkeypatch.setattr(module, "set_rate", counted)
 
-    class StepClock(epoch_module.Clock):
+    class StepClock(session.Clock):
         def __init__(self, **options: Any) -> None:
             super().__init__(**options)
             self.first = made[0]
@@ -279,7 +249,7 @@ def cpu_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
         def cpu(self) -> float:
             return self.earlier_cpu + made[0] - self.first
 
-    monkeypatch.setattr(module, "Clock", StepClock)
+    monkeypatch.setattr(session, "Clock", StepClock)
 
 
 @pytest.mark.usefixtures("cpu_of_steps")
@@ -303,7 +273,7 @@ def test_a_training_by_time_resumed_at_any_step_equals_one_by_steps(
     made = 0
     for stop in (1, 4, 33):
         with monkeypatch.context() as patch:
-            stop_before_step(patch, stop - made)
+            tiny.before_step(patch, stop - made, send)
             with pytest.raises(Interrupted, match=f"all {stop} steps"):
                 train("parts", plan=plan, budget=None if made else "50cpus", resume=made > 0)
         made = stop
@@ -318,24 +288,17 @@ def test_a_training_by_time_interrupted_while_it_looks_at_validation_goes_on_exa
 ) -> None:
     plan = tiny.make_plan(num_epochs=2, steps_per_epoch=30)
     whole = train("whole", plan=plan, budget="50cpus")
-    judge_windows, looks = module.judge_windows, []
-
-    def signalled(*arguments: Any, **options: Any) -> Any:
-        looks.append(None)
-        if len(looks) == 3:
-            os.kill(os.getpid(), signal.SIGUSR1)
-        return judge_windows(*arguments, **options)
-
-    monkeypatch.setattr(module, "judge_windows", signalled)
+    tiny.before_look(monkeypatch, 3, lambda: send(signal.SIGUSR1))
     with pytest.raises(Interrupted, match="in epoch 2"):
         train("parts", plan=plan, budget="50cpus")
-    monkeypatch.setattr(module, "judge_windows", judge_windows)
     assert_equal(results(whole), results(train("parts", plan=plan, resume=True)))
 
 
-def test_a_state_of_an_older_version_continues_exactly(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_of_an_older_version_continues_exactly(
+    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = train("whole")
-    stop_before_step(monkeypatch, 5)
+    tiny.before_step(monkeypatch, 5, send)
     with pytest.raises(Interrupted):
         train("parts")
     monkeypatch.undo()
@@ -431,13 +394,13 @@ def seen_cases(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], list[st
     """Identifiers of training and validation cases of every training that follows."""
     seen: list[tuple[list[str], list[str]]] = []
 
-    def note(job: Job, *arguments: Any) -> None:
+    def note(job: Job) -> None:
         training, validation = ([case.image.name[0] for case in s.cases] for s in (job.training, job.validation))
         seen.append((training, validation))
-        announce(job, *arguments)
+        try_out(job)
 
-    announce = module._announce
-    monkeypatch.setattr(module, "_announce", note)
+    try_out = module.try_out
+    monkeypatch.setattr(module, "try_out", note)
     return seen
 
 
@@ -506,8 +469,8 @@ def test_a_loss_that_is_no_number_stops_with_a_remedy(
     def broken(*arguments: Any) -> torch.Tensor:
         return torch.tensor(float("nan"), requires_grad=True)
 
-    monkeypatch.setattr("masam_auto.training.epoch.choose_loss", lambda name: broken)
-    with pytest.raises(ModelError, match=r"step 0 .*learning_rate"):
+    monkeypatch.setitem(LOSSES, "ce_dice", broken)
+    with pytest.raises(ModelError, match=r"step 0; .*learning_rate"):
         train()
 
 

@@ -20,7 +20,6 @@ from masam_auto.imaging.crop import bounding_box
 from masam_auto.models.checkpoint import LATEST, load_checkpoint
 from masam_auto.network.build import load_trainable_state
 from masam_auto.network.volume import predict_slices
-from masam_auto.training import train as module
 from masam_auto.training.train import train_fold
 from masam_auto.training.training_job import TrainingOptions
 
@@ -50,8 +49,7 @@ def make_plan(tiny: ModuleType, **training: Any) -> Plan:
 @pytest.fixture
 def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Train fold 0 of twelve cases of twins."""
-    for drawing in ("draw_progress", "draw_augmented_windows"):
-        monkeypatch.setattr(module, drawing, lambda *arguments, **more: None)
+    tiny.without_pictures(monkeypatch)
 
     def run(where: str, plan: Plan, **options: Any) -> Path:
         configuration = plan.configuration(None)
@@ -112,21 +110,13 @@ def test_the_box_tells_which_of_two_equal_blobs_is_meant(train: Callable[..., Pa
 
 
 def test_resumed_equals_uninterrupted_with_boxes(
-    train: Callable[..., Path], tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Callable[..., Path], tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = make_plan(tiny, num_epochs=2, steps_per_epoch=2)
     whole = load_file(train("whole", plan) / LATEST / "model.safetensors")
-    judge_windows = module.judge_windows
-
-    def interrupted(*arguments: Any, **options: Any) -> Any:
-        if any((tmp_path / "parts").rglob(LATEST)):  # in the second epoch
-            raise KeyboardInterrupt
-        return judge_windows(*arguments, **options)
-
-    monkeypatch.setattr(module, "judge_windows", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        tiny.before_look(patch, 2, tiny.interrupt)
         train("parts", plan)
-    monkeypatch.setattr(module, "judge_windows", judge_windows)
     parts = load_file(train("parts", plan, resume=True) / LATEST / "model.safetensors")
     assert whole.keys() == parts.keys()
     assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []

@@ -29,7 +29,7 @@ Train = Callable[..., Path]
 @pytest.fixture
 def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Train fold 0 of a tiny data set in a folder of tmp_path; `labels` and `channels` change the data set."""
-    monkeypatch.setattr(module, "draw_progress", lambda *arguments, **more: None)
+    monkeypatch.setattr("masam_auto.training.session.draw_progress", lambda *arguments, **more: None)
     monkeypatch.setitem(ENCODERS, "vit_b", tiny.TINY_SAM)
 
     def run(
@@ -67,7 +67,7 @@ def falling(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     def judge(*arguments: Any, **more: Any) -> dict[str, float]:
         return {"organ": values.pop(0)}
 
-    monkeypatch.setattr(module, "judge_windows", judge)
+    monkeypatch.setattr("masam_auto.training.session.judge_windows", judge)
     return values
 
 
@@ -99,14 +99,8 @@ def test_patience_counts_on_over_an_interruption_and_anew_after_an_end(
 def test_a_stop_file_ends_the_training_after_the_epoch_and_goes(
     train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judge = module.judge_windows
-
-    def judge_and_stop(*arguments: Any, **more: Any) -> Any:
-        (folder / "stop").touch()
-        return judge(*arguments, **more)
-
     folder = train(budget="1epochs")
-    monkeypatch.setattr(module, "judge_windows", judge_and_stop)
+    tiny.before_look(monkeypatch, 1, (folder / "stop").touch)
     train(plan=tiny.make_plan(), resume=True, budget="9epochs")
     assert load_checkpoint(folder).state.epoch == 2
     assert load_checkpoint(folder).state.finished
@@ -123,10 +117,10 @@ def test_the_picture_is_drawn_once_before_the_first_epoch(train: Train, monkeypa
 
 
 def test_a_full_gpu_is_explained(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*arguments: Any) -> torch.Tensor:
+    def full(loss: torch.Tensor, *arguments: Any, **options: Any) -> float:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("masam_auto.training.epoch.choose_loss", lambda name: full)
+    monkeypatch.setattr(module, "check_loss", full)
     with pytest.raises(ModelError, match=r"The plan's estimate is .* GiB.*axis0\.batch_size=1"):
         train()
 

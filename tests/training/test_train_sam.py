@@ -1,6 +1,7 @@
 """Training from SAM weights: what is frozen stays SAM's, and the SAM file is found, compared and asked for."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,6 @@ from masam_auto.models.trained_model import load_networks
 from masam_auto.network.masam import MaSam
 from masam_auto.network.weight_files import load_sam_checkpoint
 from masam_auto.planning.overrides import override
-from masam_auto.training import train as module
 from masam_auto.training.train import train_fold
 from masam_auto.training.training_job import TrainingOptions
 
@@ -40,8 +40,7 @@ def weights(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def train(tiny: ModuleType, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Train fold 0 of a tiny data set in tmp_path/data, with the results in the folder `where`."""
-    for drawing in ("draw_progress", "draw_augmented_windows"):
-        monkeypatch.setattr(module, drawing, lambda *arguments, **more: None)
+    tiny.without_pictures(monkeypatch)
 
     def run(where: str = "results", *, plan: Plan | None = None, fold: int | str = 0, **options: Any) -> Path:
         plan = plan or tiny.make_sam_plan()
@@ -65,15 +64,9 @@ def interrupted_training(
     train: Train, monkeypatch: pytest.MonkeyPatch, where: str, plan: Plan | None = None, **options: Any
 ) -> Path:
     """Train one epoch of two, then stop."""
-    train_epoch = module.train_epoch
-
-    def one_epoch(*arguments: Any, epoch: int, **more: Any) -> Any:
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return train_epoch(*arguments, epoch=epoch, **more)
-
+    tiny, plan = sys.modules["tiny_training"], plan or sys.modules["tiny_training"].make_sam_plan()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(module, "train_epoch", one_epoch)
+        tiny.before_step(patch, plan.training.steps_per_epoch + 1, tiny.interrupt)
         train(where, plan=plan, **options)
 
 
@@ -143,11 +136,8 @@ def test_a_changed_file_is_noticed(
 def test_a_random_encoder_that_was_trained_in_bf16_is_used_without_bf16(
     train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("masam_auto.training.new_learner.computes_in_bf16", lambda device: True)
-    monkeypatch.setattr("masam_auto.training.epoch.computes_in_bf16", lambda device: True)
-    monkeypatch.setattr(
-        "masam_auto.training.epoch.autocast", lambda device, precision: torch.autocast("cpu", torch.bfloat16)
-    )
+    monkeypatch.setattr("masam_auto.training.learner.computes_in_bf16", lambda device: True)
+    monkeypatch.setattr("masam_auto.compute.device.computes_in_bf16", lambda device: True)
     plan = tiny.make_sam_plan(weights="none")
     plan = replace(plan, training=replace(plan.training, precision="bf16"))
     folder = train(plan=plan, budget="1steps")

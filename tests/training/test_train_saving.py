@@ -19,7 +19,7 @@ from masam_auto.core.plan import Plan
 from masam_auto.models import checkpoint as checkpoint_module
 from masam_auto.models.checkpoint import LATEST, Checkpoint, load_checkpoint
 from masam_auto.training import checkpoint_writer as writer_module
-from masam_auto.training import train as module
+from masam_auto.training import session
 from masam_auto.training.train import train_fold
 from masam_auto.training.training_job import TrainingOptions
 
@@ -30,23 +30,22 @@ from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[1])
 import tiny_training as tiny
-from masam_auto.training import checkpoint_writer, epoch
-from masam_auto.training import train
+from masam_auto.training import checkpoint_writer, session, train
 from masam_auto.training.training_job import TrainingOptions
-train.draw_progress = train.draw_augmented_windows = lambda *arguments, **more: None
+session.draw_progress = train.draw_augmented_windows = lambda *arguments, **more: None
 checkpoint_writer.SAVE_SECONDS, checkpoint_writer.SAVE_SHARE = 0.0, 1e9
 save = checkpoint_writer.CheckpointWriter.save
 def written(writer, *arguments, **options):
     save(writer, *arguments, **options)
     writer.finish()
 checkpoint_writer.CheckpointWriter.save = written
-set_rate, made = epoch.set_rate, []
+set_rate, made = train.set_rate, []
 def killed(*arguments):
     made.append(arguments)
     if len(made) == int(sys.argv[3]):
         os.kill(os.getpid(), signal.SIGKILL)
     set_rate(*arguments)
-epoch.set_rate = killed
+train.set_rate = killed
 plan = tiny.make_plan(num_epochs=2, steps_per_epoch=6)
 configuration = plan.configuration(None)
 paths = tiny.write_preprocessed(Path(sys.argv[2]), configuration)
@@ -61,9 +60,9 @@ import torch
 sys.path.insert(0, sys.argv[1])
 import tiny_training as tiny
 from masam_auto.models import checkpoint
-from masam_auto.training import train
+from masam_auto.training import session, train
 from masam_auto.training.training_job import TrainingOptions
-train.draw_progress = train.draw_augmented_windows = lambda *arguments, **more: None
+session.draw_progress = train.draw_augmented_windows = lambda *arguments, **more: None
 save_file, files = checkpoint.save_file, []
 def killed(*arguments, **options):
     files.append(arguments)
@@ -81,8 +80,7 @@ train.train_fold(paths, tiny.DATASET, plan, configuration, 0, options)
 
 @pytest.fixture
 def plan(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Plan:
-    for drawing in ("draw_progress", "draw_augmented_windows"):
-        monkeypatch.setattr(module, drawing, lambda *arguments, **more: None)
+    tiny.without_pictures(monkeypatch)
     return tiny.make_plan(num_epochs=3, steps_per_epoch=2)
 
 
@@ -174,19 +172,19 @@ def test_checkpoints_within_an_epoch_change_nothing(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-@pytest.mark.parametrize("moment", ["write_metrics", "describe", "remove_stop_file", "draw_progress"])
+@pytest.mark.parametrize("moment", ["write_metrics", "describe", "draw_progress"])
 def test_a_signal_after_the_last_step_stops_all_the_same(
     tiny: ModuleType, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, number: int
 ) -> None:
     """It used to be noted and forgotten, and the validation of all cases began."""
-    real = getattr(module, moment)
+    real = getattr(session, moment)
 
     def signalled(*arguments: Any, **options: Any) -> Any:
         signal.raise_signal(number)
         return real(*arguments, **options)
 
     plan = replace(plan, training=replace(plan.training, num_epochs=1))
-    monkeypatch.setattr(module, moment, signalled)
+    monkeypatch.setattr(session, moment, signalled)
     with pytest.raises(Interrupted, match="is finished and saved; its validation has not begun") as stopped:
         train(tiny, plan, tmp_path)
     assert stopped.value.signal_number == number

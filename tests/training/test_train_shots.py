@@ -14,7 +14,6 @@ from masam_auto.core.errors import ModelError, OutputError
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.plan import Plan
 from masam_auto.models.checkpoint import LATEST
-from masam_auto.training import train as module
 from masam_auto.training.train import train_fold
 from masam_auto.training.training_job import TrainingOptions
 
@@ -24,8 +23,7 @@ Train = Callable[..., Path]
 @pytest.fixture
 def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Train fold 0 of a tiny data set with six cases, without pictures."""
-    for drawing in ("draw_progress", "draw_augmented_windows"):
-        monkeypatch.setattr(module, drawing, lambda *arguments, **more: None)
+    tiny.without_pictures(monkeypatch)
 
     def run(where: str = "one", *, plan: Plan | None = None, fold: int | str = 0, **options: Any) -> Path:
         plan = plan or tiny.make_plan(num_epochs=1)
@@ -59,17 +57,9 @@ def test_few_cases_train_and_the_model_says_which(
 def test_resumed_equals_uninterrupted(train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = tiny.make_plan(num_epochs=2, steps_per_epoch=2)
     whole = train("whole", plan=plan, shots=1)
-    train_epoch = module.train_epoch
-
-    def interrupted(*arguments: Any, epoch: int, **options: Any) -> Any:
-        if epoch == 1:
-            raise KeyboardInterrupt
-        return train_epoch(*arguments, epoch=epoch, **options)
-
-    monkeypatch.setattr(module, "train_epoch", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        tiny.before_step(patch, 3, tiny.interrupt)
         train("parts", plan=plan, shots=1)
-    monkeypatch.setattr(module, "train_epoch", train_epoch)
     parts = train("parts", plan=plan, resume=True)
     assert fold_of(whole) == fold_of(parts)
     tensors = [load_file(folder / LATEST / "model.safetensors") for folder in (whole, parts, train("all", plan=plan))]

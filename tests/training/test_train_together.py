@@ -183,7 +183,7 @@ def test_a_loss_that_is_no_number_in_one_process_ends_all(tiny: ModuleType, tmp_
     launcher = start_launcher(prepare(tiny, tmp_path, configuration=configuration, disturb=disturbed))
     errors = launcher.communicate(timeout=120)[1]
     assert launcher.returncode != 0
-    assert re.match("error: the loss is (nan|not finite in another process) at step 1 ", one_line(errors))
+    assert re.match("error: the loss is (nan|not finite in another process) at step 1;", one_line(errors))
 
 
 @pytest.mark.parametrize(("rank", "name"), [(1, "SIGUSR1"), (-1, "SIGTERM")])

@@ -1,19 +1,36 @@
-"""A learner where a training begins: new from the plan and SAM's weights, or where a checkpoint was; and the way back."""
+"""What learns: new from the plan and SAM's weights, or where a checkpoint was; and the way back."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from masam_auto.compute.device import computes_in_bf16
+from masam_auto.compute.distributed import Together
 from masam_auto.core.dataset import DatasetDescription
 from masam_auto.core.plan import Configuration, Plan
 from masam_auto.models.checkpoint import Checkpoint, ModelHeader, TrainingState
 from masam_auto.models.sam_files import SamWeights
 from masam_auto.network.build import build_network, load_sam_weights, load_trainable_state, trainable_state_dict
+from masam_auto.network.masam import MaSam
 from masam_auto.network.weight_files import load_sam_checkpoint
-from masam_auto.training.epoch import Learner
 from masam_auto.training.optimizer import build_optimizers
 from masam_auto.training.weight_average import WeightAverage
+
+BY_ITSELF = Together()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learner:
+    """What training changes in place: the network, its optimisers, and the running average of its weights.
+
+    `tensors` are the network's learned ones, by name; they share its memory. `together` are the processes it trains in.
+    """
+
+    network: MaSam
+    tensors: dict[str, torch.Tensor]
+    optimizers: tuple[torch.optim.Optimizer, ...]
+    average: WeightAverage
+    together: Together = BY_ITSELF
 
 
 def new_learner(

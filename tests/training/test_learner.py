@@ -13,8 +13,8 @@ from masam_auto.core.plan import Plan
 from masam_auto.models.sam_files import SamWeights, weights_to_start_from
 from masam_auto.network.masam import MaSam
 from masam_auto.network.weight_files import load_sam_checkpoint
-from masam_auto.training import new_learner as module
-from masam_auto.training.new_learner import new_learner
+from masam_auto.training import learner as module
+from masam_auto.training.learner import new_learner
 
 CPU = torch.device("cpu")
 
