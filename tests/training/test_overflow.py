@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from masam_auto.training import overflow
 from masam_auto.training.epoch import Learner, train_epoch
 from masam_auto.training.optimizer import build_optimizers
 from masam_auto.training.weight_average import WeightAverage
+from tests import tiny_training as tiny
 
 LABELS = parse_labels({"background": 0, "organ": 1, "lesion": 2}, None)
 STEPS = 4
@@ -38,7 +38,7 @@ def bf16(monkeypatch: pytest.MonkeyPatch) -> None:
 class Trial:
     """A tiny network in training whose decoder's output is changed in the forward passes of chosen numbers."""
 
-    def __init__(self, tiny: ModuleType, **training: Any) -> None:
+    def __init__(self, *training: Any) -> None:
         self.plan = tiny.make_plan(**{"steps_per_epoch": STEPS, "precision": "bf16", **training})
         network = tiny.build_tiny(self.plan.network, canvas=(16, 16), in_channels=1, num_outputs=3, seed=2)
         tensors = trainable_state_dict(network)
@@ -102,8 +102,8 @@ def infinite_gradient(output: torch.Tensor) -> torch.Tensor:
     return output
 
 
-def test_a_step_that_overflows_in_bf16_is_computed_in_float32(tiny, bf16, caplog):
-    trial = Trial(tiny)
+def test_a_step_that_overflows_in_bf16_is_computed_in_float32(bf16, caplog):
+    trial = Trial()
     trial.disturb(beyond_bf16, range(2, 4))  # of the third step: bf16, then the search for the layer
     with caplog.at_level(logging.WARNING):
         result = trial.run()
@@ -116,9 +116,9 @@ def test_a_step_that_overflows_in_bf16_is_computed_in_float32(tiny, bf16, caplog
     assert "training.precision=float32" in record.message
 
 
-def test_a_rescued_training_is_the_same_each_time(tiny, bf16):
+def test_a_rescued_training_is_the_same_each_time(bf16):
     def run() -> dict[str, torch.Tensor]:
-        trial = Trial(tiny)
+        trial = Trial()
         trial.disturb(beyond_bf16, range(2, 4))
         trial.run()
         return trial.state()
@@ -127,12 +127,12 @@ def test_a_rescued_training_is_the_same_each_time(tiny, bf16):
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
-def test_going_on_after_a_rescue_equals_never_having_stopped(tiny, bf16):
-    whole, first = Trial(tiny), Trial(tiny)
+def test_going_on_after_a_rescue_equals_never_having_stopped(bf16):
+    whole, first = Trial(), Trial()
     for trial in (whole, first):
         trial.disturb(beyond_bf16, range(3, 5))  # of the last step of the first epoch
         trial.run()
-    later = Trial(tiny)
+    later = Trial()
     later.learner.network.load_state_dict(first.learner.network.state_dict())
     later.learner.average.tensors.update({name: v.clone() for name, v in first.learner.average.tensors.items()})
     for new, old in zip(later.learner.optimizers, first.learner.optimizers, strict=True):
@@ -144,8 +144,8 @@ def test_going_on_after_a_rescue_equals_never_having_stopped(tiny, bf16):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
-def test_what_overflows_in_float32_too_ends_the_training_unharmed(tiny, bf16, precision):
-    trial = Trial(tiny, precision=precision)
+def test_what_overflows_in_float32_too_ends_the_training_unharmed(bf16, precision):
+    trial = Trial(precision=precision)
     before = trial.state()
     trial.disturb(lambda output: output * float("nan"), range(9))
     with pytest.raises(
@@ -155,8 +155,8 @@ def test_what_overflows_in_float32_too_ends_the_training_unharmed(tiny, bf16, pr
     assert all(torch.equal(value, before[name]) for name, value in trial.state().items())
 
 
-def test_an_extreme_image_is_named_and_leaves_no_trace_in_the_statistics(tiny, bf16, monkeypatch):
-    trial = Trial(tiny)
+def test_an_extreme_image_is_named_and_leaves_no_trace_in_the_statistics(bf16, monkeypatch):
+    trial = Trial()
     before = trial.state()
     assert any("running_mean" in name for name in before)
     good = batches()
@@ -172,16 +172,16 @@ def test_an_extreme_image_is_named_and_leaves_no_trace_in_the_statistics(tiny, b
     assert all(torch.equal(value, before[name]) for name, value in trial.state().items())
 
 
-def test_a_loss_that_alone_overflows_is_told_apart(tiny, monkeypatch):
-    trial = Trial(tiny, precision="float32")
+def test_a_loss_that_alone_overflows_is_told_apart(monkeypatch):
+    trial = Trial(precision="float32")
     monkeypatch.setattr(module, "choose_loss", lambda name: lambda logits, *rest: logits.sum() * float("inf"))
     with pytest.raises(ModelError, match="every layer's output is finite, the loss itself overflows"):
         trial.run()
 
 
 @pytest.mark.parametrize("clip", [1.0, 0.0])
-def test_a_step_whose_gradients_overflow_is_left_out(tiny, caplog, clip):
-    trial = Trial(tiny, precision="float32", gradient_clip=clip)
+def test_a_step_whose_gradients_overflow_is_left_out(caplog, clip):
+    trial = Trial(precision="float32", gradient_clip=clip)
     trial.disturb(infinite_gradient, range(STEPS - 1, STEPS))
     before_each: list[dict[str, torch.Tensor]] = []
     with caplog.at_level(logging.WARNING):
@@ -195,8 +195,8 @@ def test_a_step_whose_gradients_overflow_is_left_out(tiny, caplog, clip):
     assert any(not torch.equal(before_each[3][name], before_each[2][name]) for name in kept)
 
 
-def test_a_gradient_that_is_no_number_is_named_where_it_starts(tiny, caplog):
-    trial = Trial(tiny, precision="float32")
+def test_a_gradient_that_is_no_number_is_named_where_it_starts(caplog):
+    trial = Trial(precision="float32")
     name, parameter = next(iter(trial.learner.network.named_parameters()))
     parameter.register_hook(lambda gradient: gradient * float("nan"))
     with caplog.at_level(logging.WARNING):
@@ -204,9 +204,9 @@ def test_a_gradient_that_is_no_number_is_named_where_it_starts(tiny, caplog):
     assert f"step 0 is left out: the gradient is not finite from {name} backwards" in caplog.text
 
 
-def test_gradients_that_stay_infinite_end_the_training_before_the_weights_are_spoilt(tiny, monkeypatch):
+def test_gradients_that_stay_infinite_end_the_training_before_the_weights_are_spoilt(monkeypatch):
     monkeypatch.setattr(overflow, "LIMIT", 3)
-    trial = Trial(tiny, precision="float32")
+    trial = Trial(precision="float32")
     weights = {name: p.detach().clone() for name, p in trial.learner.network.named_parameters()}
     trial.disturb(infinite_gradient, range(9))
     with pytest.raises(
@@ -217,9 +217,9 @@ def test_gradients_that_stay_infinite_end_the_training_before_the_weights_are_sp
     assert all(torch.equal(p, weights[name]) for name, p in trial.learner.network.named_parameters())
 
 
-def test_overflows_in_bf16_that_do_not_stop_end_the_training(tiny, bf16, monkeypatch):
+def test_overflows_in_bf16_that_do_not_stop_end_the_training(bf16, monkeypatch):
     monkeypatch.setattr(overflow, "LIMIT", 3)
-    trial = Trial(tiny)
+    trial = Trial()
     trial.disturb(beyond_bf16, range(99))
     with pytest.raises(
         ModelError, match=r"finite in float32 but not in bf16, in 3 batches in a row up to step 2; .*precision=float32"

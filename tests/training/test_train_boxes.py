@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from masam_auto.network.volume import predict_slices
 from masam_auto.training import train as module
 from masam_auto.training.train import train_fold
 from masam_auto.training.training_job import TrainingOptions
+from tests import tiny_training as tiny
 
 CPU = torch.device("cpu")
 SHAPE = (5, 16, 16)
@@ -42,13 +42,13 @@ def make_twins(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return image[None], labels
 
 
-def make_plan(tiny: ModuleType, **training: Any) -> Plan:
+def make_plan(*training: Any) -> Plan:
     plan = tiny.make_plan(tiny.make_configuration(median_shape=SHAPE), **training)
     return dataclasses.replace(plan, network=dataclasses.replace(plan.network, prompt="box"))
 
 
 @pytest.fixture
-def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Train fold 0 of twelve cases of twins."""
     for drawing in ("draw_progress", "draw_augmented_windows"):
         monkeypatch.setattr(module, drawing, lambda *arguments, **more: None)
@@ -73,9 +73,9 @@ def dice(logits: torch.Tensor, reference: np.ndarray) -> float:
     return 2 * float((found & (reference > 0)).sum()) / float(found.sum() + (reference > 0).sum())
 
 
-def test_the_box_tells_which_of_two_equal_blobs_is_meant(train: Callable[..., Path], tiny: ModuleType) -> None:
+def test_the_box_tells_which_of_two_equal_blobs_is_meant(train: Callable[..., Path]) -> None:
     still = AugmentationPlan(spatial_probability=0, intensity_probability=0, erasing_probability=0)
-    plan = make_plan(tiny, num_epochs=1, steps_per_epoch=60, learning_rate=2e-2, weight_average=0.9, augmentation=still)
+    plan = make_plan(num_epochs=1, steps_per_epoch=60, learning_rate=2e-2, weight_average=0.9, augmentation=still)
     configuration = plan.configuration(None)
     network = tiny.build_tiny(plan.network, canvas=configuration.canvas, in_channels=1, num_outputs=3)
     load_trainable_state(network, load_checkpoint(train("one", plan)).model, origin="test")
@@ -112,9 +112,9 @@ def test_the_box_tells_which_of_two_equal_blobs_is_meant(train: Callable[..., Pa
 
 
 def test_resumed_equals_uninterrupted_with_boxes(
-    train: Callable[..., Path], tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = make_plan(tiny, num_epochs=2, steps_per_epoch=2)
+    plan = make_plan(num_epochs=2, steps_per_epoch=2)
     whole = load_file(train("whole", plan) / LATEST / "model.safetensors")
     judge_windows = module.judge_windows
 
