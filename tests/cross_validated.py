@@ -1,4 +1,4 @@
-"""Folders of models that look cross-validated: made-up predictions of a raw data set. Exposed by conftest.py."""
+"""Folders of models that look cross-validated: made-up predictions of a raw data set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Synthetic DICOM series, written as scanners write them. Exposed to the tests as the fixture `dicom_files`."""
+"""Synthetic DICOM series, written as scanners write them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,12 +10,15 @@ import pytest
 
 from masam_auto.core.geometry import Geometry
 
-pydicom = pytest.importorskip("pydicom", reason="the optional library pydicom (extra `dicom`) is not installed")
-
 CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2.1"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 STRUCTURES = "1.2.840.10008.5.1.4.1.1.481.3"
+
+
+def pydicom() -> Any:
+    """The library; tests that need it are skipped where it is absent."""
+    return pytest.importorskip("pydicom", reason="the optional library pydicom (extra `dicom`) is not installed")
 
 
 def uid(name: str) -> str:
@@ -70,7 +73,7 @@ def write_enhanced(
     path: Path, volume: np.ndarray, geometry: Geometry, *, order: Sequence[int], slopes: Sequence[float] = (1.0,)
 ) -> Path:
     """Write stored values (Z, Y, X) as one multi-frame file with its frames in an order; `slopes` by frame, in turn."""
-    from pydicom.dataset import Dataset
+    Dataset = pydicom().dataset.Dataset
 
     instance = _instance(path.name, path.name, volume[list(order)], geometry, unsigned=False)
     instance.file_meta.MediaStorageSOPClassUID = instance.SOPClassUID = ENHANCED_CT
@@ -102,7 +105,7 @@ def write_structures(
     **tags: Any,
 ) -> Path:
     """Write an RTSTRUCT: for each ROI's name its contours, (n, 3) points in mm, drawn on the series of a name."""
-    from pydicom.dataset import Dataset, FileMetaDataset
+    Dataset, FileMetaDataset = pydicom().dataset.Dataset, pydicom().dataset.FileMetaDataset
 
     instance = Dataset()
     instance.file_meta = FileMetaDataset()
@@ -131,7 +134,7 @@ def write_structures(
 
 
 def _contour(points: np.ndarray, kind: str) -> Any:
-    from pydicom.dataset import Dataset
+    Dataset = pydicom().dataset.Dataset
 
     contour = Dataset()
     contour.ContourGeometricType, contour.NumberOfContourPoints = kind, len(points)
@@ -150,7 +153,7 @@ def _cosines(geometry: Geometry) -> list[float]:
 
 
 def _instance(name: str, series: str, frames: np.ndarray, geometry: Geometry, *, unsigned: bool) -> Any:
-    from pydicom.dataset import Dataset, FileMetaDataset
+    Dataset, FileMetaDataset = pydicom().dataset.Dataset, pydicom().dataset.FileMetaDataset
 
     instance = Dataset()
     instance.file_meta = FileMetaDataset()

@@ -1,4 +1,4 @@
-"""Made-up fingerprints that trigger planning rules one at a time. Exposed to the tests as the fixture `planning`."""
+"""Made-up fingerprints that trigger planning rules one at a time."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A predictor for the data of raw_data.py whose network reads classes off the intensities. Exposed by conftest.py."""
+"""A predictor for the data of raw_data.py whose network reads classes off the intensities."""
 
 from pathlib import Path
 

@@ -12,9 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import intensity_model
-
 from masam_auto.cli.common import run
 from masam_auto.cli.model_options import report_outcome
 from masam_auto.compute.distributed import World, read_world
@@ -22,6 +19,7 @@ from masam_auto.compute.shared_cases import shared_cases
 from masam_auto.core.errors import OutputError
 from masam_auto.core.log import setup_logging
 from masam_auto.prediction import predict_folder as stage
+from tests import intensity_model
 
 SLOW_SECONDS = 1.5
 

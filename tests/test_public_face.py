@@ -5,11 +5,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 import masam_auto
+from tests import raw_data
 
 PAGE = Path(__file__).resolve().parents[1] / "documentation" / "python.md"
 
@@ -30,7 +30,7 @@ def test_importing_the_package_imports_nothing_large() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_the_page_runs_from_top_to_bottom(raw_data: ModuleType, tmp_path: Path) -> None:
+def test_the_page_runs_from_top_to_bottom(tmp_path: Path) -> None:
     raw_data.make_raw_dataset(tmp_path / "masam_data" / "raw", cases=3, shape=(5, 16, 14))
     code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL))
     run = subprocess.run(

@@ -1,4 +1,4 @@
-"""A tiny preprocessed data set, its plan, and a network small enough to train in a blink. Exposed by conftest.py."""
+"""A tiny preprocessed data set, its plan, and a network small enough to train in a blink."""
 
 from collections.abc import Callable
 from dataclasses import replace

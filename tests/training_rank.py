@@ -18,9 +18,6 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import tiny_training
-
 from masam_auto.cli.common import run_rank
 from masam_auto.compute.distributed import World, joined, read_world
 from masam_auto.core.errors import ModelError, Terminated
@@ -31,6 +28,7 @@ from masam_auto.training import batches, session
 from masam_auto.training import train as stage
 from masam_auto.training.loss import LOSSES
 from masam_auto.training.training_job import TrainingOptions
+from tests import tiny_training as tiny
 
 
 class Aborts:
@@ -114,8 +112,8 @@ def main(arguments: Any = None) -> int:
     """Train, and say nothing."""
     settings = json.loads(Path(sys.argv[1]).read_text())
     folder = Path(settings["folder"])
-    configuration = tiny_training.make_configuration(**settings.get("configuration", {}))
-    plan = tiny_training.make_plan(configuration, **settings.get("plan", {}))
+    configuration = tiny.make_configuration(**settings.get("configuration", {}))
+    plan = tiny.make_plan(configuration, **settings.get("plan", {}))
     encoder = {"batch": "tiny", "instance": "tiny_instance"}[settings.get("norm", "instance")]
     plan = replace(plan, network=replace(plan.network, encoder=encoder, prompt=settings.get("prompt", "none")))
     paths = Paths(**{name: folder / name for name in ("raw", "preprocessed", "results", "weights")})
@@ -128,14 +126,14 @@ def main(arguments: Any = None) -> int:
         record_windows(folder, world)
         record_gradients(folder, world)
         stand_in_for_tensorboard(folder, world)
-        fold = paths.model_folder(tiny_training.DATASET, plan.name, configuration.name) / "fold_0"
+        fold = paths.model_folder(tiny.DATASET, plan.name, configuration.name) / "fold_0"
         options = TrainingOptions(
             device=device, threads=1, workers=settings.get("workers", 0),
             log_to=("tensorboard",) if settings.get("record") else (),
             pretrained_weights=Path(settings["pretrained"]) if "pretrained" in settings else None,
             resume=settings.get("resume", False) or (world.has_begun() and has_checkpoint(fold)),
         )  # fmt: skip
-        stage.train_fold(paths, tiny_training.DATASET, plan, configuration, 0, options, world=world)
+        stage.train_fold(paths, tiny.DATASET, plan, configuration, 0, options, world=world)
     return 0
 
 

@@ -1,7 +1,5 @@
 """Baselines as plans: each is a plan that can be built, and differs from ours as it says."""
 
-from types import ModuleType
-
 import pytest
 
 from masam_auto.baselines.nnunet import VARIANTS
@@ -10,6 +8,7 @@ from masam_auto.baselines.variants import BASELINES
 from masam_auto.cli.compare import OTHERS
 from masam_auto.network.build import build_network, count_parameters
 from masam_auto.planning.overrides import override
+from tests import tiny_training as tiny
 
 
 def test_the_command_offers_all_there_are() -> None:
@@ -26,7 +25,7 @@ LEARNING = {
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_a_baseline_is_a_network(name: str, tiny: ModuleType) -> None:
+def test_a_baseline_is_a_network(name: str) -> None:
     given = override(tiny.make_sam_plan(), ["network.encoder=vit_t"])
     plan = override(given, BASELINES[name].overrides)
     network = build_network(plan.network, canvas=(32, 32), in_channels=1, num_outputs=3, device="meta")

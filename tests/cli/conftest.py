@@ -1,11 +1,9 @@
-"""Commands run in this process, in a house that the tests of a module share."""
+"""A house that the tests of a module share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from masam_auto.cli.common import Main, run
 
 
 @pytest.fixture(scope="module")
@@ -16,13 +14,3 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in ("RAW", "PREPROCESSED", "RESULTS", "WEIGHTS"):
             patch.setenv(f"MASAM_{name}", str(folder / name.lower()))
         yield folder
-
-
-@pytest.fixture(scope="session")
-def command() -> Callable[..., int]:
-    """`command(predict.main, "-i", images, ...)`: runs a command's main and returns its exit code."""
-
-    def call(main: Main, *arguments: object) -> int:
-        return run(main, [str(argument) for argument in arguments])
-
-    return call

@@ -3,7 +3,6 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -12,6 +11,7 @@ from masam_auto.cli.common import run
 from masam_auto.core.encoders import PLANNED_ENCODERS
 from masam_auto.core.jsonio import write_json
 from masam_auto.planning.recipes import choose_network
+from tests import tiny_training as tiny
 
 TINY = ["-backbone", "vit_t", "-canvas", "16", "24", "-window", "2", "--rounds", "1", "-device", "cpu"]
 
@@ -31,9 +31,7 @@ def test_one_of_them_alone(capsys: pytest.CaptureFixture[str], option: str, row:
     assert len(lines) == 4 and lines[3].startswith(row)
 
 
-def test_a_plan_is_measured_and_its_training_estimated(
-    tmp_path: Path, tiny: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plan_is_measured_and_its_training_estimated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     configuration = tiny.make_configuration()
     paths = tiny.write_preprocessed(tmp_path, configuration)
     name = next(folder.name for folder in paths.preprocessed.iterdir())
@@ -58,7 +56,7 @@ def test_a_plan_is_measured_and_its_training_estimated(
     ],
 )
 def test_what_is_missing_before_preprocessing_is_said_with_what_to_run(
-    tmp_path: Path, tiny: ModuleType, capsys: pytest.CaptureFixture[str], done: tuple[str, ...], said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], done: tuple[str, ...], said: str
 ) -> None:
     (tmp_path / "raw" / tiny.DATASET).mkdir(parents=True)
     for file in done:

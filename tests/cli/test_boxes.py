@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,6 +12,8 @@ from masam_auto.cli import evaluate, plan_and_preprocess, predict, train
 from masam_auto.cli.common import Main
 from masam_auto.formats.io import read_labels
 from masam_auto.imaging.crop import bounding_box
+from tests import raw_data
+from tests.cli.in_process import command
 
 QUICK = ["training.num_epochs=1", "training.steps_per_epoch=3", "training.warmup_steps=1", "network.prompt=box"]
 BOXED = ["{tmp}/out", "{raw}/labelsTr", "--boxes_from_labels", "tight", "-i", "{raw}/imagesTr"]
@@ -20,7 +21,7 @@ Command = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
-def root(house: Path, raw_data: ModuleType, command: Command) -> Path:
+def root(house: Path) -> Path:
     raw_data.make_raw_dataset(house / "raw", cases=3, shape=(6, 16, 14))
     planned = ["-c", "axis0", "--workers", "0", "-gpu_memory_target", "0", "--set", *QUICK]
     assert command(plan_and_preprocess.main, "-d", 1, *planned) == 0
@@ -28,7 +29,7 @@ def root(house: Path, raw_data: ModuleType, command: Command) -> Path:
     return house
 
 
-def test_predicting_within_boxes(root: Path, command: Command, tmp_path: Path) -> None:
+def test_predicting_within_boxes(root: Path, tmp_path: Path) -> None:
     images = root / "raw" / "Dataset001_Toy" / "imagesTr"
     boxes = tmp_path / "boxes.json"
     boxes.write_text('{"case_000": {"unit": "voxel", "min": [1, 2, 2], "max": [3, 12, 12]}}')
@@ -41,7 +42,7 @@ def test_predicting_within_boxes(root: Path, command: Command, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("kind", ["tight", "relaxed"])
-def test_evaluating_with_boxes_from_labels(root: Path, command: Command, tmp_path: Path, kind: str) -> None:
+def test_evaluating_with_boxes_from_labels(root: Path, tmp_path: Path, kind: str) -> None:
     raw = root / "raw" / "Dataset001_Toy"
     options = ["--boxes_from_labels", kind, "-i", raw / "imagesTr", "-device", "cpu", "--workers", "0"]
     assert command(evaluate.main, tmp_path / "out", raw / "labelsTr", *options) == 0
@@ -74,7 +75,7 @@ def test_evaluating_with_boxes_from_labels(root: Path, command: Command, tmp_pat
     ],
 )  # fmt: skip
 def test_mistakes_give_one_line(
-    root: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     main: Main, arguments: list[str], message: str,
 ) -> None:  # fmt: skip
     (tmp_path / "x.json").write_text('{"nobody": {"unit": "voxel", "min": [1, 2, 2], "max": [3, 12, 12]}}')

@@ -5,20 +5,20 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from masam_auto.baselines import ours
 from masam_auto.cli import compare, plan_and_preprocess, train
 from masam_auto.cli.common import run
+from tests import raw_data
 
 Command = Callable[..., int]
 MODEL = Path("results/Dataset001_Toy/masam__axis0")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, raw_data: ModuleType) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Roots with a preprocessed data set and a fold trained for two steps."""
     folder = tmp_path_factory.mktemp("house")
     raw_data.make_raw_dataset(folder / "raw", cases=4, shape=(4, 16, 14))

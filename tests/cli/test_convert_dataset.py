@@ -3,7 +3,6 @@
 import dataclasses
 import json
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,10 +12,11 @@ from dataset_conversion.registry import CONVERTERS
 from masam_auto.cli import plan_and_preprocess
 from masam_auto.cli.common import run
 from masam_auto.cli.convert_dataset import OPTIONS, VOLUME_OPTIONS, main
+from tests import raw_data
 
 
 @pytest.fixture
-def task(tmp_path: Path, raw_data: ModuleType) -> Path:
+def task(tmp_path: Path) -> Path:
     """A Decathlon task of six cases."""
     folder = tmp_path / "Task04_Hippocampus"
     generator = np.random.default_rng(0)
@@ -88,9 +88,7 @@ def test_options_of_other_data_sets_are_refused(tmp_path: Path, capsys: pytest.C
     assert "argument --merge_adrenals: is for btcv, not for msd" in capsys.readouterr().err
 
 
-def test_several_data_sets_are_numbered_on(
-    tmp_path: Path, raw_data: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_several_data_sets_are_numbered_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for site in ("RUNMC", "UCL"):
         (tmp_path / "d" / site).mkdir(parents=True)
         for number in ("10", "11"):

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,6 +15,8 @@ import pytest
 from masam_auto.cli import evaluate, extract_fingerprint, plan, plan_and_preprocess, predict, preprocess, train
 from masam_auto.cli.common import Main
 from masam_auto.formats.io import read_geometry, read_labels
+from tests import raw_data
+from tests.cli.in_process import command
 
 QUICK = ["--set", "training.num_epochs=1", "training.steps_per_epoch=3", "training.warmup_steps=1"]
 PLANNED = ["-c", "axis0", "--workers", "0", "-gpu_memory_target", "0"]
@@ -23,7 +24,7 @@ Command = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
-def root(house: Path, raw_data: ModuleType, command: Command) -> Path:
+def root(house: Path) -> Path:
     """A raw data set of volumes, planned, preprocessed and with a trained fold."""
     raw_data.make_raw_dataset(house / "raw", cases=3, shape=(5, 16, 14), test_cases=2)
     assert command(plan_and_preprocess.main, "-d", 1, *PLANNED) == 0
@@ -51,7 +52,7 @@ def test_training_leaves_what_is_promised(root: Path) -> None:
         )
 
 
-def test_predict_and_evaluate(root: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predict_and_evaluate(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = root / "raw" / "Dataset001_Toy" / "imagesTr"
     assert command(predict.main, "-i", images, "-o", tmp_path / "segs") == 0
     assert sorted(path.name for path in tmp_path.glob("segs/*.nii.gz")) == [f"case_00{i}.nii.gz" for i in range(3)]
@@ -68,7 +69,7 @@ def test_predict_and_evaluate(root: Path, command: Command, tmp_path: Path, caps
     assert np.array_equal(one, both)
 
 
-def test_validation_alone_gives_the_same(root: Path, command: Command) -> None:
+def test_validation_alone_gives_the_same(root: Path) -> None:
     summary = model_folder(root) / "fold_0" / "validation" / "summary.json"
     before = json.loads(summary.read_text())["mean"]
     summary.unlink()
@@ -76,13 +77,13 @@ def test_validation_alone_gives_the_same(root: Path, command: Command) -> None:
     assert json.loads(summary.read_text())["mean"] == before
 
 
-def test_continuing_a_finished_training_only_validates(root: Path, command: Command) -> None:
+def test_continuing_a_finished_training_only_validates(root: Path) -> None:
     metrics = (model_folder(root) / "fold_0" / "metrics.jsonl").read_bytes()
     assert command(train.main, "1", "0", "--c") == 0
     assert (model_folder(root) / "fold_0" / "metrics.jsonl").read_bytes() == metrics
 
 
-def test_some_cases_fail(root: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_some_cases_fail(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = root / "raw" / "Dataset001_Toy" / "imagesTs"
     images = tmp_path / "images"
     images.mkdir()
@@ -112,7 +113,7 @@ def test_two_processes_share_the_cases_and_report_once(root: Path, tmp_path: Pat
     assert made == {"test_000.nii.gz", "test_001.nii.gz", "dataset.json", "plan.json"}
 
 
-def test_plan_and_preprocess_in_steps(root: Path, command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_and_preprocess_in_steps(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = root / "preprocessed" / "Dataset001_Toy"
     before = (folder / "plan.json").read_bytes()
     fingerprint = (folder / "fingerprint.json").read_bytes()
@@ -135,7 +136,7 @@ def test_plan_and_preprocess_in_steps(root: Path, command: Command, capsys: pyte
 
 @pytest.mark.parametrize(("preprocessed", "said"), [("2d", " -c 2d"), ("axis0", "")])
 def test_the_next_command_trains_what_was_preprocessed(
-    root: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], preprocessed: str, said: str
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], preprocessed: str, said: str
 ) -> None:
     options = ["-c", preprocessed, "--preprocessed", tmp_path, "--workers", "0", "-gpu_memory_target", "0"]
     assert command(plan_and_preprocess.main, "-d", "1", *options) == 0
@@ -176,7 +177,6 @@ def test_the_next_command_trains_what_was_preprocessed(
 )
 def test_mistakes_give_one_line_and_exit_code_2(
     root: Path,
-    command: Command,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     main: Main,
@@ -193,7 +193,7 @@ def test_mistakes_give_one_line_and_exit_code_2(
 
 
 def test_cases_added_after_the_folds_were_made_are_announced(
-    root: Path, command: Command, raw_data: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     raw = raw_data.make_raw_dataset(tmp_path / "raw", cases=3, shape=(5, 16, 14))
     options = ["-d", raw, *PLANNED, "--preprocessed", tmp_path / "pre"]
@@ -206,9 +206,7 @@ def test_cases_added_after_the_folds_were_made_are_announced(
     assert "1 of 4 cases stand in no fold" in capsys.readouterr().err
 
 
-def test_a_plan_of_another_data_set_is_refused(
-    root: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plan_of_another_data_set_is_refused(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan_file = tmp_path / "pre" / "Dataset001_Toy" / "plan.json"
     plan_file.parent.mkdir(parents=True)
     text = (root / "preprocessed" / "Dataset001_Toy" / "plan.json").read_text()
@@ -218,15 +216,13 @@ def test_a_plan_of_another_data_set_is_refused(
 
 
 @pytest.mark.parametrize("memory", ["-3", "nan", "much"])
-def test_nonsensical_memory_is_refused(command: Command, memory: str) -> None:
+def test_nonsensical_memory_is_refused(memory: str) -> None:
     with pytest.raises(SystemExit) as stopped:
         command(plan.main, "-d", "1", f"-gpu_memory_target={memory}")
     assert stopped.value.code == 2
 
 
-def test_a_raw_data_set_is_no_place_for_predictions(
-    root: Path, command: Command, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_raw_data_set_is_no_place_for_predictions(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     raw = root / "raw" / "Dataset001_Toy"
     before = (raw / "dataset.json").read_bytes()
     assert command(predict.main, "-i", raw / "imagesTr", "-o", raw) == 2

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -12,12 +11,13 @@ from masam_auto.core.jsonio import write_json
 from masam_auto.core.postprocessing import Postprocessing
 from masam_auto.core.selection import SELECTION_NAME, SelectedModel, Selection
 from masam_auto.models.checkpoint import Checkpoint, ModelHeader, TrainingState, plan_digest, save_checkpoint
+from tests import tiny_training as tiny
 
 Command = Callable[..., int]
 
 
 @pytest.fixture
-def results(tmp_path: Path, tiny: ModuleType) -> Path:
+def results(tmp_path: Path) -> Path:
     """Two configurations of a model, with two folds each and all checkpoints."""
     for name in ("axis0", "2d"):
         plan = tiny.make_plan(tiny.make_configuration(name=name))

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,6 +14,8 @@ from masam_auto.core.postprocessing import Postprocessing, PostprocessingStep
 from masam_auto.core.selection import SELECTION_NAME, read_selection
 from masam_auto.formats.io import read_labels
 from masam_auto.formats.probability_files import read_probabilities
+from tests import raw_data
+from tests.cli.in_process import command
 
 QUICK = ["--set", "training.num_epochs=1", "training.steps_per_epoch=3", "training.warmup_steps=1"]
 QUIET = ["-device", "cpu", "--workers", "0", "--save_probabilities"]
@@ -24,7 +25,7 @@ Command = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
-def root(house: Path, raw_data: ModuleType, command: Command) -> Path:
+def root(house: Path) -> Path:
     """A raw data set, and two models of it with a fold each and probabilities."""
     raw_data.make_raw_dataset(house / "raw", cases=3, shape=(5, 16, 14), test_cases=2)
     assert command(plan_and_preprocess.main, "-d", 1, "-c", "2d", "--workers", 0, "-gpu_memory_target", 0) == 0
@@ -38,7 +39,7 @@ def labels_of(folder: Path) -> dict[str, np.ndarray]:
 
 
 def test_predict_uses_the_selection_as_the_commands_do_step_by_step(
-    root: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(find_best_configuration.main, 1, "--workers", 0) == 0
     said = capsys.readouterr().out
@@ -75,9 +76,7 @@ def test_predict_uses_the_selection_as_the_commands_do_step_by_step(
     assert all(np.array_equal(labels_of(tmp_path / "one")[name], labels_of(tmp_path / "first")[name]) for name in ours)
 
 
-def test_mistakes_give_one_line(
-    root: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_give_one_line(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def error_of(main: Main, *arguments: object) -> str:
         capsys.readouterr()
         assert command(main, *arguments) == 2
@@ -98,7 +97,7 @@ def test_mistakes_give_one_line(
         selection.write_bytes(before)
 
 
-def test_some_bad_files_give_exit_code_3(command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_some_bad_files_give_exit_code_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "segs").mkdir()
     (tmp_path / "segs" / "a.nii.gz").write_bytes(b"damaged")
     write_json(tmp_path / "postprocessing.json", Postprocessing())

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,9 @@ from masam_auto.cli.common import run
 from masam_auto.core.jsonio import read_json, to_plain, write_json
 from masam_auto.core.plan import Plan
 from masam_auto.formats.io import read_labels
+from tests import raw_data
+from tests import tiny_training as tiny
+from tests.network import plain_masam, reference_folder
 
 SIZES: dict[str, Any] = {
     "dim": 32, "depth": 2, "heads": 2, "global": [1], "prompt_dim": 64, "mlp": 24, "sam_image_size": 48,
@@ -25,11 +27,10 @@ Command = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, network_double: Callable[[str], ModuleType]) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A published checkpoint with its SAM checkpoint."""
     folder = tmp_path_factory.mktemp("made") / "reference"
-    plain = network_double("plain_masam")
-    return Path(network_double("reference_folder").make_reference(folder, plain, rounded=True, config=SIZES))
+    return Path(reference_folder.make_reference(folder, plain_masam, rounded=True, config=SIZES))
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def stored_plan(folder: Path, name: str = "imported__axis0") -> Plan:
     return read_json(next(folder.glob(f"results/*/{name}/plan.json")), Plan, what="plan")
 
 
-def test_an_imported_model_predicts_at_once(command: Command, tmp_path: Path, raw_data: ModuleType) -> None:
+def test_an_imported_model_predicts_at_once(command: Command, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     (tmp_path / "images").mkdir()
     raw_data.write_volume(
@@ -91,7 +92,7 @@ def test_options_reach_the_plan(command: Command, tmp_path: Path) -> None:
     assert (plan.network.increment_scale, plan.network.prompt, plan.inference.depth) == (0.5, "box", "whole")
 
 
-def test_a_planned_data_set_needs_no_more_words(command: Command, tmp_path: Path, tiny: ModuleType) -> None:
+def test_a_planned_data_set_needs_no_more_words(command: Command, tmp_path: Path) -> None:
     folder = tmp_path / "preprocessed" / tiny.DATASET
     planned = tiny.make_configuration(axis_order=(2, 0, 1), spacing=(2.0, 0.7, 0.7))
     write_json(folder / "plan.json", {**to_plain(tiny.make_plan(planned)), "channel_names": ["CT"]})

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from masam_auto.cli import predict
 from masam_auto.cli.common import run
 from masam_auto.prediction.predict import Predictor
+from tests import intensity_model
 
 Command = Callable[..., int]
 
@@ -29,13 +29,11 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[Predictor]:
 
 
 @pytest.fixture
-def command(
-    intensity: ModuleType, raw_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Command:
+def command(raw_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Predicts four cases, one of them damaged, with a network that is made here."""
     raw = raw_dataset(cases=4)
     (raw / "imagesTr" / "case_001_0000.nii.gz").write_bytes(b"no image")
-    monkeypatch.setattr(predict, "load_model", lambda parsed, paths: intensity.make_predictor(raw))
+    monkeypatch.setattr(predict, "load_model", lambda parsed, paths: intensity_model.make_predictor(raw))
 
     def call(*options: str) -> int:
         return run(predict.main, ["-i", str(raw / "imagesTr"), "-o", str(tmp_path / "out"), "-device", "cpu", *options])

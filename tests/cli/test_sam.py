@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -13,15 +12,15 @@ from masam_auto.cli import plan_and_preprocess, predict, train
 from masam_auto.cli.common import run
 from masam_auto.core.encoders import ENCODERS, PLANNED_ENCODERS
 from masam_auto.core.raw_files import file_sha256
+from tests import raw_data
+from tests import tiny_training as tiny
 
 QUICK = ["--set", "training.steps_per_epoch=2", "training.num_epochs=1", "training.warmup_steps=1", "-device", "cpu"]
 MODEL = Path("results/Dataset001_Toy/masam__axis0")
 
 
 @pytest.fixture
-def command(
-    tmp_path: Path, tiny: ModuleType, raw_data: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., int]:
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Runs a command's main in tmp_path, where there are raw data and sam.pth of the tiny vit_b."""
     monkeypatch.setitem(ENCODERS, "vit_b", tiny.TINY_SAM)
     monkeypatch.setitem(PLANNED_ENCODERS, "vit_b", replace(PLANNED_ENCODERS["vit_b"], spec=tiny.TINY_SAM))
@@ -50,7 +49,7 @@ def last_error(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_the_whole_way_with_a_file_that_is_named(
-    command: Callable[..., int], tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = plan(command, "--sam_checkpoint", "sam.pth")
     assert (made["network"]["encoder"], made["network"]["weights"]) == ("vit_b", "sam")
@@ -84,7 +83,7 @@ def test_the_whole_way_with_a_file_that_is_named(
 
 
 def test_another_encoders_file_is_refused_with_both_shapes(
-    command: Callable[..., int], tiny: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan(command, "-backbone", "vit_b")
     levels = tuple(replace(level, channels=16) for level in tiny.TINY_SAM.levels)

@@ -1,7 +1,6 @@
 """masam_train: which plan it trains with, and under which name."""
 
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -12,10 +11,11 @@ from masam_auto.core.jsonio import write_json
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Plan
 from masam_auto.training.trackers import SINKS
+from tests import tiny_training as tiny
 
 
 @pytest.fixture
-def paths(tmp_path: Path, tiny: ModuleType) -> Paths:
+def paths(tmp_path: Path) -> Paths:
     """A data set with a plan, and a model trained with another learning rate under the name "lora"."""
     roots = {name: tmp_path / name for name in ("raw", "preprocessed", "results", "weights")}
     found = Paths(**roots)
@@ -24,21 +24,21 @@ def paths(tmp_path: Path, tiny: ModuleType) -> Paths:
     return found
 
 
-def read(paths: Paths, tiny: ModuleType, *arguments: str) -> Plan:
+def read(paths: Paths, *arguments: str) -> Plan:
     parsed = train._make_parser().parse_args(["1", "0", *arguments])
     return train._read_plan(paths, tiny.DATASET, parsed, torch.device("cpu"))
 
 
-def test_a_variant_has_a_name_of_its_own(paths: Paths, tiny: ModuleType) -> None:
-    plan = read(paths, tiny, "-p", "lora", "--set", "network.increment=lora")
+def test_a_variant_has_a_name_of_its_own(paths: Paths) -> None:
+    plan = read(paths, "-p", "lora", "--set", "network.increment=lora")
     assert (plan.name, plan.network.increment, plan.training.learning_rate) == ("lora", "lora", 2e-3)
-    assert read(paths, tiny).name == "masam"
+    assert read(paths).name == "masam"
 
 
 @pytest.mark.parametrize("how", ["--c", "--val"])
-def test_going_on_takes_the_plan_kept_under_the_name(paths: Paths, tiny: ModuleType, how: str) -> None:
-    assert read(paths, tiny, "-p", "lora", how).training.learning_rate == 7e-3
-    assert read(paths, tiny, how).training.learning_rate == 2e-3
+def test_going_on_takes_the_plan_kept_under_the_name(paths: Paths, how: str) -> None:
+    assert read(paths, "-p", "lora", how).training.learning_rate == 7e-3
+    assert read(paths, how).training.learning_rate == 2e-3
 
 
 @pytest.mark.parametrize(
@@ -53,16 +53,14 @@ def test_going_on_takes_the_plan_kept_under_the_name(paths: Paths, tiny: ModuleT
         (("--set", "training.num_epochs=3"), None),
     ],
 )
-def test_flips_in_validation_are_as_asked_for(
-    paths: Paths, tiny: ModuleType, arguments: tuple[str, ...], asked: bool | None
-) -> None:
+def test_flips_in_validation_are_as_asked_for(paths: Paths, arguments: tuple[str, ...], asked: bool | None) -> None:
     parsed = train._make_parser().parse_args(["1", "0", *arguments])
-    assert train._asked_mirroring(parsed, read(paths, tiny, *arguments)) is asked
+    assert train._asked_mirroring(parsed, read(paths, *arguments)) is asked
 
 
-def test_a_name_that_is_no_folder_is_refused(paths: Paths, tiny: ModuleType) -> None:
+def test_a_name_that_is_no_folder_is_refused(paths: Paths) -> None:
     with pytest.raises(PlanError, match="the plan's name must be made of letters"):
-        read(paths, tiny, "-p", "../other")
+        read(paths, "-p", "../other")
 
 
 @pytest.mark.parametrize("how", ["--c", "--val"])

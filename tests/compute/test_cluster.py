@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import dask
 import pytest
@@ -22,6 +21,7 @@ from masam_auto.compute.cluster import Cluster, _look_at_workers, _outcome, _wor
 from masam_auto.compute.parallel import Workers, map_cases
 from masam_auto.core.errors import CaseErrors, ImageError, MasamError
 from masam_auto.core.jsonio import atomic_path
+from tests import raw_data
 
 FATAL = 3
 
@@ -99,9 +99,7 @@ def test_a_folder_that_a_worker_does_not_see_is_named(cluster: Cluster, tmp_path
         map_cases(picky, [2], names=["a"], what="checking", workers=cluster, folders=[tmp_path / "nowhere"])
 
 
-def test_stages_give_the_same_on_the_cluster(
-    cluster: Cluster, tmp_path: Path, raw_data: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stages_give_the_same_on_the_cluster(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = raw_data.make_raw_dataset(tmp_path / "raw", cases=3, shape=(4, 12, 10))
     monkeypatch.chdir(raw)  # paths may be relative here, where workers have another folder
     monkeypatch.setattr("masam_auto.preprocessing.verify.IN_PROCESS_BYTES", 0)
@@ -123,7 +121,7 @@ def test_a_case_that_kills_every_worker_is_named(cluster: Cluster) -> None:
 
 
 def test_a_scheduler_that_does_not_answer_is_one_line(
-    tmp_path: Path, raw_data: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labels = str(raw_data.make_raw_dataset(tmp_path, cases=1, shape=(2, 4, 4)) / "labelsTr")
     segmentations = str(shutil.copytree(labels, tmp_path / "segmentations"))

@@ -1,7 +1,6 @@
 """Who computes what of an update, and what is said where it cannot be. Training itself: training/test_train_together.py."""
 
 from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,14 @@ import torch.distributed as dist
 from masam_auto.compute import distributed as module
 from masam_auto.compute.distributed import ALONE, Together, World, device_of, joined, read_world, share_of
 from masam_auto.core.errors import Interrupted, MasamError, ModelError, PlanError
+from tests import tiny_training as tiny
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 6, 8])
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 1), (2, 1), (1, 2), (2, 2), (12, 1), (4, 6), (3, 8)])
-def test_the_ranks_share_the_windows_of_every_update(
-    tiny: ModuleType, size: int, batch_size: int, accumulation: int
-) -> None:
+def test_the_ranks_share_the_windows_of_every_update(size: int, batch_size: int, accumulation: int) -> None:
     configuration = tiny.make_configuration(batch_size=batch_size, accumulation=accumulation)
     try:
         shares = [share_of(World(rank=rank, size=size), configuration) for rank in range(size)]
@@ -40,13 +38,13 @@ def test_the_ranks_share_the_windows_of_every_update(
         assert numbers == list(range(step * per_step, (step + 1) * per_step))
 
 
-def test_one_process_computes_all(tiny: ModuleType) -> None:
+def test_one_process_computes_all() -> None:
     share = share_of(ALONE, tiny.make_configuration(batch_size=3, accumulation=2))
     assert [share.first_window(number) for number in range(4)] == [0, 3, 6, 9]
     assert (share.windows, share.batches) == (3, 2)
 
 
-def test_windows_that_cannot_be_shared_say_what_helps(tiny: ModuleType) -> None:
+def test_windows_that_cannot_be_shared_say_what_helps() -> None:
     with pytest.raises(PlanError, match=r"8 processes cannot share 1 batches of 2 .* --set axis0\.batch_size=8"):
         share_of(World(rank=0, size=8), tiny.make_configuration(batch_size=2))
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -213,7 +212,7 @@ def test_a_sequence_needs_all_its_frames() -> None:
 
 
 def test_data_sets_are_found_by_number_name_and_path(
-    tmp_path: Path, raw_dataset: Callable[..., Path], raw_data: ModuleType, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = raw_dataset(cases=1)
     for identifier in ("1", "001", "Dataset001_Toy", str(folder)):

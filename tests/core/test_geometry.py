@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import math
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import pytest
 from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import CaseProperties, Geometry, permute
 from masam_auto.core.jsonio import read_json, write_json
+from tests import raw_data
 
 GRID = Geometry(shape=(4, 6, 5), spacing=(3.0, 1.0, 0.8), origin=(1.0, 2.0, 3.0))
 
@@ -37,7 +37,7 @@ def test_impossible_grids_are_refused(changes: dict[str, Any], words: str) -> No
         dataclasses.replace(GRID, **changes)
 
 
-def test_the_affine_takes_voxels_to_the_world(raw_data: ModuleType) -> None:
+def test_the_affine_takes_voxels_to_the_world() -> None:
     grid = dataclasses.replace(GRID, direction=raw_data.oblique_direction())
     columns = grid.affine[:3, :3]
     np.testing.assert_allclose(np.linalg.norm(columns, axis=0), grid.spacing[::-1])
@@ -85,7 +85,7 @@ def test_case_properties() -> None:
         properties(axis_order=(0, 1, 1))
 
 
-def test_case_properties_survive_json(tmp_path: Path, raw_data: ModuleType) -> None:
+def test_case_properties_survive_json(tmp_path: Path) -> None:
     grid = dataclasses.replace(GRID, direction=raw_data.oblique_direction())
     case = properties(geometry=grid)
     write_json(tmp_path / "a.json", case)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from types import ModuleType
 
 import pytest
 
@@ -18,6 +17,7 @@ from masam_auto.core.plan import (
     TrainingPlan,
 )
 from masam_auto.planning.overrides import override
+from tests import fingerprints
 
 CONFIGURATION = Configuration(
     name="axis0",
@@ -341,8 +341,8 @@ def test_edited_to_nonsense_is_refused_naming_the_file(tmp_path, place, value, m
     assert message in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_made_fingerprints_are_valid(planning: ModuleType):
-    fingerprint = planning.make_fingerprint()
+def test_made_fingerprints_are_valid():
+    fingerprint = fingerprints.make_fingerprint()
     with pytest.raises(PlanError, match="no cases"):
         dataclasses.replace(fingerprint, cases=())
     with pytest.raises(PlanError, match="0 intensity records for 1 channels"):

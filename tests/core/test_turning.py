@@ -10,6 +10,7 @@ import pytest
 from masam_auto.core.errors import ImageError, PlanError
 from masam_auto.core.geometry import CaseProperties, Geometry
 from masam_auto.core.turning import STAY, Turn, is_axes_code, nearest_axes, turn_between
+from tests import fingerprints
 
 ORDERS = list(itertools.permutations(("LR", "PA", "SI")))
 CODES = ["".join(letters) for order in ORDERS for letters in itertools.product(*order)]
@@ -100,10 +101,10 @@ def test_properties_of_an_older_release_have_no_flips() -> None:
     assert properties.turn == Turn(order=(1, 2, 0))
 
 
-def test_a_plan_names_axes_or_none(planning: object) -> None:
+def test_a_plan_names_axes_or_none() -> None:
     from masam_auto.planning.make_plan import make_plan
 
-    fingerprint = dataclasses.replace(planning.make_fingerprint(), axes="LRS")  # type: ignore[attr-defined]
+    fingerprint = dataclasses.replace(fingerprints.make_fingerprint(), axes="LRS")  # type: ignore[attr-defined]
     with pytest.raises(PlanError, match="axes must name three axes by where they point, like LPS or RAS"):
         make_plan(fingerprint, gpu_memory_gb=0)
 

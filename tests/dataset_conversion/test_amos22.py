@@ -10,13 +10,14 @@ from dataset_conversion.amos22 import ORGANS as AMOS_ORGANS
 from dataset_conversion.amos22 import find_amos22
 from dataset_conversion.btcv import ORGANS as BTCV_ORGANS
 from masam_auto.core.errors import DatasetError
+from tests.dataset_conversion.downloads import make_image, make_labels, write_nifti
 
 NUMBERS = {"training": (1, 4, 410, 507, 508), "validation": (8, 409, 517), "test": (2, 500, 600)}
 PARTS = {"training": "Tr", "validation": "Va", "test": "Ts"}
 
 
 @pytest.fixture
-def download(tmp_path: Path, nifti: Callable, image: Callable, labels: Callable) -> Path:
+def download(tmp_path: Path) -> Path:
     """As amos22.zip unpacks; its label names are misspelt."""
     root = tmp_path / "download" / "amos22"
     description: dict = {"labels": {"0": "background", "8": "arota", "15": "prostate/uterus"}}
@@ -24,10 +25,10 @@ def download(tmp_path: Path, nifti: Callable, image: Callable, labels: Callable)
         description[part] = []
         for number in numbers:
             name = f"amos_{number:04d}.nii.gz"
-            nifti(root / f"images{PARTS[part]}" / name, image(number))
+            write_nifti(root / f"images{PARTS[part]}" / name, make_image(number))
             description[part].append({"image": f"./images{PARTS[part]}/{name}"})
             if part != "test":
-                nifti(root / f"labels{PARTS[part]}" / name, labels(range(16)))
+                write_nifti(root / f"labels{PARTS[part]}" / name, make_labels(range(16)))
                 description[part][-1]["label"] = f"./labels{PARTS[part]}/{name}"
     (root / "dataset.json").write_text(json.dumps(description))
     return root.parent

@@ -12,17 +12,20 @@ from dataset_conversion.btcv import NUMBERS, ORGANS, TEST, find_btcv
 from dataset_conversion.nifti import VolumeOptions
 from masam_auto.core.errors import CaseErrors, DatasetError
 from masam_auto.formats.io import read_labels
+from tests.dataset_conversion.downloads import AFFINE, make_image, make_labels, write_nifti
 
 
 @pytest.fixture
-def download(tmp_path: Path, nifti: Callable, image: Callable, labels: Callable) -> Path:
+def download(tmp_path: Path) -> Path:
     """As RawData.zip unpacks, with the unlabelled test images beside it and what macOS leaves."""
     root = tmp_path / "Abdomen"
     training = root / "RawData" / "Training"
     for number in NUMBERS:
-        nifti(training / "img" / f"img{number}.nii.gz", image(int(number)))
-        nifti(training / "label" / f"label{number}.nii.gz", labels(range(14), kind=np.float32))  # floats, as some are
-    nifti(root / "RawData" / "Testing" / "img" / "img0061.nii.gz", image(61))
+        write_nifti(training / "img" / f"img{number}.nii.gz", make_image(int(number)))
+        write_nifti(
+            training / "label" / f"label{number}.nii.gz", make_labels(range(14), kind=np.float32)
+        )  # floats, as some are
+    write_nifti(root / "RawData" / "Testing" / "img" / "img0061.nii.gz", make_image(61))
     (training / "img" / "._img0001.nii.gz").write_bytes(b"\0\5\x16\7")
     return root
 
@@ -55,23 +58,21 @@ def test_merged_adrenals_are_the_papers_twelve(download: Path, converted: Callab
     assert list(json.loads((folder / "dataset.json").read_text())["labels"])[1:] == [*ORGANS[:11], "adrenal_glands"]
 
 
-def test_labels_on_other_grids(
-    download: Path, converted: Callable, nifti: Callable, labels: Callable, affine: np.ndarray
-) -> None:
+def test_labels_on_other_grids(download: Path, converted: Callable) -> None:
     folder = download / "RawData" / "Training" / "label"
-    rounded, elsewhere = affine.copy(), affine.copy()
+    rounded, elsewhere = AFFINE.copy(), AFFINE.copy()
     rounded[0, 0] = -0.8001
     elsewhere[0, 0] = 0.8
-    nifti(folder / "label0001.nii.gz", labels([1]), affine=rounded)
-    nifti(folder / "label0002.nii.gz", labels([1]), affine=elsewhere)
-    nifti(folder / "label0003.nii.gz", np.zeros((6, 5, 3), np.uint8))
+    write_nifti(folder / "label0001.nii.gz", make_labels([1]), affine=rounded)
+    write_nifti(folder / "label0002.nii.gz", make_labels([1]), affine=elsewhere)
+    write_nifti(folder / "label0003.nii.gz", np.zeros((6, 5, 3), np.uint8))
     with pytest.raises(CaseErrors) as caught:
         converted(find_btcv(download))
     assert len(caught.value.problems) == 2
     assert "label0002.nii.gz: does not lie on its image's grid: direction" in caught.value.problems[0]
     assert "label0003.nii.gz: shape (4, 5, 6) against (3, 5, 6)" in caught.value.problems[1]
-    nifti(folder / "label0003.nii.gz", labels([2]))
-    nifti(folder / "label0002.nii.gz", labels([1]))
+    write_nifti(folder / "label0003.nii.gz", make_labels([2]))
+    write_nifti(folder / "label0002.nii.gz", make_labels([1]))
     written, record = converted(find_btcv(download))
     assert len(record.case_notes) == 1
     assert "btcv_0001: label0001.nii.gz put on its image's grid, a rounded header: spacing" in record.case_notes[0]
@@ -80,21 +81,18 @@ def test_labels_on_other_grids(
     assert np.allclose(image.affine, label.affine, atol=1e-6)
 
 
-def test_label_geometry_is_ignored_when_asked(
-    download: Path, converted: Callable, nifti: Callable, labels: Callable, affine: np.ndarray
-) -> None:
-    affine[0, 0] = 0.8
-    nifti(download / "RawData" / "Training" / "label" / "label0002.nii.gz", labels([1]), affine=affine)
+def test_label_geometry_is_ignored_when_asked(download: Path, converted: Callable) -> None:
+    elsewhere = AFFINE.copy()
+    elsewhere[0, 0] = 0.8
+    write_nifti(download / "RawData" / "Training" / "label" / "label0002.nii.gz", make_labels([1]), affine=elsewhere)
     _, record = converted(find_btcv(download, volumes=VolumeOptions(ignore_label_geometry=True)))
     assert len(record.case_notes) == 1
     assert "taken voxel by voxel as asked: direction" in record.case_notes[0]
 
 
-def test_unknown_labels_and_truncated_images_are_named(
-    download: Path, converted: Callable, nifti: Callable, labels: Callable
-) -> None:
+def test_unknown_labels_and_truncated_images_are_named(download: Path, converted: Callable) -> None:
     training = download / "RawData" / "Training"
-    nifti(training / "label" / "label0004.nii.gz", labels([1, 14, 99]))
+    write_nifti(training / "label" / "label0004.nii.gz", make_labels([1, 14, 99]))
     truncated = training / "img" / "img0005.nii.gz"
     truncated.write_bytes(truncated.read_bytes()[:-40])
     with pytest.raises(CaseErrors) as caught:
@@ -120,8 +118,8 @@ def test_missing_cases_are_listed_and_can_be_allowed(download: Path, converted: 
     assert "img0035.nii.gz" in (folder / "conversion.txt").read_text()
 
 
-def test_cases_that_do_not_belong_are_left_out(download: Path, nifti: Callable, image: Callable) -> None:
-    nifti(download / "RawData" / "Training" / "img" / "img0099.nii.gz", image(1))
+def test_cases_that_do_not_belong_are_left_out(download: Path) -> None:
+    write_nifti(download / "RawData" / "Training" / "img" / "img0099.nii.gz", make_image(1))
     (conversion,) = find_btcv(download)
     assert len(conversion.cases) == 30
     assert "img0099.nii.gz: not one of the 30 cases" in conversion.notes[0]

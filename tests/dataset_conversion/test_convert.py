@@ -12,6 +12,7 @@ from dataset_conversion.conversion import Conversion, SourceCase, SourceImage, T
 from dataset_conversion.convert import convert
 from masam_auto.core.errors import CaseErrors, DatasetError, ImageError, OutputError
 from masam_auto.core.splits import Split
+from tests.dataset_conversion.downloads import make_image, make_labels, write_nifti
 
 
 def write_copy(source: SourceImage, target: Target) -> tuple[str, ...]:
@@ -222,12 +223,12 @@ def test_given_folds_are_written(conversion: Conversion, tmp_path: Path) -> None
     assert (fold["train"], fold["val"]) == (["a", "b"], ["c"])
 
 
-def test_two_processes(tmp_path: Path, nifti: Callable, image: Callable, labels: Callable, verified: Callable) -> None:
+def test_two_processes(tmp_path: Path, verified: Callable) -> None:
     from dataset_conversion.btcv import NUMBERS, find_btcv
 
     for number in NUMBERS[:5]:
-        nifti(tmp_path / "d" / "img" / f"img{number}.nii.gz", image(int(number)))
-        nifti(tmp_path / "d" / "label" / f"label{number}.nii.gz", labels([1]))
+        write_nifti(tmp_path / "d" / "img" / f"img{number}.nii.gz", make_image(int(number)))
+        write_nifti(tmp_path / "d" / "label" / f"label{number}.nii.gz", make_labels([1]))
     ((folder, record),) = convert(find_btcv(tmp_path / "d"), tmp_path / "raw", workers=2, allow_missing=True).items()
     assert len(record.cases) == 5
     verified(folder)

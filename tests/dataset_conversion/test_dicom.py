@@ -6,7 +6,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from masam_auto.core.geometry import Geometry
 from masam_auto.formats.dicom import read_series
 from masam_auto.formats.dicom_seg import write_dicom_seg
 from masam_auto.formats.io import read_geometry, read_image, read_labels
+from tests import dicom_files, raw_data
 
 SHAPE = (6, 9, 8)
 AXIAL = Geometry(shape=SHAPE, spacing=(3.0, 0.7, 0.9), origin=(-10.0, 20.0, 30.5))
@@ -46,7 +46,7 @@ LIVER, KIDNEY = ((1, 2, 1), (5, 7, 5)), ((2, 5, 4), (4, 9, 7))
 
 
 @pytest.fixture
-def study(tmp_path: Path, dicom_files: ModuleType) -> Callable[..., list[Path]]:
+def study(tmp_path: Path) -> Callable[..., list[Path]]:
     """Write the CT series of a study into tmp_path/download/FOLDER; name and study are the folder's."""
 
     def write(folder: str, grid: Geometry = AXIAL, *, name: str = "", **tags: Any) -> list[Path]:
@@ -58,7 +58,7 @@ def study(tmp_path: Path, dicom_files: ModuleType) -> Callable[..., list[Path]]:
 
 
 @pytest.fixture
-def structures(tmp_path: Path, dicom_files: ModuleType) -> Callable[..., Path]:
+def structures(tmp_path: Path) -> Callable[..., Path]:
     """Write an RTSTRUCT beside the series of a study. It names no patient, unless told to."""
 
     def write(folder: str, rois: dict[str, list[np.ndarray]], *, file: str = "rs", **options: Any) -> Path:
@@ -133,7 +133,7 @@ def test_all_rois_by_name(download: Path, structures: Callable) -> None:
 
 @pytest.mark.parametrize("direction", ["oblique", "sheared"])
 def test_other_directions(
-    direction: str, study: Callable, structures: Callable, converted: Callable, tmp_path: Path, raw_data: ModuleType
+    direction: str, study: Callable, structures: Callable, converted: Callable, tmp_path: Path
 ) -> None:
     """Also that the label file lies on the image's grid after both have been written."""
     matrix = np.reshape(raw_data.oblique_direction(), (3, 3))

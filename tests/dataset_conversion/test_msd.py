@@ -12,10 +12,11 @@ import pytest
 from dataset_conversion.msd import PANCREAS_SPLITS, find_msd
 from masam_auto.core.errors import CaseErrors, DatasetError, PlanError
 from masam_auto.formats.io import read_image, read_labels
+from tests.dataset_conversion.downloads import make_image, make_labels, write_nifti
 
 
 @pytest.fixture
-def make_task(tmp_path: Path, nifti: Callable, image: Callable, labels: Callable) -> Callable[..., Path]:
+def make_task(tmp_path: Path) -> Callable[..., Path]:
     """Factory of tasks as their .tar unpacks, with macOS's "._" files in every folder."""
 
     def make(name: str, modality: list[str], names: list[str], *, training: list[str], test: list[str]) -> Path:
@@ -23,10 +24,10 @@ def make_task(tmp_path: Path, nifti: Callable, image: Callable, labels: Callable
         channels = len(modality) if len(modality) > 1 else 0
         for index, identifier in enumerate(training + test):
             part = "imagesTr" if identifier in training else "imagesTs"
-            nifti(folder / part / f"{identifier}.nii.gz", image(index, channels=channels))
+            write_nifti(folder / part / f"{identifier}.nii.gz", make_image(index, channels=channels))
             (folder / part / f"._{identifier}.nii.gz").write_bytes(b"\0\5\x16\7")
         for identifier in training:
-            nifti(folder / "labelsTr" / f"{identifier}.nii.gz", labels(range(1, len(names) + 1)))
+            write_nifti(folder / "labelsTr" / f"{identifier}.nii.gz", make_labels(range(1, len(names) + 1)))
         description: dict[str, Any] = {
             "name": name, "licence": "CC-BY-SA 4.0", "tensorImageSize": "4D" if channels else "3D",
             "modality": {str(number): text for number, text in enumerate(modality)},
@@ -97,9 +98,7 @@ def test_four_channels_are_split(make_task: Callable, converted: Callable, verif
         find_msd(task, tumor_only=True)
 
 
-def test_wrong_number_of_channels_is_named(
-    hippocampus: Path, converted: Callable, nifti: Callable, image: Callable
-) -> None:
+def test_wrong_number_of_channels_is_named(hippocampus: Path, converted: Callable) -> None:
     description = json.loads((hippocampus / "dataset.json").read_text())
     description["modality"] = {"0": "T2", "1": "ADC"}
     (hippocampus / "dataset.json").write_text(json.dumps(description))

@@ -1,6 +1,5 @@
 """Turning volumes: every value stays where it is in the world."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel
@@ -10,6 +9,7 @@ import pytest
 from dataset_conversion.conversion import SourceImage, Target
 from dataset_conversion.nifti import VolumeOptions, write_volume
 from masam_auto.formats.io import read_image, read_labels
+from tests.dataset_conversion.downloads import make_image, make_labels, write_nifti
 
 
 def values_in_the_world(array: np.ndarray, affine: np.ndarray) -> dict[tuple[float, ...], float]:
@@ -23,19 +23,17 @@ def values_in_the_world(array: np.ndarray, affine: np.ndarray) -> dict[tuple[flo
 
 @pytest.mark.parametrize("axes", ["LPS", "RAS", "LAS", "PIR", "SLA"])
 @pytest.mark.parametrize("channels", [1, 2])
-def test_turned_volumes_keep_every_value_in_its_place(
-    tmp_path: Path, nifti: Callable, image: Callable, labels: Callable, axes: str, channels: int
-) -> None:
+def test_turned_volumes_keep_every_value_in_its_place(tmp_path: Path, axes: str, channels: int) -> None:
     turn = nibabel.orientations.ornt_transform(
         nibabel.orientations.axcodes2ornt("LPS"), nibabel.orientations.axcodes2ornt(axes)
     )
     affine = np.diag([-0.75, -0.5, 2.0, 1.0]) @ nibabel.orientations.inv_ornt_aff(turn, (6, 5, 4))
     affine[:3, 3] += (10, 20, 30)
     assert "".join(nibabel.aff2axcodes(affine)) == axes
-    volume = nibabel.orientations.apply_orientation(image(3, channels=channels if channels > 1 else 0), turn)
-    mask = nibabel.orientations.apply_orientation(labels([1, 2, 3]), turn)
-    nifti(tmp_path / "image.nii.gz", volume, affine=affine)
-    nifti(tmp_path / "label.nii.gz", mask, affine=affine)
+    volume = nibabel.orientations.apply_orientation(make_image(3, channels=channels if channels > 1 else 0), turn)
+    mask = nibabel.orientations.apply_orientation(make_labels([1, 2, 3]), turn)
+    write_nifti(tmp_path / "image.nii.gz", volume, affine=affine)
+    write_nifti(tmp_path / "label.nii.gz", mask, affine=affine)
     source = SourceImage(identifier="x", image=tmp_path / "image.nii.gz", label=tmp_path / "label.nii.gz")
     target = Target(
         images=tuple(tmp_path / "out" / f"x_{n:04d}.nii.gz" for n in range(channels)),

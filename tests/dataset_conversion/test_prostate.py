@@ -11,6 +11,7 @@ from dataset_conversion import prostate
 from dataset_conversion.prostate import SITES, TEST, find_prostate
 from masam_auto.core.errors import DatasetError
 from masam_auto.formats.io import read_labels
+from tests.dataset_conversion.downloads import make_image, make_labels, write_nifti
 
 COUNTS = {site: len(numbers) + 2 for site, numbers in TEST.items()}
 
@@ -21,15 +22,15 @@ def small_sites(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def download(tmp_path: Path, nifti: Callable, image: Callable, labels: Callable) -> Path:
+def download(tmp_path: Path) -> Path:
     """As the zip of the collection unpacks, with BMC's spelling and zones 1 and 2 at RUNMC and BMC."""
     root = tmp_path / "download"
     for site, name in SITES.items():
         ending = "_Segmentation" if name == "BMC" else "_segmentation"
         for number in (*TEST[site], "10", "11"):
-            nifti(root / "Prostate" / name / f"Case{number}.nii.gz", image(int(number)))
-            zones = labels([1, 2] if site in "AB" else [1], kind=np.float64)
-            nifti(root / "Prostate" / name / f"Case{number}{ending}.nii.gz", zones)
+            write_nifti(root / "Prostate" / name / f"Case{number}.nii.gz", make_image(int(number)))
+            zones = make_labels([1, 2] if site in "AB" else [1], kind=np.float64)
+            write_nifti(root / "Prostate" / name / f"Case{number}{ending}.nii.gz", zones)
     return root
 
 
@@ -83,8 +84,8 @@ def test_too_few_cases_are_noticed(download: Path, converted: Callable) -> None:
         converted(find_prostate(download))
 
 
-def test_sites_must_be_there_once(download: Path, tmp_path: Path, nifti: Callable, image: Callable) -> None:
-    nifti(download / "again" / "HK" / "Case38.nii.gz", image(0))
+def test_sites_must_be_there_once(download: Path, tmp_path: Path) -> None:
+    write_nifti(download / "again" / "HK" / "Case38.nii.gz", make_image(0))
     with pytest.raises(DatasetError, match="site HK is there twice"):
         find_prostate(download)
     (tmp_path / "empty").mkdir()

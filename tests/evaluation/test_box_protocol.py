@@ -5,7 +5,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from masam_auto.formats.io import read_image, read_labels
 from masam_auto.imaging.crop import bounding_box, nonzero_box
 from masam_auto.prediction.predict import Predictor
 from masam_auto.prediction.segment import Member
+from tests import raw_data
 
 TIGHT, RELAXED = BoxProtocol(kind="tight"), BoxProtocol(kind="relaxed", relaxation=0.5)
 
@@ -130,7 +130,7 @@ def test_ignored_voxels_are_no_foreground_and_regions_are_one(raw_dataset: Calla
 
 
 def test_a_case_without_foreground_is_predicted_automatically_and_named(
-    raw_dataset: Callable[..., Path], raw_data: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    raw_dataset: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     raw = raw_dataset(cases=2)
     raw_data.write_volume(raw / "labelsTr" / "case_001.nii.gz", np.zeros((7, 16, 14), np.uint8))

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,8 @@ from masam_auto.evaluation.ensemble import average_files
 from masam_auto.evaluation.evaluate import evaluate_folder
 from masam_auto.evaluation.find_best_configuration import find_best_configuration
 from masam_auto.formats.io import read_labels, write_labels
+from tests import cross_validated
+from tests import tiny_training as tiny
 
 A, B, C = "masam__axis0", "masam__axis1", "other__2d"
 
@@ -27,7 +28,7 @@ A, B, C = "masam__axis0", "masam__axis1", "other__2d"
 class House:
     """A raw data set and models that look trained."""
 
-    def __init__(self, raw: Path, cross_validated: ModuleType, tiny: ModuleType) -> None:
+    def __init__(self, raw: Path) -> None:
         self.raw, self.made, self.plan = raw, cross_validated, tiny.make_plan()
         self.paths: Paths = cross_validated.make_paths(raw)
 
@@ -47,8 +48,8 @@ class House:
 
 
 @pytest.fixture
-def house(raw_dataset: Callable[..., Path], cross_validated: ModuleType, tiny: ModuleType) -> House:
-    return House(raw_dataset(cases=4), cross_validated, tiny)
+def house(raw_dataset: Callable[..., Path]) -> House:
+    return House(raw_dataset(cases=4))
 
 
 def dice_of(selection: Selection) -> dict[tuple[str, ...], float]:
@@ -284,14 +285,14 @@ def test_the_text_says_what_to_run(house: House) -> None:
 
 
 def test_regions_ignore_and_videos_are_compared_too(
-    raw_dataset: Callable[..., Path], video_dataset: Callable[..., Path], cross_validated: ModuleType, tiny: ModuleType
+    raw_dataset: Callable[..., Path], video_dataset: Callable[..., Path]
 ) -> None:
     for raw in (
         raw_dataset(cases=4, regions=True),
         raw_dataset(number=3, cases=4, ignore=True),
         video_dataset(sequences=2),
     ):
-        house = House(raw, cross_validated, tiny)
+        house = House(raw)
         house.models({"name": A, "error": 0.4}, {"name": B, "error": 0.4})
         selection = house.find()
         assert [member.folder_name for member in selection.members] == [A, B]

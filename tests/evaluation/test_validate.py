@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -25,6 +24,7 @@ from masam_auto.formats.probability_files import read_probabilities
 from masam_auto.prediction import segment
 from masam_auto.prediction.segment import Member
 from masam_auto.preprocessing.preprocess import preprocess_dataset
+from tests import intensity_model
 
 CPU = torch.device("cpu")
 Make = Callable[..., Path]
@@ -50,14 +50,14 @@ class House:
 
 
 @pytest.fixture
-def build(intensity: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Build:
+def build(monkeypatch: pytest.MonkeyPatch) -> Build:
     """Makes a house of a raw data set, whose network reads classes off the intensities."""
 
     def make(raw: Path, spacing: tuple[float, float, float] = (3.0, 1.0, 0.8)) -> House:
         root = raw.parents[1]
         paths = Paths(raw=root / "raw", preprocessed=root / "pp", results=root / "results", weights=root / "weights")
         dataset = open_dataset(paths, raw.name)
-        predictor = intensity.make_predictor(raw, spacing=spacing)
+        predictor = intensity_model.make_predictor(raw, spacing=spacing)
         house = House(paths=paths, plan=predictor.members[0].plan, raw=raw)
         preprocess_dataset(dataset, house.plan, paths, workers=0)
         names = [case.identifier for case in dataset.cases]

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from masam_auto.core.jsonio import write_json
 from masam_auto.evaluation import validation_mirroring as module
 from masam_auto.evaluation.validation_mirroring import choose_validation_mirroring
 from masam_auto.models.checkpoint import TrainingState
+from tests import tiny_training as tiny
 
 SIZES = {"a": 100, "b": 300, "c": 200}
 
@@ -18,7 +18,7 @@ SIZES = {"a": 100, "b": 300, "c": 200}
 class House:
     """A fold that was trained, and a clock by which a prediction takes as long as it is said to."""
 
-    def __init__(self, tiny: ModuleType, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.model, self.time, self.seconds, self.predicted = folder / "model", 0.0, 1.0, []
         self.plan = tiny.make_plan(tiny.make_configuration(mirror_axes=(1, 2)))
         monkeypatch.setattr(module.time, "perf_counter", lambda: self.time)
@@ -45,8 +45,8 @@ class House:
 
 
 @pytest.fixture
-def house(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
-    return House(tiny, tmp_path, monkeypatch)
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> House:
+    return House(tmp_path, monkeypatch)
 
 
 def test_after_a_training_by_time_the_cost_of_all_cases_in_all_flips_decides(house: House) -> None:
@@ -75,7 +75,7 @@ def test_after_a_training_by_steps_it_is_as_planned_and_reproducible(house: Hous
     assert house.predicted == []
 
 
-def test_nothing_is_timed_where_nothing_is_to_decide(house: House, tiny: ModuleType) -> None:
+def test_nothing_is_timed_where_nothing_is_to_decide(house: House) -> None:
     house.seconds = 100.0
     assert house.choose(asked=True) == (True, "as asked for")
     assert house.choose(asked=False) == (False, "as asked for")

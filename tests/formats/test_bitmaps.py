@@ -18,6 +18,7 @@ from masam_auto.formats.io import (
     read_labels,
     write_labels,
 )
+from tests import raw_data
 
 
 def numbers(shape: tuple[int, ...], kind: Any = np.uint8) -> np.ndarray:
@@ -109,21 +110,21 @@ SHOWN[:8, :6] = 200  # in the upper left corner
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_photos_are_read_as_viewers_show_them(tmp_path: Path, held: dict[int, Any], orientation: int) -> None:
+def test_photos_are_read_as_viewers_show_them(tmp_path: Path, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     for ending in (".jpg", ".png"):
         file = tmp_path / f"photo{ending}"
-        Image.fromarray(np.ascontiguousarray(held[orientation](SHOWN))).save(file, exif=exif)
+        Image.fromarray(np.ascontiguousarray(raw_data.HELD[orientation](SHOWN))).save(file, exif=exif)
         array, geometry = read_image(file)
         assert geometry.shape == read_geometry(file).shape == (1, 16, 24)
         assert np.abs(array[0, 0] - SHOWN).mean() < 8
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_deep_photos_are_read_as_viewers_show_them(tmp_path: Path, held: dict[int, Any], orientation: int) -> None:
+def test_deep_photos_are_read_as_viewers_show_them(tmp_path: Path, orientation: int) -> None:
     colours = np.stack([SHOWN, SHOWN, SHOWN + 1], axis=-1).astype(np.uint16) * 200
-    stored = sitk.GetImageFromArray(np.ascontiguousarray(held[orientation](colours)), isVector=True)
+    stored = sitk.GetImageFromArray(np.ascontiguousarray(raw_data.HELD[orientation](colours)), isVector=True)
     sitk.WriteImage(stored, str(tmp_path / "photo.png"))
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -3,7 +3,6 @@
 import importlib.util
 import warnings
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from masam_auto.core.errors import ImageError, OutputError
 from masam_auto.core.geometry import Geometry
 from masam_auto.formats.dicom import read_series
 from masam_auto.formats.dicom_seg import check_can_write_seg, write_dicom_seg
+from tests import dicom_files
 
 highdicom = pytest.importorskip("highdicom", reason="the optional library highdicom (extra `dicom`) is not installed")
 
@@ -40,7 +40,7 @@ def read_back(path: Path, source: list[Path]) -> np.ndarray:
     )
 
 
-def test_a_patient_called_by_a_number_is_no_reason_to_warn(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_a_patient_called_by_a_number_is_no_reason_to_warn(tmp_path: Path) -> None:
     grid = Geometry(shape=(7, 5, 6), spacing=(2.5, 0.7, 0.9))
     files = dicom_files.write_series(tmp_path / "in", STORED, grid, PatientName="P-001")
     with warnings.catch_warnings(record=True) as said:
@@ -50,7 +50,7 @@ def test_a_patient_called_by_a_number_is_no_reason_to_warn(tmp_path: Path, dicom
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4, 5, 6), (3, 0, 6, 1, 5, 2, 4)])
 @pytest.mark.parametrize("tilt", [0.0, 15.0])
-def test_round_trip(tmp_path: Path, dicom_files: ModuleType, order: tuple[int, ...], tilt: float) -> None:
+def test_round_trip(tmp_path: Path, order: tuple[int, ...], tilt: float) -> None:
     y, z = float(np.sin(np.radians(tilt))), float(np.cos(np.radians(tilt)))
     grid = Geometry(
         shape=(7, 5, 6), spacing=(2.5, 0.7, 0.9), origin=(5.0, 6.0, 7.0), direction=(1.0, 0, 0, 0, 1.0, y, 0, 0, z)
@@ -78,7 +78,7 @@ def test_round_trip(tmp_path: Path, dicom_files: ModuleType, order: tuple[int, .
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3, 4, 5, 6), (3, 0, 6, 1, 5, 2, 4)])
-def test_enhanced_source(tmp_path: Path, dicom_files: ModuleType, order: tuple[int, ...]) -> None:
+def test_enhanced_source(tmp_path: Path, order: tuple[int, ...]) -> None:
     grid = Geometry(shape=(7, 5, 6), spacing=(2.5, 0.7, 0.9))
     file = dicom_files.write_enhanced(tmp_path / "in.dcm", STORED, grid, order=order)
     raw = read_series([file])
@@ -91,21 +91,21 @@ def test_enhanced_source(tmp_path: Path, dicom_files: ModuleType, order: tuple[i
     np.testing.assert_array_equal(found, make_labels()[list(order)])
 
 
-def test_nothing_found_is_written_all_the_same(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_nothing_found_is_written_all_the_same(tmp_path: Path) -> None:
     grid = Geometry(shape=(7, 5, 6), spacing=(2.5, 0.7, 0.9))
     files = dicom_files.write_series(tmp_path / "in", STORED, grid)
     write_dicom_seg(tmp_path / "out.dcm", np.zeros((7, 5, 6), np.int16), grid, files, NAMES)
     assert not read_back(tmp_path / "out.dcm", files).any()
 
 
-def test_a_source_without_frame_of_reference(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_a_source_without_frame_of_reference(tmp_path: Path) -> None:
     grid = Geometry(shape=(7, 5, 6), spacing=(2.5, 0.7, 0.9))
     files = dicom_files.write_series(tmp_path / "in", STORED, grid, FrameOfReferenceUID=None)
     with pytest.raises(ImageError, match=r"IM0000: has no FrameOfReferenceUID.*--output_format .nii.gz"):
         write_dicom_seg(tmp_path / "out.dcm", make_labels(), grid, files, NAMES)
 
 
-def test_a_source_that_highdicom_refuses(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_a_source_that_highdicom_refuses(tmp_path: Path) -> None:
     grid = Geometry(shape=(7, 5, 6), spacing=(2.5, 0.7, 0.9))
     files = dicom_files.write_series(tmp_path / "in", STORED, grid, StudyInstanceUID=None)
     with pytest.raises(ImageError, match=r"in: no DICOM SEG can be made for this series .*StudyInstanceUID"):
@@ -114,7 +114,7 @@ def test_a_source_that_highdicom_refuses(tmp_path: Path, dicom_files: ModuleType
 
 
 @pytest.mark.parametrize("damage", [b"zz", b"1x"])
-def test_a_source_with_a_damaged_tag(tmp_path: Path, dicom_files: ModuleType, damage: bytes) -> None:
+def test_a_source_with_a_damaged_tag(tmp_path: Path, damage: bytes) -> None:
     grid = Geometry(shape=(7, 5, 6), spacing=(2.5, 0.7, 0.9))
     files = dicom_files.write_series(tmp_path / "in", STORED, grid, SliceThickness=987654.5)
     for file in files:

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from masam_auto.core.geometry import Geometry
 from masam_auto.formats.dicom import read_series
 from masam_auto.formats.dicom_seg import write_dicom_seg
 from masam_auto.formats.dicom_segments import read_segments, segment_mask
+from tests import dicom_files, raw_data
 
 pytest.importorskip("highdicom", reason="the optional library highdicom (extra `dicom`) is not installed")
 pydicom = pytest.importorskip("pydicom", reason="the optional library pydicom (extra `dicom`) is not installed")
@@ -34,7 +34,7 @@ def labels() -> np.ndarray:
 
 
 @pytest.fixture
-def written(tmp_path: Path, dicom_files: ModuleType, labels: np.ndarray) -> Callable[..., tuple[Path, Geometry]]:
+def written(tmp_path: Path, labels: np.ndarray) -> Callable[..., tuple[Path, Geometry]]:
     """Write a series and its segmentation, and give the file and the grid of the image."""
 
     def write(grid: Geometry) -> tuple[Path, Geometry]:
@@ -61,7 +61,7 @@ def masks(file: Path, grid: Geometry) -> tuple[list[np.ndarray], set[str]]:
 
 @pytest.mark.parametrize("direction", ["straight", "tilted gantry", "oblique"])
 def test_on_the_grid_of_the_image(
-    written: Callable[..., tuple[Path, Geometry]], labels: np.ndarray, raw_data: ModuleType, direction: str
+    written: Callable[..., tuple[Path, Geometry]], labels: np.ndarray, direction: str
 ) -> None:
     matrix = np.reshape(raw_data.oblique_direction(), (3, 3))
     matrix[:, 2] = np.cross(matrix[:, 0], matrix[:, 1])

@@ -3,7 +3,6 @@
 import shutil
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,12 +11,13 @@ from masam_auto.core.errors import DatasetError, ImageError
 from masam_auto.core.geometry import Geometry
 from masam_auto.formats.dicom import read_series
 from masam_auto.formats.dicom_series import find_dicom_files, find_series, name_series
+from tests import dicom_files
 
 STORED = np.random.default_rng(0).integers(0, 3000, (7, 5, 6))
 STRAIGHT = Geometry(shape=(7, 5, 6), spacing=(2.5, 0.7, 0.9), origin=(-10.0, 20.0, 30.5))
 
 
-def test_series_in_one_folder_and_below(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_series_in_one_folder_and_below(tmp_path: Path) -> None:
     dicom_files.write_series(tmp_path / "a", STORED, STRAIGHT, name="first", number=2, SeriesDescription="thin")
     for file in dicom_files.write_series(tmp_path / "other", STORED, STRAIGHT, name="second", number=1):
         file.rename(tmp_path / "a" / f"second_{file.name}.dcm")
@@ -30,7 +30,7 @@ def test_series_in_one_folder_and_below(tmp_path: Path, dicom_files: ModuleType)
     assert not left_out
 
 
-def test_links_to_folders_are_followed_once(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     dicom_files.write_series(tmp_path / "elsewhere", STORED, STRAIGHT)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "patient").symlink_to(tmp_path / "elsewhere")
@@ -39,7 +39,7 @@ def test_links_to_folders_are_followed_once(tmp_path: Path, dicom_files: ModuleT
     assert series.folder == tmp_path / "in" / "patient" and len(series.files) == 7 and not left_out
 
 
-def test_a_series_spread_over_folders_and_copied_is_one(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_a_series_spread_over_folders_and_copied_is_one(tmp_path: Path) -> None:
     files = dicom_files.write_series(tmp_path / "a", STORED, STRAIGHT)
     shutil.copytree(tmp_path / "a", tmp_path / "copy")
     (tmp_path / "b").mkdir()
@@ -59,7 +59,7 @@ def test_a_series_spread_over_folders_and_copied_is_one(tmp_path: Path, dicom_fi
         ({"ImageOrientationPatient": None, "Modality": "US"}, "no place in space (US)"),
     ],
 )
-def test_what_is_no_volume_is_left_out(tmp_path: Path, dicom_files: ModuleType, tags: dict, reason: str) -> None:
+def test_what_is_no_volume_is_left_out(tmp_path: Path, tags: dict, reason: str) -> None:
     dicom_files.write_series(tmp_path, STORED, STRAIGHT, number=4, SeriesDescription="odd", **tags)
     dicom_files.write_series(tmp_path / "good", STORED, STRAIGHT, name="good")
     series, (sentence,) = find_series(find_dicom_files(tmp_path))
@@ -67,7 +67,7 @@ def test_what_is_no_volume_is_left_out(tmp_path: Path, dicom_files: ModuleType, 
     assert sentence == f'{tmp_path}, series 4 "odd" (7 files): {reason}'
 
 
-def test_few_slices_structures_and_scouts_are_left_out(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_few_slices_structures_and_scouts_are_left_out(tmp_path: Path) -> None:
     dicom_files.write_series(tmp_path / "two", STORED, STRAIGHT, name="two", order=[0, 1])
     dicom_files.write_series(tmp_path / "one", STORED, STRAIGHT, name="one", order=[0])
     across = Geometry(shape=(7, 5, 6), spacing=(2.5, 0.7, 0.9), direction=(0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
@@ -87,7 +87,7 @@ def test_few_slices_structures_and_scouts_are_left_out(tmp_path: Path, dicom_fil
     }
 
 
-def test_localizers_within_a_series_are_left_out(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_localizers_within_a_series_are_left_out(tmp_path: Path) -> None:
     dicom_files.write_series(tmp_path / "s", STORED, STRAIGHT)
     dicom_files.write_series(
         tmp_path / "l",
@@ -101,7 +101,7 @@ def test_localizers_within_a_series_are_left_out(tmp_path: Path, dicom_files: Mo
     assert len(series.files) == 7 and sentence.endswith("(7 files): only its 1 x a localizer")
 
 
-def test_absent_pydicom_is_named(tmp_path: Path, dicom_files: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absent_pydicom_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dicom_files.write_series(tmp_path, STORED, STRAIGHT)
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(DatasetError, match=r"pip install 'masam_auto\[dicom\]'"):
@@ -109,7 +109,7 @@ def test_absent_pydicom_is_named(tmp_path: Path, dicom_files: ModuleType, monkey
 
 
 @pytest.mark.parametrize("change", ["header", "value", "kind", "count", "pixels"])
-def test_a_damaged_file_spoils_the_series_of_its_folder(tmp_path: Path, dicom_files: ModuleType, change: str) -> None:
+def test_a_damaged_file_spoils_the_series_of_its_folder(tmp_path: Path, change: str) -> None:
     files = dicom_files.write_series(tmp_path / "bad", STORED, STRAIGHT, name="bad")
     dicom_files.write_series(tmp_path / "good", STORED, STRAIGHT, name="good")
     content = files[6].read_bytes()  # the last: the others would pass for a whole volume
@@ -127,14 +127,14 @@ def test_a_damaged_file_spoils_the_series_of_its_folder(tmp_path: Path, dicom_fi
         read_series(bad.files)
 
 
-def test_a_damaged_file_alone_is_told(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_a_damaged_file_alone_is_told(tmp_path: Path) -> None:
     (file,) = dicom_files.write_series(tmp_path, STORED, STRAIGHT, order=[0])
     file.write_bytes(file.read_bytes()[:200])
     series, (sentence,) = find_series([file])
     assert not series and "IM0000: this DICOM file is damaged" in sentence
 
 
-def test_a_directory_file_is_no_series(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_a_directory_file_is_no_series(tmp_path: Path) -> None:
     files = dicom_files.write_series(tmp_path, STORED, STRAIGHT)
     dicom_files.write_series(
         tmp_path / "x", STORED, STRAIGHT, order=[0], SeriesInstanceUID=None, SOPClassUID="1.2.840.10008.1.3.10"
@@ -143,8 +143,8 @@ def test_a_directory_file_is_no_series(tmp_path: Path, dicom_files: ModuleType) 
     assert set(series.files) == set(files) and not left_out
 
 
-def test_scanners_own_files(dicom_files: ModuleType) -> None:
-    folder = Path(dicom_files.pydicom.__file__).parent / "data" / "test_files" / "dicomdirtests"
+def test_scanners_own_files() -> None:
+    folder = Path(dicom_files.pydicom().__file__).parent / "data" / "test_files" / "dicomdirtests"
     if not (folder / "98892001" / "CT5N").is_dir():
         pytest.skip(f"pydicom's test files are not at {folder}")
     (series,), left_out = find_series(find_dicom_files(folder / "98892001"))
@@ -157,7 +157,7 @@ def test_scanners_own_files(dicom_files: ModuleType) -> None:
     assert sum(sentence.endswith("slices in several directions, as scout views have") for sentence in pilots) == 2
 
 
-def test_two_patients_of_the_same_uids_are_two_series(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_two_patients_of_the_same_uids_are_two_series(tmp_path: Path) -> None:
     for patient in ("a", "b"):
         dicom_files.write_series(tmp_path / patient, STORED, STRAIGHT, PatientID=patient)
     series, left_out = find_series(find_dicom_files(tmp_path))
@@ -165,7 +165,7 @@ def test_two_patients_of_the_same_uids_are_two_series(tmp_path: Path, dicom_file
     assert len({one.key for one in series}) == 2 and len(name_series(series, tmp_path)) == 2
 
 
-def test_a_copy_has_the_same_place_and_pixels(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_a_copy_has_the_same_place_and_pixels(tmp_path: Path) -> None:
     files = dicom_files.write_series(tmp_path / "a", STORED, STRAIGHT)
     (tmp_path / "b").mkdir()
     for file in files:
@@ -179,19 +179,19 @@ def test_a_copy_has_the_same_place_and_pixels(tmp_path: Path, dicom_files: Modul
         read_series(series.files)
 
 
-def test_slices_of_one_uid_at_several_places_are_all_kept(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_slices_of_one_uid_at_several_places_are_all_kept(tmp_path: Path) -> None:
     dicom_files.write_series(tmp_path, STORED, STRAIGHT, SOPInstanceUID="1.2.3")
     (series,), _ = find_series(find_dicom_files(tmp_path))
     assert len(series.files) == len(STORED)
 
 
-def test_a_series_without_its_uid_is_named(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_a_series_without_its_uid_is_named(tmp_path: Path) -> None:
     files = dicom_files.write_series(tmp_path, STORED, STRAIGHT, SeriesInstanceUID=None)
     series, left_out = find_series(files)
     assert not series and len(left_out) == len(files) and "SeriesInstanceUID (0020,000E)" in left_out[0]
 
 
-def test_without_patient_and_frame_of_reference_a_series_is_one(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_without_patient_and_frame_of_reference_a_series_is_one(tmp_path: Path) -> None:
     dicom_files.write_series(tmp_path, STORED, STRAIGHT, PatientID=None, FrameOfReferenceUID=None)
     (series,), _ = find_series(find_dicom_files(tmp_path))
     assert len(series.files) == len(STORED) and (series.patient, series.frame) == ("", "")

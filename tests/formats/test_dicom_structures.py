@@ -1,7 +1,6 @@
 """Contours become the voxels whose middles they go around, whatever way the image lies."""
 
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from matplotlib.path import Path as Outline
 from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry
 from masam_auto.formats.dicom_structures import Contour, fill_contours, fill_polygons, read_contours
+from tests import dicom_files, raw_data
 
 SHAPE = (7, 12, 15)
 GRIDS = {
@@ -22,7 +22,7 @@ GRIDS = {
 
 
 @pytest.fixture(params=[*GRIDS, "oblique"])
-def grid(request: pytest.FixtureRequest, raw_data: ModuleType) -> Geometry:
+def grid(request: pytest.FixtureRequest) -> Geometry:
     oblique = Geometry(
         shape=SHAPE, spacing=(3.0, 0.7, 0.9), origin=(5.0, 6.0, 7.0), direction=raw_data.oblique_direction()
     )
@@ -130,7 +130,7 @@ def test_contours_of_another_series(grid: Geometry) -> None:
         fill_contours([contour(grid, 8, box(1, 1, 5, 4))], grid, where='a: ROI "b"')
 
 
-def test_read(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_read(tmp_path: Path) -> None:
     points = np.array([(0, 0, 1.5), (3, 0, 1.5), (3, -2.25, 1.5)])
     file = dicom_files.write_structures(tmp_path / "rs.dcm", {"Liver": [points, points + 1], "empty": []})
     contours = read_contours(file)
@@ -138,7 +138,7 @@ def test_read(tmp_path: Path, dicom_files: ModuleType) -> None:
     assert np.array_equal(contours[1][1].points, points + 1)
 
 
-def test_damaged_contour_is_told(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_damaged_contour_is_told(tmp_path: Path) -> None:
     file = dicom_files.write_structures(tmp_path / "rs.dcm", {"Liver": [np.array([(0.0, 0, 1), (1, 1, 1), (2, 0, 1)])]})
     content = file.read_bytes()
     file.write_bytes(content.replace(rb"0\0\1\1", rb"0\x\1\1"))
@@ -147,7 +147,7 @@ def test_damaged_contour_is_told(tmp_path: Path, dicom_files: ModuleType) -> Non
         read_contours(file)
 
 
-def test_a_roi_in_several_items_is_whole(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_a_roi_in_several_items_is_whole(tmp_path: Path) -> None:
     pydicom = pytest.importorskip("pydicom")
     triangle = np.array([[0.0, 0, 0], [4, 0, 0], [0, 4, 0]])
     file = dicom_files.write_structures(tmp_path / "rs", {"a": [triangle], "b": [triangle + 1, triangle + 2]})

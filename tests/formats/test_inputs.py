@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from masam_auto.core.dataset import DatasetDescription, parse_description
 from masam_auto.core.errors import DatasetError
 from masam_auto.core.geometry import Geometry
 from masam_auto.formats.inputs import find_inputs
+from tests import dicom_files
 
 
 def description(channels: int = 1, ending: str = ".nii.gz", **extra: object) -> DatasetDescription:
@@ -162,9 +162,7 @@ def series(source: Path, made_for: DatasetDescription) -> dict[str, list[int]]:
     return {case.identifier: [len(files) for files in case.series] for case in cases}
 
 
-def test_dicom_series_are_called_after_their_folders(
-    tmp_path: Path, dicom_files: ModuleType, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_dicom_series_are_called_after_their_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = tmp_path / "study 1"
     dicom_files.write_series(root / "P1" / "CT thin", STORED, GRID, name="a")
     dicom_files.write_series(root / "P1" / "scout", STORED, GRID, name="b", order=[0])
@@ -175,7 +173,7 @@ def test_dicom_series_are_called_after_their_folders(
     assert series(root / "P2_0001" / "IM0002", description()) == {"P2_0001": [4]}
 
 
-def test_several_dicom_series_in_a_folder(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_several_dicom_series_in_a_folder(tmp_path: Path) -> None:
     for name, number in (("a", 3), ("b", 4), ("c", 4)):
         for file in dicom_files.write_series(tmp_path / name, STORED, GRID, name=name, number=number):
             (tmp_path / "in").mkdir(exist_ok=True)
@@ -186,7 +184,7 @@ def test_several_dicom_series_in_a_folder(tmp_path: Path, dicom_files: ModuleTyp
     assert one == {"in": [4]}
 
 
-def test_folders_with_a_channel_number(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_folders_with_a_channel_number(tmp_path: Path) -> None:
     for channel in range(2):
         dicom_files.write_series(tmp_path / f"p_{channel:04d}", STORED, GRID, name=f"p{channel}")
     assert series(tmp_path, description(2)) == {"p": [4, 4]}
@@ -197,7 +195,7 @@ def test_folders_with_a_channel_number(tmp_path: Path, dicom_files: ModuleType) 
         find_inputs(tmp_path, description(2))
 
 
-def test_one_channel_and_folders_with_its_number(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_one_channel_and_folders_with_its_number(tmp_path: Path) -> None:
     dicom_files.write_series(tmp_path / "p_0000", STORED, GRID, name="p")
     dicom_files.write_series(tmp_path / "q_0000", STORED, GRID, name="q")
     assert series(tmp_path, description()) == {"p": [4], "q": [4]}
@@ -205,7 +203,7 @@ def test_one_channel_and_folders_with_its_number(tmp_path: Path, dicom_files: Mo
     assert series(tmp_path, description()) == {"p_0000": [4], "p_0001": [4], "q_0000": [4]}
 
 
-def test_dicom_without_a_volume_and_beside_images(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_dicom_without_a_volume_and_beside_images(tmp_path: Path) -> None:
     dicom_files.write_series(tmp_path / "in", STORED, GRID, order=[0, 1])
     with pytest.raises(DatasetError, match=r"no DICOM series of a volume \(left out: .*2 slices only"):
         find_inputs(tmp_path / "in", description())

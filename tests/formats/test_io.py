@@ -5,7 +5,6 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import nibabel
@@ -29,6 +28,7 @@ from masam_auto.formats.io import (
     read_labels,
     write_labels,
 )
+from tests import dicom_files, raw_data
 
 SHAPE = (4, 6, 5)
 
@@ -49,9 +49,7 @@ def case_of(*files: Path, labels: tuple[Path, ...] | None = None) -> Case:
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".mgz", ".png", ".tif", ".jpg", ".bmp"])
 @pytest.mark.parametrize("damage", ["half", "tail", "empty", "text"])
-def test_broken_files_give_one_line_that_names_them(
-    tmp_path: Path, raw_data: ModuleType, ending: str, damage: str
-) -> None:
+def test_broken_files_give_one_line_that_names_them(tmp_path: Path, ending: str, damage: str) -> None:
     path = tmp_path / f"broken{ending}"
     noise = np.random.default_rng(0).integers(0, 255, (8, 16, 14)).astype(np.uint8)
     if ending in (".png", ".jpg", ".bmp"):
@@ -77,7 +75,7 @@ def test_broken_files_give_one_line_that_names_them(
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
-def test_truncated_gzip_is_named_although_itk_reads_it(tmp_path: Path, raw_data: ModuleType) -> None:
+def test_truncated_gzip_is_named_although_itk_reads_it(tmp_path: Path) -> None:
     path = tmp_path / "a.nii.gz"
     raw_data.write_volume(path, np.random.default_rng(0).integers(0, 255, (8, 16, 14)).astype(np.uint8))
     path.write_bytes(path.read_bytes()[:1000])
@@ -104,7 +102,7 @@ def test_singular_orientation_is_refused(tmp_path: Path) -> None:
         read_image(tmp_path / "a.nii")
 
 
-def test_labels_must_be_whole_numbers(tmp_path: Path, raw_data: ModuleType) -> None:
+def test_labels_must_be_whole_numbers(tmp_path: Path) -> None:
     path = tmp_path / "a.nii.gz"
     for array in (numbers(kind=np.float64), numbers(kind=np.uint32), numbers(kind=np.int8)):
         raw_data.write_volume(path, array)
@@ -157,7 +155,7 @@ def test_channels_are_stacked(tmp_path: Path, raw_dataset: Callable[..., Path]) 
         read_case_labels(dataclasses.replace(case, labels=None), dataset.description)
 
 
-def test_channels_must_share_a_grid(tmp_path: Path, raw_data: ModuleType) -> None:
+def test_channels_must_share_a_grid(tmp_path: Path) -> None:
     files = (tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz")
     raw_data.write_volume(files[0], numbers())
     for array, options, words in (
@@ -197,7 +195,7 @@ def test_video_frames_lie_along_z(tmp_path: Path, video_dataset: Callable[..., P
         read_case(case, dataset.description)
 
 
-def test_a_volume_is_no_frame(tmp_path: Path, raw_data: ModuleType) -> None:
+def test_a_volume_is_no_frame(tmp_path: Path) -> None:
     files = []
     for name in ("f0", "f1"):
         raw_data.write_volume(tmp_path / f"{name}_0000.nii.gz", numbers())
@@ -291,7 +289,7 @@ def test_real_video_frames(shared_data: Path) -> None:
         assert set(np.unique(mask)) <= {0, 255}
 
 
-def dicom_case(dicom_files: ModuleType, folder: Path, *grids: Geometry) -> Case:
+def dicom_case(folder: Path, *grids: Geometry) -> Case:
     written = [
         tuple(dicom_files.write_series(folder / f"a_{i:04d}", numbers(grid.shape) + 1000 * i, grid, name=str(i)))
         for i, grid in enumerate(grids)
@@ -299,17 +297,17 @@ def dicom_case(dicom_files: ModuleType, folder: Path, *grids: Geometry) -> Case:
     return Case(identifier="a", frames=("a",), images=(tuple(files[0] for files in written),), series=tuple(written))
 
 
-def test_dicom_channels(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_dicom_channels(tmp_path: Path) -> None:
     grid = Geometry(shape=SHAPE, spacing=(3.0, 1.0, 0.8))
-    image, geometry = read_case(dicom_case(dicom_files, tmp_path, grid, grid), description(2))
+    image, geometry = read_case(dicom_case(tmp_path, grid, grid), description(2))
     np.testing.assert_array_equal(image, np.stack([numbers(), numbers() + 1000]))
     assert image.dtype == np.float32 and geometry.difference(grid) is None
 
 
 @pytest.mark.parametrize("change", [{"origin": (0.0, 0.0, 5.0)}, {"spacing": (2.0, 1.0, 0.8)}, {"shape": (5, 6, 5)}])
-def test_dicom_channels_on_other_grids(tmp_path: Path, dicom_files: ModuleType, change: dict[str, Any]) -> None:
+def test_dicom_channels_on_other_grids(tmp_path: Path, change: dict[str, Any]) -> None:
     grid = Geometry(shape=SHAPE, spacing=(3.0, 1.0, 0.8))
-    case = dicom_case(dicom_files, tmp_path, grid, dataclasses.replace(grid, **change))
+    case = dicom_case(tmp_path, grid, dataclasses.replace(grid, **change))
     with pytest.raises(ImageError, match=rf"a: the series in .*a_0001 does not lie .* a_0000: {next(iter(change))}"):
         read_case(case, description(2))
 
@@ -353,7 +351,7 @@ def test_channels_of_one_grid_at_another_place_are_joined_with_one_warning(
     )
 
 
-def test_no_permission_is_not_damage(tmp_path: Path, raw_data: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_permission_is_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw_data.write_volume(tmp_path / "a.nii.gz", np.zeros((2, 3, 4), np.int16))
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read everything
     with pytest.raises(ImageError, match=r"a\.nii\.gz: there is no permission to read it"):

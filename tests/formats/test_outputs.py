@@ -2,7 +2,6 @@
 
 import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import nibabel
 import numpy as np
@@ -14,6 +13,7 @@ from masam_auto.core.geometry import Geometry
 from masam_auto.core.labels import parse_labels
 from masam_auto.formats.io import read_geometry, read_labels
 from masam_auto.formats.outputs import OUTPUT_FORMATS, choose_endings, output_files, segment_names, write_segmentation
+from tests import dicom_files
 
 LABELS = parse_labels({"background": 0, "liver": 1, "lesion": 2}, None)
 OBLIQUE = Geometry(
@@ -157,7 +157,7 @@ def test_names_of_segments() -> None:
     assert segment_names(gap) == {1: "whole", 2: "label 2", 3: "core"}
 
 
-def test_seg_of_a_series(tmp_path: Path, dicom_files: ModuleType) -> None:
+def test_seg_of_a_series(tmp_path: Path) -> None:
     highdicom = pytest.importorskip("highdicom")
     straight = Geometry(shape=(4, 5, 6), spacing=(3.0, 1.0, 0.8))
     files = tuple(dicom_files.write_series(tmp_path / "in", 10 * SEGMENTATION, straight))

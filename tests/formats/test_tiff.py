@@ -21,6 +21,7 @@ from masam_auto.formats.io import (
     read_labels,
     write_labels,
 )
+from tests import raw_data
 
 SHAPE = (4, 6, 5)
 
@@ -213,11 +214,9 @@ def test_where_zero_is_white_bright_is_high_and_labels_stay(tmp_path: Path, dtyp
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("depth", [1, 3])
-def test_pictures_are_read_as_viewers_show_them(
-    tmp_path: Path, held: dict[int, Any], orientation: int, depth: int
-) -> None:
+def test_pictures_are_read_as_viewers_show_them(tmp_path: Path, orientation: int, depth: int) -> None:
     shown = np.arange(depth * 4 * 6, dtype=np.uint8).reshape(depth, 4, 6)
-    stored = np.stack([held[orientation](one) for one in shown])
+    stored = np.stack([raw_data.HELD[orientation](one) for one in shown])
     tag = (274, "H", 1, orientation, True)
     tifffile.imwrite(tmp_path / "a.tif", stored if depth > 1 else stored[0], extratags=[tag], photometric="minisblack")
     spacing = [5.0, 2.0, 3.0] if orientation in (5, 6, 7, 8) else [5.0, 3.0, 2.0]

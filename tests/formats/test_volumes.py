@@ -2,7 +2,6 @@
 
 import gzip
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import nibabel
@@ -20,6 +19,7 @@ from masam_auto.formats.io import (
     read_labels,
     write_labels,
 )
+from tests import raw_data
 
 SHAPE = (4, 6, 5)
 SHEAR = np.array([[0.8, 0.2, 0.0, -7.0], [0.0, 1.0, 0.5, 3.0], [0.0, 0.0, 3.0, 11.0], [0.0, 0.0, 0.0, 1.0]])
@@ -30,7 +30,7 @@ def numbers(shape: tuple[int, ...] = SHAPE, kind: Any = np.float32) -> np.ndarra
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd"])
-def test_volumes_are_oriented_as_simpleitk_gives_them(tmp_path: Path, raw_data: ModuleType, ending: str) -> None:
+def test_volumes_are_oriented_as_simpleitk_gives_them(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a{ending}"
     raw_data.write_volume(path, numbers(kind=np.int16))
     image, geometry = read_image(path)
@@ -43,7 +43,7 @@ def test_volumes_are_oriented_as_simpleitk_gives_them(tmp_path: Path, raw_data: 
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".mgz", ".mgh"])
-def test_written_labels_come_back_with_their_geometry(tmp_path: Path, raw_data: ModuleType, ending: str) -> None:
+def test_written_labels_come_back_with_their_geometry(tmp_path: Path, ending: str) -> None:
     labels = numbers(kind=np.int64) % 4
     geometry = raw_data.oblique_geometry(SHAPE)
     write_labels(tmp_path / f"a{ending}", labels, geometry)
@@ -74,7 +74,7 @@ def test_sheared_s_form_wins_over_the_q_form(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.diag([-1, -1, 1, 1]) @ read_geometry(tmp_path / "a.nii.gz").affine, SHEAR, atol=1e-6)
 
 
-def test_written_nifti_has_both_forms_and_the_smallest_type(tmp_path: Path, raw_data: ModuleType) -> None:
+def test_written_nifti_has_both_forms_and_the_smallest_type(tmp_path: Path) -> None:
     for highest, kind in ((255, np.uint8), (256, np.uint16)):
         labels = np.zeros(SHAPE, np.int16)
         labels[0, 0, 0] = highest
@@ -151,7 +151,7 @@ def test_where_nothing_is_known_no_forms_are_made_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", ["gone.nii.gz", "image.mha"])
-def test_forms_are_made_where_there_is_no_nifti_image(tmp_path: Path, raw_data: ModuleType, other: str) -> None:
+def test_forms_are_made_where_there_is_no_nifti_image(tmp_path: Path, other: str) -> None:
     geometry = raw_data.oblique_geometry(SHAPE)
     (tmp_path / "image.mha").touch()
     write_labels(tmp_path / "b.nii.gz", np.ones(SHAPE, np.uint8), geometry, like=tmp_path / other)
@@ -170,7 +170,7 @@ def test_compression_that_the_name_denies(tmp_path: Path, stored: str, named: st
     assert read_geometry(tmp_path / "c.nii.gz").difference(geometry, tolerance=1e-6) is None
 
 
-def test_equal_labels_give_equal_bytes(tmp_path: Path, raw_data: ModuleType) -> None:
+def test_equal_labels_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("a.nii.gz", "b.nii.gz"):
         write_labels(tmp_path / name, np.ones(SHAPE, np.uint8), raw_data.oblique_geometry(SHAPE))
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
@@ -257,14 +257,14 @@ def test_complex_voxels_are_refused(tmp_path: Path, ending: str) -> None:
         read_image(tmp_path / f"a{ending}")
 
 
-def test_not_a_number_is_read_as_it_is(tmp_path: Path, raw_data: ModuleType) -> None:
+def test_not_a_number_is_read_as_it_is(tmp_path: Path) -> None:
     array = numbers()
     array[0, 0, :2] = (np.nan, np.inf)
     raw_data.write_volume(tmp_path / "a.nii.gz", array)
     np.testing.assert_array_equal(read_image(tmp_path / "a.nii.gz")[0][0], array)
 
 
-def test_a_gzip_name_on_uncompressed_content_is_read(tmp_path: Path, raw_data: ModuleType) -> None:
+def test_a_gzip_name_on_uncompressed_content_is_read(tmp_path: Path) -> None:
     raw_data.write_volume(tmp_path / "a.nii.gz", numbers())
     content = gzip.decompress((tmp_path / "a.nii.gz").read_bytes())
     (tmp_path / "a.nii.gz").write_bytes(content)
@@ -315,7 +315,7 @@ def test_files_that_do_not_say_where_their_axes_point(tmp_path: Path, name: str,
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha", ".mgz"])
-def test_files_that_say_where_their_axes_point(tmp_path: Path, raw_data: ModuleType, ending: str) -> None:
+def test_files_that_say_where_their_axes_point(tmp_path: Path, ending: str) -> None:
     geometry = raw_data.oblique_geometry(SHAPE)
     write_labels(tmp_path / f"a{ending}", numbers(kind=np.int16), geometry)
     assert read_geometry(tmp_path / f"a{ending}").axes == geometry.axes == "LPS"

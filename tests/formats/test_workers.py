@@ -1,17 +1,17 @@
 """How many worker processes are started unasked."""
 
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
 from masam_auto.formats import workers
 from masam_auto.formats.workers import workers_for
+from tests import raw_data
 
 
 @pytest.fixture
-def files(tmp_path: Path, raw_data: ModuleType) -> list[Path]:
+def files(tmp_path: Path) -> list[Path]:
     paths = [tmp_path / f"{i}.mha" for i in range(3)]
     for path in paths:
         raw_data.write_volume(path, np.zeros((4, 10, 10), np.uint8))

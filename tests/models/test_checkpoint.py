@@ -3,7 +3,6 @@
 import errno
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -28,6 +27,7 @@ from masam_auto.models.checkpoint import (
     remove_leftovers,
     save_checkpoint,
 )
+from tests import tiny_training as tiny
 
 
 def make_checkpoint(epoch: int = 1, **changes: float) -> Checkpoint:
@@ -210,7 +210,7 @@ def test_everyone_who_may_read_the_state_may_read_the_weights(tmp_path: Path) ->
     assert len(modes) == 1
 
 
-def test_the_digest_is_of_what_training_depends_on(tiny: ModuleType) -> None:
+def test_the_digest_is_of_what_training_depends_on() -> None:
     plan = tiny.make_plan()
     configuration = plan.configuration(None)
     assert plan_digest(plan, configuration) == plan_digest(tiny.make_plan(), configuration)

@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -40,14 +39,13 @@ from masam_auto.models.install_model import install_model
 from masam_auto.models.model_archive import extract_archive, write_archive
 from masam_auto.models.model_exchange import EXCHANGE, bring_back, exchange
 from masam_auto.models.trained_model import describe_model, load_networks, open_model
+from tests import tiny_training as tiny
 
 SECRET = "mueller_hans_1950"
 PLACE = "/home/mueller"
 
 
-def write_model(
-    results: Path, tiny: ModuleType, *, folds: Sequence[int] = (0, 1), plan: Plan | None = None, **header: Any
-) -> Path:
+def write_model(results: Path, *, folds: Sequence[int] = (0, 1), plan: Plan | None = None, **header: Any) -> Path:
     """A trained model, whose cases and places have names that must not get out."""
     plan = plan or tiny.make_plan()
     configuration = plan.configuration(None)
@@ -86,8 +84,8 @@ def write_model(
 
 
 @pytest.fixture
-def model(tmp_path: Path, tiny: ModuleType) -> Path:
-    return write_model(tmp_path / "there", tiny)
+def model(tmp_path: Path) -> Path:
+    return write_model(tmp_path / "there")
 
 
 def export(folder: Path, output: Path, **options: Any) -> Path:
@@ -189,8 +187,8 @@ def test_the_card_says_what_it_is_and_how_good(model: Path, tmp_path: Path) -> N
         assert text in card, text
 
 
-def test_fold_all_is_not_called_validated(tmp_path: Path, tiny: ModuleType) -> None:
-    folder = write_model(tmp_path / "there", tiny, folds=(0,))
+def test_fold_all_is_not_called_validated(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "there", folds=(0,))
     (folder / "fold_0").rename(folder / "fold_all")
     card = content(install(export(folder, tmp_path / "model.zip"), tmp_path))["README.md"].decode()
     assert "nothing is known of how well it does" in card
@@ -204,14 +202,13 @@ def test_a_training_does_not_go_on_from_an_installed_model(model: Path, tmp_path
 
 
 def test_needed_sam_weights_are_named_until_they_are_there(
-    tmp_path: Path, tiny: ModuleType, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ENCODERS, "vit_b", ENCODERS["tiny"])
     sam = tiny.write_sam_file(tmp_path / "there" / "sam_vit_b_x.safetensors")
     digest = file_sha256(sam)
     folder = write_model(
         tmp_path / "there",
-        tiny,
         plan=tiny.make_sam_plan(tiny.make_configuration()),
         sam_file=str(sam),
         sam_sha256=digest,
@@ -228,9 +225,9 @@ def test_needed_sam_weights_are_named_until_they_are_there(
     assert "SAM weights" not in caplog.text
 
 
-def test_a_selection_goes_with_all_of_its_models(model: Path, tmp_path: Path, tiny: ModuleType) -> None:
+def test_a_selection_goes_with_all_of_its_models(model: Path, tmp_path: Path) -> None:
     other = tiny.make_plan(tiny.make_configuration(name="2d"))
-    folders = [model, write_model(tmp_path / "there", tiny, plan=other, folds=(0,))]
+    folders = [model, write_model(tmp_path / "there", plan=other, folds=(0,))]
     chosen = Selection(
         dataset_name="Dataset001_Toy",
         members=tuple(SelectedModel(plan_name="masam", configuration=name, folds=(0,)) for name in ("axis0", "2d")),
@@ -270,8 +267,8 @@ def test_what_is_there_is_kept_unless_told_otherwise(model: Path, tmp_path: Path
     assert not list((tmp_path / "here").rglob(".partial-*"))
 
 
-def test_a_model_that_does_not_fit_its_plan_is_not_exported(tmp_path: Path, tiny: ModuleType) -> None:
-    folder = write_model(tmp_path / "there", tiny, num_outputs=5)
+def test_a_model_that_does_not_fit_its_plan_is_not_exported(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "there", num_outputs=5)
     with pytest.raises(ModelError, match=r"does not fit .*masam__axis0/plan\.json: it was trained for 5"):
         export(folder, tmp_path / "model.zip")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]

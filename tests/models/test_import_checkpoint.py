@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,8 @@ from masam_auto.models.sam_files import SamWeights
 from masam_auto.models.trained_model import choose_folds, choose_model, load_networks, open_model
 from masam_auto.network.build import trainable_state_dict
 from masam_auto.network.masam import MaSam
+from tests import tiny_training as tiny
+from tests.network import plain_masam, reference_folder
 
 NAME = "Dataset007_Toy"
 SIZES: dict[str, Any] = {
@@ -38,17 +39,10 @@ GIVEN = Path(__file__).resolve().parents[3] / "shared" / "reference" / "small"
 
 
 @pytest.fixture(scope="module")
-def references(network_double: Callable[[str], ModuleType]) -> ModuleType:
-    return network_double("reference_folder")
-
-
-@pytest.fixture(scope="module")
-def made(
-    tmp_path_factory: pytest.TempPathFactory, references: ModuleType, network_double: Callable[[str], ModuleType]
-) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small folder of reference numbers."""
     folder = tmp_path_factory.mktemp("made") / "reference"
-    return Path(references.make_reference(folder, network_double("plain_masam"), rounded=True, config=SIZES))
+    return Path(reference_folder.make_reference(folder, plain_masam, rounded=True, config=SIZES))
 
 
 def describe(folder: Path, *, classes: int = 2, channels: Sequence[str] = ("CT",), **more: Any) -> DatasetDescription:
@@ -106,13 +100,11 @@ def everything_below(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("mode", ["auto", "box"])
-def test_the_imported_network_gives_the_published_logits(
-    do_import: Callable[..., Path], references: ModuleType, made: Path, mode: str
-) -> None:
-    reference = references.read_reference(made)
+def test_the_imported_network_gives_the_published_logits(do_import: Callable[..., Path], made: Path, mode: str) -> None:
+    reference = reference_folder.read_reference(made)
     network = load_model(do_import(mode=mode))
-    assert references.error(network, reference, mode) <= CLOSE
-    assert_same_network(network, references.build(reference, mode), reference, mode)
+    assert reference_folder.error(network, reference, mode) <= CLOSE
+    assert_same_network(network, reference_folder.build(reference, mode), reference, mode)
 
 
 def assert_same_network(network: MaSam, assembled: MaSam, reference: Any, mode: str) -> None:
@@ -131,26 +123,26 @@ def assert_same_network(network: MaSam, assembled: MaSam, reference: Any, mode: 
 @pytest.mark.skipif(not (GIVEN / "case.npz").is_file(), reason=f"no reference at {GIVEN}")
 @pytest.mark.parametrize("mode", ["auto", "box"])
 def test_the_reference_implementations_checkpoint_is_imported(
-    do_import: Callable[..., Path], references: ModuleType, tmp_path: Path, mode: str
+    do_import: Callable[..., Path], tmp_path: Path, mode: str
 ) -> None:
-    reference = references.read_reference(GIVEN)
+    reference = reference_folder.read_reference(GIVEN)
     folder = do_import(
         GIVEN / f"masam_{mode}.pth", mode=mode, sam=GIVEN / "sam.pth",
         description=describe(tmp_path, classes=3), configuration=configure(128),
     )  # fmt: skip
     network = load_model(folder)
     # The files hold SAM's random position encoding rounded to float16; tests/network/test_reference.py has the rest.
-    assert references.error(network, reference, mode) <= 1e-3
-    assert_same_network(network, references.build(reference, mode), reference, mode)
+    assert reference_folder.error(network, reference, mode) <= 1e-3
+    assert_same_network(network, reference_folder.build(reference, mode), reference, mode)
 
 
 def test_parallel_trainings_prefix_makes_no_difference(
-    do_import: Callable[..., Path], references: ModuleType, made: Path, tmp_path: Path
+    do_import: Callable[..., Path], made: Path, tmp_path: Path
 ) -> None:
     state = torch.load(made / "masam_auto.pth", weights_only=True)
     torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "prefixed.pth")
     network = load_model(do_import(tmp_path / "prefixed.pth"))
-    assert references.error(network, references.read_reference(made), "auto") <= CLOSE
+    assert reference_folder.error(network, reference_folder.read_reference(made), "auto") <= CLOSE
 
 
 def test_the_folder_is_a_finished_model_of_fold_all(do_import: Callable[..., Path], tmp_path: Path) -> None:
@@ -164,14 +156,12 @@ def test_the_folder_is_a_finished_model_of_fold_all(do_import: Callable[..., Pat
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_three_channels_are_sams_own(
-    do_import: Callable[..., Path], references: ModuleType, made: Path, tmp_path: Path
-) -> None:
+def test_three_channels_are_sams_own(do_import: Callable[..., Path], made: Path, tmp_path: Path) -> None:
     colours = ("rgb_to_0_1",) * 3
     configuration = replace(configure(), normalization=reference_normalization(colours))
     network = load_model(do_import(description=describe(tmp_path, channels=colours), configuration=configuration))
     assert network.in_channels == 3
-    assert references.error(network, references.read_reference(made), "auto") <= CLOSE
+    assert reference_folder.error(network, reference_folder.read_reference(made), "auto") <= CLOSE
 
 
 BLOCK = "image_encoder.ImageEncoderViT.blocks.0.Block"
@@ -229,9 +219,9 @@ def test_a_missing_file_is_named(do_import: Callable[..., Path], tmp_path: Path)
     ],
 )
 def test_another_sam_checkpoint_is_refused(
-    do_import: Callable[..., Path], references: ModuleType, tmp_path: Path, sizes: dict[str, int], message: str
+    do_import: Callable[..., Path], tmp_path: Path, sizes: dict[str, int], message: str
 ) -> None:
-    torch.save(references.sam_state(SIZES | sizes), tmp_path / "other.pth")
+    torch.save(reference_folder.sam_state(SIZES | sizes), tmp_path / "other.pth")
     refuses(do_import, tmp_path, message, sam=tmp_path / "other.pth")
 
 
@@ -341,7 +331,7 @@ def test_without_a_plan_the_geometry_is_the_references(
 
 
 @pytest.mark.parametrize(("planned_window", "window"), [(9, 5), (1, 1)])
-def test_a_plans_geometry_is_taken(tiny: ModuleType, planned_window: int, window: int) -> None:
+def test_a_plans_geometry_is_taken(planned_window: int, window: int) -> None:
     planned = tiny.make_configuration(axis_order=(1, 0, 2), window=planned_window, mirror_axes=(1,))
     intensities = reference_normalization(["CT"])
     taken = reference_configuration(planned, normalization=intensities)
@@ -353,7 +343,7 @@ def test_a_plans_geometry_is_taken(tiny: ModuleType, planned_window: int, window
     assert other.magnification == 512 / 22  # twice as many columns of half the size
 
 
-def test_geometry_that_is_not_said_or_said_twice_is_refused(tiny: ModuleType) -> None:
+def test_geometry_that_is_not_said_or_said_twice_is_refused() -> None:
     intensities = reference_normalization(["CT"])
     with pytest.raises(PlanError, match="--spacing Z Y X is needed"):
         reference_configuration(None, normalization=intensities)

@@ -17,6 +17,7 @@ from masam_auto.network.build import (
     take_tensors,
     trainable_state_dict,
 )
+from tests.network.small_networks import make_network, network_plan
 
 BOXES = torch.tensor([4.0, 6.0, 40.0, 50.0]).expand(1, 2, 4)
 VARIANTS = [
@@ -54,7 +55,7 @@ def received(network, *, boxes):
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v.values())))
 @pytest.mark.parametrize("prompt", ["none", "box"])
-def test_gradients_exactly_where_something_learns(make_network, variant, prompt):
+def test_gradients_exactly_where_something_learns(variant, prompt):
     network = make_network(prompt=prompt, randomised=True, **variant)
     learning = {name for name, p in network.named_parameters() if p.requires_grad}
     assert received(network, boxes=prompt == "box") == learning
@@ -74,7 +75,7 @@ def test_gradients_exactly_where_something_learns(make_network, variant, prompt)
 
 
 @pytest.mark.parametrize("size", ["sam", "stem"])
-def test_what_is_frozen_for_want_of_a_gradient_would_get_none(make_network, size):
+def test_what_is_frozen_for_want_of_a_gradient_would_get_none(size):
     network = make_network(size, trained="all", decoder="progressive", prompt="none")
     frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
     for parameter in network.parameters():
@@ -88,7 +89,7 @@ def test_what_is_frozen_for_want_of_a_gradient_would_get_none(make_network, size
     ("encoder", "total", "trainable", "adapters", "fact"),
     [("vit_b", 117.4, 30.1, 24.82, 0.074), ("vit_l", 369.6, 64.5, 59.10, 0.115), ("vit_h", 729.9, 96.8, 91.42, 0.147)],
 )
-def test_sizes_are_the_papers(network_plan, encoder, total, trainable, adapters, fact):
+def test_sizes_are_the_papers(encoder, total, trainable, adapters, fact):
     network = build_network(
         network_plan(encoder=encoder, increment_rank=32, adapter_channels=384),
         canvas=(512, 512),
@@ -105,14 +106,14 @@ def test_sizes_are_the_papers(network_plan, encoder, total, trainable, adapters,
     assert counts["total"][1] + 0.135 == pytest.approx(trainable, abs=0.06)
 
 
-def test_small_encoder_is_small(network_plan):
+def test_small_encoder_is_small():
     plan = network_plan(encoder="vit_t", decoder="multiscale", trained="all", weights="none", increment="none")
     counts = count_parameters(build_network(plan, canvas=(40, 56), in_channels=1, num_outputs=3, device="meta"))
     assert counts["total"][0] < 1.5e6 and counts["encoder"][0] == counts["encoder"][1]
     assert sum(counts[part][0] for part in counts if part != "total") == counts["total"][0]
 
 
-def test_same_seed_same_network(make_network):
+def test_same_seed_same_network():
     before = torch.random.get_rng_state()
     first, second, other = make_network(seed=5), make_network(seed=5), make_network(seed=6)
     assert torch.equal(before, torch.random.get_rng_state())
@@ -122,19 +123,19 @@ def test_same_seed_same_network(make_network):
 
 
 @pytest.mark.parametrize(("field", "name"), [("encoder", "vit_x"), ("decoder", "unet"), ("increment", "full")])
-def test_unknown_names_list_the_known(network_plan, field, name):
+def test_unknown_names_list_the_known(field, name):
     plan = network_plan(**{"encoder": "vit_t", "decoder": "sam", field: name})
     with pytest.raises(PlanError, match=rf"network\.{field} '{name}' is unknown; choose one of .*,"):
         build_network(plan, canvas=(64, 64), in_channels=1, num_outputs=2)
 
 
 @pytest.mark.parametrize(("encoder", "canvas"), [("vit_b", (40, 64)), ("vit_t", (40, 52)), ("vit_t", (0, 8))])
-def test_canvas_must_be_whole_tokens(network_plan, encoder, canvas):
+def test_canvas_must_be_whole_tokens(encoder, canvas):
     with pytest.raises(PlanError, match=rf"does not fit {encoder}: both sides must be multiples of"):
         build_network(network_plan(encoder=encoder), canvas=canvas, in_channels=1, num_outputs=2)
 
 
-def test_build_sets_checkpointing_and_frozen_type(network_plan):
+def test_build_sets_checkpointing_and_frozen_type():
     plan = network_plan(encoder="vit_t", decoder="multiscale", adapter_channels=4)
     network = build_network(
         plan,
@@ -150,7 +151,7 @@ def test_build_sets_checkpointing_and_frozen_type(network_plan):
 
 
 @pytest.mark.parametrize("weights", ["sam", "none"])
-def test_trained_state_comes_back(make_network, weights):
+def test_trained_state_comes_back(weights):
     fields = {"size": "stem", "decoder": "multiscale", "weights": weights}
     first = make_network(**fields, randomised=True)
     state = {name: value.clone() for name, value in trainable_state_dict(first).items()}
@@ -165,7 +166,7 @@ def test_trained_state_comes_back(make_network, weights):
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=str)
-def test_a_checkpoint_and_its_sam_file_are_the_whole_network(make_network, variant):
+def test_a_checkpoint_and_its_sam_file_are_the_whole_network(variant):
     network = make_network(**variant, randomised=True)
     sizes = {"canvas": (96, 64), "in_channels": network.in_channels, "num_outputs": 3}
     sam = {n: v.clone() for n, v in network.state_dict().items() if ".increments." not in n and ".adapter_" not in n}
@@ -185,7 +186,7 @@ def test_a_checkpoint_and_its_sam_file_are_the_whole_network(make_network, varia
         take_tensors(twins[0], {**state, "extra": torch.zeros(1)}, frozen, origin="run")
 
 
-def test_state_of_another_network_is_refused(make_network):
+def test_state_of_another_network_is_refused():
     network = make_network()
     state = dict(trainable_state_dict(network))
     with pytest.raises(ModelError, match=r"run: extra is unknown to this network"):
@@ -214,7 +215,7 @@ def published(network):
     return state
 
 
-def test_published_names_load(make_network):
+def test_published_names_load():
     first, second = make_network(randomised=True), make_network(seed=1)
     state = published(first)
     load_published_checkpoint(second, state, origin="epoch_159.pth")
@@ -247,7 +248,7 @@ DIFFERENCES = [
 
 
 @pytest.mark.parametrize(("made", "loaded", "held", "asked"), DIFFERENCES)
-def test_a_checkpoint_of_another_variant_is_named_in_the_plans_words(make_network, made, loaded, held, asked):
+def test_a_checkpoint_of_another_variant_is_named_in_the_plans_words(made, loaded, held, asked):
     state = trainable_state_dict(make_network(**made))
     with pytest.raises(
         ModelError, match=rf"^run: the checkpoint is of another network: .*it holds {held}.*asks for .*{asked}"
@@ -256,14 +257,14 @@ def test_a_checkpoint_of_another_variant_is_named_in_the_plans_words(make_networ
 
 
 @pytest.mark.parametrize(("size", "other"), [("stem", {"in_channels": 3}), ("stem", {"canvas": (48, 64)})])
-def test_the_small_encoders_sizes_are_named_too(make_network, size, other):
+def test_the_small_encoders_sizes_are_named_too(size, other):
     fields = {"decoder": "multiscale", "trained": "all", "weights": "none"}
     state = trainable_state_dict(make_network(size, **fields, **other))
     with pytest.raises(ModelError, match=r"it holds (3 input channels|a canvas of 12 x 16 tokens), the plan asks for"):
         load_trainable_state(make_network(size, **fields), state, origin="run")
 
 
-def test_an_encoder_of_another_size_is_named_alone_with_its_rank(make_network):
+def test_an_encoder_of_another_size_is_named_alone_with_its_rank():
     state = trainable_state_dict(make_network("stem", decoder="progressive"))
     with pytest.raises(
         ModelError, match=r"it holds an encoder of 2 blocks of width 16, the plan asks for .*3 blocks of width 24"
@@ -273,7 +274,7 @@ def test_an_encoder_of_another_size_is_named_alone_with_its_rank(make_network):
 
 @pytest.mark.parametrize("encoder", ["vit_b", "vit_l", "vit_h"])
 @pytest.mark.parametrize(("increment", "rank"), [("fact", 4), ("fact", 64), ("lora", 4), ("lora", 64)])
-def test_increments_grow_with_the_rank_as_the_formula_says(network_plan, encoder, increment, rank):
+def test_increments_grow_with_the_rank_as_the_formula_says(encoder, increment, rank):
     plan = network_plan(encoder=encoder, increment=increment, increment_rank=rank, adapters="none")
     counts = count_parameters(build_network(plan, canvas=(512, 512), in_channels=1, num_outputs=2, device="meta"))
     dim, depth = ENCODERS[encoder].dim, ENCODERS[encoder].depth
@@ -282,7 +283,7 @@ def test_increments_grow_with_the_rank_as_the_formula_says(network_plan, encoder
     assert counts["adapters"] == (0, 0)
 
 
-def test_the_iou_head_is_what_the_reference_trains_more(network_plan):
+def test_the_iou_head_is_what_the_reference_trains_more():
     """0.135 million with 13 outputs; it has no gradient in the reference either."""
     plan = network_plan(encoder="vit_b", increment_rank=32, adapter_channels=384)
     network = build_network(plan, canvas=(512, 512), in_channels=3, num_outputs=13, device="meta")
@@ -291,7 +292,7 @@ def test_the_iou_head_is_what_the_reference_trains_more(network_plan):
     assert sum(p.numel() for p in head) == 2 * (256 * 256 + 256) + 256 * 13 + 13
 
 
-def test_the_log_says_what_learns(make_network):
+def test_the_log_says_what_learns():
     line = learning_summary(make_network(decoder="sam"))
     assert re.fullmatch(r"[\d.]+ of [\d.]+ million parameters learn: increments [\d.]+, adapters [\d.]+, "
                         r"prompt encoder [\d.e-]+, decoder [\d.]+", line)  # fmt: skip
@@ -299,6 +300,6 @@ def test_the_log_says_what_learns(make_network):
 
 
 @pytest.mark.parametrize(("trained", "warns"), [("adapted", True), ("none", True), ("all", False)])
-def test_the_log_warns_of_a_random_frozen_encoder(make_network, trained, warns):
+def test_the_log_warns_of_a_random_frozen_encoder(trained, warns):
     assert ("is random and stays so" in learning_summary(make_network(weights="none", trained=trained))) == warns
     assert "random" not in learning_summary(make_network(trained=trained))

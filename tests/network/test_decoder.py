@@ -7,6 +7,7 @@ from masam_auto.core.encoders import DecoderName
 from masam_auto.network import sam
 from masam_auto.network.decoder import DECODERS
 from masam_auto.network.encoder import Features
+from tests.network.small_networks import SPECS
 
 
 def features_for(spec, slices=2, grid=(3, 2)):
@@ -28,15 +29,15 @@ def features_for(spec, slices=2, grid=(3, 2)):
 @pytest.mark.parametrize("size", ["sam", "stem"])
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("num_outputs", [1, 4])
-def test_logits_at_canvas_resolution(specs, size, name, num_outputs):
-    spec = specs[size]
+def test_logits_at_canvas_resolution(size, name, num_outputs):
+    spec = SPECS[size]
     features, prompts = features_for(spec)
     logits = DECODERS[name](spec, num_outputs=num_outputs)(features, **prompts)
     assert logits.shape == (2, num_outputs, 3 * spec.token_stride, 2 * spec.token_stride)
 
 
-def test_sam_decoder_is_sams(specs):
-    spec = specs["sam"]
+def test_sam_decoder_is_sams():
+    spec = SPECS["sam"]
     theirs = sam.MaskDecoder(
         transformer_dim=32,
         transformer=sam.TwoWayTransformer(depth=2, embedding_dim=32, mlp_dim=32, num_heads=2),
@@ -52,8 +53,8 @@ def test_sam_decoder_is_sams(specs):
 
 
 @pytest.mark.parametrize("name", ["sam", "progressive"])
-def test_shared_prompts_equal_one_set_a_slice(specs, name):
-    spec = specs["sam"]
+def test_shared_prompts_equal_one_set_a_slice(name):
+    spec = SPECS["sam"]
     features, prompts = features_for(spec)
     decoder = DECODERS[name](spec, num_outputs=3)
     shared = prompts["sparse"][:1]
@@ -62,10 +63,10 @@ def test_shared_prompts_equal_one_set_a_slice(specs, name):
     assert torch.allclose(once, each, atol=1e-5)
 
 
-def test_progressive_steps_follow_the_tokens(specs):
-    names = {name for name, _ in DECODERS["progressive"](specs["sam"], num_outputs=2).named_parameters()}
+def test_progressive_steps_follow_the_tokens():
+    names = {name for name, _ in DECODERS["progressive"](SPECS["sam"], num_outputs=2).named_parameters()}
     assert "output_upscaling.9.weight" in names and "output_upscaling.10.weight" not in names
-    names = {name for name, _ in DECODERS["progressive"](specs["stem"], num_outputs=2).named_parameters()}
+    names = {name for name, _ in DECODERS["progressive"](SPECS["stem"], num_outputs=2).named_parameters()}
     assert "output_upscaling.3.weight" in names and "output_upscaling.4.weight" not in names
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from masam_auto.core.errors import ModelError
 from masam_auto.network.finite import find_nonfinite, finite_logits, nonfinite_parameter
+from tests.network.small_networks import make_network
 
 WINDOWS = torch.randn(1, 2, 1, 96, 64, generator=torch.Generator().manual_seed(0))
 
@@ -40,7 +41,7 @@ def spoil(parameter: torch.Tensor) -> None:
         ("mask_decoder.transformer.layers.1.mlp.lin1.weight", r"layers\.1\.mlp\.lin1 \(Linear\)", "its parameter weight"),
     ],
 )  # fmt: skip
-def test_the_layer_of_a_spoilt_parameter_is_named(make_network, training, place, layer, says):
+def test_the_layer_of_a_spoilt_parameter_is_named(training, place, layer, says):
     network = make_network(randomised=True).train(training)
     call = lambda: network(WINDOWS)  # noqa: E731
     assert find_nonfinite(network, call) is None
@@ -52,7 +53,7 @@ def test_the_layer_of_a_spoilt_parameter_is_named(make_network, training, place,
     assert nonfinite_parameter(network) == place
 
 
-def test_increments_are_blamed_in_evaluation_where_they_are_part_of_the_weights(make_network):
+def test_increments_are_blamed_in_evaluation_where_they_are_part_of_the_weights():
     network = make_network(randomised=True).eval()
     spoil(network.get_parameter("image_encoder.increments.v.weight"))
     found = find_nonfinite(network, lambda: network(WINDOWS))
@@ -60,7 +61,7 @@ def test_increments_are_blamed_in_evaluation_where_they_are_part_of_the_weights(
     assert found.endswith("; the network's parameter image_encoder.increments.v.weight is not finite")
 
 
-def test_the_input_is_blamed_first_and_missing_boxes_never(make_network):
+def test_the_input_is_blamed_first_and_missing_boxes_never():
     network = make_network(prompt="box", randomised=True)
     spoilt = WINDOWS.clone()
     spoilt[0, 1, 0, 5, 7] = float("inf")
@@ -92,7 +93,7 @@ def test_a_layer_that_changes_its_input_is_told_with_what_went_in():
     assert "its input reaches 100;" in find_nonfinite(network, lambda: network(x))
 
 
-def test_looking_leaves_nothing_behind(make_network):
+def test_looking_leaves_nothing_behind():
     network = make_network()
     before = network.eval()(WINDOWS)
     find_nonfinite(network, lambda: network(WINDOWS * float("nan")))

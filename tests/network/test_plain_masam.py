@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from masam_auto.network.build import assemble
+from tests.network import plain_masam
+from tests.network.small_networks import SPECS, make_network, network_plan
 
 CASES = {  # canvas, N, channels, batch
     "windows that fit": ((64, 64), 5, 1, 1),
@@ -19,7 +21,7 @@ def drawn(shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def twins(network, plain_masam, dtype):
+def twins(network, dtype):
     """A network and its plain twin, computing in a type (but for SAM's prompt encoder, which knows float32 only)."""
     plain = plain_masam.plain_twin(network)
     for one in (network, plain):
@@ -27,14 +29,14 @@ def twins(network, plain_masam, dtype):
     return network, plain
 
 
-def largest_difference(network, plain_masam, case, dtype):
+def largest_difference(network, case, dtype):
     """Between the two networks' logits, as a share of the largest logit."""
     canvas, num_slices, channels, batch = CASES[case]
     windows, boxes = drawn((batch, num_slices, channels, *canvas)), None
     if network.plan.prompt == "box":
         box = torch.tensor([0.2 * canvas[1], 0.1 * canvas[0], 0.8 * canvas[1], 0.7 * canvas[0]])
         boxes = box + drawn((batch, num_slices, 4))
-    network, plain = twins(network.eval(), plain_masam, dtype)
+    network, plain = twins(network.eval(), dtype)
     with torch.inference_mode():
         expected = plain(windows.to(dtype), boxes)
         logits = network(windows.to(dtype), boxes)
@@ -43,26 +45,26 @@ def largest_difference(network, plain_masam, case, dtype):
 
 @pytest.mark.parametrize("prompt", ["none", "box"])
 @pytest.mark.parametrize("case", CASES)
-def test_logits_are_the_plain_networks(make_network, plain_masam, case, prompt):
+def test_logits_are_the_plain_networks(case, prompt):
     # In float64: norms over the small network's two channels blow float32's rounding up.
     canvas, _, channels, _ = CASES[case]
     network = make_network(canvas=canvas, in_channels=channels, randomised=True, prompt=prompt)
-    assert largest_difference(network, plain_masam, case, torch.float64) <= 1e-6
+    assert largest_difference(network, case, torch.float64) <= 1e-6
 
 
 @pytest.mark.parametrize("prompt", ["none", "box"])
-def test_logits_are_the_plain_networks_in_float32(specs, network_plan, plain_masam, prompt):
+def test_logits_are_the_plain_networks_in_float32(prompt):
     canvas, _, channels, _ = CASES["padded windows"]
-    spec = dataclasses.replace(specs["sam"], dim=64, embedding=256)  # SAM's width in the decoder
+    spec = dataclasses.replace(SPECS["sam"], dim=64, embedding=256)  # SAM's width in the decoder
     plan = network_plan(prompt=prompt, adapter_start="reference")
     network = assemble(spec, plan, canvas=canvas, in_channels=channels, num_outputs=3)
     network.image_encoder.increments.v.weight.data.normal_(generator=torch.Generator().manual_seed(0), std=0.2)
-    assert largest_difference(network, plain_masam, "padded windows", torch.float32) <= 2e-5
+    assert largest_difference(network, "padded windows", torch.float32) <= 2e-5
 
 
-def test_gradients_are_the_plain_networks(make_network, plain_masam):
+def test_gradients_are_the_plain_networks():
     network = make_network(canvas=(96, 48), randomised=True, increment_dropout=0.0)
-    network, plain = twins(network, plain_masam, torch.float64)
+    network, plain = twins(network, torch.float64)
     windows = drawn((1, 3, 1, 96, 48)).double()
     weights = drawn((1, 3, 3, 96, 48), seed=1).double()
     (network(windows) * weights).mean().backward()
@@ -75,7 +77,7 @@ def test_gradients_are_the_plain_networks(make_network, plain_masam):
         assert error <= 1e-6 * expected[name].abs().max() + 1e-15, name
 
 
-def test_plain_prediction_averages_the_windows_of_each_slice(make_network, plain_masam):
+def test_plain_prediction_averages_the_windows_of_each_slice():
     slices = drawn((4, 1, 2, 2))
 
     def first_slice_of_the_window(windows):
@@ -89,6 +91,6 @@ def test_plain_prediction_averages_the_windows_of_each_slice(make_network, plain
     assert torch.allclose(found[3], (of[1] + of[2]) / 2)
 
 
-def test_the_plain_network_is_only_the_papers(make_network, plain_masam):
+def test_the_plain_network_is_only_the_papers():
     with pytest.raises(AssertionError):
         plain_masam.plain_twin(make_network(decoder="sam"))

@@ -14,6 +14,8 @@ from masam_auto.network.published import (
     network_plan_of,
     read_variant,
 )
+from tests.network import reference_folder
+from tests.network.small_networks import SPECS, make_network, network_plan
 
 CANVAS = (64, 48)
 
@@ -29,7 +31,7 @@ def sam_of(network):
     return {name: state[name] for name in state if part_of(name) != "adapters" and ".increments." not in name}
 
 
-def test_names_go_to_the_reference_and_back(make_network, reference_folder):
+def test_names_go_to_the_reference_and_back():
     network = make_network(canvas=CANVAS)
     for name in network.state_dict():
         published = _published_name(name)
@@ -48,7 +50,7 @@ def test_names_go_to_the_reference_and_back(make_network, reference_folder):
     ],
 )
 @pytest.mark.parametrize("num_outputs", [2, 5])
-def test_the_plan_is_read_off_the_tensors(make_network, fields, num_outputs):
+def test_the_plan_is_read_off_the_tensors(fields, num_outputs):
     spec = sam_encoder(dim=24, depth=3, heads=2, global_blocks=(1,), window=4, embedding=32)
     network = make_network(canvas=CANVAS, num_outputs=num_outputs, **fields)
     variant = read_variant(adapted_of(network), origin="a.pth")
@@ -62,7 +64,7 @@ def test_the_plan_is_read_off_the_tensors(make_network, fields, num_outputs):
 
 
 @pytest.mark.parametrize("name", ["vit_b", "vit_l", "vit_h"])
-def test_named_encoders_are_recognised(network_plan, name):
+def test_named_encoders_are_recognised(name):
     plan = network_plan(encoder=name)
     state = sam_of(build_network(plan, canvas=(224, 224), in_channels=3, num_outputs=2, device="meta"))
     spec = infer_encoder(state, canvas=(512, 512), origin="sam.pth")
@@ -140,7 +142,7 @@ def test_where_window_and_canvas_are_one_all_blocks_are_global():
 
 
 @pytest.fixture
-def parts(make_network):
+def parts():
     network = make_network(canvas=CANVAS)
     wanted = {name: value for name, value in network.state_dict().items() if part_of(name) != "encoder"}
     return adapted_of(network), wanted
@@ -184,16 +186,16 @@ def test_other_checkpoints_are_not_taken_for_published_ones(parts, missing):
         read_variant(adapted, origin="a.pth")
 
 
-def test_checkpoints_of_different_encoders_are_refused(specs, parts):
+def test_checkpoints_of_different_encoders_are_refused(parts):
     variant = read_variant(parts[0], origin="a.pth")
     with pytest.raises(ModelError, match="3 blocks of width 24, but the SAM checkpoint has 12 blocks of width 768"):
         network_plan_of(variant, ENCODERS["vit_b"], scale=1.0, prompt="none", origin="a.pth")
 
 
-def test_decoders_of_other_lengths_are_refused(specs, parts):
+def test_decoders_of_other_lengths_are_refused(parts):
     adapted = {
         name: value for name, value in parts[0].items() if not name.startswith("mask_decoder.output_upscaling.9")
     }
     variant = read_variant(adapted, origin="a.pth")
     with pytest.raises(ModelError, match=r"3 upscaling steps; known are 2 \(sam\) or 4 \(progressive\)"):
-        network_plan_of(variant, specs["sam"], scale=1.0, prompt="none", origin="a.pth")
+        network_plan_of(variant, SPECS["sam"], scale=1.0, prompt="none", origin="a.pth")

@@ -13,6 +13,7 @@ import torch
 from masam_auto.network import attention
 from masam_auto.network.published import infer_encoder
 from masam_auto.network.weight_files import load_sam_checkpoint
+from tests.network import plain_masam, recovered_positions, reference_folder
 
 # torch's forward-mode differentiation compiles its formulas the old way.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -25,7 +26,7 @@ MODES = pytest.mark.parametrize("mode", ["auto", "box"])
 
 
 @pytest.fixture(scope="module", params=["given", "made", UNROUNDED])
-def reference(request, tmp_path_factory, reference_folder, plain_masam):
+def reference(request, tmp_path_factory):
     if request.param == "given":
         if not (FOLDER / "case.npz").is_file():
             pytest.skip(f"no reference at {FOLDER}")
@@ -36,16 +37,16 @@ def reference(request, tmp_path_factory, reference_folder, plain_masam):
 
 
 @pytest.fixture(scope="module")
-def positions(reference, reference_folder, recovered_positions):
+def positions(reference):
     """SAM's random position-encoding matrix of the logits: the stored one, or the one it was rounded from."""
     networks = {mode: reference_folder.build(reference, mode) for mode in reference.expected}
     errors = [reference_folder.error(network, reference, mode) for mode, network in networks.items()]
     if max(errors) <= BOUND or reference.stored.dtype != torch.float16:
         return reference.stored.float()
-    return recover(networks, reference, recovered_positions)
+    return recover(networks, reference)
 
 
-def recover(networks, reference, recovered_positions):
+def recover(networks, reference):
     evidence = [
         recovered_positions.Evidence(
             network=network,
@@ -61,7 +62,7 @@ def recover(networks, reference, recovered_positions):
 
 
 @pytest.fixture
-def build(reference, reference_folder, positions):
+def build(reference, positions):
     """Factory: the network of a mode with the logits' own position encoding; skips modes that the folder lacks."""
 
     def make(mode, **options):
@@ -74,13 +75,13 @@ def build(reference, reference_folder, positions):
 
 @MODES
 @pytest.mark.parametrize("in_channels", [1, 3])
-def test_logits_are_the_references(build, reference, reference_folder, mode, in_channels):
+def test_logits_are_the_references(build, reference, mode, in_channels):
     network = build(mode, in_channels=in_channels)
     assert reference_folder.error(network, reference, mode) <= BOUND
 
 
 @MODES
-def test_unfolded_increments_give_the_references_logits(build, reference, reference_folder, mode):
+def test_unfolded_increments_give_the_references_logits(build, reference, mode):
     network = build(mode, increment_dropout=0.0)
     network.image_encoder.increments.train()
     assert reference_folder.error(network, reference, mode) <= BOUND
@@ -88,13 +89,13 @@ def test_unfolded_increments_give_the_references_logits(build, reference, refere
 
 @MODES
 @pytest.mark.parametrize("path", ["plain product", "fused kernel"])
-def test_both_ways_of_attention_give_the_references_logits(build, reference, reference_folder, monkeypatch, mode, path):
+def test_both_ways_of_attention_give_the_references_logits(build, reference, monkeypatch, mode, path):
     monkeypatch.setattr(attention, "PLAIN_SCORES", 0 if path == "fused kernel" else 2**62)
     assert reference_folder.error(build(mode), reference, mode) <= BOUND
 
 
 @MODES
-def test_error_of_bf16_is_small_beside_the_logits(build, reference, reference_folder, record_property, mode):
+def test_error_of_bf16_is_small_beside_the_logits(build, reference, record_property, mode):
     network = build(mode)
     with torch.autocast("cpu", torch.bfloat16):
         error = reference_folder.error(network, reference, mode)
@@ -112,9 +113,7 @@ def test_sizes_are_read_off_the_sam_checkpoint(reference):
 
 @pytest.mark.parametrize("reference", ["given", UNROUNDED], indirect=True)
 @pytest.mark.parametrize("wrong", ["adapter", "scale"])
-def test_a_wrong_network_cannot_hide_behind_the_recovered_matrix(
-    reference, reference_folder, recovered_positions, wrong
-):
+def test_a_wrong_network_cannot_hide_behind_the_recovered_matrix(reference, wrong):
     mode = next(iter(reference.expected))
     changes = {"increment_scale": 2 * reference.config["scale"]} if wrong == "scale" else {}
     right, network = reference_folder.build(reference, mode), reference_folder.build(reference, mode, **changes)
@@ -124,6 +123,6 @@ def test_a_wrong_network_cannot_hide_behind_the_recovered_matrix(
     with torch.inference_mode():
         if (network(*inputs) - right(*inputs)).abs().max() < 4 * BOUND:
             pytest.skip(f"the logits of {reference.folder} hardly depend on this {wrong}")
-    found = recover({mode: network}, reference, recovered_positions)
+    found = recover({mode: network}, reference)
     network.state_dict()[reference_folder.POSITIONS].copy_(found)
     assert reference_folder.error(network, reference, mode) > 2 * BOUND

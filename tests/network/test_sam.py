@@ -8,6 +8,7 @@ import torch
 from masam_auto.core.errors import ModelError
 from masam_auto.network import sam
 from masam_auto.network.build import load_sam_weights
+from tests.network.small_networks import make_network
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_response_to_equal_channels_is_kept(channels):
 
 
 @pytest.mark.parametrize("decoder", ["sam", "progressive", "multiscale"])
-def test_checkpoint_loads_on_a_wide_canvas(checkpoint, make_network, decoder):
+def test_checkpoint_loads_on_a_wide_canvas(checkpoint, decoder):
     network = make_network(canvas=(64, 96), decoder=decoder)
     load_sam_weights(network, checkpoint, origin="sam.pth")
     own = network.state_dict()
@@ -94,7 +95,7 @@ def test_checkpoint_loads_on_a_wide_canvas(checkpoint, make_network, decoder):
         )
 
 
-def test_checkpoint_of_another_encoder_is_refused(checkpoint, make_network):
+def test_checkpoint_of_another_encoder_is_refused(checkpoint):
     network = make_network()
     wider = {name: torch.cat([value, value], -1) for name, value in checkpoint.items()}
     with pytest.raises(ModelError, match=r"b\.pth: .*proj\.bias has shape \(48,\), but small needs \(24,\)"):
@@ -107,7 +108,7 @@ def test_checkpoint_of_another_encoder_is_refused(checkpoint, make_network):
         load_sam_weights(network, checkpoint, origin="b.pth")
 
 
-def test_windowed_tables_are_never_resized(checkpoint, make_network):
+def test_windowed_tables_are_never_resized(checkpoint):
     name = "image_encoder.blocks.0.attn.rel_pos_h"
     checkpoint[name] = torch.zeros(27, 12)
     with pytest.raises(ModelError, match=r"rel_pos_h has shape \(27, 12\), but small needs \(7, 12\)"):

@@ -3,6 +3,7 @@ import torch
 
 from masam_auto.network import slicewise as parts
 from masam_auto.network.slicewise import add, by_parts
+from tests.network.small_networks import make_network
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 7])
@@ -29,7 +30,7 @@ def test_only_without_gradients_is_the_input_changed():
         assert add(x, lambda part: part + 1, x) is x and x.all()
 
 
-def test_a_pass_without_gradients_leaves_image_and_levels_alone(make_network):
+def test_a_pass_without_gradients_leaves_image_and_levels_alone():
     network = make_network("sam", decoder="multiscale", canvas=(64, 48), randomised=True).eval()
     image = torch.randn(3, 1, 64, 48)
     kept = image.clone()

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from masam_auto.network.build import assemble, build_network
 from masam_auto.network.masam import MaSam
 from masam_auto.planning.overrides import override
+from tests import tiny_training as tiny
+from tests.network.small_networks import SPECS, network_plan
 
 CANVAS = (32, 48)
 STEPS = 25
@@ -31,9 +33,9 @@ VARIANTS = (
 
 
 @pytest.fixture
-def make(specs, network_plan):
+def make():
     """Factory of small SAM-type networks without dropout, whose progressive decoder ends in more than one channel."""
-    spec = dataclasses.replace(specs["sam"], embedding=128)
+    spec = dataclasses.replace(SPECS["sam"], embedding=128)
 
     def make(**fields) -> MaSam:
         plan = network_plan(**{"increment_dropout": 0.0, **fields})
@@ -145,7 +147,7 @@ def ablations() -> list[tuple[str, list[str]]]:
 
 
 @pytest.mark.parametrize(("name", "assignments"), ablations())
-def test_the_commands_of_the_documentation_are_plans_that_can_be_built(tiny, name, assignments):
+def test_the_commands_of_the_documentation_are_plans_that_can_be_built(name, assignments):
     base = tiny.make_plan()
     sam = dataclasses.replace(base.network, encoder="vit_b", decoder="progressive", weights="sam", trained="adapted")
     changed = override(dataclasses.replace(base, network=sam), assignments)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-from types import ModuleType
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +21,7 @@ from masam_auto.planning.cost import (
 from masam_auto.planning.geometry import PIXELS_ACROSS
 from masam_auto.planning.make_plan import make_plan
 from masam_auto.planning.recipes import SCRATCH
+from tests import fingerprints
 
 VIT_T = PLANNED_ENCODERS["vit_t"]
 ACDC = StepSize(window=3, canvas=(256, 256), magnification=1.0, batch_size=2)
@@ -103,13 +103,13 @@ def test_size_within_is_the_largest_that_fits_or_the_smallest():
     assert size_within(sizes, 10.0) == sizes[-1]
 
 
-def acdc_plan(planning: ModuleType, **options: object) -> Plan:
-    fingerprint = planning.make_fingerprint(shape=(10, 256, 256), spacing=(10.0, 1.5, 1.5), diameter=42.0)
+def acdc_plan(*options: object) -> Plan:
+    fingerprint = fingerprints.make_fingerprint(shape=(10, 256, 256), spacing=(10.0, 1.5, 1.5), diameter=42.0)
     return make_plan(fingerprint, gpu_memory_gb=0, speed=SPEED, **options)
 
 
-def test_a_budget_moves_the_step_size_and_nothing_else(planning: ModuleType):
-    plan = acdc_plan(planning)
+def test_a_budget_moves_the_step_size_and_nothing_else():
+    plan = acdc_plan()
     assert plan.configuration(None).size == plan.configuration(None).sizes[2]
     seconds = plan.configuration(None).sizes[0].pixels ** 2 / PIXELS_PER_STEP * STEPS_WANTED / SPEED.cpu
     longer = fit_budget(plan, "axis0", seconds=seconds, cpu=True)
@@ -121,15 +121,15 @@ def test_a_budget_moves_the_step_size_and_nothing_else(planning: ModuleType):
     assert short.configuration("axis0").size == plan.configuration("axis0").sizes[-1]
 
 
-def test_a_size_set_by_hand_stays(planning: ModuleType):
-    by_hand = acdc_plan(planning, overrides=["axis0.canvas=200,200"])
+def test_a_size_set_by_hand_stays():
+    by_hand = acdc_plan(overrides=["axis0.canvas=200,200"])
     assert fit_budget(by_hand, "axis0", seconds=1e6, cpu=True) == by_hand
-    unknown = dataclasses.replace(acdc_plan(planning), speed=None)
+    unknown = dataclasses.replace(acdc_plan(), speed=None)
     assert fit_budget(unknown, "axis0", seconds=1e6, cpu=True) == unknown
 
 
-def test_depth_follows_the_window_unless_it_was_set_by_hand(planning: ModuleType):
-    fingerprint = planning.make_fingerprint(shape=(160, 160, 160), spacing=(1.0,) * 3, diameter=40.0)
+def test_depth_follows_the_window_unless_it_was_set_by_hand():
+    fingerprint = fingerprints.make_fingerprint(shape=(160, 160, 160), spacing=(1.0,) * 3, diameter=40.0)
     plan = make_plan(fingerprint, gpu_memory_gb=0, speed=SPEED)
     configuration = plan.configuration(None)
     assert configuration.sizes[0].window >= 15 and configuration.window == 5
@@ -140,12 +140,12 @@ def test_depth_follows_the_window_unless_it_was_set_by_hand(planning: ModuleType
     assert with_size(whole, configuration.name, configuration.sizes[0]).inference.depth == "whole"
 
 
-def test_plans_for_a_gpu_have_no_sizes_and_no_speed(planning: ModuleType):
-    plan = make_plan(planning.make_fingerprint(), gpu_memory_gb=24, sam_weights=("vit_b",), speed=SPEED)
+def test_plans_for_a_gpu_have_no_sizes_and_no_speed():
+    plan = make_plan(fingerprints.make_fingerprint(), gpu_memory_gb=24, sam_weights=("vit_b",), speed=SPEED)
     assert plan.speed is None and all(c.sizes == () for c in plan.configurations.values())
 
 
-def test_a_plan_made_for_a_budget_keeps_it(planning: ModuleType):
-    plan = acdc_plan(planning, overrides=["training.budget=90h"])
+def test_a_plan_made_for_a_budget_keeps_it():
+    plan = acdc_plan(overrides=["training.budget=90h"])
     assert plan.training.budget == "90h"
     assert plan.configuration("axis0").size == plan.configuration("axis0").sizes[0]

@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -14,6 +13,7 @@ from masam_auto.core.plan import Configuration, Plan
 from masam_auto.planning.make_plan import make_plan, plan_table
 from masam_auto.planning.recipes import ADAPTED, SCRATCH
 from masam_auto.preprocessing.fingerprint import extract_fingerprint
+from tests import fingerprints
 
 SAM = ("vit_b", "vit_l", "vit_h")
 
@@ -41,13 +41,13 @@ def natural(configuration: Configuration) -> Configuration:
     return dataclasses.replace(configuration.resized(sizes[0]), sizes=())
 
 
-def volume_plan(planning: ModuleType, *, gpu_memory_gb: float = 0, **options) -> Plan:
-    return make_plan(planning.make_fingerprint(**options), gpu_memory_gb=gpu_memory_gb, sam_weights=SAM)
+def volume_plan(*, gpu_memory_gb: float = 0, **options) -> Plan:
+    return make_plan(fingerprints.make_fingerprint(**options), gpu_memory_gb=gpu_memory_gb, sam_weights=SAM)
 
 
-def test_from_scratch_changes_what_it_must_and_its_reasons_stay_true(planning: ModuleType):
+def test_from_scratch_changes_what_it_must_and_its_reasons_stay_true():
     options = {"gpu_memory_gb": 24, "backbone": "vit_b", "sam_weights": SAM}
-    fingerprint = planning.make_fingerprint()
+    fingerprint = fingerprints.make_fingerprint()
     adapted, scratch = (make_plan(fingerprint, **options, from_scratch=value) for value in (False, True))
     assert (scratch.network.weights, scratch.network.trained) == ("none", "all")
     assert dataclasses.replace(scratch.network, weights="sam", trained="adapted") == adapted.network
@@ -56,9 +56,9 @@ def test_from_scratch_changes_what_it_must_and_its_reasons_stay_true(planning: M
     assert small.network.encoder == "vit_t" and small.reasons["network.encoder"].startswith("from scratch, as asked")
 
 
-def test_configurations_by_kind_of_data(planning: ModuleType):
+def test_configurations_by_kind_of_data():
     def names(**options):
-        plan = volume_plan(planning, **options)
+        plan = volume_plan(**options)
         return plan.default_configuration, set(plan.configurations)
 
     assert names() == ("axis0", {"axis0", "2d"})
@@ -68,15 +68,15 @@ def test_configurations_by_kind_of_data(planning: ModuleType):
     assert names(dimensions=2, shape=(1, 200, 200), spacing=(1.0,) * 3) == ("2d", {"2d"})
 
 
-def test_axis_order_puts_the_slice_axis_first(planning: ModuleType):
-    plan = volume_plan(planning, spacing=(1.0, 1.0, 1.0), shape=(36, 50, 35))
+def test_axis_order_puts_the_slice_axis_first():
+    plan = volume_plan(spacing=(1.0, 1.0, 1.0), shape=(36, 50, 35))
     orders = {name: c.axis_order for name, c in plan.configurations.items()}
     assert orders == {"axis0": (0, 1, 2), "axis1": (1, 0, 2), "axis2": (2, 0, 1), "2d": (2, 0, 1)}
     assert plan.configurations["axis1"].median_shape == (50, 36, 35)
 
 
-def test_2d_differs_from_the_default_only_where_single_slices_must(planning: ModuleType):
-    plan = volume_plan(planning)
+def test_2d_differs_from_the_default_only_where_single_slices_must():
+    plan = volume_plan()
     flat, default = plan.configurations["2d"], plan.configurations["axis0"]
     assert flat.window == 1 and flat.mirror_axes == (1, 2) and natural(flat).canvas == natural(default).canvas
     assert flat.preprocessing_digest == default.preprocessing_digest
@@ -95,34 +95,34 @@ def test_2d_differs_from_the_default_only_where_single_slices_must(planning: Mod
         ({"count": 12}, set()),
     ],
 )
-def test_a_rule_moves_its_own_fields_and_no_other(planning: ModuleType, changes, fields):
+def test_a_rule_moves_its_own_fields_and_no_other(changes, fields):
     base = {"shape": (40, 128, 128), "diameter": 100.0, "count": 10}
-    before, after = volume_plan(planning, **base), volume_plan(planning, **(base | changes))
+    before, after = volume_plan(**base), volume_plan(**(base | changes))
     assert moved(before, after, configuration="axis0") == fields
     assert before.network == after.network and before.training == after.training
 
 
-def test_normalisation_by_channel_names(planning: ModuleType):
+def test_normalisation_by_channel_names():
     names = ("CT", "ct", "MRI", "noNorm", "rgb_to_0_1", "Rescale_To_0_1")
-    plan = volume_plan(planning, channels=names, kept=0.5)
+    plan = volume_plan(channels=names, kept=0.5)
     schemes = [n.scheme for n in plan.configurations["axis0"].normalization]
     assert schemes == ["ct", "ct", "zscore", "noNorm", "rgb_to_0_1", "rescale_to_0_1"]
     assert [n.inside_mask for n in plan.configurations["axis0"].normalization] == [s == "zscore" for s in schemes]
     ct = plan.configurations["axis0"].normalization[0]
     assert (ct.lower, ct.upper, ct.mean, ct.std) == (-110.0, 800.0, 40.0, 100.0)
-    full = volume_plan(planning, channels=names, kept=0.75)
+    full = volume_plan(channels=names, kept=0.75)
     assert not any(n.inside_mask for n in full.configurations["axis0"].normalization)
 
 
-def test_without_a_gpu_everything_learns_from_scratch_and_the_plan_says_so(planning: ModuleType):
-    plan = volume_plan(planning)
+def test_without_a_gpu_everything_learns_from_scratch_and_the_plan_says_so():
+    plan = volume_plan()
     assert (plan.network.encoder, plan.network.decoder) == ("vit_t", "multiscale")
     assert (plan.network.weights, plan.network.trained) == ("none", "all")
     assert plan.training == SCRATCH and "from scratch" in plan.reasons["network.encoder"]
 
 
-def test_with_a_gpu_sam_is_adapted_as_in_the_paper(planning: ModuleType):
-    plan = volume_plan(planning, gpu_memory_gb=80)
+def test_with_a_gpu_sam_is_adapted_as_in_the_paper():
+    plan = volume_plan(gpu_memory_gb=80)
     network = plan.network
     assert (network.encoder, network.weights, network.trained) == ("vit_h", "sam", "adapted")
     assert (network.increment, network.increment_rank, network.increment_scale) == ("fact", 32, 1.0)
@@ -133,11 +133,11 @@ def test_with_a_gpu_sam_is_adapted_as_in_the_paper(planning: ModuleType):
     assert (training.schedule, training.schedule_exponent, training.loss_weights) == ("poly", 7.0, (0.2, 0.8))
 
 
-def test_memory_moves_batch_and_checkpointing_only(planning: ModuleType):
+def test_memory_moves_batch_and_checkpointing_only():
     options = {"shape": (400, 512, 512)}
-    small = make_plan(planning.make_fingerprint(**options), gpu_memory_gb=24, backbone="vit_b", sam_weights=SAM)
-    tiny = make_plan(planning.make_fingerprint(**options), gpu_memory_gb=3, backbone="vit_b", sam_weights=SAM)
-    large = make_plan(planning.make_fingerprint(**options), gpu_memory_gb=80, backbone="vit_b", sam_weights=SAM)
+    small = make_plan(fingerprints.make_fingerprint(**options), gpu_memory_gb=24, backbone="vit_b", sam_weights=SAM)
+    tiny = make_plan(fingerprints.make_fingerprint(**options), gpu_memory_gb=3, backbone="vit_b", sam_weights=SAM)
+    large = make_plan(fingerprints.make_fingerprint(**options), gpu_memory_gb=80, backbone="vit_b", sam_weights=SAM)
     batch = {f"configurations.{name}.{field}" for name in ("axis0", "2d") for field in ("batch_size", "accumulation")}
     allowed = batch | {"gpu_memory_gb", "training.activation_checkpointing", "inference.max_slices"}
     assert moved(small, tiny) <= allowed and moved(small, large) <= allowed
@@ -146,15 +146,15 @@ def test_memory_moves_batch_and_checkpointing_only(planning: ModuleType):
     assert all(20 <= update <= 24 for update in updates)
 
 
-def test_channel_counts_are_explained(planning: ModuleType):
+def test_channel_counts_are_explained():
     def reason(count):
-        return volume_plan(planning, gpu_memory_gb=80, channels=("a", "b", "c", "d")[:count]).reasons["channel_names"]
+        return volume_plan(gpu_memory_gb=80, channels=("a", "b", "c", "d")[:count]).reasons["channel_names"]
 
     assert "summed" in reason(1) and "as SAM has them" in reason(3) and "inflated" in reason(4)
 
 
-def test_every_configuration_field_has_a_reason_with_numbers(planning: ModuleType):
-    plan = volume_plan(planning, gpu_memory_gb=24, spacing=(3.27, 0.98, 0.98))
+def test_every_configuration_field_has_a_reason_with_numbers():
+    plan = volume_plan(gpu_memory_gb=24, spacing=(3.27, 0.98, 0.98))
     for field in ("axis_order", "spacing", "window", "canvas", "magnification", "mirror_axes", "batch_size"):
         assert plan.reasons[f"axis0.{field}"], field
     assert "3.27 mm" in plan.reasons["axis0.window"] and "15 mm" in plan.reasons["axis0.window"]
@@ -165,8 +165,8 @@ def test_every_configuration_field_has_a_reason_with_numbers(planning: ModuleTyp
         assert not field or hasattr(owner, field), f"{key} names no field"
 
 
-def test_choices_by_hand(planning: ModuleType):
-    fingerprint = planning.make_fingerprint()
+def test_choices_by_hand():
+    fingerprint = fingerprints.make_fingerprint()
     base = make_plan(fingerprint, gpu_memory_gb=0)
     spaced = make_plan(fingerprint, gpu_memory_gb=0, target_spacing=(1.5, 1.0, 1.0))
     assert spaced.configurations["axis0"].spacing == (1.5, 1.0, 1.0)
@@ -183,16 +183,16 @@ def test_choices_by_hand(planning: ModuleType):
         make_plan(fingerprint, gpu_memory_gb=0, overrides=["training.epochs=3"])
 
 
-def test_the_plan_is_pure_and_survives_its_file(planning: ModuleType, tmp_path: Path):
-    fingerprint = planning.make_fingerprint()
+def test_the_plan_is_pure_and_survives_its_file(tmp_path: Path):
+    fingerprint = fingerprints.make_fingerprint()
     plan = make_plan(fingerprint, gpu_memory_gb=11, sam_weights=SAM)
     assert plan == make_plan(fingerprint, gpu_memory_gb=11, sam_weights=SAM)
     write_json(tmp_path / "plan.json", plan)
     assert read_json(tmp_path / "plan.json", Plan, what="plan") == plan
 
 
-def test_table_shows_decisions_with_their_reasons(planning: ModuleType):
-    plan = volume_plan(planning, spacing=(1.0, 1.0, 1.0), shape=(36, 50, 35))
+def test_table_shows_decisions_with_their_reasons():
+    plan = volume_plan(spacing=(1.0, 1.0, 1.0), shape=(36, 50, 35))
     lines = plan_table(plan).splitlines()
     assert "Dataset001_Toy" in lines[0] and "without a GPU" in lines[0] and max(map(len, lines)) <= 140
     rows = {line.split()[0]: line for line in lines[3:] if line and not line.startswith(" ")}

@@ -1,13 +1,13 @@
 """Mirroring is allowed axis by axis, where it leaves the labels true."""
 
 import dataclasses
-from types import ModuleType
 
 import numpy as np
 import pytest
 
 from masam_auto.core.fingerprint import Fingerprint
 from masam_auto.planning.mirroring import choose_mirroring, histogram_overlap, order_consistency, told_apart
+from tests import fingerprints
 
 AB = ("a", "b")
 
@@ -18,33 +18,35 @@ def allowed(fingerprint) -> tuple[bool, ...]:
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize(("agreeing", "forbidden"), [(20, True), (18, True), (17, False), (0, True)])
-def test_steady_order_of_look_alikes_forbids_its_axis_alone(planning: ModuleType, axis, agreeing, forbidden):
-    fingerprint = planning.make_fingerprint(
-        count=20, classes=AB, centroids=planning.ordered(20, axis=axis, agreeing=agreeing)
+def test_steady_order_of_look_alikes_forbids_its_axis_alone(axis, agreeing, forbidden):
+    fingerprint = fingerprints.make_fingerprint(
+        count=20, classes=AB, centroids=fingerprints.ordered(20, axis=axis, agreeing=agreeing)
     )
     assert allowed(fingerprint) == tuple(not (forbidden and other == axis) for other in range(3))
 
 
-def test_the_reason_names_the_classes_and_the_numbers(planning: ModuleType):
-    fingerprint = planning.make_fingerprint(count=20, classes=AB, centroids=planning.ordered(20, axis=1, agreeing=19))
+def test_the_reason_names_the_classes_and_the_numbers():
+    fingerprint = fingerprints.make_fingerprint(
+        count=20, classes=AB, centroids=fingerprints.ordered(20, axis=1, agreeing=19)
+    )
     reason = choose_mirroring(fingerprint)[1].reason
     assert all(part in reason for part in ('"a"', '"b"', "95.0%", "20 cases", "100%"))
 
 
-def test_classes_that_look_different_may_be_mirrored(planning: ModuleType):
-    fingerprint = planning.make_fingerprint(
+def test_classes_that_look_different_may_be_mirrored():
+    fingerprint = fingerprints.make_fingerprint(
         count=20,
         classes=AB,
-        centroids=planning.ordered(20, axis=0, agreeing=20),
-        histograms={"a": planning.DARK, "b": planning.BRIGHT},
+        centroids=fingerprints.ordered(20, axis=0, agreeing=20),
+        histograms={"a": fingerprints.DARK, "b": fingerprints.BRIGHT},
     )
     assert allowed(fingerprint) == (True, True, True)
     assert histogram_overlap(fingerprint.classes["a"], fingerprint.classes["b"]) == 0
 
 
-def test_one_channel_that_tells_them_apart_is_enough(planning: ModuleType):
-    alike, apart = planning.FLAT, (planning.DARK, planning.BRIGHT)
-    fingerprint = planning.make_fingerprint(count=3, classes=AB, channels=("T1", "T2"))
+def test_one_channel_that_tells_them_apart_is_enough():
+    alike, apart = fingerprints.FLAT, (fingerprints.DARK, fingerprints.BRIGHT)
+    fingerprint = fingerprints.make_fingerprint(count=3, classes=AB, channels=("T1", "T2"))
     first, second = (
         type(summary)(cases=3, median_volume=1.0, median_diameters=(1.0,) * 3, histograms=(alike, own))
         for summary, own in zip(fingerprint.classes.values(), apart, strict=True)
@@ -52,25 +54,25 @@ def test_one_channel_that_tells_them_apart_is_enough(planning: ModuleType):
     assert histogram_overlap(first, second) == 0
 
 
-def test_two_cases_say_nothing_and_three_do(planning: ModuleType):
+def test_two_cases_say_nothing_and_three_do():
     for count, free in ((1, True), (2, True), (3, False)):
-        fingerprint = planning.make_fingerprint(
-            count=count, classes=AB, centroids=planning.ordered(count, axis=2, agreeing=count)
+        fingerprint = fingerprints.make_fingerprint(
+            count=count, classes=AB, centroids=fingerprints.ordered(count, axis=2, agreeing=count)
         )
         assert choose_mirroring(fingerprint)[2].allowed is free
 
 
-def test_only_cases_that_hold_both_count(planning: ModuleType):
-    centroids = planning.ordered(10, axis=2, agreeing=10)
+def test_only_cases_that_hold_both_count():
+    centroids = fingerprints.ordered(10, axis=2, agreeing=10)
     centroids["b"][2:] = np.nan
-    fingerprint = planning.make_fingerprint(count=10, classes=AB, centroids=centroids)
+    fingerprint = fingerprints.make_fingerprint(count=10, classes=AB, centroids=centroids)
     assert order_consistency(fingerprint.cases, "a", "b", 2) == (1.0, 2)
     assert choose_mirroring(fingerprint)[2].allowed
     assert order_consistency(fingerprint.cases, "a", "missing", 2) == (0.0, 0)
 
 
-def test_one_class_may_be_mirrored(planning: ModuleType):
-    assert allowed(planning.make_fingerprint(classes=("tumour",))) == (True, True, True)
+def test_one_class_may_be_mirrored():
+    assert allowed(fingerprints.make_fingerprint(classes=("tumour",))) == (True, True, True)
 
 
 @pytest.mark.parametrize(
@@ -85,40 +87,38 @@ def test_one_class_may_be_mirrored(planning: ModuleType):
         (("superior", "inferior"), 0),
     ],
 )
-def test_side_words_forbid_their_anatomical_axis(planning: ModuleType, names, forbidden):
+def test_side_words_forbid_their_anatomical_axis(names, forbidden):
     # classes change places from case to case, so that the names alone decide
-    assert allowed(planning.make_fingerprint(classes=names)) == tuple(axis != forbidden for axis in range(3))
+    assert allowed(fingerprints.make_fingerprint(classes=names)) == tuple(axis != forbidden for axis in range(3))
 
 
-def test_side_words_follow_the_direction_matrix(planning: ModuleType):
+def test_side_words_follow_the_direction_matrix():
     # voxel x runs along world z, y along x, z along y: left/right (world x) is the array's axis 1
     turned = (0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0)
-    sided = planning.make_fingerprint(classes=("left kidney", "right kidney"), direction=turned)
+    sided = fingerprints.make_fingerprint(classes=("left kidney", "right kidney"), direction=turned)
     assert allowed(sided) == (True, False, True)
 
 
-def test_oblique_axes_within_sixty_degrees_count(planning: ModuleType):
+def test_oblique_axes_within_sixty_degrees_count():
     half = float(np.sqrt(0.5))
     oblique = (half, -half, 0.0, half, half, 0.0, 0.0, 0.0, 1.0)
-    sided = planning.make_fingerprint(classes=("left kidney", "right kidney"), direction=oblique)
+    sided = fingerprints.make_fingerprint(classes=("left kidney", "right kidney"), direction=oblique)
     assert allowed(sided) == (True, False, False)
 
 
-def test_pictures_have_left_along_their_width_and_upper_along_their_height(planning: ModuleType):
+def test_pictures_have_left_along_their_width_and_upper_along_their_height():
     for names, expected in ((("left eye",), (True, True, False)), (("upper lid",), (True, False, True))):
         for options in ({"dimensions": 2, "shape": (1, 50, 50)}, {"is_video": True}):
-            assert allowed(planning.make_fingerprint(classes=names, **options)) == expected
+            assert allowed(fingerprints.make_fingerprint(classes=names, **options)) == expected
 
 
-def look_alikes(
-    planning: ModuleType, count: int = 40, *, touching: bool | None = False, **unlike: float
-) -> Fingerprint:
+def look_alikes(count: int = 40, *, touching: bool | None = False, **unlike: float) -> Fingerprint:
     """Classes "a" and "b" in one order along axis 2; by `unlike` the second's volume, extent or mean is that much more.
 
     All of both scatter by a tenth.
     """
-    fingerprint = planning.make_fingerprint(
-        count=count, classes=AB, centroids=planning.ordered(count, axis=2, agreeing=count)
+    fingerprint = fingerprints.make_fingerprint(
+        count=count, classes=AB, centroids=fingerprints.ordered(count, axis=2, agreeing=count)
     )
     random = np.random.default_rng(0)
     cases = []
@@ -138,31 +138,31 @@ def look_alikes(
 
 
 @pytest.mark.parametrize("unlike", [{"volume": 2.0}, {"mean": 1.0}])
-def test_look_alikes_that_size_or_intensity_tell_apart_may_be_mirrored(planning: ModuleType, unlike):
-    rule = choose_mirroring(look_alikes(planning, **unlike))[2]
+def test_look_alikes_that_size_or_intensity_tell_apart_may_be_mirrored(unlike):
+    rule = choose_mirroring(look_alikes(**unlike))[2]
     assert rule.allowed and "100.0% of 40 cases, but volume and intensity tell them apart in" in rule.reason
 
 
-def test_look_alikes_that_nothing_tells_apart_may_not(planning: ModuleType):
-    rules = choose_mirroring(look_alikes(planning))
+def test_look_alikes_that_nothing_tells_apart_may_not():
+    rules = choose_mirroring(look_alikes())
     assert [rule.allowed for rule in rules] == [True, True, False]
     assert '"a" and "b"' in rules[2].reason and rules[2].reason.endswith(" only")
 
 
-def test_shape_tells_nothing(planning: ModuleType):
+def test_shape_tells_nothing():
     """It tells RV from LV and Anterior from Posterior in all cases, and yet mirroring costs Dice there."""
-    assert not choose_mirroring(look_alikes(planning, extent=1.0))[2].allowed
+    assert not choose_mirroring(look_alikes(extent=1.0))[2].allowed
 
 
-def test_few_cases_do_not_show_that_classes_can_be_told_apart(planning: ModuleType):
+def test_few_cases_do_not_show_that_classes_can_be_told_apart():
     for count, free in ((9, False), (10, True)):
-        rule = choose_mirroring(look_alikes(planning, count, volume=2.0))[2]
+        rule = choose_mirroring(look_alikes(count, volume=2.0))[2]
         assert rule.allowed is free and ("too few" in rule.reason) is not free
 
 
-def test_the_pair_that_decides_is_named(planning: ModuleType):
+def test_the_pair_that_decides_is_named():
     """Of three classes of one order, the two that are alike decide."""
-    fingerprint = look_alikes(planning)
+    fingerprint = look_alikes()
     cases = []
     for case in fingerprint.cases:
         organ = case.classes["a"]
@@ -175,7 +175,7 @@ def test_the_pair_that_decides_is_named(planning: ModuleType):
     assert not rule.allowed and '"a" and "b"' in rule.reason and "large" not in rule.reason
 
 
-def test_recognition_of_classes_that_differ_in_nothing_is_a_guess(planning: ModuleType):
-    assert told_apart(look_alikes(planning, 400).cases, "a", "b") < 0.6
-    same = planning.make_fingerprint(count=20, classes=AB)
+def test_recognition_of_classes_that_differ_in_nothing_is_a_guess():
+    assert told_apart(look_alikes(400).cases, "a", "b") < 0.6
+    same = fingerprints.make_fingerprint(count=20, classes=AB)
     assert told_apart(same.cases, "a", "b") == 0

@@ -9,7 +9,6 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal
 
 import nibabel
@@ -43,6 +42,7 @@ from masam_auto.prediction.predict import Predictor, combine
 from masam_auto.prediction.predict_folder import predict_folder
 from masam_auto.preprocessing.fingerprint import extract_fingerprint, most_frequent_axes
 from masam_auto.preprocessing.preprocess import preprocess_dataset
+from tests import dicom_files, intensity_model
 
 CODES = [
     "".join(letters)
@@ -146,10 +146,10 @@ def check(folder: Path, images: Path, *, probabilities: bool = False) -> np.ndar
 @pytest.mark.parametrize("axis_order", [(0, 1, 2), (2, 0, 1)])
 @pytest.mark.parametrize("axes", ["LPS", "PIR"])
 def test_prediction(
-    intensity: ModuleType, raw: Path, images: Path, tmp_path: Path, axis_order: tuple[int, int, int], axes: str,
+    raw: Path, images: Path, tmp_path: Path, axis_order: tuple[int, int, int], axes: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    predictor = by_place(intensity.make_predictor(raw, spacing=(2.6, 0.9, 1.1), axis_order=axis_order), axes=axes)
+    predictor = by_place(intensity_model.make_predictor(raw, spacing=(2.6, 0.9, 1.1), axis_order=axis_order), axes=axes)
     with caplog.at_level(logging.INFO, "masam_auto"):
         outcome = predict_folder(predictor, images, tmp_path / "out", save_probabilities=True)
     assert len(outcome.predicted) == 48 and not outcome.problems
@@ -158,9 +158,7 @@ def test_prediction(
     assert len(said) == 47 and any(f"its axes (x, y, z) IAR to the model's {axes}, and the" in text for text in said)
 
 
-def test_what_is_turned_is_said_once(
-    intensity: ModuleType, raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_is_turned_is_said_once(raw: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name, code in (("a", "RAS"), ("b", "RAS"), ("c", "LPS")):
         for channel in range(2):
             source = raw / "imagesTr" / f"{CASE}_{channel:04d}.nii.gz"
@@ -172,14 +170,16 @@ def test_what_is_turned_is_said_once(
     ):
         caplog.clear()
         with caplog.at_level(logging.INFO, "masam_auto"):
-            predict_folder(by_place(intensity.make_predictor(raw), axes=axes), tmp_path / "in", tmp_path / f"{axes}")
+            predict_folder(
+                by_place(intensity_model.make_predictor(raw), axes=axes), tmp_path / "in", tmp_path / f"{axes}"
+            )
         notes = [text for text in caplog.messages if "(said once)" in text]
         assert len(notes) == (1 if axes == "LPS" else 2) and all(words in text for text in notes)
 
 
-def test_normalisation_gives_the_same_digits(intensity: ModuleType, raw: Path, images: Path) -> None:
+def test_normalisation_gives_the_same_digits(raw: Path, images: Path) -> None:
     """Sums depend on the order of what is summed."""
-    predictor = intensity.make_predictor(raw)
+    predictor = intensity_model.make_predictor(raw)
     (member,) = predictor.members
     scheme = dataclasses.replace(member.configuration.normalization[0], scheme="zscore", inside_mask=True)
     predictor = by_place(predictor, normalization=(scheme, scheme), spacing=(2.6, 0.9, 1.1))
@@ -194,9 +194,9 @@ def test_normalisation_gives_the_same_digits(intensity: ModuleType, raw: Path, i
         np.testing.assert_array_equal(prepared(code), expected)
 
 
-def test_ensembles_in_memory_and_from_files(intensity: ModuleType, raw: Path, images: Path, tmp_path: Path) -> None:
-    across = by_place(intensity.make_predictor(raw, axis_order=(1, 2, 0), spacing=(0.9, 1.0, 3.0)))
-    other_axes = by_place(intensity.make_predictor(raw, spacing=(3.0, 1.0, 0.8)), axes="RIP")
+def test_ensembles_in_memory_and_from_files(raw: Path, images: Path, tmp_path: Path) -> None:
+    across = by_place(intensity_model.make_predictor(raw, axis_order=(1, 2, 0), spacing=(0.9, 1.0, 3.0)))
+    other_axes = by_place(intensity_model.make_predictor(raw, spacing=(3.0, 1.0, 0.8)), axes="RIP")
     both = combine([across, other_axes]).changed(step_size=0.5)
     predict_folder(both, images, tmp_path / "both", save_probabilities=True)
     expected = check(tmp_path / "both", images, probabilities=True)
@@ -222,10 +222,10 @@ def turned_box(grid: Geometry, code: str) -> VoxelBox:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_boxes_are_in_the_files_own_voxels(
-    intensity: ModuleType, raw: Path, images: Path, tmp_path: Path, count: int
-) -> None:
-    predictor = by_place(intensity.make_predictor(raw, axis_order=(1, 0, 2), spacing=(0.9, 2.6, 0.9)), prompt="box")
+def test_boxes_are_in_the_files_own_voxels(raw: Path, images: Path, tmp_path: Path, count: int) -> None:
+    predictor = by_place(
+        intensity_model.make_predictor(raw, axis_order=(1, 0, 2), spacing=(0.9, 2.6, 0.9)), prompt="box"
+    )
     grid = read_image(images / "LPS_0000.nii.gz")[1]
     world = WorldBox(centre=tuple((grid.affine @ [5.0, 6.0, 2.0, 1])[:3].tolist()), sides=(2.0, 3.0, 4.0))
     boxes: Mapping[str, list[GivenBox]] = {code: [turned_box(grid, code), world][:count] for code in CODES}
@@ -235,16 +235,14 @@ def test_boxes_are_in_the_files_own_voxels(
     assert not expected[:, :2].any() or count == 2  # the slices of the box alone, which lie along Y
 
 
-def test_boxes_from_references_that_are_stored_otherwise(
-    intensity: ModuleType, raw: Path, images: Path, tmp_path: Path
-) -> None:
+def test_boxes_from_references_that_are_stored_otherwise(raw: Path, images: Path, tmp_path: Path) -> None:
     from masam_auto.formats.inputs import find_inputs
 
     for code in CODES:
         turn_file(
             raw / "labelsTr" / f"{CASE}.nii.gz", tmp_path / "ref" / f"{code}.nii.gz", CODES[-1 - CODES.index(code)]
         )
-    description = intensity.make_predictor(raw).description
+    description = intensity_model.make_predictor(raw).description
     cases = find_inputs(images, description)
     boxes = reference_boxes(cases, tmp_path / "ref", ".nii.gz", description.labels, BoxProtocol(kind="tight"))
     grid = read_image(images / "LPS_0000.nii.gz")[1]
@@ -252,7 +250,7 @@ def test_boxes_from_references_that_are_stored_otherwise(
         assert boxes[code][0].box == grid.turn_to(code).ranges(boxes["LPS"][0].box, grid.shape)
 
 
-def test_evaluation(intensity: ModuleType, raw: Path, tmp_path: Path) -> None:
+def test_evaluation(raw: Path, tmp_path: Path) -> None:
     reference = raw / "labelsTr" / f"{CASE}.nii.gz"
     image = nibabel.load(reference)
     moved = nibabel.Nifti1Image(np.roll(np.asarray(image.dataobj), (1, 0, 1), (0, 1, 2)), image.affine)
@@ -261,7 +259,7 @@ def test_evaluation(intensity: ModuleType, raw: Path, tmp_path: Path) -> None:
     for number, code in enumerate(CODES):
         turn_file(tmp_path / "moved" / "x.nii.gz", tmp_path / "pred" / f"{code}.nii.gz", code)
         turn_file(reference, tmp_path / "ref" / f"{code}.nii.gz", CODES[(7 * number) % 48])
-    labels = intensity.make_predictor(raw).description.labels
+    labels = intensity_model.make_predictor(raw).description.labels
     summary = evaluate_folder(
         tmp_path / "pred", tmp_path / "ref", labels, ".nii.gz", scoring=Scoring(lesions=("organ1",))
     )
@@ -300,7 +298,7 @@ def prepared(paths: Paths, name: str) -> tuple[Dataset, Fingerprint, Plan, dict[
 
 @pytest.mark.parametrize("labels_too", [True, False])
 def test_a_mixed_training_set_is_brought_to_its_most_frequent_axes(
-    raw_dataset: Callable[..., Path], raw_data: ModuleType, paths: Paths, intensity: ModuleType, tmp_path: Path,
+    raw_dataset: Callable[..., Path], paths: Paths, tmp_path: Path,
     caplog: pytest.LogCaptureFixture, labels_too: bool,
 ) -> None:  # fmt: skip
     """What follows is what would be if all had been stored so; also where label files are stored otherwise than images."""
@@ -335,9 +333,9 @@ def test_a_mixed_training_set_is_brought_to_its_most_frequent_axes(
         else:  # the intensity statistics are of voxels drawn in the files' order
             np.testing.assert_allclose(found[name], array, atol=0.05)
     # the way back, from preprocessed arrays to each file's own grid
-    (member,) = intensity.make_predictor(mixed).members
+    (member,) = intensity_model.make_predictor(mixed).members
     predictor = dataclasses.replace(
-        intensity.make_predictor(mixed), members=(dataclasses.replace(member, networks=(UpperHalf(3),)),)
+        intensity_model.make_predictor(mixed), members=(dataclasses.replace(member, networks=(UpperHalf(3),)),)
     )
     for case, same, code in zip(dataset.cases, straight.cases, codes, strict=True):
         results = []
@@ -428,7 +426,6 @@ def strip_forms(path: Path) -> None:
 
 def test_files_without_orientation_are_left_alone(
     raw_dataset: Callable[..., Path],
-    intensity: ModuleType,
     paths: Paths,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -442,7 +439,7 @@ def test_files_without_orientation_are_left_alone(
     assert "2 of 2 training images do not say where their axes point" in caplog.text
     assert "do not say where" in plan.reasons["axis0.axes"]
     caplog.clear()
-    predictor = intensity.make_predictor(raw)
+    predictor = intensity_model.make_predictor(raw)
     with caplog.at_level(logging.INFO, "masam_auto"):
         predict_folder(by_place(predictor, axes="RIP"), raw / "imagesTr", tmp_path / "a")
     assert caplog.text.count("does not say where its axes point: it is taken as it is stored") == 1
@@ -455,13 +452,12 @@ def test_files_without_orientation_are_left_alone(
 @pytest.mark.parametrize("depth", [1, 2])
 def test_pictures_and_videos_are_left_alone(
     video_dataset: Callable[..., Path],
-    intensity: ModuleType,
     tmp_path: Path,
     depth: int,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     raw = video_dataset(sequences=1, frames=depth, colour=False)
-    predictor = intensity.make_predictor(raw, spacing=(1.0, 1.0, 1.0))
+    predictor = intensity_model.make_predictor(raw, spacing=(1.0, 1.0, 1.0))
     for axes in ("RIP", None):
         outcome = predict_folder(by_place(predictor, axes=axes), raw / "imagesTr", tmp_path / f"{axes}")
         assert outcome.predicted == ("clip0",)
@@ -469,31 +465,27 @@ def test_pictures_and_videos_are_left_alone(
         assert frame.read_bytes() == (tmp_path / "RIP" / frame.name).read_bytes()
 
 
-def test_arrays_with_a_grid_are_turned_and_those_with_a_spacing_are_not(
-    intensity: ModuleType, raw: Path, images: Path
-) -> None:
-    predictor = by_place(intensity.make_predictor(raw))
+def test_arrays_with_a_grid_are_turned_and_those_with_a_spacing_are_not(raw: Path, images: Path) -> None:
+    predictor = by_place(intensity_model.make_predictor(raw))
     results = {}
     for code in ("LPS", *CODES[::5]):
         image, geometry = read_image(images / f"{code}_0000.nii.gz")
         both = np.concatenate([image, image])
         results[code] = turned_back(predictor.predict_array(both, geometry).labels, code)
         spaced = predictor.predict_array(both, geometry.spacing).labels
-        alone = by_place(intensity.make_predictor(raw), axes=None).predict_array(both, geometry).labels
+        alone = by_place(intensity_model.make_predictor(raw), axes=None).predict_array(both, geometry).labels
         np.testing.assert_array_equal(spaced, alone)
         np.testing.assert_array_equal(results[code], results["LPS"])
 
 
 @pytest.mark.parametrize("code", ["LPS", "LSA", "PIR", "RAS"])
-def test_dicom_is_turned_as_nifti(
-    intensity: ModuleType, raw_dataset: Callable[..., Path], dicom_files: ModuleType, tmp_path: Path, code: str
-) -> None:
+def test_dicom_is_turned_as_nifti(raw_dataset: Callable[..., Path], tmp_path: Path, code: str) -> None:
     raw = raw_dataset(cases=1, shape=(6, 12, 10), oblique=False)
     turn_file(raw / "imagesTr" / f"{CASE}_0000.nii.gz", tmp_path / "turned.nii.gz", code)
     image, geometry = read_image(tmp_path / "turned.nii.gz")
     values = np.rint(image[0]).astype(np.int16)
     dicom_files.write_series(tmp_path / "dicom" / CASE, values, geometry)
-    predictor = by_place(intensity.make_predictor(raw), axes="LPS")
+    predictor = by_place(intensity_model.make_predictor(raw), axes="LPS")
     outcome = predict_folder(predictor, tmp_path / "dicom", tmp_path / "out", output_format=".nii.gz")
     assert not outcome.problems
     straight, grid = read_image(raw / "imagesTr" / f"{CASE}_0000.nii.gz")
@@ -503,11 +495,11 @@ def test_dicom_is_turned_as_nifti(
     np.testing.assert_array_equal(turned_back(labels, code), expected)
 
 
-def test_one_slice(intensity: ModuleType, raw_dataset: Callable[..., Path], tmp_path: Path) -> None:
+def test_one_slice(raw_dataset: Callable[..., Path], tmp_path: Path) -> None:
     raw = raw_dataset(cases=1, shape=(1, 14, 11), oblique=False)
     for code in CODES:
         turn_file(raw / "imagesTr" / f"{CASE}_0000.nii.gz", tmp_path / "in" / f"{code}_0000.nii.gz", code)
-    predict_folder(by_place(intensity.make_predictor(raw)), tmp_path / "in", tmp_path / "out")
+    predict_folder(by_place(intensity_model.make_predictor(raw)), tmp_path / "in", tmp_path / "out")
     check(tmp_path / "out", tmp_path / "in")
 
 
@@ -544,7 +536,7 @@ def test_postprocessing(raw: Path, tmp_path: Path, rule: Literal["keep_largest",
 
 
 def test_slices_between_the_bodys_planes_stay_slices(
-    raw_dataset: Callable[..., Path], raw_data: ModuleType, paths: Paths, caplog: pytest.LogCaptureFixture
+    raw_dataset: Callable[..., Path], paths: Paths, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As short-axis views of hearts, which lean differently from patient to patient: some lie nearer to another plane."""
     raw = raw_dataset(cases=3, shape=(5, 14, 11), spacing=(8.0, 1.0, 1.0), oblique=False)

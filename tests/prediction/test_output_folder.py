@@ -4,20 +4,20 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from masam_auto.core.errors import DatasetError, OutputError
 from masam_auto.prediction.predict import Predictor
 from masam_auto.prediction.predict_folder import predict_folder
+from tests import intensity_model
 
 Make = Callable[..., Path]
 
 
-def test_outputs_never_go_among_the_inputs(intensity: ModuleType, raw_dataset: Make, tmp_path: Path) -> None:
+def test_outputs_never_go_among_the_inputs(raw_dataset: Make, tmp_path: Path) -> None:
     raw = raw_dataset(cases=1)
-    predictor = intensity.make_predictor(raw)
+    predictor = intensity_model.make_predictor(raw)
     with pytest.raises(OutputError, match="output folder is the input folder"):
         predict_folder(predictor, raw / "imagesTr", raw / "imagesTr" / ".." / "imagesTr")
     with pytest.raises(OutputError, match="is a file"):
@@ -40,7 +40,7 @@ def test_outputs_never_go_among_the_inputs(intensity: ModuleType, raw_dataset: M
         predict_folder(predictor, empty, tmp_path / "out")
 
 
-def test_images_are_not_replaced_through_links(intensity: ModuleType, raw_dataset: Make, tmp_path: Path) -> None:
+def test_images_are_not_replaced_through_links(raw_dataset: Make, tmp_path: Path) -> None:
     raw = raw_dataset(cases=1)
     real, links = tmp_path / "real", tmp_path / "links"
     real.mkdir()
@@ -50,11 +50,11 @@ def test_images_are_not_replaced_through_links(intensity: ModuleType, raw_datase
     before = image.read_bytes()
     (links / image.name).symlink_to(image)
     with pytest.raises(OutputError, match=r"mine.nii.gz is one of the images. Choose another output folder"):
-        predict_folder(intensity.make_predictor(raw), links, real, overwrite=True)
+        predict_folder(intensity_model.make_predictor(raw), links, real, overwrite=True)
     linked = tmp_path / "linked"
     linked.symlink_to(real, target_is_directory=True)
     with pytest.raises(OutputError, match="the output folder is the input folder"):
-        predict_folder(intensity.make_predictor(raw), linked, real, overwrite=True)
+        predict_folder(intensity_model.make_predictor(raw), linked, real, overwrite=True)
     assert image.read_bytes() == before and [path.name for path in real.iterdir()] == ["mine.nii.gz"]
 
 
@@ -84,11 +84,11 @@ def other_data_set(predictor: Predictor) -> Predictor:
 )
 @pytest.mark.parametrize("options", [{}, {"continue_prediction": True}])
 def test_predictions_of_two_models_do_not_mix(
-    intensity: ModuleType, raw_dataset: Make, tmp_path: Path, change: Callable[[Predictor], Predictor], message: str,
+    raw_dataset: Make, tmp_path: Path, change: Callable[[Predictor], Predictor], message: str,
     options: dict[str, bool],
 ) -> None:  # fmt: skip
     raw, out = raw_dataset(cases=2), tmp_path / "out"
-    first = intensity.make_predictor(raw)
+    first = intensity_model.make_predictor(raw)
     predict_folder(first, raw / "imagesTr", out, only=["case_000"])
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(OutputError, match=message):
@@ -99,9 +99,9 @@ def test_predictions_of_two_models_do_not_mix(
         predict_folder(first, raw / "imagesTr", out, continue_prediction=True)
 
 
-def test_a_model_goes_on_in_its_own_folder(intensity: ModuleType, raw_dataset: Make, tmp_path: Path) -> None:
+def test_a_model_goes_on_in_its_own_folder(raw_dataset: Make, tmp_path: Path) -> None:
     raw, out = raw_dataset(cases=2), tmp_path / "out"
-    predictor = other_configuration(intensity.make_predictor(raw))
+    predictor = other_configuration(intensity_model.make_predictor(raw))
     predict_folder(predictor, raw / "imagesTr", out, only=["case_000"])
     found = json.loads((out / "plan.json").read_text())
     assert found["default_configuration"] == "other"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from masam_auto.core.selection import SelectedModel, Selection
 from masam_auto.formats.io import read_geometry, read_image, read_labels
 from masam_auto.prediction import predict
 from masam_auto.prediction.predict import Input, Predictor, combine, load_selection
+from tests import intensity_model
 
 
 def dice(prediction: np.ndarray, reference: np.ndarray, value: int) -> float:
@@ -28,9 +29,9 @@ def dice(prediction: np.ndarray, reference: np.ndarray, value: int) -> float:
     return 2 * both / ((prediction == value).sum() + (reference == value).sum())
 
 
-def test_arrays_in_memory(intensity: ModuleType, raw_dataset: Callable[..., Path]) -> None:
+def test_arrays_in_memory(raw_dataset: Callable[..., Path]) -> None:
     raw = raw_dataset(cases=1)
-    predictor = intensity.make_predictor(raw)
+    predictor = intensity_model.make_predictor(raw)
     image, geometry = read_image(raw / "imagesTr" / "case_000_0000.nii.gz")
     before = image.copy()
     found = predictor.predict_array(image, geometry)
@@ -61,16 +62,16 @@ def test_arrays_in_memory(intensity: ModuleType, raw_dataset: Callable[..., Path
             predictor.predict_array(image, geometry)
 
 
-def test_nothing_given(intensity: ModuleType, raw_dataset: Callable[..., Path]) -> None:
+def test_nothing_given(raw_dataset: Callable[..., Path]) -> None:
     with pytest.raises(ModelError, match="no model is given"):
         Predictor.from_folder([], "cpu")
     with pytest.raises(DatasetError, match="no file of the image is given"):
-        intensity.make_predictor(raw_dataset(cases=1)).predict_files([])
+        intensity_model.make_predictor(raw_dataset(cases=1)).predict_files([])
 
 
-def test_labels_probabilities_or_both(intensity: ModuleType, raw_dataset: Callable[..., Path]) -> None:
+def test_labels_probabilities_or_both(raw_dataset: Callable[..., Path]) -> None:
     raw = raw_dataset(cases=1)
-    predictor = intensity.make_predictor(raw, axis_order=(1, 2, 0), spacing=(1.0, 0.8, 3.0))
+    predictor = intensity_model.make_predictor(raw, axis_order=(1, 2, 0), spacing=(1.0, 0.8, 3.0))
     image, geometry = read_image(raw / "imagesTr" / "case_000_0000.nii.gz")
     labels = predictor.predict_array(image, geometry).labels
     both = predictor.predict_array(image, geometry, returned="both")
@@ -85,18 +86,18 @@ def test_labels_probabilities_or_both(intensity: ModuleType, raw_dataset: Callab
     np.testing.assert_array_equal(values.argmax(axis=0), inside)
 
 
-def test_a_picture_in_memory(intensity: ModuleType, video_dataset: Callable[..., Path]) -> None:
+def test_a_picture_in_memory(video_dataset: Callable[..., Path]) -> None:
     raw = video_dataset(sequences=1, frames=1, colour=False)
-    predictor = intensity.make_predictor(raw, spacing=(1.0, 1.0, 1.0))
+    predictor = intensity_model.make_predictor(raw, spacing=(1.0, 1.0, 1.0))
     image, geometry = read_image(raw / "imagesTr" / "clip0_frame000_0000.png")
     found = predictor.predict_array(image[:, 0], (1.0, 1.0))
     assert found.geometry.shape == geometry.shape and found.geometry.dimensions == 2
     np.testing.assert_array_equal(found.labels, predictor.predict_array(image, geometry).labels)
 
 
-def test_files_and_iterators_are_read_when_asked_for(intensity: ModuleType, raw_dataset: Callable[..., Path]) -> None:
+def test_files_and_iterators_are_read_when_asked_for(raw_dataset: Callable[..., Path]) -> None:
     raw = raw_dataset(cases=3, channels=2)
-    predictor = intensity.make_predictor(raw)
+    predictor = intensity_model.make_predictor(raw)
     channels = [raw / "imagesTr" / f"case_001_{c:04d}.nii.gz" for c in range(2)]
     image = np.concatenate([read_image(file)[0] for file in channels])
     expected = predictor.predict_array(image, read_geometry(channels[0])).labels
@@ -120,10 +121,10 @@ def test_files_and_iterators_are_read_when_asked_for(intensity: ModuleType, raw_
         predictor.predict_files(raw / "imagesTr")
 
 
-def test_several_threads_may_use_one_predictor(intensity: ModuleType, raw_dataset: Callable[..., Path]) -> None:
+def test_several_threads_may_use_one_predictor(raw_dataset: Callable[..., Path]) -> None:
     raw = raw_dataset(cases=4)
-    predictor = intensity.make_predictor(raw, spacing=(2.0, 0.9, 0.9))
-    predictor = combine([predictor, intensity.make_predictor(raw, axis_order=(1, 2, 0), spacing=(1.0, 0.8, 3.0))])
+    predictor = intensity_model.make_predictor(raw, spacing=(2.0, 0.9, 0.9))
+    predictor = combine([predictor, intensity_model.make_predictor(raw, axis_order=(1, 2, 0), spacing=(1.0, 0.8, 3.0))])
     files = sorted((raw / "imagesTr").glob("*.nii.gz"))
     alone = [predictor.predict_files(file).labels for file in files]
     with ThreadPoolExecutor(4) as pool:
@@ -132,8 +133,8 @@ def test_several_threads_may_use_one_predictor(intensity: ModuleType, raw_datase
         np.testing.assert_array_equal(found, expected)
 
 
-def test_how_to_predict_can_be_changed(intensity: ModuleType, raw_dataset: Callable[..., Path]) -> None:
-    predictor = intensity.make_predictor(raw_dataset(cases=1))
+def test_how_to_predict_can_be_changed(raw_dataset: Callable[..., Path]) -> None:
+    predictor = intensity_model.make_predictor(raw_dataset(cases=1))
     (member,) = predictor.changed(step_size=0.5, mirror=False).members
     inference = member.plan.inference
     assert (inference.depth, inference.slice_stride, inference.tile_overlap) == ("windows", 2, 0.5)  # windows of 3
@@ -147,11 +148,11 @@ def test_how_to_predict_can_be_changed(intensity: ModuleType, raw_dataset: Calla
             predictor.changed(step_size=step_size)
 
 
-def test_an_ensemble_averages_its_members(intensity: ModuleType, raw_dataset: Callable[..., Path]) -> None:
+def test_an_ensemble_averages_its_members(raw_dataset: Callable[..., Path]) -> None:
     raw = raw_dataset(cases=1)
     image, geometry = read_image(raw / "imagesTr" / "case_000_0000.nii.gz")
-    one = intensity.make_predictor(raw, spacing=(2.0, 0.9, 0.9))
-    other = intensity.make_predictor(raw, spacing=(1.0, 0.8, 3.0), axis_order=(1, 2, 0))
+    one = intensity_model.make_predictor(raw, spacing=(2.0, 0.9, 0.9))
+    other = intensity_model.make_predictor(raw, spacing=(1.0, 0.8, 3.0), axis_order=(1, 2, 0))
     apart = [p.predict_array(image, geometry, returned="probabilities").probabilities for p in (one, other)]
     found = combine([one, other]).predict_array(image, geometry, returned="both")
     assert found.probabilities is not None and apart[0] is not None and apart[1] is not None
@@ -163,8 +164,8 @@ def test_an_ensemble_averages_its_members(intensity: ModuleType, raw_dataset: Ca
         combine([one, other]).predict_array(image, geometry, boxes=[box])
 
 
-def test_models_of_other_data_are_not_averaged(intensity: ModuleType, raw_dataset: Callable[..., Path]) -> None:
-    one = intensity.make_predictor(raw_dataset(cases=1))
+def test_models_of_other_data_are_not_averaged(raw_dataset: Callable[..., Path]) -> None:
+    one = intensity_model.make_predictor(raw_dataset(cases=1))
     renamed = replace(one.description, labels=parse_labels({"background": 0, "other": 1, "b": 2}, None))
     with pytest.raises(ModelError, match=r"masam__axis0 and masam__axis0 cannot be averaged: .* other labels"):
         combine([one, replace(one, description=renamed)])
@@ -173,11 +174,11 @@ def test_models_of_other_data_are_not_averaged(intensity: ModuleType, raw_datase
         combine([one, replace(one, description=two)])
 
 
-def test_members_that_preprocess_alike_share_the_image(intensity: ModuleType, raw_dataset: Callable[..., Path]) -> None:
+def test_members_that_preprocess_alike_share_the_image(raw_dataset: Callable[..., Path]) -> None:
     raw = raw_dataset(cases=1)
     image, geometry = read_image(raw / "imagesTr" / "case_000_0000.nii.gz")
-    one = intensity.make_predictor(raw)
-    prepared = combine([one, one, intensity.make_predictor(raw, spacing=(2.0, 0.9, 0.9))]).prepare(
+    one = intensity_model.make_predictor(raw)
+    prepared = combine([one, one, intensity_model.make_predictor(raw, spacing=(2.0, 0.9, 0.9))]).prepare(
         image, geometry, identifier="a"
     )
     assert prepared.images[0] is prepared.images[1]
@@ -185,12 +186,10 @@ def test_members_that_preprocess_alike_share_the_image(intensity: ModuleType, ra
 
 
 @pytest.fixture
-def loaded(
-    intensity: ModuleType, raw_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> list[list[str]]:
+def loaded(raw_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """results/Dataset001_Toy/{masam,other}__axis0 and images in tmp_path; gives the checkpoints that are loaded."""
     raw = raw_dataset(cases=2)
-    made, loaded = intensity.make_predictor(raw), []
+    made, loaded = intensity_model.make_predictor(raw), []
 
     def load_networks(checkpoints: Sequence[Path], *arguments: object, **options: object) -> tuple[nn.Module, ...]:
         loaded.append([f"{path.parents[1].name}/{path.parent.name}/{path.name}" for path in checkpoints])

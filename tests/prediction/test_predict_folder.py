@@ -6,7 +6,6 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import nibabel
@@ -23,6 +22,7 @@ from masam_auto.formats.probability_files import read_probabilities
 from masam_auto.prediction import predict_folder as stage
 from masam_auto.prediction.predict import combine
 from masam_auto.prediction.predict_folder import predict_folder
+from tests import intensity_model
 
 Make = Callable[..., Path]
 
@@ -42,7 +42,6 @@ def names(folder: Path) -> list[str]:
     [((3.0, 1.0, 0.8), (0, 1, 2)), ((1.0, 0.8, 3.0), (1, 2, 0)), ((2.0, 0.9, 0.9), (0, 1, 2))],
 )
 def test_segmentations_lie_on_the_images_grid_and_are_right(
-    intensity: ModuleType,
     raw_dataset: Callable[..., Path],
     tmp_path: Path,
     spacing: tuple[float, float, float],
@@ -50,7 +49,7 @@ def test_segmentations_lie_on_the_images_grid_and_are_right(
 ) -> None:
     raw = raw_dataset(cases=3)
     outcome = predict_folder(
-        intensity.make_predictor(raw, spacing=spacing, axis_order=axis_order), raw / "imagesTr", tmp_path / "out"
+        intensity_model.make_predictor(raw, spacing=spacing, axis_order=axis_order), raw / "imagesTr", tmp_path / "out"
     )
     assert outcome.predicted == ("case_000", "case_001", "case_002")
     assert not outcome.problems
@@ -62,11 +61,9 @@ def test_segmentations_lie_on_the_images_grid_and_are_right(
         assert min(dice(predicted, reference, value) for value in (1, 2)) > (0.99 if spacing[0] != 2.0 else 0.8)
 
 
-def test_videos_give_one_mask_a_frame(
-    intensity: ModuleType, video_dataset: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_videos_give_one_mask_a_frame(video_dataset: Callable[..., Path], tmp_path: Path) -> None:
     raw = video_dataset(sequences=2, frames=4, colour=False)
-    predictor = intensity.make_predictor(raw, spacing=(1.0, 1.0, 1.0))
+    predictor = intensity_model.make_predictor(raw, spacing=(1.0, 1.0, 1.0))
     outcome = predict_folder(predictor, raw / "imagesTr", tmp_path / "out")
     assert outcome.predicted == ("clip0", "clip1")
     masks = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
@@ -77,11 +74,9 @@ def test_videos_give_one_mask_a_frame(
         assert dice(predicted, reference, 1) > 0.95
 
 
-def test_existing_segmentations_are_not_overwritten_unasked(
-    intensity: ModuleType, raw_dataset: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_existing_segmentations_are_not_overwritten_unasked(raw_dataset: Callable[..., Path], tmp_path: Path) -> None:
     raw = raw_dataset(cases=2)
-    predictor, out = intensity.make_predictor(raw), tmp_path / "out"
+    predictor, out = intensity_model.make_predictor(raw), tmp_path / "out"
     predict_folder(predictor, raw / "imagesTr", out)
     (out / "case_001.nii.gz").write_bytes(b"mine")
     with pytest.raises(OutputError, match=r"already holds case_000.nii.gz, case_001.nii.gz. Give --overwrite"):
@@ -98,63 +93,53 @@ def test_existing_segmentations_are_not_overwritten_unasked(
     assert read_labels(out / "case_001.nii.gz")[0].max() == 2
 
 
-def test_a_bad_case_does_not_stop_the_others(
-    intensity: ModuleType, raw_dataset: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_bad_case_does_not_stop_the_others(raw_dataset: Callable[..., Path], tmp_path: Path) -> None:
     raw = raw_dataset(cases=3)
     (raw / "imagesTr" / "case_001_0000.nii.gz").write_bytes(b"not an image")
-    outcome = predict_folder(intensity.make_predictor(raw), raw / "imagesTr", tmp_path / "out")
+    outcome = predict_folder(intensity_model.make_predictor(raw), raw / "imagesTr", tmp_path / "out")
     assert outcome.predicted == ("case_000", "case_002")
     (problem,) = outcome.problems
     assert "case_001" in problem
     assert not (tmp_path / "out" / "case_001.nii.gz").exists()
 
 
-def test_a_name_too_long_for_the_segmentation_fails_alone(
-    intensity: ModuleType, raw_dataset: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_name_too_long_for_the_segmentation_fails_alone(raw_dataset: Callable[..., Path], tmp_path: Path) -> None:
     raw = raw_dataset(cases=2)
     images = tmp_path / "in"
     images.mkdir()
     for name in ("a" * 249, "b"):
         nibabel.save(nibabel.load(raw / "imagesTr/case_000_0000.nii.gz"), images / f"{name}.nii")
-    outcome = predict_folder(intensity.make_predictor(raw), images, tmp_path / "out", output_format=".nii.gz")
+    outcome = predict_folder(intensity_model.make_predictor(raw), images, tmp_path / "out", output_format=".nii.gz")
     assert outcome.predicted == ("b",) and "Rename the case" in outcome.problems[0]
 
 
-def test_wrong_channels_name_the_case(intensity: ModuleType, raw_dataset: Callable[..., Path], tmp_path: Path) -> None:
+def test_wrong_channels_name_the_case(raw_dataset: Callable[..., Path], tmp_path: Path) -> None:
     raw = raw_dataset(cases=2, channels=2)
     (raw / "imagesTr" / "case_001_0001.nii.gz").unlink()
-    outcome = predict_folder(intensity.make_predictor(raw), raw / "imagesTr", tmp_path / "out")
+    outcome = predict_folder(intensity_model.make_predictor(raw), raw / "imagesTr", tmp_path / "out")
     assert outcome.predicted == ("case_000",)
     assert "case_001: has 1 channel" in outcome.problems[0]
 
 
-def test_label_files_in_place_of_images(
-    intensity: ModuleType, raw_dataset: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_label_files_in_place_of_images(raw_dataset: Callable[..., Path], tmp_path: Path) -> None:
     raw = raw_dataset(cases=1)
-    outcome = predict_folder(intensity.make_predictor(raw), raw / "labelsTr", tmp_path / "out")
+    outcome = predict_folder(intensity_model.make_predictor(raw), raw / "labelsTr", tmp_path / "out")
     assert not outcome.predicted
     assert "looks like a segmentation" in outcome.problems[0]
 
 
-def test_the_result_is_that_of_one_case_after_the_other(
-    intensity: ModuleType, raw_dataset: Make, tmp_path: Path
-) -> None:
+def test_the_result_is_that_of_one_case_after_the_other(raw_dataset: Make, tmp_path: Path) -> None:
     raw, out = raw_dataset(cases=7), tmp_path / "out"
-    predictor = intensity.make_predictor(raw, spacing=(2.0, 0.9, 0.9))
+    predictor = intensity_model.make_predictor(raw, spacing=(2.0, 0.9, 0.9))
     assert len(predict_folder(predictor, raw / "imagesTr", out).predicted) == 7
     for case in find_inputs(raw / "imagesTr", predictor.description):
         found, _ = read_labels(out / f"{case.identifier}.nii.gz")
         np.testing.assert_array_equal(found, predictor.predict_files(case.images[0]).labels)
 
 
-def test_probabilities_are_written_beside_and_belong_to_what_is_done(
-    intensity: ModuleType, raw_dataset: Make, tmp_path: Path
-) -> None:
+def test_probabilities_are_written_beside_and_belong_to_what_is_done(raw_dataset: Make, tmp_path: Path) -> None:
     raw, out = raw_dataset(cases=2), tmp_path / "out"
-    predictor = intensity.make_predictor(raw)
+    predictor = intensity_model.make_predictor(raw)
     predict_folder(predictor, raw / "imagesTr", out, save_probabilities=True)
     assert names(out) == [f"case_{i:03d}.{ending}" for i in range(2) for ending in ("nii.gz", "npz")]
     found = read_probabilities(out / "case_000.npz")
@@ -171,22 +156,24 @@ def test_probabilities_are_written_beside_and_belong_to_what_is_done(
 
 
 def test_boxes_and_probabilities_exclude_each_other(
-    intensity: ModuleType, raw_dataset: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    raw_dataset: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = raw_dataset(cases=1)
     monkeypatch.setattr(stage, "check_takes_boxes", lambda members: None)
     boxes = {"case_000": [VoxelBox(box=((0, 3), (0, 9), (0, 9)))]}
     with pytest.raises(ModelError, match=r"Leave out --boxes or --save_probabilities"):
         predict_folder(
-            intensity.make_predictor(raw), raw / "imagesTr", tmp_path / "out", boxes=boxes, save_probabilities=True
+            intensity_model.make_predictor(raw),
+            raw / "imagesTr",
+            tmp_path / "out",
+            boxes=boxes,
+            save_probabilities=True,
         )
 
 
-def test_parts_are_disjoint_and_complete_and_look_at_their_own_files_only(
-    intensity: ModuleType, raw_dataset: Make, tmp_path: Path
-) -> None:
+def test_parts_are_disjoint_and_complete_and_look_at_their_own_files_only(raw_dataset: Make, tmp_path: Path) -> None:
     raw, out = raw_dataset(cases=5), tmp_path / "out"
-    predictor = intensity.make_predictor(raw)
+    predictor = intensity_model.make_predictor(raw)
     parts = [predict_folder(predictor, raw / "imagesTr", out, part=(k, 3)).predicted for k in range(3)]
     assert parts == [("case_000", "case_003"), ("case_001", "case_004"), ("case_002",)]
     with pytest.raises(OutputError, match=r"already holds case_002.nii.gz\. Give"):
@@ -212,7 +199,6 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str, failures: dict[str, list
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"),
                                    RuntimeError("DefaultCPUAllocator: can't allocate memory")])  # fmt: skip
 def test_a_case_that_ran_out_of_memory_is_done_at_the_end_alone(
-    intensity: ModuleType,
     raw_dataset: Make,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -221,7 +207,7 @@ def test_a_case_that_ran_out_of_memory_is_done_at_the_end_alone(
 ) -> None:
     raw = raw_dataset(cases=4)
     calls = failing(monkeypatch, step, {"case_001": [error], "case_002": [error, error]})
-    outcome = predict_folder(intensity.make_predictor(raw), raw / "imagesTr", tmp_path / "out")
+    outcome = predict_folder(intensity_model.make_predictor(raw), raw / "imagesTr", tmp_path / "out")
     assert outcome.predicted == ("case_000", "case_001", "case_003")
     assert outcome.problems[0].startswith(
         "case case_002: not enough memory, even with no other case beside it. Predict"
@@ -231,10 +217,10 @@ def test_a_case_that_ran_out_of_memory_is_done_at_the_end_alone(
 
 
 def test_what_filled_the_memory_is_let_go_of(
-    intensity: ModuleType, raw_dataset: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    raw_dataset: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = raw_dataset(cases=2)
-    predictor, held = intensity.make_predictor(raw), list[weakref.ref]()
+    predictor, held = intensity_model.make_predictor(raw), list[weakref.ref]()
     segment = type(predictor).segment
 
     def fill(self: Any, prepared: Any, *arguments: Any, **options: Any) -> np.ndarray:
@@ -251,13 +237,11 @@ def test_what_filled_the_memory_is_let_go_of(
     assert len(held) == 2
 
 
-def test_a_bug_ends_it_and_names_the_case(
-    intensity: ModuleType, raw_dataset: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_ends_it_and_names_the_case(raw_dataset: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = raw_dataset(cases=3)
     failing(monkeypatch, "place_boxes", {"case_001": [KeyError("bug")]})
     with pytest.raises(KeyError) as raised:
-        predict_folder(intensity.make_predictor(raw), raw / "imagesTr", tmp_path / "out")
+        predict_folder(intensity_model.make_predictor(raw), raw / "imagesTr", tmp_path / "out")
     assert raised.value.__notes__ == ["This happened with case case_001."]
     assert "case_000.nii.gz" in names(tmp_path / "out")
 
@@ -265,7 +249,6 @@ def test_a_bug_ends_it_and_names_the_case(
 @pytest.mark.parametrize("save_probabilities", [False, True])
 @pytest.mark.parametrize("error", [OutputError("the disk is full"), KeyboardInterrupt()])
 def test_an_end_before_the_end_keeps_whole_files_only(
-    intensity: ModuleType,
     raw_dataset: Make,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -273,7 +256,7 @@ def test_an_end_before_the_end_keeps_whole_files_only(
     save_probabilities: bool,
 ) -> None:
     raw, threads = raw_dataset(cases=9), threading.active_count()
-    predictor = intensity.make_predictor(raw)
+    predictor = intensity_model.make_predictor(raw)
     segment, made = type(predictor).segment, list[Any]()
 
     def interrupted(self: Any, *arguments: Any, **options: Any) -> np.ndarray:
@@ -291,10 +274,10 @@ def test_an_end_before_the_end_keeps_whole_files_only(
 
 
 def test_how_much_is_read_ahead_depends_on_the_free_memory(
-    intensity: ModuleType, raw_dataset: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    raw_dataset: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = raw_dataset(cases=6)
-    predictor = intensity.make_predictor(raw)
+    predictor = intensity_model.make_predictor(raw)
     read, written, ahead = list[str](), list[str](), list[int]()
     read_case, write_segmentation = stage.read_case, stage.write_segmentation
 
@@ -314,10 +297,10 @@ def test_how_much_is_read_ahead_depends_on_the_free_memory(
     assert ahead == [1] * 6, "one at a time, where there is no memory for two"
 
 
-def test_the_estimate_counts_each_way_to_preprocess_once(intensity: ModuleType, raw_dataset: Make) -> None:
+def test_the_estimate_counts_each_way_to_preprocess_once(raw_dataset: Make) -> None:
     raw = raw_dataset(cases=1)
-    (case,) = find_inputs(raw / "imagesTr", intensity.make_predictor(raw).description)
-    one, other = (intensity.make_predictor(raw, axis_order=order) for order in ((0, 1, 2), (1, 2, 0)))
+    (case,) = find_inputs(raw / "imagesTr", intensity_model.make_predictor(raw).description)
+    one, other = (intensity_model.make_predictor(raw, axis_order=order) for order in ((0, 1, 2), (1, 2, 0)))
     alone, alike, apart = (
         stage._memory_estimate(combine(predictors))(case) for predictors in ([one], [one, one], [one, other])
     )
@@ -328,11 +311,9 @@ def test_the_estimate_counts_each_way_to_preprocess_once(intensity: ModuleType, 
     assert apart >= 4 * 2 * voxels + sum(image.nbytes for image in prepared.images)  # type: ignore[attr-defined]
 
 
-def test_one_command_at_a_time_predicts_into_a_folder(
-    intensity: ModuleType, raw_dataset: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_one_command_at_a_time_predicts_into_a_folder(raw_dataset: Callable[..., Path], tmp_path: Path) -> None:
     raw = raw_dataset(cases=2)
-    predictor, out = intensity.make_predictor(raw), tmp_path / "out"
+    predictor, out = intensity_model.make_predictor(raw), tmp_path / "out"
     with claimed(out, "prediction"):
         with pytest.raises(OutputError, match="another process works on prediction there"):
             predict_folder(predictor, raw / "imagesTr", out)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,19 +11,20 @@ from masam_auto.core.geometry import Geometry
 from masam_auto.formats.io import read_labels, write_labels
 from masam_auto.prediction.predict import Predictor
 from masam_auto.prediction.predict_folder import predict_folder
+from tests import dicom_files, intensity_model, raw_data
 
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
 
 
 @pytest.fixture
-def predictor_for(tmp_path: Path, raw_data: ModuleType, intensity: ModuleType) -> Callable[..., Predictor]:
+def predictor_for(tmp_path: Path) -> Callable[..., Predictor]:
     """Factory: `predictor_for(".png", spacing)` reads classes off the grey values of files of this ending."""
 
     def make(ending: str, spacing: tuple[float, float, float]) -> Predictor:
         root = tmp_path / "Dataset001_Toy"
         root.mkdir()
         raw_data.write_description(root, {"channel_names": {"0": "c"}, "labels": LABELS, "file_ending": ending})
-        return intensity.make_predictor(root, spacing=spacing)
+        return intensity_model.make_predictor(root, spacing=spacing)
 
     return make
 
@@ -47,8 +47,6 @@ def paint(classes: np.ndarray) -> np.ndarray:
 def test_dicom_is_segmented_as_nifti(
     tmp_path: Path,
     predictor_for: Callable[..., Predictor],
-    dicom_files: ModuleType,
-    raw_data: ModuleType,
     order: tuple[int, ...],
 ) -> None:
     matrix = np.reshape(raw_data.oblique_direction(), (3, 3))
@@ -72,7 +70,7 @@ def test_dicom_is_segmented_as_nifti(
 
 
 def test_seg_by_default_and_a_bad_series_among_good(
-    tmp_path: Path, predictor_for: Callable[..., Predictor], dicom_files: ModuleType, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, predictor_for: Callable[..., Predictor], caplog: pytest.LogCaptureFixture
 ) -> None:
     highdicom = pytest.importorskip("highdicom", reason="the optional library highdicom is not installed")
     grid = Geometry(shape=(7, 12, 11), spacing=(3.0, 1.0, 1.0))

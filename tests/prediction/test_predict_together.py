@@ -35,12 +35,11 @@ def settings(raw_dataset: Callable[..., Path], tmp_path: Path) -> Callable[..., 
 
 
 def environment() -> dict[str, str]:
-    path = os.pathsep.join([str(ROOT), str(RANK.parent)])
-    return dict(os.environ) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return dict(os.environ) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
 def launch(settings: Path) -> int:
-    return launch_for_cases("predicting_rank", [str(settings)], environment(), processes=2)
+    return launch_for_cases("tests.predicting_rank", [str(settings)], environment(), processes=2)
 
 
 def written(folder: Path) -> list[str]:

@@ -2,7 +2,6 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -27,7 +26,7 @@ def test_description_origin_and_folds_are_laid_down(raw_dataset: Callable[..., P
 
 
 def test_folds_that_are_there_stay_and_late_cases_are_announced(
-    raw_dataset: Callable[..., Path], raw_data: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    raw_dataset: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:  # fmt: skip
     raw = raw_dataset(cases=3)
     path = tmp_path / "pre" / "splits.json"
@@ -43,7 +42,7 @@ def test_folds_that_are_there_stay_and_late_cases_are_announced(
 
 
 def test_folds_of_the_raw_folder_are_taken(
-    raw_dataset: Callable[..., Path], raw_data: ModuleType, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    raw_dataset: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:  # fmt: skip
     raw = raw_dataset(cases=3)
     given = raw / "splits.json"

@@ -12,6 +12,7 @@ from masam_auto.core.geometry import Geometry
 from masam_auto.core.paths import Paths
 from masam_auto.formats.io import read_case, read_case_labels
 from masam_auto.preprocessing.fingerprint import extract_fingerprint, measure_case, read_fingerprint, write_fingerprint
+from tests import raw_data
 
 
 def opened(folder):
@@ -152,7 +153,7 @@ def test_cases_without_foreground_add_no_intensities_but_none_at_all_is_refused(
         extract_fingerprint(unlabelled, workers=0)
 
 
-def test_a_class_that_no_case_holds_is_named(raw_dataset, raw_data, caplog):
+def test_a_class_that_no_case_holds_is_named(raw_dataset, caplog):
     folder = raw_dataset(cases=2, labels=1)
     labels = {"background": 0, "tumour": 1, "vessel": 2}
     raw_data.change_description(folder, labels=labels)
@@ -161,7 +162,7 @@ def test_a_class_that_no_case_holds_is_named(raw_dataset, raw_data, caplog):
     assert fingerprint.class_names == ("tumour", "vessel") and set(fingerprint.classes) == {"tumour"}
 
 
-def test_a_data_set_of_empty_labels_is_refused(raw_dataset, raw_data):
+def test_a_data_set_of_empty_labels_is_refused(raw_dataset):
     folder = raw_dataset(cases=2, labels=1, oblique=False, spacing=(3.0, 1.0, 0.8))
     for path in sorted((folder / "labelsTr").iterdir()):
         size = (6 + int(path.name[5:8]) % 2, 16, 14)
@@ -170,7 +171,7 @@ def test_a_data_set_of_empty_labels_is_refused(raw_dataset, raw_data):
         extract_fingerprint(opened(folder), workers=0)
 
 
-def test_labels_of_another_shape_are_refused_by_name(raw_dataset, raw_data):
+def test_labels_of_another_shape_are_refused_by_name(raw_dataset):
     folder = raw_dataset(cases=2, oblique=False, spacing=(3.0, 1.0, 0.8))
     wrong = np.ones((6, 9, 14), np.uint8)
     raw_data.write_volume(folder / "labelsTr" / "case_000.nii.gz", wrong, spacing=(3.0, 1.0, 0.8), oblique=False)
@@ -178,7 +179,7 @@ def test_labels_of_another_shape_are_refused_by_name(raw_dataset, raw_data):
         extract_fingerprint(opened(folder), workers=0)
 
 
-def test_voxels_that_are_no_numbers_are_refused_by_name(raw_dataset, raw_data):
+def test_voxels_that_are_no_numbers_are_refused_by_name(raw_dataset):
     folder = raw_dataset(cases=2, oblique=False, spacing=(3.0, 1.0, 0.8))
     image = np.ones((7, 16, 14), np.float32)
     image[3, 4, 5], image[0, 0, 0] = np.nan, np.inf

@@ -4,7 +4,6 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from masam_auto.core.errors import CaseErrors, DatasetError
 from masam_auto.core.paths import Paths
 from masam_auto.preprocessing import verify
 from masam_auto.preprocessing.verify import verify_dataset
+from tests import raw_data
 
 FIRST = "imagesTr/case_000_0000.nii.gz"
 LABEL = "labelsTr/case_000.nii.gz"
@@ -56,7 +56,7 @@ def test_good_video_passes(video_dataset: Callable[..., Path]) -> None:
 
 
 def test_all_bad_cases_are_reported_together_and_the_same_from_workers(
-    raw_dataset: Callable[..., Path], raw_data: ModuleType, monkeypatch: pytest.MonkeyPatch
+    raw_dataset: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = raw_dataset(cases=5)
     broken = folder / FIRST
@@ -89,7 +89,7 @@ def test_all_bad_cases_are_reported_together_and_the_same_from_workers(
     [({"spacing": (3.0, 1.0, 0.9)}, "spacing"), ({"oblique": False, "origin": (-31.5, 12.25, 40.75)}, "direction")],
 )
 def test_labels_and_channels_must_share_the_grid(
-    raw_dataset: Callable[..., Path], raw_data: ModuleType, options: dict[str, object], words: str
+    raw_dataset: Callable[..., Path], options: dict[str, object], words: str
 ) -> None:
     folder = raw_dataset(channels=2)
     for name in (LABEL, "imagesTr/case_000_0001.nii.gz"):
@@ -117,9 +117,7 @@ def test_a_direction_that_moves_no_voxel_by_half_is_a_warning(
             assert "does not lie on the grid of case_000_0000.nii.gz: direction" in problems_of(folder)[0]
 
 
-def test_another_origin_is_a_warning(
-    raw_dataset: Callable[..., Path], raw_data: ModuleType, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_another_origin_is_a_warning(raw_dataset: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
     folder = raw_dataset()
     raw_data.write_volume(folder / LABEL, array_of(folder / LABEL), origin=(0.0, 0.0, 0.0))
     with caplog.at_level(logging.WARNING, "masam_auto"):
@@ -137,7 +135,7 @@ def test_missing_channels(raw_dataset: Callable[..., Path]) -> None:
     )
 
 
-def test_wrongly_numbered_and_too_many_channels(raw_dataset: Callable[..., Path], raw_data: ModuleType) -> None:
+def test_wrongly_numbered_and_too_many_channels(raw_dataset: Callable[..., Path]) -> None:
     folder = raw_dataset()
     (folder / FIRST).rename(folder / "imagesTr/case_000_0001.nii.gz")
     raw_data.write_volume(folder / "imagesTr/case_002_0001.nii.gz", array_of(folder / "imagesTr/case_002_0000.nii.gz"))
@@ -164,7 +162,7 @@ def test_folds_that_do_not_fit_are_found_before_anything_is_measured(raw_dataset
     verify_dataset(opened(folder), workers=0)
 
 
-def test_identifiers_that_differ_by_case_only(raw_dataset: Callable[..., Path], raw_data: ModuleType) -> None:
+def test_identifiers_that_differ_by_case_only(raw_dataset: Callable[..., Path]) -> None:
     folder = raw_dataset()
     raw_data.write_volume(folder / "imagesTr/CASE_000_0000.nii.gz", array_of(folder / FIRST))
     raw_data.write_volume(folder / "labelsTr/CASE_000.nii.gz", array_of(folder / LABEL))
@@ -184,7 +182,7 @@ def test_names_too_long_for_the_files_that_are_made_of_them(raw_dataset: Callabl
 
 
 def test_the_same_image_with_another_ending_is_a_warning(
-    raw_dataset: Callable[..., Path], raw_data: ModuleType, caplog: pytest.LogCaptureFixture
+    raw_dataset: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = raw_dataset()
     raw_data.write_volume(folder / "imagesTr/case_000_0000.mha", array_of(folder / FIRST))
@@ -193,7 +191,7 @@ def test_the_same_image_with_another_ending_is_a_warning(
     assert "case_000_0000.mha: the same image exists as .nii.gz" in caplog.text
 
 
-def test_unreadable_files_of_every_sort(raw_dataset: Callable[..., Path], raw_data: ModuleType) -> None:
+def test_unreadable_files_of_every_sort(raw_dataset: Callable[..., Path]) -> None:
     folder = raw_dataset()
     (folder / FIRST).write_bytes(b"")
     (folder / LABEL).write_bytes(b"no image " * 100)
@@ -209,7 +207,7 @@ def test_unreadable_files_of_every_sort(raw_dataset: Callable[..., Path], raw_da
 
 
 def test_few_cases_and_a_wrong_count_are_warnings(
-    raw_dataset: Callable[..., Path], raw_data: ModuleType, caplog: pytest.LogCaptureFixture
+    raw_dataset: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = raw_dataset(cases=3)
     raw_data.change_description(folder, numTraining=9)
@@ -224,7 +222,7 @@ def test_few_cases_and_a_wrong_count_are_warnings(
 
 
 def test_labels_and_channels_along_other_axes_are_turned_and_a_reorienting_reader_is_not_obeyed(
-    raw_dataset: Callable[..., Path], raw_data: ModuleType, caplog: pytest.LogCaptureFixture
+    raw_dataset: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = raw_dataset(oblique=False, channels=2)
     for name in (LABEL, FIRST.replace("_0000", "_0001")):
@@ -236,9 +234,7 @@ def test_labels_and_channels_along_other_axes_are_turned_and_a_reorienting_reade
     assert "volumes are not turned to RAS here" in caplog.text
 
 
-def test_only_the_first_warnings_are_shown(
-    raw_dataset: Callable[..., Path], raw_data: ModuleType, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_only_the_first_warnings_are_shown(raw_dataset: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
     folder = raw_dataset(cases=13)
     for path in (folder / "labelsTr").iterdir():
         raw_data.write_volume(path, array_of(path), origin=(0.0, 0.0, 0.0))
@@ -247,7 +243,7 @@ def test_only_the_first_warnings_are_shown(
     assert len(caplog.messages) == 11 and "and 3 more like these" in caplog.messages[-1]
 
 
-def test_unknown_reader_and_jpeg_labels(raw_dataset: Callable[..., Path], raw_data: ModuleType) -> None:
+def test_unknown_reader_and_jpeg_labels(raw_dataset: Callable[..., Path]) -> None:
     folder = raw_dataset()
     raw_data.change_description(folder, overwrite_image_reader_writer="MyIO")
     with pytest.raises(DatasetError, match="'MyIO'; known readers"):
@@ -278,7 +274,7 @@ def test_mapping_with_jpeg_images_and_missing_and_repeated_files(raw_dataset: Ca
     assert problems[1].startswith("gone.png: file not found")
 
 
-def test_colours_where_grey_is_declared(video_dataset: Callable[..., Path], raw_data: ModuleType) -> None:
+def test_colours_where_grey_is_declared(video_dataset: Callable[..., Path]) -> None:
     folder = video_dataset(sequences=1, frames=1)
     raw_data.change_description(folder, channel_names={"0": "ultrasound"})
     (problem,) = problems_of(folder)
@@ -301,7 +297,7 @@ def test_frames_of_a_sequence(video_dataset: Callable[..., Path]) -> None:
     assert len(problems) == 2
 
 
-def test_tiff_labels_without_spacing_are_accepted(raw_dataset: Callable[..., Path], raw_data: ModuleType) -> None:
+def test_tiff_labels_without_spacing_are_accepted(raw_dataset: Callable[..., Path]) -> None:
     folder = raw_dataset()
     stack = np.random.default_rng(0).integers(0, 2, (4, 6, 5)).astype(np.uint8)
     sizes = {"PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5, "PhysicalSizeZ": 2.0}

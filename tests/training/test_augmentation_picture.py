@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,12 @@ from masam_auto.training import augmentation_picture as module
 from masam_auto.training.augmentation_picture import draw_augmented_windows, names_of_values
 from masam_auto.training.box_augmentation import BoxDraws
 from masam_auto.training.sampling import CaseStore, Sampling, find_case_files, find_holders, make_window
+from tests import tiny_training as tiny
 
 BOXES = BoxDraws(dropout=0.0, relaxation=(0.0, 0.1), jitter=0.0, ignore=None)
 
 
-def sampling_of(
-    tiny: ModuleType, folder: Path, *, channels: int = 1, boxes: BoxDraws | None = None, **changes: Any
-) -> Sampling:
+def sampling_of(folder: Path, *, channels: int = 1, boxes: BoxDraws | None = None, **changes: Any) -> Sampling:
     configuration = tiny.make_configuration(**changes)
     paths = tiny.write_preprocessed(folder, configuration)
     arrays = paths.configuration_folder(tiny.DATASET, configuration.name)
@@ -42,26 +40,22 @@ def capture(monkeypatch: pytest.MonkeyPatch) -> list[WindowPanel]:
     return seen
 
 
-def draw(tiny: ModuleType, folder: Path, sampling: Sampling) -> None:
+def draw(folder: Path, sampling: Sampling) -> None:
     draw_augmented_windows(folder, sampling, parse_labels(tiny.LABELS, None), title="Toy")
 
 
 @pytest.mark.parametrize(("channels", "window"), [(1, 3), (2, 1), (4, 3)])
-def test_it_is_drawn_for_any_number_of_channels_and_slices(
-    tiny: ModuleType, tmp_path: Path, channels: int, window: int
-) -> None:
-    draw(tiny, tmp_path, sampling_of(tiny, tmp_path / "data", channels=channels, window=window, boxes=BOXES))
+def test_it_is_drawn_for_any_number_of_channels_and_slices(tmp_path: Path, channels: int, window: int) -> None:
+    draw(tmp_path, sampling_of(tmp_path / "data", channels=channels, window=window, boxes=BOXES))
     content = (tmp_path / "augmentation.png").read_bytes()
     assert content.startswith(b"\x89PNG")
     assert len(content) < 2_000_000
 
 
-def test_it_shows_the_middle_slices_of_the_windows_trained_on(
-    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sampling = sampling_of(tiny, tmp_path / "data", channels=3)
+def test_it_shows_the_middle_slices_of_the_windows_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = sampling_of(tmp_path / "data", channels=3)
     panels = capture(monkeypatch)
-    draw(tiny, tmp_path, sampling)
+    draw(tmp_path, sampling)
     store = CaseStore(cases=sampling.cases, memory=0)
     assert len(panels) == module.WINDOWS
     for number, panel in enumerate(panels):
@@ -71,22 +65,22 @@ def test_it_shows_the_middle_slices_of_the_windows_trained_on(
         assert panel.box is None
 
 
-def test_boxes_are_shown_where_there_are_any(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_boxes_are_shown_where_there_are_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     panels = capture(monkeypatch)
-    draw(tiny, tmp_path, sampling_of(tiny, tmp_path / "data", boxes=BOXES))
+    draw(tmp_path, sampling_of(tmp_path / "data", boxes=BOXES))
     assert any(panel.box is not None for panel in panels)
-    draw(tiny, tmp_path, sampling_of(tiny, tmp_path / "data", boxes=replace(BOXES, dropout=1.0)))
+    draw(tmp_path, sampling_of(tmp_path / "data", boxes=replace(BOXES, dropout=1.0)))
     assert all(panel.box is None for panel in panels[module.WINDOWS :])
 
 
 def test_what_cannot_be_drawn_is_a_warning(
-    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*arguments: Any, **more: Any) -> None:
         raise RuntimeError("no fonts\nat all")
 
     monkeypatch.setattr(module, "draw_windows", broken)
-    draw(tiny, tmp_path, sampling_of(tiny, tmp_path / "data"))
+    draw(tmp_path, sampling_of(tmp_path / "data"))
     assert "could not be drawn (no fonts)" in caplog.text
 
 

@@ -6,7 +6,6 @@ import signal
 import struct
 import threading
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -20,11 +19,10 @@ from masam_auto.training import batches as module
 from masam_auto.training.batches import BatchLoader, cache_memory, make_batch, on_device, open_batches
 from masam_auto.training.box_augmentation import BoxDraws
 from masam_auto.training.sampling import CaseStore, Sampling, find_case_files, find_holders
+from tests import tiny_training as tiny
 
 
-def make_loader(
-    tiny: ModuleType, folder: Path, *, first: int = 0, workers: int = 0, boxes: BoxDraws | None = None
-) -> BatchLoader:
+def make_loader(folder: Path, *, first: int = 0, workers: int = 0, boxes: BoxDraws | None = None) -> BatchLoader:
     configuration = tiny.make_configuration()
     paths = tiny.write_preprocessed(folder, configuration)
     cases = find_case_files(paths.configuration_folder(tiny.DATASET, configuration.name), ["a", "b", "c"])
@@ -41,8 +39,8 @@ def make_loader(
     return BatchLoader(store, sampling, share=Share(batches=1, windows=2), per_epoch=4, first=first, workers=workers)
 
 
-def test_batches_have_their_shapes_and_epochs_follow_one_another(tiny: ModuleType, tmp_path: Path) -> None:
-    loader = make_loader(tiny, tmp_path, first=3)
+def test_batches_have_their_shapes_and_epochs_follow_one_another(tmp_path: Path) -> None:
+    loader = make_loader(tmp_path, first=3)
     with open_batches(loader, 0) as batches:
         found = [next(batches) for _ in range(3)]
     assert found[0]["data"].shape == (2, 3, 1, 16, 16)
@@ -53,11 +51,11 @@ def test_batches_have_their_shapes_and_epochs_follow_one_another(tiny: ModuleTyp
         np.testing.assert_array_equal(batch["data"], expected["data"])
 
 
-def test_two_workers_make_the_batches_of_none(tiny: ModuleType, tmp_path: Path) -> None:
+def test_two_workers_make_the_batches_of_none(tmp_path: Path) -> None:
     boxes = BoxDraws(dropout=0.5, relaxation=(0.0, 0.5), jitter=0.1, ignore=None)
-    with open_batches(make_loader(tiny, tmp_path, boxes=boxes), 0) as alone:
+    with open_batches(make_loader(tmp_path, boxes=boxes), 0) as alone:
         expected = [next(alone) for _ in range(5)]
-    with open_batches(make_loader(tiny, tmp_path, workers=2, boxes=boxes), 2) as together:
+    with open_batches(make_loader(tmp_path, workers=2, boxes=boxes), 2) as together:
         for wanted in expected:
             batch = next(together)
             assert batch["boxes"].shape == (2, 3, 4)
@@ -65,24 +63,24 @@ def test_two_workers_make_the_batches_of_none(tiny: ModuleType, tmp_path: Path) 
                 np.testing.assert_array_equal(batch[name], wanted[name])
 
 
-def test_boxes_are_in_the_batch_only_where_the_plan_has_them(tiny: ModuleType, tmp_path: Path) -> None:
-    loader = make_loader(tiny, tmp_path)
+def test_boxes_are_in_the_batch_only_where_the_plan_has_them(tmp_path: Path) -> None:
+    loader = make_loader(tmp_path)
     assert set(make_batch(loader.store, loader.sampling, 0, 0, 2)) == {"data", "target"}
 
 
-def test_a_damaged_case_is_named(tiny: ModuleType, tmp_path: Path) -> None:
-    loader = make_loader(tiny, tmp_path)
+def test_a_damaged_case_is_named(tmp_path: Path) -> None:
+    loader = make_loader(tmp_path)
     for case in loader.sampling.cases:
         case.image.write_bytes(b"no array")
     with pytest.raises(MasamError, match=r"\.b2nd"), open_batches(loader, 0) as batches:
         next(batches)
 
 
-def test_a_bug_brings_its_traceback_and_case(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_brings_its_traceback_and_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("by nought")
 
-    loader = make_loader(tiny, tmp_path)
+    loader = make_loader(tmp_path)
     monkeypatch.setattr("masam_auto.training.sampling.apply_augmentation", broken)
     with pytest.raises(RuntimeError) as caught, open_batches(loader, 0) as batches:
         next(batches)
@@ -99,11 +97,11 @@ def test_a_dead_worker_is_explained() -> None:
         next(module._checked(dying()))
 
 
-def test_want_of_memory_arrives_as_such(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_want_of_memory_arrives_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def hungry(*arguments: object, **options: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    loader = make_loader(tiny, tmp_path)
+    loader = make_loader(tmp_path)
     monkeypatch.setattr("masam_auto.training.sampling.apply_augmentation", hungry)
     with pytest.raises(MemoryError, match="windows") as caught, open_batches(loader, 0) as batches:
         next(batches)
@@ -115,10 +113,10 @@ def children() -> set[int]:
     return {process.pid for process in multiprocessing.active_children() if process.pid is not None}
 
 
-def test_workers_leave_signals_of_the_group_to_the_parent(tiny: ModuleType, tmp_path: Path) -> None:
+def test_workers_leave_signals_of_the_group_to_the_parent(tmp_path: Path) -> None:
     before = children()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    with open_batches(make_loader(tiny, tmp_path, workers=2), 2) as batches:
+    with open_batches(make_loader(tmp_path, workers=2), 2) as batches:
         workers = children() - before
         assert len(workers) == 2
         for pid in workers:
@@ -133,9 +131,7 @@ def test_workers_leave_signals_of_the_group_to_the_parent(tiny: ModuleType, tmp_
 
 # batchgenerators' thread may see the dead worker first
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_half_a_message_of_a_killed_worker_holds_nobody_up(
-    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_a_message_of_a_killed_worker_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[module.MultiThreadedAugmenter] = []
 
     class Recorded(module.MultiThreadedAugmenter):
@@ -148,7 +144,7 @@ def test_half_a_message_of_a_killed_worker_holds_nobody_up(
 
     def consume() -> None:
         try:
-            with open_batches(make_loader(tiny, tmp_path, workers=1), 1) as batches:
+            with open_batches(make_loader(tmp_path, workers=1), 1) as batches:
                 (process,), (pipe,) = made[0]._processes, made[0]._queues
                 process.kill()
                 process.join()

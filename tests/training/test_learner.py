@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -15,19 +14,20 @@ from masam_auto.network.masam import MaSam
 from masam_auto.network.weight_files import load_sam_checkpoint
 from masam_auto.training import learner as module
 from masam_auto.training.learner import new_learner
+from tests import tiny_training as tiny
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def sam(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SamWeights:
+def sam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SamWeights:
     monkeypatch.setitem(ENCODERS, "vit_b", tiny.TINY_SAM)
     tiny.write_sam_file(tmp_path / "vit_b.pth")
     return weights_to_start_from("vit_b", file=None, folder=tmp_path)
 
 
 @pytest.fixture
-def description(tiny: ModuleType, tmp_path: Path) -> DatasetDescription:
+def description(tmp_path: Path) -> DatasetDescription:
     paths = tiny.write_preprocessed(tmp_path, tiny.make_configuration(), cases=2)
     return read_description(paths.preprocessed / tiny.DATASET / "dataset.json", name=tiny.DATASET)
 
@@ -37,7 +37,7 @@ def begin(plan: Plan, description: DatasetDescription, sam: SamWeights | None) -
 
 
 def test_sams_weights_are_where_they_belong_and_the_rest_is_as_without(
-    tiny: ModuleType, sam: SamWeights, description: DatasetDescription
+    sam: SamWeights, description: DatasetDescription
 ) -> None:
     with_sam, without = (begin(tiny.make_sam_plan(), description, given).state_dict() for given in (sam, None))
     state = load_sam_checkpoint(sam.path)
@@ -51,7 +51,7 @@ def test_sams_weights_are_where_they_belong_and_the_rest_is_as_without(
 
 
 def test_frozen_weights_in_bf16_are_sams_rounded_once(
-    tiny: ModuleType, sam: SamWeights, description: DatasetDescription, monkeypatch: pytest.MonkeyPatch
+    sam: SamWeights, description: DatasetDescription, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = tiny.make_sam_plan(tiny.make_configuration(canvas=(32, 48)))
     exact = begin(plan, description, sam)

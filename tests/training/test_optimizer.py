@@ -1,22 +1,21 @@
 """Optimisers: who decays, who is orthogonalised, and that they learn."""
 
-from types import ModuleType
-
 import pytest
 import torch
 
 from masam_auto.core.errors import PlanError
 from masam_auto.core.plan import TrainingPlan
 from masam_auto.training.optimizer import OPTIMIZERS, Muon, build_optimizers, orthogonalise, set_rate
+from tests import tiny_training as tiny
 
 
-def tiny_network(tiny: ModuleType) -> torch.nn.Module:
+def tiny_network() -> torch.nn.Module:
     return tiny.build_tiny(tiny.make_plan().network, canvas=(16, 16), in_channels=1, num_outputs=3)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_everything_that_learns_is_in_one_group(tiny: ModuleType, name: str) -> None:
-    network = tiny_network(tiny)
+def test_everything_that_learns_is_in_one_group(name: str) -> None:
+    network = tiny_network()
     optimizers = build_optimizers(network, TrainingPlan(optimizer=name))
     grouped = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     learning = [p for p in network.parameters() if p.requires_grad]
@@ -24,8 +23,8 @@ def test_everything_that_learns_is_in_one_group(tiny: ModuleType, name: str) -> 
     assert {id(p) for p in grouped} == {id(p) for p in learning}
 
 
-def test_norms_biases_and_tables_do_not_decay(tiny: ModuleType) -> None:
-    network = tiny_network(tiny)
+def test_norms_biases_and_tables_do_not_decay() -> None:
+    network = tiny_network()
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     (optimizer,) = build_optimizers(network, TrainingPlan(weight_decay=0.1))
     kept = [names[id(p)] for g in optimizer.param_groups if not g["weight_decay"] for p in g["params"]]
@@ -37,7 +36,7 @@ def test_norms_biases_and_tables_do_not_decay(tiny: ModuleType) -> None:
     assert any("qkv" in name for name in decayed)
 
 
-def test_muon_takes_matrices_and_leaves_the_first_and_last_layer(tiny: ModuleType) -> None:
+def test_muon_takes_matrices_and_leaves_the_first_and_last_layer() -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 32, 3), torch.nn.Conv2d(32, 32, 3), torch.nn.Conv2d(32, 3, 1))
     first, second = build_optimizers(network, TrainingPlan(optimizer="muon"))
     assert isinstance(first, Muon)
@@ -96,9 +95,9 @@ def test_an_unknown_optimiser_is_refused() -> None:
         build_optimizers(torch.nn.Linear(2, 2), TrainingPlan(optimizer="magic"))
 
 
-def test_adamw_remembers_as_long_as_the_references_and_beside_muon_shorter(tiny: ModuleType) -> None:
+def test_adamw_remembers_as_long_as_the_references_and_beside_muon_shorter() -> None:
     """The reference MA-SAM trains with betas 0.9 and 0.999."""
-    (alone,) = build_optimizers(tiny_network(tiny), TrainingPlan(optimizer="adamw"))
+    (alone,) = build_optimizers(tiny_network(), TrainingPlan(optimizer="adamw"))
     assert {group["betas"] for group in alone.param_groups} == {(0.9, 0.999)}
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 32, 3), torch.nn.Conv2d(32, 32, 3))
     _, beside = build_optimizers(network, TrainingPlan(optimizer="muon"))

@@ -2,7 +2,6 @@
 
 import logging
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -13,14 +12,15 @@ from masam_auto.core.plan import Plan, Speed
 from masam_auto.planning.make_plan import make_plan
 from masam_auto.planning.overrides import override
 from masam_auto.training.training_job import plan_for_budget
+from tests import fingerprints
 
 CPU = torch.device("cpu")
 SPEED = Speed(wall=300_000.0, cpu=200_000.0)
 
 
 @pytest.fixture
-def plan(planning: ModuleType) -> Plan:
-    fingerprint = planning.make_fingerprint(shape=(10, 256, 256), spacing=(10.0, 1.5, 1.5), diameter=42.0)
+def plan() -> Plan:
+    fingerprint = fingerprints.make_fingerprint(shape=(10, 256, 256), spacing=(10.0, 1.5, 1.5), diameter=42.0)
     return make_plan(fingerprint, gpu_memory_gb=0, speed=SPEED)
 
 

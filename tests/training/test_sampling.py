@@ -3,7 +3,6 @@
 import dataclasses
 import pickle
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -24,9 +23,10 @@ from masam_auto.training.sampling import (
     make_window,
     window_generator,
 )
+from tests import tiny_training as tiny
 
 
-def make_sampling(tiny: ModuleType, folder: Path, *, size: tuple[int, int] = (12, 11), **changes: object) -> Sampling:
+def make_sampling(folder: Path, *, size: tuple[int, int] = (12, 11), **changes: object) -> Sampling:
     configuration = changes.pop("configuration", None) or tiny.make_configuration()
     paths = tiny.write_preprocessed(folder, configuration, size=size)
     cases = find_case_files(paths.configuration_folder(tiny.DATASET, configuration.name), ["a", "b", "c"])
@@ -41,8 +41,8 @@ def make_sampling(tiny: ModuleType, folder: Path, *, size: tuple[int, int] = (12
     return dataclasses.replace(sampling, **changes)
 
 
-def test_a_window_depends_on_its_numbers_alone(tiny: ModuleType, tmp_path: Path) -> None:
-    sampling = make_sampling(tiny, tmp_path)
+def test_a_window_depends_on_its_numbers_alone(tmp_path: Path) -> None:
+    sampling = make_sampling(tmp_path)
     store = CaseStore(cases=sampling.cases, memory=1e9)
     fresh = CaseStore(cases=sampling.cases, memory=0)
     for number in (5, 0, 7):  # order and caching do not matter
@@ -53,8 +53,8 @@ def test_a_window_depends_on_its_numbers_alone(tiny: ModuleType, tmp_path: Path)
     assert first[1].shape == (3, 16, 16)
 
 
-def test_no_window_is_drawn_twice(tiny: ModuleType, tmp_path: Path) -> None:
-    sampling = make_sampling(tiny, tmp_path)
+def test_no_window_is_drawn_twice(tmp_path: Path) -> None:
+    sampling = make_sampling(tmp_path)
     store = CaseStore(cases=sampling.cases, memory=1e9)
     seen = set()
     for seed in (3, 4):
@@ -65,8 +65,8 @@ def test_no_window_is_drawn_twice(tiny: ModuleType, tmp_path: Path) -> None:
     assert len(seen) == 2 * 3 * 10
 
 
-def test_foreground_windows_hold_their_class_and_rare_cases_are_found(tiny: ModuleType, tmp_path: Path) -> None:
-    sampling = make_sampling(tiny, tmp_path, size=(60, 50), foreground_fraction=1.0, augmentation=None)
+def test_foreground_windows_hold_their_class_and_rare_cases_are_found(tmp_path: Path) -> None:
+    sampling = make_sampling(tmp_path, size=(60, 50), foreground_fraction=1.0, augmentation=None)
     store = CaseStore(cases=sampling.cases, memory=1e9)
     only_first = dataclasses.replace(sampling, holders={"lesion": (1,)})
     for number in range(20):
@@ -75,9 +75,9 @@ def test_foreground_windows_hold_their_class_and_rare_cases_are_found(tiny: Modu
         assert (labels == 2).any()
 
 
-def test_random_windows_reach_every_slice_and_stay_near_the_volume(tiny: ModuleType, tmp_path: Path) -> None:
+def test_random_windows_reach_every_slice_and_stay_near_the_volume(tmp_path: Path) -> None:
     configuration = tiny.make_configuration(window=5)
-    sampling = make_sampling(tiny, tmp_path, configuration=configuration, foreground_fraction=0.0)
+    sampling = make_sampling(tmp_path, configuration=configuration, foreground_fraction=0.0)
     store = CaseStore(cases=sampling.cases, memory=1e9)
     draws = [draw_window(sampling, store.locations, window_generator(sampling, 0, n)) for n in range(200)]
     starts = [draw.start for draw in draws if draw.case == 0]  # 7 slices
@@ -88,9 +88,9 @@ def test_random_windows_reach_every_slice_and_stay_near_the_volume(tiny: ModuleT
 
 
 @pytest.mark.parametrize("window", [7, 9, 15])
-def test_a_window_longer_than_the_volume_holds_all_of_it(tiny: ModuleType, tmp_path: Path, window: int) -> None:
+def test_a_window_longer_than_the_volume_holds_all_of_it(tmp_path: Path, window: int) -> None:
     configuration = tiny.make_configuration(window=window)
-    sampling = make_sampling(tiny, tmp_path, configuration=configuration)
+    sampling = make_sampling(tmp_path, configuration=configuration)
     store = CaseStore(cases=sampling.cases, memory=1e9)
     for number in range(30):
         draw = draw_window(sampling, store.locations, window_generator(sampling, 0, number))
@@ -100,8 +100,8 @@ def test_a_window_longer_than_the_volume_holds_all_of_it(tiny: ModuleType, tmp_p
             assert set(indices) == set(range(depth))
 
 
-def test_reading_repeats_the_nearest_slice_beyond_the_volume(tiny: ModuleType, tmp_path: Path) -> None:
-    sampling = make_sampling(tiny, tmp_path)
+def test_reading_repeats_the_nearest_slice_beyond_the_volume(tmp_path: Path) -> None:
+    sampling = make_sampling(tmp_path)
     whole = open_array(sampling.cases[0].image)[:]
     for memory in (0, 1e9):
         store = CaseStore(cases=sampling.cases, memory=memory)
@@ -111,14 +111,14 @@ def test_reading_repeats_the_nearest_slice_beyond_the_volume(tiny: ModuleType, t
         np.testing.assert_array_equal(image[:, 0], whole[0, [0, 0, 1]])
 
 
-def test_without_foreground_every_draw_is_random(tiny: ModuleType, tmp_path: Path) -> None:
-    sampling = make_sampling(tiny, tmp_path, holders={}, foreground_fraction=1.0)
+def test_without_foreground_every_draw_is_random(tmp_path: Path) -> None:
+    sampling = make_sampling(tmp_path, holders={}, foreground_fraction=1.0)
     store = CaseStore(cases=sampling.cases, memory=0)
     assert draw_window(sampling, store.locations, np.random.default_rng(0)).case in (0, 1, 2)
 
 
-def test_a_store_travels_without_its_arrays(tiny: ModuleType, tmp_path: Path) -> None:
-    sampling = make_sampling(tiny, tmp_path)
+def test_a_store_travels_without_its_arrays(tmp_path: Path) -> None:
+    sampling = make_sampling(tmp_path)
     store = CaseStore(cases=sampling.cases, memory=1e9)
     empty = len(pickle.dumps(store))
     make_window(store, sampling, 0, 0)
@@ -126,8 +126,8 @@ def test_a_store_travels_without_its_arrays(tiny: ModuleType, tmp_path: Path) ->
     assert len(pickle.dumps(store)) == empty
 
 
-def test_a_missing_file_and_a_failing_case_are_named(tiny: ModuleType, tmp_path: Path) -> None:
-    sampling = make_sampling(tiny, tmp_path)
+def test_a_missing_file_and_a_failing_case_are_named(tmp_path: Path) -> None:
+    sampling = make_sampling(tmp_path)
     with pytest.raises(ImageError, match="absent_seg"):
         find_case_files(sampling.cases[0].image.parent, ["absent"])
     for case in sampling.cases:
@@ -140,8 +140,8 @@ def test_a_missing_file_and_a_failing_case_are_named(tiny: ModuleType, tmp_path:
 BOXES = BoxDraws(dropout=0.5, relaxation=(0.0, 0.5), jitter=0.1, ignore=None)
 
 
-def test_windows_are_the_same_with_and_without_boxes(tiny: ModuleType, tmp_path: Path) -> None:
-    sampling = make_sampling(tiny, tmp_path)
+def test_windows_are_the_same_with_and_without_boxes(tmp_path: Path) -> None:
+    sampling = make_sampling(tmp_path)
     boxed = dataclasses.replace(sampling, boxes=BOXES)
     store = CaseStore(cases=sampling.cases, memory=1e9)
     for number in range(4):
@@ -151,8 +151,8 @@ def test_windows_are_the_same_with_and_without_boxes(tiny: ModuleType, tmp_path:
             assert torch.equal(plain, other)
 
 
-def test_boxes_depend_on_the_windows_numbers_and_lie_on_their_foreground(tiny: ModuleType, tmp_path: Path) -> None:
-    sampling = make_sampling(tiny, tmp_path, foreground_fraction=1.0, boxes=BOXES)
+def test_boxes_depend_on_the_windows_numbers_and_lie_on_their_foreground(tmp_path: Path) -> None:
+    sampling = make_sampling(tmp_path, foreground_fraction=1.0, boxes=BOXES)
     store = CaseStore(cases=sampling.cases, memory=1e9)
     seen, dropped = set(), 0
     for epoch in range(3):

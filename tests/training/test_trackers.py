@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from masam_auto.core.errors import ModelError
 from masam_auto.training import trackers as module
 from masam_auto.training.progress import EpochMetrics
 from masam_auto.training.trackers import SINKS, Run, check_sinks, open_records, values_of
+from tests import tiny_training as tiny
 
 Calls = list[tuple[Any, ...]]
 
@@ -24,7 +25,7 @@ def metrics(epoch: int) -> EpochMetrics:
 
 
 @pytest.fixture
-def run(tiny: ModuleType, tmp_path: Path) -> Callable[..., Run]:
+def run(tmp_path: Path) -> Callable[..., Run]:
     def make(first_epoch: int = 0) -> Run:
         return Run(
             folder=tmp_path, dataset_name="Dataset001_Toy", name="masam__axis0/fold_0", plan=tiny.make_plan(),

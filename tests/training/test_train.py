@@ -6,7 +6,6 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,12 +25,13 @@ from masam_auto.training import train as module
 from masam_auto.training.loss import LOSSES
 from masam_auto.training.train import train_fold
 from masam_auto.training.training_job import Job, TrainingOptions
+from tests import tiny_training as tiny
 
 Train = Callable[..., Path]
 
 
 @pytest.fixture
-def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Train fold 0 of a tiny data set in tmp_path, or in a folder of it; without the picture, unless asked for."""
 
     def run(
@@ -63,7 +63,7 @@ def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) 
     assert different == []
 
 
-def test_it_leaves_all_that_the_design_names(train: Train, tiny: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+def test_it_leaves_all_that_the_design_names(train: Train, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="masam_auto")
     folder = train(picture=True)
     assert folder.name == "fold_0"
@@ -85,7 +85,7 @@ def test_it_leaves_all_that_the_design_names(train: Train, tiny: ModuleType, cap
     assert "epoch 1" in (folder / "training.log").read_text()
 
 
-def test_a_class_is_learned(train: Train, tiny: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_class_is_learned(train: Train, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="masam_auto")
     plan = tiny.make_plan(num_epochs=2, steps_per_epoch=25, learning_rate=2e-2, weight_average=0.9)
     folder = train(plan=plan)
@@ -96,7 +96,7 @@ def test_a_class_is_learned(train: Train, tiny: ModuleType, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_one_seed_gives_one_result_and_another_seed_another(train: Train, tiny: ModuleType, optimizer: str) -> None:
+def test_one_seed_gives_one_result_and_another_seed_another(train: Train, optimizer: str) -> None:
     first = results(train("one", plan=tiny.make_plan(optimizer=optimizer)))
     assert_equal(first, results(train("two", plan=tiny.make_plan(optimizer=optimizer))))
     other = results(train("three", plan=tiny.make_plan(optimizer=optimizer, seed=1)))
@@ -104,9 +104,7 @@ def test_one_seed_gives_one_result_and_another_seed_another(train: Train, tiny: 
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resumed_equals_uninterrupted(
-    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch, optimizer: str
-) -> None:
+def test_resumed_equals_uninterrupted(train: Train, monkeypatch: pytest.MonkeyPatch, optimizer: str) -> None:
     plan = tiny.make_plan(num_epochs=3, steps_per_epoch=2, optimizer=optimizer)
     whole = train("whole", plan=plan)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -121,7 +119,7 @@ def test_resumed_equals_uninterrupted(
     assert losses[0] == losses[1]
 
 
-def test_accumulation_and_tiles_and_all_cases(train: Train, tiny: ModuleType) -> None:
+def test_accumulation_and_tiles_and_all_cases(train: Train) -> None:
     configuration = tiny.make_configuration(accumulation=2, batch_size=1, canvas=(16, 16), magnification=2.0)
     folder = train(plan=tiny.make_plan(configuration, num_epochs=1), fold="all")
     assert folder.name == "fold_all"
@@ -141,7 +139,7 @@ def losses(folder: Path) -> list[tuple[float, float]]:
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_saves_the_very_step(
-    train: Train, tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     tiny.before_step(monkeypatch, 5, lambda: send(number))
     with pytest.raises(Interrupted, match="in epoch 1: all 5 steps are saved; continue with --c") as stopped:
@@ -158,7 +156,7 @@ def test_a_signal_saves_the_very_step(
 
 @pytest.mark.parametrize(("workers", "stops"), [(0, (1, 2, 5)), (2, (5,))])
 def test_resumed_at_any_step_equals_uninterrupted(
-    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch, workers: int, stops: tuple[int, ...]
+    train: Train, monkeypatch: pytest.MonkeyPatch, workers: int, stops: tuple[int, ...]
 ) -> None:
     """With dropout, boxes and accumulation; the last stop is after three steps of the second epoch, before the look."""
     configuration = tiny.make_configuration(batch_size=1, accumulation=2)
@@ -178,7 +176,7 @@ def test_resumed_at_any_step_equals_uninterrupted(
 
 
 def test_a_stop_during_the_look_at_validation_repeats_only_the_look(
-    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+    train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train("whole")
     tiny.before_look(monkeypatch, 1, lambda: send(signal.SIGUSR1))
@@ -191,7 +189,7 @@ def test_a_stop_during_the_look_at_validation_repeats_only_the_look(
 
 
 def test_a_stop_after_the_last_step_of_the_budget_can_be_continued(
-    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+    train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train("whole", budget="4steps")
     tiny.before_step(monkeypatch, 4, send)
@@ -212,9 +210,7 @@ def test_a_stop_before_the_first_step_can_be_continued(train: Train, monkeypatch
     assert_equal(results(whole), results(train("parts", resume=True)))
 
 
-def test_budgets_end_the_training_and_are_remembered(
-    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_budgets_end_the_training_and_are_remembered(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = train(budget="4steps")  # one epoch and a third
     checkpoint = load_checkpoint(folder)
     assert (checkpoint.state.epoch, checkpoint.state.step, checkpoint.state.finished) == (2, 4, True)
@@ -253,7 +249,7 @@ def cpu_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("cpu_of_steps")
-def test_a_budget_of_time_has_epochs_enough_to_choose_from(train: Train, tiny: ModuleType) -> None:
+def test_a_budget_of_time_has_epochs_enough_to_choose_from(train: Train) -> None:
     folder = train(plan=tiny.make_plan(steps_per_epoch=100), budget="64cpus")
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert steps == [*range(3, 61, 3), 64]
@@ -263,7 +259,7 @@ def test_a_budget_of_time_has_epochs_enough_to_choose_from(train: Train, tiny: M
 
 @pytest.mark.usefixtures("cpu_of_steps")
 def test_a_training_by_time_resumed_at_any_step_equals_one_by_steps(
-    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+    train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Shortened epochs leave no window out and show none twice, and neither does an interruption."""
     plan = tiny.make_plan(num_epochs=2, steps_per_epoch=30)
@@ -284,7 +280,7 @@ def test_a_training_by_time_resumed_at_any_step_equals_one_by_steps(
 
 @pytest.mark.usefixtures("cpu_of_steps")
 def test_a_training_by_time_interrupted_while_it_looks_at_validation_goes_on_exactly(
-    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+    train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = tiny.make_plan(num_epochs=2, steps_per_epoch=30)
     whole = train("whole", plan=plan, budget="50cpus")
@@ -294,9 +290,7 @@ def test_a_training_by_time_interrupted_while_it_looks_at_validation_goes_on_exa
     assert_equal(results(whole), results(train("parts", plan=plan, resume=True)))
 
 
-def test_a_state_of_an_older_version_continues_exactly(
-    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_state_of_an_older_version_continues_exactly(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train("whole")
     tiny.before_step(monkeypatch, 5, send)
     with pytest.raises(Interrupted):
@@ -325,7 +319,7 @@ def test_it_refuses_to_overwrite_and_to_continue_nothing(train: Train) -> None:
     assert not (folder / "validation").exists()
 
 
-def test_it_refuses_checkpoints_of_another_plan(train: Train, tiny: ModuleType) -> None:
+def test_it_refuses_checkpoints_of_another_plan(train: Train) -> None:
     train()
     with pytest.raises(ModelError, match="another plan"):
         train(resume=True, plan=tiny.make_plan(num_epochs=5))
@@ -334,16 +328,14 @@ def test_it_refuses_checkpoints_of_another_plan(train: Train, tiny: ModuleType) 
     assert train(fold="all").name == "fold_all"
 
 
-def test_a_damaged_latest_checkpoint_continues_from_the_best(
-    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_damaged_latest_checkpoint_continues_from_the_best(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = train(budget="3steps")
     (folder / LATEST / "training.safetensors").unlink()
     (folder / LATEST / "training.safetensors").write_bytes(b"half")
     assert load_checkpoint(train(resume=True, budget="6steps")).state.step == 6
 
 
-def test_it_refuses_missing_or_other_preprocessed_data(train: Train, tiny: ModuleType, tmp_path: Path) -> None:
+def test_it_refuses_missing_or_other_preprocessed_data(train: Train, tmp_path: Path) -> None:
     paths = tiny.write_preprocessed(tmp_path / "one", tiny.make_configuration())
     plan = tiny.make_plan()
     elsewhere = tiny.make_configuration(name="other")
@@ -361,7 +353,7 @@ def test_it_refuses_missing_or_other_preprocessed_data(train: Train, tiny: Modul
     assert not paths.results.exists()
 
 
-def test_it_refuses_unknown_folds_and_names(train: Train, tiny: ModuleType) -> None:
+def test_it_refuses_unknown_folds_and_names(train: Train) -> None:
     with pytest.raises(PlanError, match="fold 7"):
         train(fold=7)
     with pytest.raises(PlanError, match="budget"):
@@ -374,7 +366,7 @@ def test_it_refuses_unknown_folds_and_names(train: Train, tiny: ModuleType) -> N
 @pytest.mark.parametrize(
     "wrong", [{"loss": "foo"}, {"schedule": "foo"}, {"optimizer": "foo"}, {"canvas": (20, 22)}, {"network": "foo"}]
 )
-def test_an_error_in_the_plan_leaves_the_earlier_training(train: Train, tiny: ModuleType, wrong: dict) -> None:
+def test_an_error_in_the_plan_leaves_the_earlier_training(train: Train, wrong: dict) -> None:
     folder = train()
     before = results(folder)
     if "canvas" in wrong:
@@ -405,7 +397,7 @@ def seen_cases(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], list[st
 
 
 def test_changed_folds_do_not_leak_into_a_training_or_beside_it(
-    train: Train, tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = seen_cases(monkeypatch)
     write = tiny.write_preprocessed
@@ -431,9 +423,7 @@ def test_changed_folds_do_not_leak_into_a_training_or_beside_it(
     assert train(fold=1).name == "fold_1"
 
 
-def test_incomplete_preprocessing_is_not_blamed_on_the_folds(
-    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_incomplete_preprocessing_is_not_blamed_on_the_folds(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     write = tiny.write_preprocessed
 
     def write_less(*arguments: Any) -> Any:
@@ -449,7 +439,7 @@ def test_incomplete_preprocessing_is_not_blamed_on_the_folds(
         assert "Delete" not in str(caught.value)
 
 
-def test_all_takes_cases_that_no_fold_has(train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_takes_cases_that_no_fold_has(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = seen_cases(monkeypatch)
     write = tiny.write_preprocessed
 
@@ -463,9 +453,7 @@ def test_all_takes_cases_that_no_fold_has(train: Train, tiny: ModuleType, monkey
     assert seen == [(["a", "b", "c", "d"],) * 2]
 
 
-def test_a_loss_that_is_no_number_stops_with_a_remedy(
-    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_that_is_no_number_stops_with_a_remedy(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: Any) -> torch.Tensor:
         return torch.tensor(float("nan"), requires_grad=True)
 
@@ -481,7 +469,7 @@ def test_an_unwritable_results_folder_is_one_clear_line(train: Train, tmp_path: 
         train()
 
 
-def test_regions_and_ignore_are_trained(train: Train, tiny: ModuleType, tmp_path: Path) -> None:
+def test_regions_and_ignore_are_trained(train: Train, tmp_path: Path) -> None:
     plan = tiny.make_plan(num_epochs=1)
     paths = tiny.write_preprocessed(tmp_path / "regions", plan.configuration(None))
     labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from masam_auto.network.build import load_trainable_state
 from masam_auto.network.volume import predict_slices
 from masam_auto.training.train import train_fold
 from masam_auto.training.training_job import TrainingOptions
+from tests import tiny_training as tiny
 
 CPU = torch.device("cpu")
 SHAPE = (5, 16, 16)
@@ -41,13 +41,13 @@ def make_twins(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return image[None], labels
 
 
-def make_plan(tiny: ModuleType, **training: Any) -> Plan:
+def make_plan(*training: Any) -> Plan:
     plan = tiny.make_plan(tiny.make_configuration(median_shape=SHAPE), **training)
     return dataclasses.replace(plan, network=dataclasses.replace(plan.network, prompt="box"))
 
 
 @pytest.fixture
-def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Train fold 0 of twelve cases of twins."""
     tiny.without_pictures(monkeypatch)
 
@@ -71,9 +71,9 @@ def dice(logits: torch.Tensor, reference: np.ndarray) -> float:
     return 2 * float((found & (reference > 0)).sum()) / float(found.sum() + (reference > 0).sum())
 
 
-def test_the_box_tells_which_of_two_equal_blobs_is_meant(train: Callable[..., Path], tiny: ModuleType) -> None:
+def test_the_box_tells_which_of_two_equal_blobs_is_meant(train: Callable[..., Path]) -> None:
     still = AugmentationPlan(spatial_probability=0, intensity_probability=0, erasing_probability=0)
-    plan = make_plan(tiny, num_epochs=1, steps_per_epoch=60, learning_rate=2e-2, weight_average=0.9, augmentation=still)
+    plan = make_plan(num_epochs=1, steps_per_epoch=60, learning_rate=2e-2, weight_average=0.9, augmentation=still)
     configuration = plan.configuration(None)
     network = tiny.build_tiny(plan.network, canvas=configuration.canvas, in_channels=1, num_outputs=3)
     load_trainable_state(network, load_checkpoint(train("one", plan)).model, origin="test")
@@ -109,10 +109,8 @@ def test_the_box_tells_which_of_two_equal_blobs_is_meant(train: Callable[..., Pa
     assert min(tight, relaxed) > automatic + 0.15
 
 
-def test_resumed_equals_uninterrupted_with_boxes(
-    train: Callable[..., Path], tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plan = make_plan(tiny, num_epochs=2, steps_per_epoch=2)
+def test_resumed_equals_uninterrupted_with_boxes(train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(num_epochs=2, steps_per_epoch=2)
     whole = load_file(train("whole", plan) / LATEST / "model.safetensors")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         tiny.before_look(patch, 2, tiny.interrupt)

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,13 +21,14 @@ from masam_auto.training import train as module
 from masam_auto.training import training_job
 from masam_auto.training.train import train_fold
 from masam_auto.training.training_job import TrainingOptions
+from tests import tiny_training as tiny
 
 CPU = torch.device("cpu")
 Train = Callable[..., Path]
 
 
 @pytest.fixture
-def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Train fold 0 of a tiny data set in a folder of tmp_path; `labels` and `channels` change the data set."""
     monkeypatch.setattr("masam_auto.training.session.draw_progress", lambda *arguments, **more: None)
     monkeypatch.setitem(ENCODERS, "vit_b", tiny.TINY_SAM)
@@ -72,7 +73,7 @@ def falling(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def test_patience_ends_a_training_as_finished(
-    train: Train, tiny: ModuleType, falling: list[float], caplog: pytest.LogCaptureFixture
+    train: Train, falling: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="masam_auto")
     folder = train(plan=tiny.make_plan(num_epochs=8, patience=2))
@@ -84,9 +85,7 @@ def test_patience_ends_a_training_as_finished(
     assert len(falling) == 4
 
 
-def test_patience_counts_on_over_an_interruption_and_anew_after_an_end(
-    train: Train, tiny: ModuleType, falling: list[float]
-) -> None:
+def test_patience_counts_on_over_an_interruption_and_anew_after_an_end(train: Train, falling: list[float]) -> None:
     plan = tiny.make_plan(num_epochs=8, patience=2)
     train(plan=plan, budget="3epochs")
     folder = train(plan=plan, resume=True, budget="8epochs")
@@ -96,9 +95,7 @@ def test_patience_counts_on_over_an_interruption_and_anew_after_an_end(
     assert load_checkpoint(folder).state.ended is not None
 
 
-def test_a_stop_file_ends_the_training_after_the_epoch_and_goes(
-    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stop_file_ends_the_training_after_the_epoch_and_goes(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = train(budget="1epochs")
     tiny.before_look(monkeypatch, 1, (folder / "stop").touch)
     train(plan=tiny.make_plan(), resume=True, budget="9epochs")
@@ -141,7 +138,7 @@ def test_a_missing_package_is_said_before_a_training_is_removed(train: Train, mo
     assert (folder / LATEST).is_dir()
 
 
-def test_it_starts_from_a_trained_model(train: Train, tiny: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
+def test_it_starts_from_a_trained_model(train: Train, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="masam_auto")
     first = train("one")
     still = tiny.make_plan(learning_rate=1e-30, weight_decay=0.0, weight_average=0.0, seed=9)
@@ -156,9 +153,7 @@ def test_it_starts_from_a_trained_model(train: Train, tiny: ModuleType, caplog: 
 
 
 @pytest.mark.parametrize("decoder", ["multiscale", "progressive"])
-def test_other_classes_start_anew_and_are_named(
-    train: Train, tiny: ModuleType, caplog: pytest.LogCaptureFixture, decoder: str
-) -> None:
+def test_other_classes_start_anew_and_are_named(train: Train, caplog: pytest.LogCaptureFixture, decoder: str) -> None:
     caplog.set_level("INFO", logger="masam_auto")
     plan = tiny.make_sam_plan(decoder=decoder)
     first = train("one", plan=plan, budget="2steps")
@@ -176,9 +171,7 @@ def test_other_classes_start_anew_and_are_named(
     assert "because the classes differ" in caplog.text
 
 
-def test_another_canvas_resizes_the_position_tables(
-    train: Train, tiny: ModuleType, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_another_canvas_resizes_the_position_tables(train: Train, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="masam_auto")
     plan = tiny.make_sam_plan(weights="none", trained="all")
     first = train("one", plan=plan, budget="1steps")
@@ -188,7 +181,7 @@ def test_another_canvas_resizes_the_position_tables(
     assert "start anew" not in caplog.text
 
 
-def test_what_does_not_fit_is_one_clear_line(train: Train, tiny: ModuleType) -> None:
+def test_what_does_not_fit_is_one_clear_line(train: Train) -> None:
     sam = train("sam", plan=tiny.make_sam_plan(), budget="1steps")
     scratch_plan = tiny.make_sam_plan(weights="none", trained="all")
     scratch = train("scratch", plan=scratch_plan, budget="1steps")
@@ -209,7 +202,7 @@ def test_what_does_not_fit_is_one_clear_line(train: Train, tiny: ModuleType) -> 
             train("other", plan=plan, pretrained_weights=given, budget="1steps", **options)
 
 
-def test_other_channels_are_refused(train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_channels_are_refused(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train("one", budget="1steps")
     header, tensors = read_model(first / LATEST)
     monkeypatch.setattr(

@@ -1,11 +1,9 @@
 """Training from SAM weights: what is frozen stays SAM's, and the SAM file is found, compared and asked for."""
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -25,20 +23,21 @@ from masam_auto.network.weight_files import load_sam_checkpoint
 from masam_auto.planning.overrides import override
 from masam_auto.training.train import train_fold
 from masam_auto.training.training_job import TrainingOptions
+from tests import tiny_training as tiny
 
 CPU = torch.device("cpu")
 Train = Callable[..., Path]
 
 
 @pytest.fixture
-def weights(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The weights folder, with a made-up SAM file of a tiny encoder that is called vit_b."""
     monkeypatch.setitem(ENCODERS, "vit_b", tiny.TINY_SAM)
     return tiny.write_sam_file(tmp_path / "data" / "weights" / "vit_b.safetensors").parent
 
 
 @pytest.fixture
-def train(tiny: ModuleType, tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+def train(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Train fold 0 of a tiny data set in tmp_path/data, with the results in the folder `where`."""
     tiny.without_pictures(monkeypatch)
 
@@ -64,7 +63,7 @@ def interrupted_training(
     train: Train, monkeypatch: pytest.MonkeyPatch, where: str, plan: Plan | None = None, **options: Any
 ) -> Path:
     """Train one epoch of two, then stop."""
-    tiny, plan = sys.modules["tiny_training"], plan or sys.modules["tiny_training"].make_sam_plan()
+    plan = plan or tiny.make_sam_plan()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         tiny.before_step(patch, plan.training.steps_per_epoch + 1, tiny.interrupt)
         train(where, plan=plan, **options)
@@ -78,7 +77,7 @@ def same_files(left: Path, right: Path) -> bool:
     return True
 
 
-def test_what_is_frozen_stays_sams_and_the_rest_learns(train: Train, tiny: ModuleType, weights: Path) -> None:
+def test_what_is_frozen_stays_sams_and_the_rest_learns(train: Train, weights: Path) -> None:
     folder = train()
     header, model = read_model(folder / BEST)
     path = weights / "vit_b.safetensors"
@@ -97,7 +96,7 @@ def test_what_is_frozen_stays_sams_and_the_rest_learns(train: Train, tiny: Modul
 
 
 def test_resumed_equals_uninterrupted(
-    train: Train, tiny: ModuleType, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train("whole")
     interrupted_training(train, monkeypatch, "parts")
@@ -109,7 +108,7 @@ def test_resumed_equals_uninterrupted(
 
 
 def test_a_changed_file_is_noticed(
-    train: Train, tiny: ModuleType, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted_training(train, monkeypatch, "results")
     path = weights / "vit_b.safetensors"
@@ -134,7 +133,7 @@ def test_a_changed_file_is_noticed(
 
 
 def test_a_random_encoder_that_was_trained_in_bf16_is_used_without_bf16(
-    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+    train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("masam_auto.training.learner.computes_in_bf16", lambda device: True)
     monkeypatch.setattr("masam_auto.compute.device.computes_in_bf16", lambda device: True)
@@ -146,9 +145,7 @@ def test_a_random_encoder_that_was_trained_in_bf16_is_used_without_bf16(
     assert network(torch.zeros(1, 3, 1, 32, 32)).isfinite().all()
 
 
-def test_folds_share_what_is_frozen(
-    train: Train, tiny: ModuleType, weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folds_share_what_is_frozen(train: Train, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(budget="1steps")
     folder = train(fold="all", budget="1steps")
     read = []
@@ -165,7 +162,7 @@ def test_folds_share_what_is_frozen(
 
 
 def test_full_fine_tuning_needs_its_sam_file_no_more(
-    train: Train, tiny: ModuleType, weights: Path, monkeypatch: pytest.MonkeyPatch
+    train: Train, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = tiny.make_sam_plan(trained="all")
     sha256 = file_sha256(weights / "vit_b.safetensors")
@@ -180,9 +177,7 @@ def test_full_fine_tuning_needs_its_sam_file_no_more(
         load(parts, plan, sam_checkpoint=weights / "vit_b.safetensors")
 
 
-def test_without_weights_it_says_how_to_get_them_or_to_go_without(
-    train: Train, tiny: ModuleType, weights: Path
-) -> None:
+def test_without_weights_it_says_how_to_get_them_or_to_go_without(train: Train, weights: Path) -> None:
     (weights / "vit_b.safetensors").unlink()
     with pytest.raises(ModelError, match=r"no SAM weights of vit_b in .*masam_fetch_weights vit_b.*--from_scratch"):
         train()
@@ -194,7 +189,7 @@ def test_without_weights_it_says_how_to_get_them_or_to_go_without(
     assert model.keys() == network.state_dict().keys()
 
 
-def test_weights_of_another_encoder_leave_the_earlier_training(train: Train, tiny: ModuleType, tmp_path: Path) -> None:
+def test_weights_of_another_encoder_leave_the_earlier_training(train: Train, tmp_path: Path) -> None:
     folder = train()
     levels = tuple(replace(level, channels=16) for level in tiny.TINY_SAM.levels)
     wider = tiny.write_sam_file(tmp_path / "wider.pth", spec=replace(tiny.TINY_SAM, dim=16, levels=levels))
@@ -216,9 +211,7 @@ def test_weights_of_another_encoder_leave_the_earlier_training(train: Train, tin
         ({"encoder": "custom", "custom_encoder": None}, r"network\.custom_encoder differ"),
     ],
 )
-def test_a_plan_of_another_network_says_what_differs(
-    train: Train, tiny: ModuleType, changes: dict[str, Any], message: str
-) -> None:
+def test_a_plan_of_another_network_says_what_differs(train: Train, changes: dict[str, Any], message: str) -> None:
     folder = train(budget="1steps")
     if "custom_encoder" in changes:
         own = sam_encoder(dim=8, depth=2, heads=2, global_blocks=(1,), embedding=32)
@@ -235,9 +228,7 @@ def test_a_plan_of_another_network_says_what_differs(
         ("canvas", (48, 32), r"on a canvas of 32 x 32 px, the plan's is 48 x 32 px"),
     ],
 )
-def test_data_of_other_sizes_say_what_differs(
-    train: Train, tiny: ModuleType, field: str, value: Any, message: str
-) -> None:
+def test_data_of_other_sizes_say_what_differs(train: Train, field: str, value: Any, message: str) -> None:
     folder, plan = train(budget="1steps"), tiny.make_sam_plan()
     if field == "canvas":
         plan = tiny.make_sam_plan(tiny.make_configuration(canvas=value))
@@ -249,7 +240,7 @@ def test_data_of_other_sizes_say_what_differs(
 
 
 def test_resuming_with_other_classes_or_network_says_what_differs(
-    train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch
+    train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(budget="1steps")
     with pytest.raises(ModelError, match=r"another plan \(network\.increment_rank was 2, the plan has 4\)"):
@@ -259,7 +250,7 @@ def test_resuming_with_other_classes_or_network_says_what_differs(
         train(resume=True)
 
 
-def test_a_model_that_names_no_sam_file_is_refused(train: Train, tiny: ModuleType, weights: Path) -> None:
+def test_a_model_that_names_no_sam_file_is_refused(train: Train, weights: Path) -> None:
     folder = train(budget="1steps")
     file = folder / BEST / "model.safetensors"
     header = read_model(folder / BEST)[0]
@@ -270,7 +261,7 @@ def test_a_model_that_names_no_sam_file_is_refused(train: Train, tiny: ModuleTyp
 
 
 def test_models_of_an_older_version_predict_but_cannot_be_continued(
-    train: Train, tiny: ModuleType, weights: Path, caplog: pytest.LogCaptureFixture
+    train: Train, weights: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = tiny.make_sam_plan(trained="all")
     folder = train(budget="1steps", plan=plan)

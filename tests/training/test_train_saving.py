@@ -7,7 +7,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from masam_auto.training import checkpoint_writer as writer_module
 from masam_auto.training import session
 from masam_auto.training.train import train_fold
 from masam_auto.training.training_job import TrainingOptions
+from tests import tiny_training as tiny
 
 # Trains in a process of its own, which writes a checkpoint after every step, and which SIGKILL ends before step `last`.
 KILLED_WITHIN_AN_EPOCH = """
@@ -79,12 +79,12 @@ train.train_fold(paths, tiny.DATASET, plan, configuration, 0, options)
 
 
 @pytest.fixture
-def plan(tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Plan:
+def plan(monkeypatch: pytest.MonkeyPatch) -> Plan:
     tiny.without_pictures(monkeypatch)
     return tiny.make_plan(num_epochs=3, steps_per_epoch=2)
 
 
-def train(tiny: ModuleType, plan: Plan, folder: Path, **options: Any) -> Path:
+def train(plan: Plan, folder: Path, **options: Any) -> Path:
     configuration = plan.configuration(None)
     paths = tiny.write_preprocessed(folder, configuration)
     given = TrainingOptions(device=torch.device("cpu"), workers=0, threads=1, **options)
@@ -99,22 +99,20 @@ def outcome(folder: Path) -> tuple[dict[str, list[float]], list[tuple[int, float
     return tensors, [(line["epoch"], line["loss"]) for line in lines]
 
 
-def test_killed_while_writing_it_continues_from_the_epoch_before_exactly(
-    tiny: ModuleType, plan: Plan, tmp_path: Path
-) -> None:
+def test_killed_while_writing_it_continues_from_the_epoch_before_exactly(plan: Plan, tmp_path: Path) -> None:
     tests = str(Path(__file__).resolve().parents[1])
     command = [sys.executable, "-c", KILLED, tests, str(tmp_path / "parts"), "4"]  # in the second epoch's checkpoint
     killed = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (folder,) = (tmp_path / "parts").rglob("fold_0")
     assert load_checkpoint(folder).state.epoch == 1
-    parts = train(tiny, plan, tmp_path / "parts", resume=True)
+    parts = train(plan, tmp_path / "parts", resume=True)
     assert not list(parts.glob(".partial-*"))
-    assert outcome(parts) == outcome(train(tiny, plan, tmp_path / "whole"))
+    assert outcome(parts) == outcome(train(plan, tmp_path / "whole"))
 
 
 def test_a_disk_that_fills_up_while_writing_ends_the_training_which_continues_exactly(
-    tiny: ModuleType, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_file, files = checkpoint_module.save_file, []
 
@@ -127,16 +125,16 @@ def test_a_disk_that_fills_up_while_writing_ends_the_training_which_continues_ex
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "save_file", full)
         with pytest.raises(OutputError, match=r"No space left.*has been kept\. Continue with --c"):
-            train(tiny, plan, tmp_path / "parts")
+            train(plan, tmp_path / "parts")
     (folder,) = (tmp_path / "parts").rglob("fold_0")
     assert load_checkpoint(folder).state.epoch == 1
-    parts = train(tiny, plan, tmp_path / "parts", resume=True)
-    assert outcome(parts) == outcome(train(tiny, plan, tmp_path / "whole"))
+    parts = train(plan, tmp_path / "parts", resume=True)
+    assert outcome(parts) == outcome(train(plan, tmp_path / "whole"))
 
 
 @pytest.mark.parametrize(("last", "epoch", "steps"), [(4, 0, 3), (9, 1, 2)])
 def test_killed_within_a_long_epoch_it_continues_within_it_exactly(
-    tiny: ModuleType, plan: Plan, tmp_path: Path, last: int, epoch: int, steps: int
+    plan: Plan, tmp_path: Path, last: int, epoch: int, steps: int
 ) -> None:
     """The first time before any epoch has ended, the second time after one has."""
     plan = tiny.make_plan(num_epochs=2, steps_per_epoch=6)
@@ -148,15 +146,15 @@ def test_killed_within_a_long_epoch_it_continues_within_it_exactly(
     state = load_checkpoint(folder).state
     assert (state.epoch, state.unfinished.steps, state.step) == (epoch, steps, last - 1)
     with pytest.raises(OutputError, match="Continue it with --c"):
-        train(tiny, plan, tmp_path / "parts")
-    parts = train(tiny, plan, tmp_path / "parts", resume=True)
-    assert outcome(parts) == outcome(train(tiny, plan, tmp_path / "whole"))
+        train(plan, tmp_path / "parts")
+    parts = train(plan, tmp_path / "parts", resume=True)
+    assert outcome(parts) == outcome(train(plan, tmp_path / "whole"))
 
 
 def test_checkpoints_within_an_epoch_change_nothing(
-    tiny: ModuleType, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = train(tiny, plan, tmp_path / "whole")
+    whole = train(plan, tmp_path / "whole")
     monkeypatch.setattr(writer_module, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(writer_module, "SAVE_SHARE", 1e9)
     saved: list[tuple[int, int]] = []
@@ -167,14 +165,14 @@ def test_checkpoints_within_an_epoch_change_nothing(
         write(folder, checkpoint, best=best)
 
     monkeypatch.setattr(writer_module, "save_checkpoint", noted)
-    assert outcome(train(tiny, plan, tmp_path / "often")) == outcome(whole)
+    assert outcome(train(plan, tmp_path / "often")) == outcome(whole)
     assert (0, 1) in saved and (3, 0) in saved
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 @pytest.mark.parametrize("moment", ["write_metrics", "describe", "draw_progress"])
 def test_a_signal_after_the_last_step_stops_all_the_same(
-    tiny: ModuleType, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, number: int
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, number: int
 ) -> None:
     """It used to be noted and forgotten, and the validation of all cases began."""
     real = getattr(session, moment)
@@ -186,7 +184,7 @@ def test_a_signal_after_the_last_step_stops_all_the_same(
     plan = replace(plan, training=replace(plan.training, num_epochs=1))
     monkeypatch.setattr(session, moment, signalled)
     with pytest.raises(Interrupted, match="is finished and saved; its validation has not begun") as stopped:
-        train(tiny, plan, tmp_path)
+        train(plan, tmp_path)
     assert stopped.value.signal_number == number
     (folder,) = tmp_path.rglob("fold_0")
     assert load_checkpoint(folder).state.finished

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,12 +15,13 @@ from masam_auto.core.plan import Plan
 from masam_auto.models.checkpoint import LATEST
 from masam_auto.training.train import train_fold
 from masam_auto.training.training_job import TrainingOptions
+from tests import tiny_training as tiny
 
 Train = Callable[..., Path]
 
 
 @pytest.fixture
-def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Train fold 0 of a tiny data set with six cases, without pictures."""
     tiny.without_pictures(monkeypatch)
 
@@ -41,9 +41,7 @@ def fold_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder.parent / "splits.json").read_text())[0]
 
 
-def test_few_cases_train_and_the_model_says_which(
-    train: Train, tiny: ModuleType, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_few_cases_train_and_the_model_says_which(train: Train, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="masam_auto")
     folder = train(shots=2)
     own = fold_of(folder)
@@ -54,7 +52,7 @@ def test_few_cases_train_and_the_model_says_which(
     assert len(others) > 1
 
 
-def test_resumed_equals_uninterrupted(train: Train, tiny: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resumed_equals_uninterrupted(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = tiny.make_plan(num_epochs=2, steps_per_epoch=2)
     whole = train("whole", plan=plan, shots=1)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

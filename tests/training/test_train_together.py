@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,14 @@ import torch
 from safetensors.torch import load_file
 
 from masam_auto.models.checkpoint import LATEST, load_checkpoint
+from tests import tiny_training as tiny
 
 HERE = Path(__file__).resolve().parents[1]
 RANK = HERE / "training_rank.py"
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torch's gloo and signals")
 
 
-def prepare(tiny: ModuleType, folder: Path, **settings: Any) -> Path:
+def prepare(folder: Path, **settings: Any) -> Path:
     """Preprocessed data and settings in a folder of their own; gives the settings' file."""
     configuration = settings.get("configuration", {})
     tiny.write_preprocessed(folder, tiny.make_configuration(**configuration))
@@ -107,7 +107,7 @@ def one_line(errors: str) -> str:
     ("size", "batch_size", "accumulation", "prompt"), [(2, 2, 1, "none"), (2, 1, 2, "box"), (4, 2, 2, "none")]
 )
 def test_several_processes_learn_what_one_does(
-    tiny: ModuleType, tmp_path: Path, size: int, batch_size: int, accumulation: int, prompt: str
+    tmp_path: Path, size: int, batch_size: int, accumulation: int, prompt: str
 ) -> None:
     """The network has instance norms: batch norms would be of the windows that a process has at hand."""
     settings = {
@@ -116,7 +116,7 @@ def test_several_processes_learn_what_one_does(
         "prompt": prompt,
     }
     for name, processes in (("alone", 1), ("together", size)):
-        run_ranks(prepare(tiny, tmp_path / name, **settings), processes)
+        run_ranks(prepare(tmp_path / name, **settings), processes)
     np.testing.assert_allclose(curve(tmp_path / "together"), curve(tmp_path / "alone"), rtol=1e-5)
     norms = [np.loadtxt(tmp_path / "alone" / "norms_1_0.txt")]
     norms += [np.loadtxt(tmp_path / "together" / f"norms_{size}_{rank}.txt") for rank in range(size)]
@@ -131,18 +131,18 @@ def test_several_processes_learn_what_one_does(
     assert len({contents for _, _, contents in made}) == len(made) == 6 * batch_size * accumulation
 
 
-def test_batch_norms_keep_one_set_of_statistics(tiny: ModuleType, tmp_path: Path) -> None:
-    run_ranks(prepare(tiny, tmp_path, norm="batch", plan={"num_epochs": 1, "steps_per_epoch": 2}, workers=1), 2)
+def test_batch_norms_keep_one_set_of_statistics(tmp_path: Path) -> None:
+    run_ranks(prepare(tmp_path, norm="batch", plan={"num_epochs": 1, "steps_per_epoch": 2}, workers=1), 2)
     statistics = [value for name, value in weights(tmp_path).items() if name.endswith("running_mean")]
     assert statistics and all(torch.isfinite(value).all() for value in statistics)
     assert np.isfinite(curve(tmp_path)).all()
 
 
-def test_a_killed_process_does_not_change_the_result(tiny: ModuleType, tmp_path: Path) -> None:
+def test_a_killed_process_does_not_change_the_result(tmp_path: Path) -> None:
     settings = {"plan": {"num_epochs": 2, "steps_per_epoch": 3}}
-    run_ranks(prepare(tiny, tmp_path / "whole", **settings), 2)
+    run_ranks(prepare(tmp_path / "whole", **settings), 2)
     killed = {**settings, "disturb": {"step": 4, "rank": 1, "what": "kill"}}
-    file = prepare(tiny, tmp_path / "killed", **killed)
+    file = prepare(tmp_path / "killed", **killed)
     launcher = start_launcher(file, "--standalone", "--max-restarts", "1")
     errors = launcher.communicate(timeout=120)[1]
     assert launcher.returncode == 0, errors
@@ -152,8 +152,8 @@ def test_a_killed_process_does_not_change_the_result(tiny: ModuleType, tmp_path:
     assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
 
 
-def test_without_restarts_the_others_end_with_one_line(tiny: ModuleType, tmp_path: Path) -> None:
-    file = prepare(tiny, tmp_path, disturb={"step": 1, "rank": 1, "what": "kill"})
+def test_without_restarts_the_others_end_with_one_line(tmp_path: Path) -> None:
+    file = prepare(tmp_path, disturb={"step": 1, "rank": 1, "what": "kill"})
     launcher = start_launcher(file)
     errors = launcher.communicate(timeout=120)[1]
     assert launcher.returncode != 0
@@ -167,34 +167,30 @@ def test_without_restarts_the_others_end_with_one_line(tiny: ModuleType, tmp_pat
         ("ended", "error: terminated (SIGUSR1). Files that were finished are kept.", 138),
     ],
 )
-def test_an_error_in_one_process_ends_all_with_its_line(
-    tiny: ModuleType, tmp_path: Path, what: str, line: str, code: int
-) -> None:
-    launcher = start_launcher(prepare(tiny, tmp_path, disturb={"step": 1, "rank": 1, "what": what}))
+def test_an_error_in_one_process_ends_all_with_its_line(tmp_path: Path, what: str, line: str, code: int) -> None:
+    launcher = start_launcher(prepare(tmp_path, disturb={"step": 1, "rank": 1, "what": what}))
     errors = launcher.communicate(timeout=120)[1]
     assert launcher.returncode != 0
     assert one_line(errors) == line
     assert f"exitcode  : {code}" in errors
 
 
-def test_a_loss_that_is_no_number_in_one_process_ends_all(tiny: ModuleType, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_number_in_one_process_ends_all(tmp_path: Path) -> None:
     configuration = {"batch_size": 1, "accumulation": 2}
     disturbed = {"step": 1, "rank": 1, "what": "nan"}
-    launcher = start_launcher(prepare(tiny, tmp_path, configuration=configuration, disturb=disturbed))
+    launcher = start_launcher(prepare(tmp_path, configuration=configuration, disturb=disturbed))
     errors = launcher.communicate(timeout=120)[1]
     assert launcher.returncode != 0
     assert re.match("error: the loss is (nan|not finite in another process) at step 1;", one_line(errors))
 
 
 @pytest.mark.parametrize(("rank", "name"), [(1, "SIGUSR1"), (-1, "SIGTERM")])
-def test_a_signal_to_any_process_saves_one_checkpoint_of_the_step(
-    tiny: ModuleType, tmp_path: Path, rank: int, name: str
-) -> None:
+def test_a_signal_to_any_process_saves_one_checkpoint_of_the_step(tmp_path: Path, rank: int, name: str) -> None:
     """And its exit code is of the signal, although taking down the interpreter aborts in `training_rank.py`."""
     settings = {"plan": {"num_epochs": 1, "steps_per_epoch": 4}, "configuration": {"batch_size": 1, "accumulation": 2}}
-    run_ranks(prepare(tiny, tmp_path / "whole", **settings), 2)
+    run_ranks(prepare(tmp_path / "whole", **settings), 2)
     stopped = {**settings, "disturb": {"step": 1, "rank": rank, "what": name}}
-    launcher = start_launcher(prepare(tiny, tmp_path / "parts", **stopped))
+    launcher = start_launcher(prepare(tmp_path / "parts", **stopped))
     errors = launcher.communicate(timeout=120)[1]
     assert one_line(errors).endswith("stopped in epoch 0: all 2 steps are saved; continue with --c.")
     assert f"exitcode  : {128 + signal.Signals[name]}" in errors
@@ -205,10 +201,10 @@ def test_a_signal_to_any_process_saves_one_checkpoint_of_the_step(
     np.testing.assert_array_equal(curve(tmp_path / "parts"), curve(tmp_path / "whole"))
 
 
-def test_want_of_patience_ends_all_and_one_records(tiny: ModuleType, tmp_path: Path) -> None:
+def test_want_of_patience_ends_all_and_one_records(tmp_path: Path) -> None:
     """With nothing learned no epoch is better than the first."""
     still = {"num_epochs": 6, "steps_per_epoch": 1, "learning_rate": 1e-30, "patience": 2}
-    run_ranks(prepare(tiny, tmp_path, plan=still, record=True), 2)
+    run_ranks(prepare(tmp_path, plan=still, record=True), 2)
     state = load_checkpoint(fold_of(tmp_path)).state
     assert (state.epoch, state.finished) == (3, True)
     assert "no better validation Dice for 2 epochs" in (state.ended or "")
@@ -217,23 +213,23 @@ def test_want_of_patience_ends_all_and_one_records(tiny: ModuleType, tmp_path: P
     assert not (tmp_path / "recorded_1.txt").exists(), "the first process records for all"
 
 
-def test_a_stop_file_ends_all_and_the_next_training_starts_from_the_model(tiny: ModuleType, tmp_path: Path) -> None:
+def test_a_stop_file_ends_all_and_the_next_training_starts_from_the_model(tmp_path: Path) -> None:
     settings = {"plan": {"num_epochs": 4, "steps_per_epoch": 2}, "disturb": {"step": 2, "rank": 1, "what": "stop"}}
-    run_ranks(prepare(tiny, tmp_path / "first", **settings), 2)
+    run_ranks(prepare(tmp_path / "first", **settings), 2)
     first = fold_of(tmp_path / "first")
     state = load_checkpoint(first).state
     assert (state.epoch, state.ended) == (2, "the file stop asked for it")
     assert not (first / "stop").exists()
 
     still = {"num_epochs": 1, "steps_per_epoch": 1, "learning_rate": 1e-30, "weight_decay": 0.0, "weight_average": 0.0}
-    run_ranks(prepare(tiny, tmp_path / "second", plan=still, pretrained=str(first / LATEST)), 2)
+    run_ranks(prepare(tmp_path / "second", plan=still, pretrained=str(first / LATEST)), 2)
     given, taken = weights(tmp_path / "first"), weights(tmp_path / "second")
     assert [name for name in given if not torch.allclose(given[name], taken[name], atol=1e-6)] == []
 
 
-def test_two_machines(tiny: ModuleType, tmp_path: Path) -> None:
+def test_two_machines(tmp_path: Path) -> None:
     """Two launchers, of one process each, that meet at an address and port."""
-    file = prepare(tiny, tmp_path, plan={"num_epochs": 1, "steps_per_epoch": 2})
+    file = prepare(tmp_path, plan={"num_epochs": 1, "steps_per_epoch": 2})
     options = ["--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", free_port()]
     nodes = [
         start_launcher(file, *options, "--node-rank", str(node), "--local-addr", f"127.0.0.{1 + node}", size=1)

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,14 @@ from masam_auto.training.train import train_fold
 from masam_auto.training.training_job import TrainingOptions
 from masam_auto.training.update import LIMIT, count_left_out, update
 from masam_auto.training.weight_average import WeightAverage
+from tests import tiny_training as tiny
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 STEPS = 4
 
 
 @pytest.fixture
-def train(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Train a tiny network with a loss whose value is changed in the steps of chosen numbers."""
     tiny.without_pictures(monkeypatch)
 
@@ -123,7 +123,7 @@ def make_learner(network: torch.nn.Module, plan: Plan) -> Learner:
         (3e38, "the gradients' norm overflows float32"),
     ],
 )
-def test_nothing_is_taken_in_of_gradients_that_are_not_finite(tiny, gradient, fault, clip):
+def test_nothing_is_taken_in_of_gradients_that_are_not_finite(gradient, fault, clip):
     network = torch.nn.Linear(2, 1, bias=False)
     learner = make_learner(network, replace(tiny.make_plan()))
     before = network.weight.detach().clone()

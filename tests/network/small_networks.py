@@ -1,0 +1,84 @@
+"""Small networks: SAM's structure and the stem's, at sizes that compute in milliseconds."""
+
+from typing import Any
+
+import torch
+
+from masam_auto.core.encoders import ConvSpec, EncoderSpec, LevelSpec
+from masam_auto.core.plan import NetworkPlan
+from masam_auto.network.build import assemble
+from masam_auto.network.masam import MaSam
+
+# "sam": 16 px tokens, windowed and global blocks; "stem": 4 px tokens, a convolutional stem.
+SPECS = {
+    "sam": EncoderSpec(
+        dim=24,
+        depth=3,
+        heads=2,
+        global_blocks=(1,),
+        window=4,
+        mlp_ratio=2.0,
+        token_stride=16,
+        embedding=32,
+        taps=(0, 1),
+        levels=tuple(LevelSpec(channels=24, stride=16, width=2 * target, target=target) for target in (4, 8)),
+        conv=ConvSpec(norm="instance", across=False),
+        decoder_heads=2,
+        decoder_mlp=32,
+    ),
+    "stem": EncoderSpec(
+        dim=16,
+        depth=2,
+        heads=2,
+        global_blocks=(0, 1),
+        mlp_ratio=2.0,
+        token_stride=4,
+        stem=(4, 8),
+        neck="norm",
+        embedding=16,
+        levels=(
+            LevelSpec(channels=4, stride=1, width=4, target=1),
+            LevelSpec(channels=8, stride=2, width=8, target=2),
+        ),
+        conv=ConvSpec(norm="batch", across=True),
+        decoder_heads=2,
+        decoder_mlp=32,
+    ),
+}
+
+
+def network_plan(**fields: Any) -> NetworkPlan:
+    """SAM adapted, small rank and adapters."""
+    base = {
+        "encoder": "small",
+        "decoder": "progressive",
+        "weights": "sam",
+        "trained": "adapted",
+        "increment_rank": 3,
+        "adapter_channels": 6,
+    }
+    return NetworkPlan(**{**base, **fields})
+
+
+def make_network(
+    size: str = "sam",
+    *,
+    canvas: tuple[int, int] = (96, 64),
+    in_channels: int = 1,
+    num_outputs: int = 3,
+    seed: int = 0,
+    randomised: bool = False,
+    **fields: Any,
+) -> MaSam:
+    """A network of `SPECS[size]`; `fields` are of its plan.
+
+    `randomised` draws every parameter, so that nothing that starts at zero hides a difference.
+    """
+    network = assemble(
+        SPECS[size], network_plan(**fields), canvas=canvas, in_channels=in_channels, num_outputs=num_outputs, seed=seed
+    )
+    if randomised:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in network.parameters():
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return network
