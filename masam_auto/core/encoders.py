@@ -149,7 +149,7 @@ def _stem_levels(channels: tuple[int, ...]) -> tuple[LevelSpec, ...]:
 # The name that a plan gives to sizes of its own, in `NetworkPlan.custom_encoder`.
 CUSTOM = "custom"
 
-# Source: vit_t's sizes are measured on Hippocampus (documentation/decisions.md); those of vit_b, vit_l and vit_h are
+# Source: vit_t's sizes are measured on Hippocampus (documentation/log.md); those of vit_b, vit_l and vit_h are
 # segment-anything's, in build_sam.
 ENCODERS: dict[str, EncoderSpec] = {
     "vit_t": EncoderSpec(
