@@ -16,6 +16,15 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTATION = ROOT / "documentation"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SCRIPTS: dict[str, str] = PROJECT["scripts"]
+PAGES = [ROOT / "README.md", *sorted(DOCUMENTATION.glob("*.md"))]
+# The others tell of a day in the past.
+LIVING_PAGES = [page for page in PAGES if page.name not in ("log.md", "changelog.md")]
+
+
+def anchors(text: str) -> set[str]:
+    """What links to the headings of a page end with, as GitHub makes it."""
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("command", SCRIPTS)
@@ -58,10 +67,33 @@ def test_tested_set_holds_every_dependency_once() -> None:
     assert sorted(hashed) == sorted(line for line in lines if not line.startswith("torch==")), "run make lock"
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted(DOCUMENTATION.glob("*.md"))], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_links_between_documents_lead_somewhere(path: Path) -> None:
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text())
-    assert [target for target in targets if not (path.parent / target).exists()] == []
+    for target in re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)\)", path.read_text()):
+        file, _, heading = target.partition("#")
+        page = path.parent / file if file else path
+        assert page.exists(), target
+        assert not heading or heading in anchors(page.read_text()), target
+
+
+@pytest.mark.parametrize("path", LIVING_PAGES, ids=lambda path: path.name)
+def test_files_that_a_page_names_exist(path: Path) -> None:
+    text = path.read_text()
+    full = re.findall(r"(?<![\w./])(?:masam_auto|tests|dataset_conversion|documentation)/[\w/]+\.\w+", text)
+    short = [name for name in re.findall(r"`([a-z_]+/[\w/]+\.py)`", text) if name not in full]
+    assert [name for name in full if not (ROOT / name).exists()] == []
+    assert [name for name in short if not (ROOT / "masam_auto" / name).exists()] == []
+
+
+@pytest.mark.parametrize("path", LIVING_PAGES, ids=lambda path: path.name)
+def test_names_are_in_the_files_that_a_page_gives_for_them(path: Path) -> None:
+    """In `name` (`file.py`), `name` in `file.py`, and rows of a table whose last cell is a file."""
+    text = path.read_text()
+    found = re.findall(r"`(\w+)`(?: \(| in )`((?:masam_auto|tests|dataset_conversion)/[\w/]+\.py)`", text)
+    for cells, file in re.findall(r"^\|.*?\|(.*)\| `([\w/]+\.py)` \|$", text, flags=re.MULTILINE):
+        found += [(name, file) for name in re.findall(r"`(\w+)`", cells)]
+    missing = [pair for pair in found if not re.search(rf"\b{pair[0]}\b", (ROOT / pair[1]).read_text())]
+    assert missing == []
 
 
 @pytest.mark.parametrize("path", sorted(DOCUMENTATION.glob("*.md")), ids=lambda path: path.name)
