@@ -1,7 +1,7 @@
 """The two reference pages, written from the code: `make docs`, or `python -m tests.reference_pages`.
 
 reference_commands.md comes from the parsers of the commands, reference_plan.md from `core/plan.py`: the dataclasses and
-the docstring under each field. `tests/test_project.py` fails where a page is not what this module writes.
+the docstring under each field. `tests/test_documentation.py` fails where a page is not what this module writes.
 """
 
 import argparse
