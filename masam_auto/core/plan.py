@@ -128,7 +128,7 @@ class Configuration:
     """Resample within slices only, and between slices with `order_slices`. For thick slices (nnU-Net: above 3 times
     the in-plane spacing)."""
     order_image: int = 3
-    """Spline order for images: 0 nearest, 1 linear, 3 cubic."""
+    """Spline order for images: 0 nearest, 1 linear, 3 cubic. These three orders are nnU-Net's."""
     order_labels: int = 1
     """Spline order for labels, each class by itself."""
     order_slices: int = 0
@@ -367,30 +367,32 @@ class TrainingPlan:
     num_epochs: int = 160
     """Length of the training, if there is no budget. The paper's best checkpoint on BTCV is at its epoch 160."""
     steps_per_epoch: int = 125
-    """Updates in an epoch. A budget of time may end epochs earlier, so that there are about 20."""
+    """Updates in an epoch (the reference code has about 126). A budget of time may end epochs earlier, so that there are
+    about 20."""
     budget: str = ""
     """How long a fold trains instead of `num_epochs`: `2h`, `30min`, `1000cpus`, `500steps`, `20epochs`."""
     patience: int = 0
     """End the training after this many epochs without a better smoothed Dice on the validation windows; 0: never.
     The schedule of the learning rate knows nothing of it."""
     optimizer: str = "adamw"
-    """A name in `training.optimizer.OPTIMIZERS`: `adamw`, or `muon` (matrices by Muon, the rest by AdamW)."""
+    """A name in `training.optimizer.OPTIMIZERS`: `adamw` (the reference code's), or `muon` (matrices by Muon, the rest by
+    AdamW), which learned faster from scratch."""
     learning_rate: float = 8e-4
     """Its peak. The reference code's for AdamW."""
     weight_decay: float = 0.1
-    """Not applied to norms and biases."""
+    """Not applied to norms and biases. 0.1 is the reference code's."""
     warmup_steps: int = 250
-    """Updates in which the learning rate rises from zero."""
+    """Updates in which the learning rate rises from zero. 250 is the reference code's."""
     schedule: str = "poly"
     """A name in `training.schedule.SCHEDULES`."""
     schedule_exponent: float = 7.0
-    """Exponent of the polynomial decay."""
+    """Exponent of the polynomial decay. 7 is the reference code's."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient; 0 switches clipping off."""
     loss: str = "ce_dice"
     """A name in `training.loss.LOSSES`."""
     loss_weights: tuple[float, float] = (0.2, 0.8)
-    """Weights of cross-entropy and of soft Dice."""
+    """Weights of cross-entropy and of soft Dice. 0.2 and 0.8 are the reference code's."""
     foreground_fraction: float = 1 / 3
     """Share of windows that are centred on a slice with a randomly chosen class (nnU-Net)."""
     weight_average: float = 0.999
@@ -449,7 +451,7 @@ class InferencePlan:
     max_slices: int = 64
     """For `whole`: slices in one pass."""
     tile_overlap: float = 0.5
-    """Where a slice is larger than the canvas: overlap of its tiles, as a share of their side."""
+    """Where a slice is larger than the canvas: overlap of its tiles, as a share of their side (nnU-Net's 0.5)."""
     mirror: bool = True
     """Average over flips along the configuration's `mirror_axes`."""
     reversed_axes: tuple[int, ...] = ()
