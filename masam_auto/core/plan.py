@@ -367,16 +367,16 @@ class TrainingPlan:
     num_epochs: int = 160
     """Length of the training, if there is no budget. The paper's best checkpoint on BTCV is at its epoch 160."""
     steps_per_epoch: int = 125
-    """Updates in an epoch (the reference code has about 126). A budget of time may end epochs earlier, so that there are
-    about 20."""
+    """Updates in an epoch (the reference code has about 126). A budget of time may end epochs earlier, so that there
+    are about 20."""
     budget: str = ""
     """How long a fold trains instead of `num_epochs`: `2h`, `30min`, `1000cpus`, `500steps`, `20epochs`."""
     patience: int = 0
     """End the training after this many epochs without a better smoothed Dice on the validation windows; 0: never.
     The schedule of the learning rate knows nothing of it."""
     optimizer: str = "adamw"
-    """A name in `training.optimizer.OPTIMIZERS`: `adamw` (the reference code's), or `muon` (matrices by Muon, the rest by
-    AdamW), which learned faster from scratch."""
+    """A name in `training.optimizer.OPTIMIZERS`: `adamw` (the reference code's), or `muon` (matrices by Muon, the rest
+    by AdamW), which learned faster from scratch."""
     learning_rate: float = 8e-4
     """Its peak. The reference code's for AdamW."""
     weight_decay: float = 0.1
