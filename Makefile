@@ -1,6 +1,7 @@
 # make demo    raw data to segmentations on a small made-up CT data set (a few minutes, no GPU, no network)
 # make test    style, types and tests
 # make lint    style and types only
+# make docs    the reference pages, from the parsers and the plan's fields
 # make bench   the measurements of documentation/benchmarks.md that need no GPU
 # make faults  every command killed, ended and refused at every change of a file, and run again (hours; ARGS="--sample 20")
 # make fuzz    damaged and hostile files for every reader (ten minutes; ARGS="--minutes 60 --seed 7")
@@ -22,7 +23,7 @@ LOCK := $(if $(shell command -v flock),flock Makefile)
 JOBS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test lint bench faults fuzz lock audit install nnunet-env
+.PHONY: demo test lint docs bench faults fuzz lock audit install nnunet-env
 
 demo: install
 	$(BIN)/masam_demo $(ARGS)
@@ -34,6 +35,9 @@ lint: install
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: install
+	$(BIN)/python -m tests.reference_pages
 
 bench: install
 	$(BIN)/python -m tests.benchmarks $(ARGS)

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LEVELS = (
     ("core",),
     ("imaging", "compute"),
-    ("formats", "network", "planning"),
+    ("formats", "network"),
+    ("planning",),
     ("preprocessing", "models"),
     ("training", "prediction"),
     ("evaluation",),

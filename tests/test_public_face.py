@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import masam_auto
+from dataset_conversion.synthetic import write_synthetic_dataset
 from tests import raw_data
 
 PAGE = Path(__file__).resolve().parents[1] / "documentation" / "python.md"
@@ -32,11 +33,22 @@ def test_importing_the_package_imports_nothing_large() -> None:
 
 def test_the_page_runs_from_top_to_bottom(tmp_path: Path) -> None:
     raw_data.make_raw_dataset(tmp_path / "masam_data" / "raw", cases=3, shape=(5, 16, 14))
-    code = "\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL))
+    said = run_blocks(PAGE, tmp_path)
+    assert said[0].startswith("axis0 ") and said[-2:] == ["True", "1.0"] and "fold_0 ['1', '2']" in said
+
+
+def test_the_readme_runs_on_the_data_of_the_demo(tmp_path: Path) -> None:
+    write_synthetic_dataset(tmp_path / "masam_demo" / "raw", cases=2, test_cases=1)
+    said = run_blocks(PAGE.parents[1] / "README.md", tmp_path)
+    assert said[0].startswith("slice distance 3 mm, 15 mm of context wanted") and said[-1].startswith("(23, ")
+
+
+def run_blocks(page: Path, folder: Path) -> list[str]:
+    """Run the Python blocks of a page in a folder, and return the lines that they print."""
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    said = run.stdout.splitlines()
-    assert said[0].startswith("axis0 ") and said[-2:] == ["True", "1.0"] and "fold_0 ['1', '2']" in said
+    return run.stdout.splitlines()

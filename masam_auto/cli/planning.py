@@ -53,10 +53,13 @@ def add_verify_options(parser: argparse.ArgumentParser) -> None:
     """Whether the raw data are checked first."""
     parser.add_argument(
         "--verify_dataset_integrity", action=argparse.BooleanOptionalAction, default=True,
-        help="check the raw data first",
+        help="check the raw data first (the default)",
     )  # fmt: skip
     parser.add_argument(
-        "--no_verify", action="store_false", dest="verify_dataset_integrity", help="do not check the raw data first"
+        "--no_verify",
+        action="store_false",
+        dest="verify_dataset_integrity",
+        help="short for --no-verify_dataset_integrity; the default is to check",
     )
 
 

@@ -10,7 +10,6 @@ LIMITS = {
     "decoder_heads": 256, "decoder_mlp": 1 << 16, "adapter_channels": 1 << 14,
 }  # fmt: skip
 LARGEST_MLP_RATIO = 64
-DecoderName = Literal["sam", "progressive", "multiscale"]  # keys of `network.decoder.DECODERS`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,7 +148,7 @@ def _stem_levels(channels: tuple[int, ...]) -> tuple[LevelSpec, ...]:
 # The name that a plan gives to sizes of its own, in `NetworkPlan.custom_encoder`.
 CUSTOM = "custom"
 
-# Source: vit_t's sizes are measured on Hippocampus (documentation/decisions.md); those of vit_b, vit_l and vit_h are
+# Source: vit_t's sizes are measured on Hippocampus (documentation/log.md); those of vit_b, vit_l and vit_h are
 # segment-anything's, in build_sam.
 ENCODERS: dict[str, EncoderSpec] = {
     "vit_t": EncoderSpec(
@@ -189,7 +188,7 @@ class PlannedEncoder:
     budget: int
     longest_window: int
     whole_from: int
-    decoder: DecoderName
+    decoder: str
     sam: bool
 
     @property

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from masam_auto.core.checks import check, check_finite, check_limits, check_name, check_range
-from masam_auto.core.encoders import CUSTOM, DecoderName, EncoderSpec, check_sam_form
+from masam_auto.core.encoders import CUSTOM, EncoderSpec, check_sam_form
 from masam_auto.core.errors import PlanError
 from masam_auto.core.geometry import Geometry, Shape, Triple
 from masam_auto.core.jsonio import digest, to_plain
@@ -26,18 +26,27 @@ SMALLEST_FACTOR = 1e-3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NormalizationPlan:
-    """Intensity normalisation of one channel. `scheme` names an entry of `imaging.normalize.NORMALIZERS`.
+    """Intensity normalisation of one channel, by the scheme that the channel's name asks for.
 
-    The statistics are the fingerprint's, in the file's units; only "ct" uses them, and "clip_to_0_1" `lower` and `upper`.
-    `inside_mask`: statistics from, and applied to, the non-zero region only.
+    The statistics are the fingerprint's: of the foreground, over the data set, in the file's units.
     """
 
     scheme: str
+    """A name in `imaging.normalize.NORMALIZERS`. `ct`: clip to `lower` and `upper`, subtract `mean`, divide by
+    `std`. `zscore`: each volume by its own mean and deviation. `rescale_to_0_1`: the volume's minimum and maximum
+    become 0 and 1. `clip_to_0_1`: `lower` and `upper` do. `quantile_to_0_1`: the volume's minimum and 99 % quantile
+    do. `rgb_to_0_1`: divide by 255. `noNorm`: leave as it is."""
     inside_mask: bool = False
+    """Take statistics from the non-zero region only, and change only that. For z-scores of mostly empty images
+    (nnU-Net)."""
     mean: float = 0.0
+    """Mean; used by `ct`."""
     std: float = 1.0
+    """Standard deviation; used by `ct`."""
     lower: float = 0.0
+    """0.5th percentile; used by `ct` and `clip_to_0_1`."""
     upper: float = 0.0
+    """99.5th percentile; used by `ct` and `clip_to_0_1`."""
 
     def __post_init__(self) -> None:
         check_finite("normalization", self)
@@ -55,13 +64,15 @@ class NormalizationPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speed:
-    """What a machine without a GPU computes: canvas pixels that train `vit_t` in a second of wall clock, and of CPU time.
+    """How fast a machine without a GPU trains `vit_t`, in canvas pixels. Measured once per machine (`training.speed`).
 
-    Measured once a machine (`training.speed`); the plan keeps it, so that a training knows what fits its budget.
+    The plan keeps it, so that a training knows what fits into its budget.
     """
 
     wall: float
+    """Pixels per second of wall clock."""
     cpu: float
+    """Pixels per CPU-second."""
 
     def __post_init__(self) -> None:
         check(
@@ -72,12 +83,16 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepSize:
-    """How much one training step sees: see Configuration."""
+    """How much one training step sees. The fields mean what they mean in a configuration."""
 
     window: int
+    """Slices in a window."""
     canvas: tuple[int, int]
+    """Height and width, px."""
     magnification: float
+    """Canvas pixels per preprocessed pixel."""
     batch_size: int
+    """Windows per step."""
 
     def __post_init__(self) -> None:
         check_limits("step size: ", self, {name: STEP_LIMITS[name] for name in ("window", "batch_size")})
@@ -94,41 +109,56 @@ class StepSize:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Configuration:
-    """How volumes become windows: one view of the data set.
+    """One view of the data set: how volumes become windows.
 
-    `axis_order` permutes the turned image's (Z, Y, X) so that the slice axis comes first; everything else here is in the
-    permuted order. `axes` says where the training images' voxel axes x, y, z point ("LPS", "RAS", ...): every image is turned
-    to them before anything else; "unknown" where their files do not say, None in plans of older releases, and then nothing
-    is turned. `training_axes`: all codes that the training images have; their arrays depend on `axes` where one differs.
-    `slices_along`: the letter of `axes` across slices that lie far apart, or single ones; an image's slices across a
-    direction near it are taken to be across it.
-    `spacing` is the target in mm. `window` is N. `canvas` is (height, width) in pixels of the network's
-    input; `magnification` is canvas pixels per preprocessed pixel. `mirror_axes`: 0 slices, 1 height, 2 width.
-    `separate_slices`: resample slices in-plane only, and between slices with `order_slices`.
-    `batch_size` is windows per device and step; `accumulation` steps are summed into one update.
-    `sizes` are the step sizes that a machine without a GPU may choose from, the largest first, because a short training
-    learns more from many small steps; the configuration's own is one of them unless it was set by hand.
+    `axis_order` refers to the turned image's (Z, Y, X). Everything after it is in the permuted order: slices, height, width.
     """
 
     name: str
+    """Its key in `configurations`."""
     axis_order: tuple[int, int, int]
+    """Permutation of (Z, Y, X) that puts the slice axis first."""
     spacing: Triple
+    """Target voxel spacing, mm."""
     median_shape: Shape
+    """Median shape of the training cases at that spacing, voxels."""
     normalization: tuple[NormalizationPlan, ...]
+    """One NormalizationPlan per channel."""
     separate_slices: bool
+    """Resample within slices only, and between slices with `order_slices`. For thick slices (nnU-Net: above 3 times
+    the in-plane spacing)."""
     order_image: int = 3
+    """Spline order for images: 0 nearest, 1 linear, 3 cubic. These three orders are nnU-Net's."""
     order_labels: int = 1
+    """Spline order for labels, each class by itself."""
     order_slices: int = 0
+    """Spline order between slices, where `separate_slices` holds."""
     window: int
+    """N: how many neighbouring slices (or frames) the network sees together. Odd; 1 for single slices."""
     canvas: tuple[int, int]
+    """Height and width of the network's input, px."""
     magnification: float
+    """Canvas pixels per preprocessed pixel."""
     mirror_axes: tuple[int, ...]
+    """Axes that may be mirrored in training and prediction: 0 slices, 1 height, 2 width. Empty switches mirroring
+    off."""
     batch_size: int
+    """Windows per device and step."""
     accumulation: int = 1
+    """Steps that are summed into one update of the weights."""
     axes: str | None = None
+    """Where the voxel axes x, y, z of the training images point, such as `LPS` or `RAS`. Every image is turned to
+    them (axes are exchanged and reversed, nothing is resampled), and its segmentation back. In a mixed data set,
+    the most frequent ones. `unknown` where no file says, `null` in plans of older releases: nothing is turned then."""
     training_axes: tuple[str, ...] = ()
+    """All axes that the training images have. Where one differs from `axes`, preprocessed arrays depend on `axes`."""
     slices_along: str | None = None
+    """The letter of `axes` that runs across slices, if slices lie far apart (3 times the in-plane spacing) or are
+    single ones. Slices of a new image that lie within 60 degrees of it stay slices, even where another axis is
+    nearer."""
     sizes: tuple[StepSize, ...] = ()
+    """Without a GPU: the step sizes that a budget may choose from, largest first, because a short training learns
+    more from many small steps. A size that you set by hand in the fields above is never changed."""
 
     def __post_init__(self) -> None:
         check_name("a configuration's name", self.name)
@@ -213,28 +243,39 @@ class Configuration:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NetworkPlan:
-    """MA-SAM's variant. Names are keys of ENCODERS, DECODERS and INCREMENTS in `network`.
-
-    `trained` says what of the image encoder learns: "adapted" only increments and adapters, "all", or "none", which
-    leaves increments and adapters out (`as_built`).
-    `weights`: "sam" starts from a SAM checkpoint, "none" from scratch. `adapter_start`: "zero" starts as SAM exactly.
-    `custom_encoder`: sizes that have no name in ENCODERS, of an imported model; `encoder` is then "custom".
-    """
+    """The variant of MA-SAM. All configurations of a plan share it."""
 
     encoder: str
-    decoder: DecoderName
+    """`vit_t` (small, from scratch, needs no GPU), or SAM's `vit_b`, `vit_l`, `vit_h`. A name in
+    `core.encoders.ENCODERS`."""
+    decoder: str
+    """`progressive` (MA-SAM's), `sam` (upsamples 4 times, the rest bilinear), `multiscale` (U-shaped: fuses the
+    encoder's levels)."""
     weights: Literal["sam", "none"]
+    """`sam`: start from a SAM checkpoint. `none`: from scratch."""
     trained: Literal["adapted", "all", "none"]
+    """What of the image encoder learns: `adapted` (increments and adapters only), `all`, or `none` (decoder only;
+    increments and adapters are not built, whatever their fields say)."""
     increment: Literal["fact", "lora", "none"] = "fact"
+    """Low-rank change of the attention's queries and values: `fact` (factors shared by all blocks), `lora`, `none`."""
     increment_rank: int = 32
+    """Its rank. 32 is the paper's choice."""
     increment_scale: float = 1.0
+    """Factor on the increment, not 0."""
     increment_dropout: float = 0.1
+    """Dropout inside the increment during training."""
     adapters: Literal["both", "before", "after", "none"] = "both"
+    """3D adapters in each block: `before` the attention, `after` it, `both`, `none`."""
     adapter_channels: int = 384
+    """Their inner width. 384 is the reference code's."""
     adapter_start: Literal["zero", "reference"] = "zero"
+    """`zero`: training starts as the unadapted encoder exactly. `reference`: as the published code starts."""
     neck_trained: bool = False
+    """Whether the encoder's neck learns too. Not with `trained` = `none`."""
     prompt: Literal["none", "box"] = "none"
+    """`none`, or `box`: a 3D box may be given (see boxes.md)."""
     custom_encoder: EncoderSpec | None = None
+    """Sizes of an encoder without a name, of an imported model; `encoder` is `custom` then."""
 
     def __post_init__(self) -> None:
         check_finite("network", self)
@@ -269,29 +310,39 @@ class NetworkPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentationPlan:
-    """Ranges of the random changes of a window, drawn once a window and applied to all its slices.
+    """Random changes of a window. One draw per window, applied to all its slices alike.
 
-    `spatial_probability` is the chance that a window is moved at all; `rotation` and `shear` are in degrees,
-    `scaling` a factor, `translation` a share of the canvas. Each intensity change has `intensity_probability`.
-    `gamma`, `contrast` and `brightness` are factors, `sharpness` the strength of an unsharp mask (negative blurs),
-    `posterise` the number of grey levels, `noise` a standard deviation in units of the normalised image's own,
-    `erasing` the share of the canvas's sides that one erased box may have.
+    A range is (lowest, highest). The lists are the paper's; ranges for `vit_t` are smaller.
     """
 
     spatial_probability: float = 0.8
+    """Chance that a window is moved at all (rotation, shear, scaling, translation)."""
     rotation: Range = (-20.0, 20.0)
+    """Degrees, in-plane."""
     shear: Range = (-10.0, 10.0)
+    """Degrees."""
     scaling: Range = (0.8, 1.25)
+    """Factor."""
     translation: Range = (-0.1, 0.1)
+    """Share of the canvas."""
     intensity_probability: float = 0.3
+    """Chance of each of the changes from `gamma` to `noise`."""
     gamma: Range = (0.7, 1.5)
+    """Exponent."""
     contrast: Range = (0.75, 1.25)
+    """Factor."""
     brightness: Range = (-0.2, 0.2)
+    """Added, in units of the image's standard deviation."""
     sharpness: Range = (-1.0, 1.0)
+    """Strength of an unsharp mask; negative blurs."""
     posterise: tuple[int, int] = (16, 64)
+    """Number of grey levels."""
     noise: Range = (0.0, 0.1)
+    """Standard deviation, in units of the image's own."""
     erasing_probability: float = 0.1
+    """Chance that a box is erased."""
     erasing: Range = (0.05, 0.25)
+    """Share of the canvas's sides that the erased box may have."""
 
     def __post_init__(self) -> None:
         where = "training.augmentation"
@@ -311,42 +362,55 @@ class AugmentationPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingPlan:
-    """How a fold is trained. Steps are optimiser updates.
-
-    `budget`: how long instead of `num_epochs`, as `core.budget.parse_budget` reads it.
-    `optimizer`, `schedule` and `loss` name entries of `training.optimizer.OPTIMIZERS`, `training.schedule.SCHEDULES`
-    and `training.loss.LOSSES`.
-    `patience` ends the training after so many epochs without a better smoothed validation Dice; 0 switches it off.
-    `foreground_fraction` of the windows are centred on a slice with a randomly chosen class.
-    `weight_average`: decay of the exponential moving average of the weights (0 switches it off), which is what is
-    validated and saved as the model. `precision`: "bf16" is used where the device computes in it, else float32.
-    With `network.prompt="box"`, a window is shown without its box by the chance `box_dropout`; else the box's sides
-    move outwards by a share of its length drawn from `box_relaxation` (half of the time its lower end), and each by up
-    to `box_jitter` of it either way.
-    """
+    """How a fold is trained. Steps are updates of the weights."""
 
     num_epochs: int = 160
+    """Length of the training, if there is no budget. The paper's best checkpoint on BTCV is at its epoch 160."""
     steps_per_epoch: int = 125
+    """Updates in an epoch (the reference code has about 126). A budget of time may end epochs earlier, so that there
+    are about 20."""
     budget: str = ""
+    """How long a fold trains instead of `num_epochs`: `2h`, `30min`, `1000cpus`, `500steps`, `20epochs`."""
     patience: int = 0
+    """End the training after this many epochs without a better smoothed Dice on the validation windows; 0: never.
+    The schedule of the learning rate knows nothing of it."""
     optimizer: str = "adamw"
+    """A name in `training.optimizer.OPTIMIZERS`: `adamw` (the reference code's), or `muon` (matrices by Muon, the rest
+    by AdamW), which learned faster from scratch."""
     learning_rate: float = 8e-4
+    """Its peak. The reference code's for AdamW."""
     weight_decay: float = 0.1
+    """Not applied to norms and biases. 0.1 is the reference code's."""
     warmup_steps: int = 250
+    """Updates in which the learning rate rises from zero. 250 is the reference code's."""
     schedule: str = "poly"
+    """A name in `training.schedule.SCHEDULES`."""
     schedule_exponent: float = 7.0
+    """Exponent of the polynomial decay. 7 is the reference code's."""
     gradient_clip: float = 1.0
+    """Largest norm of the gradient; 0 switches clipping off."""
     loss: str = "ce_dice"
+    """A name in `training.loss.LOSSES`."""
     loss_weights: tuple[float, float] = (0.2, 0.8)
+    """Weights of cross-entropy and of soft Dice. 0.2 and 0.8 are the reference code's."""
     foreground_fraction: float = 1 / 3
+    """Share of windows that are centred on a slice with a randomly chosen class (nnU-Net)."""
     weight_average: float = 0.999
+    """Decay of the moving average of the weights, which is what is validated and saved; 0 switches it off."""
     precision: Literal["bf16", "float32"] = "bf16"
+    """`bf16` where the device computes in it, or `float32`."""
     activation_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
     box_dropout: float = 0.5
+    """With `network.prompt` = `box`: chance that a window is shown without its box."""
     box_relaxation: Range = (0.0, 0.5)
+    """Share of the box's length by which its sides move outwards, within 0..2. Half of the boxes stay at the lowest."""
     box_jitter: float = 0.05
+    """Share of the box's length by which each side moves by itself, either way; 0..0.4."""
     augmentation: AugmentationPlan = field(default_factory=AugmentationPlan)
+    """Random changes of the windows."""
     seed: int = 12345
+    """Seed of every random draw of the training."""
 
     def __post_init__(self) -> None:
         check(
@@ -377,20 +441,22 @@ class TrainingPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferencePlan:
-    """How a volume is predicted.
-
-    `depth`: "windows" of the training length every `slice_stride` slices with triangular weights, or "whole": long
-    windows of up to `max_slices` slices, so that each slice is encoded about once. Tiles overlap by `tile_overlap` of
-    their side. `mirror`: average over flips along the configuration's mirror_axes. `reversed_axes` (0 slices, 1 height,
-    2 width) are shown to the network in reverse in every pass: for imported models, trained on files read that way.
-    """
+    """How a volume is predicted."""
 
     depth: Literal["whole", "windows"] = "whole"
+    """`whole`: long windows, so that each slice is encoded about once. `windows`: windows of the training length,
+    blended with triangular weights; chosen after training on short windows."""
     slice_stride: int = 3
+    """For `windows`: slices from the start of one to the start of the next."""
     max_slices: int = 64
+    """For `whole`: slices in one pass."""
     tile_overlap: float = 0.5
+    """Where a slice is larger than the canvas: overlap of its tiles, as a share of their side (nnU-Net's 0.5)."""
     mirror: bool = True
+    """Average over flips along the configuration's `mirror_axes`."""
     reversed_axes: tuple[int, ...] = ()
+    """Axes that the network is shown in reverse (0 slices, 1 height, 2 width): for imported models, which were
+    trained on files read that way. Empty for our own."""
 
     def __post_init__(self) -> None:
         check(
@@ -406,23 +472,34 @@ class InferencePlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """All decisions for a data set. `reasons` maps "network.encoder", "axis0.window", ... to one sentence each.
-
-    `speed`: of the machine without a GPU that the plan was made for; None where there is a GPU or nobody measured.
-    """
+    """All decisions for a data set."""
 
     version: int = 1
+    """Version of the file's form. A newer one than the program knows is refused."""
     name: str
+    """The plan's name; results are stored under `<name>__<configuration>`."""
     dataset_name: str
+    """`DatasetXXX_Name`."""
     channel_names: tuple[str, ...]
+    """In channel order, from dataset.json."""
     gpu_memory_gb: float
+    """Memory that was planned for, GiB; 0 without a GPU."""
     default_configuration: str
+    """What is trained and used when none is named."""
     configurations: dict[str, Configuration]
+    """Configurations by name. `axis0`, `axis1`, `axis2` cut slices across that axis of the turned image; `2d` sees
+    single slices."""
     network: NetworkPlan
+    """The network's variant."""
     training: TrainingPlan
+    """How a fold is trained."""
     inference: InferencePlan
+    """How a volume is predicted."""
     speed: Speed | None = None
+    """Speed of the machine without a GPU that the plan was made for; `null` with a GPU, or where nobody measured."""
     reasons: dict[str, str] = field(default_factory=dict)
+    """One sentence per decision, with the numbers behind it, by field (`axis0.window`, `network.encoder`). Fields
+    you change say that they were set by hand."""
 
     def __post_init__(self) -> None:
         check_name("the plan's name", self.name)

@@ -9,7 +9,6 @@ from torch import Tensor
 from masam_auto.core.encoders import ENCODERS, EncoderSpec
 from masam_auto.core.errors import ModelError, PlanError
 from masam_auto.core.plan import NetworkPlan
-from masam_auto.network.decoder import DECODERS
 from masam_auto.network.fact import INCREMENTS
 from masam_auto.network.masam import MaSam
 from masam_auto.network.mismatch import network_differences
@@ -54,12 +53,8 @@ def build_network(
         PlanError: an unknown name, or a canvas that is not whole tokens.
     """
     spec = encoder_of(plan)
-    for field, name, known in (
-        ("decoder", plan.decoder, DECODERS),
-        ("increment", plan.increment, INCREMENTS),
-    ):
-        if name not in known:
-            raise PlanError(f"network.{field} {name!r} is unknown; choose one of {', '.join(known)}")
+    if plan.increment not in INCREMENTS:
+        raise PlanError(f"network.increment {plan.increment!r} is unknown; choose one of {', '.join(INCREMENTS)}")
     network = assemble(
         spec,
         plan,

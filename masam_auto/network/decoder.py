@@ -1,6 +1,7 @@
 """Mask decoders: SAM's, MA-SAM's progressive one, and a multi-scale one that fuses the encoder's levels."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from masam_auto.core.encoders import EncoderSpec
+from masam_auto.core.errors import PlanError
+from masam_auto.network.activations import Load
 from masam_auto.network.encoder import ChannelNorm, Features
 from masam_auto.network.sam import MLP, MaskDecoder, TwoWayTransformer
 from masam_auto.network.slicewise import by_parts
@@ -139,6 +142,32 @@ def _up(in_channels: int, out_channels: int, factor: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(in_channels, out_channels, kernel_size=factor, stride=factor)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecoderMemory:
+    """Bytes that a decoder takes of one slice: `kept` for the backward pass; in prediction `held`, and `part` besides for
+    what a CPU works through slice by slice (network/slicewise.py). The encoder's levels and the logits are not counted.
+    """
+
+    kept: float
+    held: float
+    part: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoder:
+    """A decoder, and all that others must know of it."""
+
+    build: Callable[..., Any]
+    """Called as build(spec, num_outputs=K); gives a module that is called as `TokenDecoder.forward`. Its `prompt` says
+    whether a box reaches it as SAM's "tokens" or as SAM's "mask"."""
+    memory: Callable[[Load], DecoderMemory]
+    """What it takes of one slice."""
+    fuses_levels: bool = False
+    """Whether it needs the encoder's levels, not only its last features."""
+    features_held: int = 8
+    """Values that a pass without gradients on a CPU holds for each pixel besides its logits."""
+
+
 def sam_decoder(spec: EncoderSpec, *, num_outputs: int) -> TokenDecoder:
     """SAM's x4 upscaling, then bilinear to the canvas."""
     return TokenDecoder(spec, num_outputs=num_outputs, steps=2)
@@ -149,11 +178,45 @@ def progressive_decoder(spec: EncoderSpec, *, num_outputs: int) -> TokenDecoder:
 
     Source: Chen et al., MA-SAM, Medical Image Analysis 98 (2024) 103310, progressive upsampling.
     """
-    return TokenDecoder(spec, num_outputs=num_outputs, steps=spec.token_stride.bit_length() - 1)
+    return TokenDecoder(spec, num_outputs=num_outputs, steps=_steps_to_canvas(spec))
 
 
-DECODERS: dict[str, Callable[..., Any]] = {
-    "sam": sam_decoder,
-    "progressive": progressive_decoder,
-    "multiscale": MultiscaleDecoder,
+def _steps_to_canvas(spec: EncoderSpec) -> int:
+    return spec.token_stride.bit_length() - 1
+
+
+def _token_memory(load: Load, steps: int) -> DecoderMemory:
+    """What is normed and its result are float32, the next step's input is cast; the last step has no norm."""
+    width, embedding, tokens = load.precision_bytes, load.encoder.embedding, load.tokens
+    # c/4 at twice the tokens' resolution, and so on
+    *normed, last = (embedding / 2 ** (step + 2) * tokens * 4 ** (step + 1) for step in range(steps))
+    upscaling = sum(normed) * (8 + width) + 2 * width * last
+    return DecoderMemory(
+        kept=20 * embedding * tokens * width + upscaling, held=tokens * 8 * embedding, part=10.0 * last
+    )
+
+
+def _multiscale_memory(load: Load) -> DecoderMemory:
+    """Every fusion keeps about five values; in prediction the finest one decides."""
+    width, pixels, levels = load.precision_bytes, load.pixels, load.encoder.levels
+    finest = width * 5 * levels[0].width * pixels / levels[0].target ** 2
+    return DecoderMemory(
+        kept=width * pixels * 5 * sum(level.width / level.target**2 for level in levels),
+        held=load.tokens * 8 * load.encoder.embedding + finest,
+    )
+
+
+DECODERS: dict[str, Decoder] = {
+    "sam": Decoder(build=sam_decoder, memory=lambda load: _token_memory(load, 2)),
+    "progressive": Decoder(
+        build=progressive_decoder, memory=lambda load: _token_memory(load, _steps_to_canvas(load.encoder))
+    ),
+    "multiscale": Decoder(build=MultiscaleDecoder, memory=_multiscale_memory, fuses_levels=True, features_held=32),
 }
+
+
+def choose_decoder(name: str) -> Decoder:
+    """A decoder by the plan's name. Raises PlanError listing the known ones."""
+    if name not in DECODERS:
+        raise PlanError(f"network.decoder {name!r} is unknown; choose one of {', '.join(DECODERS)}")
+    return DECODERS[name]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from masam_auto.core.encoders import EncoderSpec
 from masam_auto.core.errors import ModelError
 from masam_auto.core.plan import NetworkPlan
-from masam_auto.network.decoder import DECODERS
+from masam_auto.network.decoder import choose_decoder
 from masam_auto.network.encoder import Features, SliceEncoder
 from masam_auto.network.sam import PromptEncoder
 
@@ -31,11 +31,10 @@ class MaSam(nn.Module):
         self.spec = spec
         self.canvas = canvas
         self.in_channels = in_channels
-        # Values that a pass without gradients on a CPU holds beside a pixel's logits: with a token decoder little more than the
-        # tokens, since the rest goes slice by slice (network/slicewise.py).
-        self.features_held = 32 if plan.decoder == "multiscale" else 8
+        decoder = choose_decoder(plan.decoder)
+        self.features_held = decoder.features_held
         self.image_encoder = SliceEncoder(
-            spec, plan, canvas=canvas, in_channels=in_channels, with_levels=plan.decoder == "multiscale"
+            spec, plan, canvas=canvas, in_channels=in_channels, with_levels=decoder.fuses_levels
         )
         self.prompt_encoder = PromptEncoder(
             embed_dim=spec.embedding,
@@ -45,7 +44,7 @@ class MaSam(nn.Module):
         )
         if plan.weights == "none":  # SAM's random start is as large as the features that it is added to
             nn.init.zeros_(self.prompt_encoder.no_mask_embed.weight)
-        self.mask_decoder: Any = DECODERS[plan.decoder](spec, num_outputs=num_outputs)
+        self.mask_decoder: Any = decoder.build(spec, num_outputs=num_outputs)
 
     def forward(
         self, windows: Float[Tensor, "b n c h w"], boxes: Float[Tensor, "b n 4"] | None = None

@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from masam_auto.core.encoders import CUSTOM, ENCODERS, DecoderName, EncoderSpec, sam_encoder
+from masam_auto.core.encoders import CUSTOM, ENCODERS, EncoderSpec, sam_encoder, str
 from masam_auto.core.errors import ModelError, PlanError
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.weight_files import wrong_values
@@ -155,7 +155,7 @@ def network_plan_of(
             f"{origin} adapts an encoder of {variant.depth} blocks of width {variant.dim}, but the SAM checkpoint has "
             f"{spec.depth} blocks of width {spec.dim}. Name the SAM checkpoint that it was trained on."
         )
-    decoders: dict[int, DecoderName] = {2: "sam", spec.token_stride.bit_length() - 1: "progressive"}
+    decoders: dict[int, str] = {2: "sam", spec.token_stride.bit_length() - 1: "progressive"}
     if variant.steps not in decoders:
         known = " or ".join(f"{steps} ({name})" for steps, name in decoders.items())
         raise ModelError(f"{origin}: the decoder has {variant.steps} upscaling steps; known are {known}")

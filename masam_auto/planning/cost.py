@@ -5,7 +5,7 @@ from few large ones. A plan therefore keeps several step sizes, each about half 
 takes about 100,000 px a step, or more where its steps then fit into an hour; a budget of time takes larger steps the
 longer it is.
 
-Source: ours, measured on ACDC, SarcomaCT and Hippocampus (documentation/decisions.md).
+Source: ours, measured on ACDC, SarcomaCT and Hippocampus (documentation/log.md).
 """
 
 import math

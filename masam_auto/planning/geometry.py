@@ -186,7 +186,7 @@ def choose_depth(window: int, encoder: PlannedEncoder) -> tuple[Literal["whole",
     In a short window most slices lie at its ends, where the network sees zeros beyond; a slice in the middle of a whole
     volume is then something that it has hardly met.
 
-    Source: measured (documentation/decisions.md): vit_t lost up to 0.18 Dice with the whole depth after windows of 3 and 5
+    Source: measured (documentation/log.md): vit_t lost up to 0.18 Dice with the whole depth after windows of 3 and 5
     slices, and nothing after 9 and 15; a SAM-shaped network lost nothing after 5.
     """
     least = encoder.whole_from

@@ -16,7 +16,7 @@ from masam_auto.core.labels import named_sides
 
 LOOK_ALIKE = 0.5  # shared histogram area from which on two classes cannot be told apart by intensity
 # Share of cases in which the centroids come in the same order. Source: ours; on Hippocampus mirroring along an axis with
-# a share of 0.93 still cost 0.008 Dice in a short training (documentation/decisions.md).
+# a share of 0.93 still cost 0.008 Dice in a short training (documentation/log.md).
 SAME_ORDER = 0.90
 FEWEST_CASES = 3  # two cases agree by chance half of the time
 FEWEST_TO_TELL = 10  # cases from which on it can be seen whether two classes can be told apart otherwise
@@ -75,7 +75,7 @@ def told_apart(cases: Sequence[CaseMeasurement], first: str, second: str) -> flo
     """How well two classes can be told apart by volume and intensity (mean and standard deviation of every channel).
 
     A linear discriminant, tested on cases that it has not seen. Shape does not count, because it was seen not to help:
-    documentation/decisions.md.
+    documentation/log.md.
 
     Args:
         cases: only those that hold both count.

@@ -11,7 +11,7 @@ Reasons = dict[str, str]
 # steps); no decay on norms and biases and gradient clipping: Primus.
 ADAPTED = TrainingPlan()
 
-# How vit_t is trained from scratch. Source: ours, measured on Hippocampus (documentation/decisions.md).
+# How vit_t is trained from scratch. Source: ours, measured on Hippocampus (documentation/log.md).
 SCRATCH = TrainingPlan(
     num_epochs=100,
     steps_per_epoch=100,
@@ -33,7 +33,7 @@ SCRATCH = TrainingPlan(
     ),
 )
 
-_MEASURED = "measured on Hippocampus, see documentation/decisions.md"
+_MEASURED = "measured on Hippocampus, see documentation/log.md"
 _FOREGROUND = "a third of the windows on a slice with a random class (nnU-Net)"
 
 

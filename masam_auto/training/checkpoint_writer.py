@@ -21,7 +21,7 @@ SAVE_SECONDS, SAVE_SHARE = 300.0, 0.01
 class CheckpointWriter:
     """Copies a checkpoint to the host's memory and writes the copy in a thread, one at a time.
 
-    Training stands still for the copy only: for vit_b 0.3 s of 2.4 s (documentation/decisions.md, 2026-11-21).
+    Training stands still for the copy only: for vit_b 0.3 s of 2.4 s (documentation/log.md, 2026-11-21).
     """
 
     def __init__(self, fold_folder: Path, thread: ThreadPoolExecutor) -> None:

@@ -12,9 +12,9 @@ from masam_auto.planning.memory import (
     Load,
     Parameters,
     available_bytes,
-    estimate_parameters,
     fitting_batch,
     fitting_slices,
+    parameters_of,
     prediction_bytes,
     training_bytes,
 )
@@ -47,7 +47,7 @@ def test_parameters_are_those_of_the_network(name, channels, variant):
     network = build_network(load.network, canvas=load.canvas, in_channels=channels, num_outputs=3, device="meta")
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     total = sum(p.numel() for p in network.parameters())
-    assert estimate_parameters(load) == Parameters(trained=trained, frozen=total - trained)
+    assert parameters_of(load) == Parameters(trained=trained, frozen=total - trained)
 
 
 def kept_bytes(load: Load, batch: int = 1) -> int:
