@@ -192,7 +192,7 @@ def _token_memory(load: Load, steps: int) -> DecoderMemory:
     *normed, last = (embedding / 2 ** (step + 2) * tokens * 4 ** (step + 1) for step in range(steps))
     upscaling = sum(normed) * (8 + width) + 2 * width * last
     return DecoderMemory(
-        kept=20 * embedding * tokens * width + upscaling, held=tokens * 8 * embedding, part=10.0 * last
+        kept=20 * embedding * tokens * width + upscaling, held=8.0 * tokens * embedding, part=10.0 * last
     )
 
 
@@ -202,7 +202,7 @@ def _multiscale_memory(load: Load) -> DecoderMemory:
     finest = width * 5 * levels[0].width * pixels / levels[0].target ** 2
     return DecoderMemory(
         kept=width * pixels * 5 * sum(level.width / level.target**2 for level in levels),
-        held=load.tokens * 8 * load.encoder.embedding + finest,
+        held=8.0 * load.tokens * load.encoder.embedding + finest,
     )
 
 

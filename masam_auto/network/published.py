@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from masam_auto.core.encoders import CUSTOM, ENCODERS, EncoderSpec, sam_encoder, str
+from masam_auto.core.encoders import CUSTOM, ENCODERS, EncoderSpec, sam_encoder
 from masam_auto.core.errors import ModelError, PlanError
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.weight_files import wrong_values

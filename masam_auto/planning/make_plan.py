@@ -14,6 +14,9 @@ from masam_auto.core.geometry import Triple, permute
 from masam_auto.core.plan import Configuration, InferencePlan, NormalizationPlan, Plan, Speed, StepSize, TrainingPlan
 from masam_auto.core.turning import UNKNOWN_AXES
 from masam_auto.imaging.normalize import choose_scheme
+from masam_auto.network.activations import Load
+from masam_auto.network.build import encoder_of
+from masam_auto.network.decoder import choose_decoder
 from masam_auto.planning.capacity import (
     TRAINING_SHARE,
     choose_batch,
@@ -34,7 +37,6 @@ from masam_auto.planning.geometry import (
     shapes_at,
     smallest_diameter,
 )
-from masam_auto.planning.memory import Load
 from masam_auto.planning.mirroring import MirrorRule, choose_mirroring
 from masam_auto.planning.overrides import override
 from masam_auto.planning.plan_table import plan_table
@@ -100,7 +102,7 @@ def make_plan(
         name: the plan's name.
 
     Raises:
-        PlanError: unknown backbone or field, or a value that is refused.
+        PlanError: unknown backbone, encoder, decoder or field, or a value that is refused.
     """
     basis = _lay_basis(fingerprint, gpu_memory_gb, target_spacing, speed)
     views = _choose_views(basis.slices)
@@ -143,6 +145,7 @@ def make_plan(
         | _under("inference", inference_reasons),
     )
     plan = override(plan, overrides)
+    encoder_of(plan.network), choose_decoder(plan.network.decoder)  # overrides may name unknown ones
     budget = parse_budget(None, plan.training)
     if budget.kind != "steps":
         for name in configurations:

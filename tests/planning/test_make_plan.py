@@ -181,6 +181,9 @@ def test_choices_by_hand():
         make_plan(fingerprint, gpu_memory_gb=0, target_spacing=(1.0, -1.0, 1.0))
     with pytest.raises(PlanError, match="unknown field"):
         make_plan(fingerprint, gpu_memory_gb=0, overrides=["training.epochs=3"])
+    for field in ("encoder", "decoder"):
+        with pytest.raises(PlanError, match=rf"network\.{field} 'unet' is unknown; choose one of "):
+            make_plan(fingerprint, gpu_memory_gb=0, overrides=[f"network.{field}=unet"])
 
 
 def test_the_plan_is_pure_and_survives_its_file(tmp_path: Path):
