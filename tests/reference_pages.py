@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTATION = ROOT / "documentation"
 SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 SECTIONS = (
-    "Plan", "Configuration", "StepSize", "Speed", "NormalizationPlan", "NetworkPlan", "TrainingPlan", "AugmentationPlan",
-    "InferencePlan",
+    "Plan", "Configuration", "StepSize", "Speed", "NormalizationPlan", "NetworkPlan", "TrainingPlan",
+    "AugmentationPlan", "InferencePlan",
 )  # fmt: skip
 # An option that so many commands have in the same words is explained once.
 SHARED_BY = 4
@@ -33,7 +33,8 @@ EXAMPLES = {
     "masam_plan": "masam_plan -d 4 --set training.num_epochs=50 axis0.window=7",
     "masam_preprocess": "masam_preprocess -d 4 -c axis0",
     "masam_fetch_weights": "masam_fetch_weights vit_b",
-    "masam_import_checkpoint": "masam_import_checkpoint epoch_159.pth -d Dataset010_BTCV --dataset_json dataset.json --spacing 3 0.76 0.76",
+    "masam_import_checkpoint": "masam_import_checkpoint epoch_159.pth -d Dataset010_BTCV --dataset_json dataset.json "
+    "--spacing 3 0.76 0.76",
     "masam_train": "masam_train 4 fold0",
     "masam_predict": "masam_predict -i images -o segmentations",
     "masam_evaluate": "masam_evaluate segmentations references --tolerance 2",
@@ -68,31 +69,34 @@ COMMANDS_HEAD = """# Commands
 
 <!-- Written by `make docs` from the parsers. Change the help texts in `masam_auto/cli/`, then run it. -->
 
-Every command answers `--help` at once. It ends with exit code 0 when all is done, and with 2 and one clear message when there is something for you to fix
-([errors.md](errors.md)).
+Every command answers `--help` at once. It ends with exit code 0 when all is done, and with 2 and one clear message
+when there is something for you to fix ([errors.md](errors.md)).
 
-You can name a data set by number (`4`, `004`), by name (`Dataset004_Hippocampus`) or by path. Raw data are read from that path; for everything else only the name counts.
+You can name a data set by number (`4`, `004`), by name (`Dataset004_Hippocampus`) or by path. Raw data are read from
+that path; for everything else only the name counts.
 """
 PLAN_HEAD = """# The plan, field by field
 
 <!-- Written by `make docs` from the docstrings in `masam_auto/core/plan.py`. Change them there, then run it. -->
 
-`preprocessed/DatasetXXX_Name/plan.json` holds every decision. `masam_plan` makes it and prints it as a table, you may edit it, and everything else obeys it. Three ways to
-change a field:
+`preprocessed/DatasetXXX_Name/plan.json` holds every decision. `masam_plan` makes it and prints it as a table, you may
+edit it, and everything else obeys it. Three ways to change a field:
 
 ```
-masam_plan -d 4 --set training.num_epochs=50 --set axis0.canvas=448,448    # while planning
-masam_train 4 fold0 --set training.learning_rate=4e-4                      # for one training; the changed plan is stored with the model
-$EDITOR masam_data/preprocessed/Dataset004_X/plan.json                     # by hand
+masam_plan -d 4 --set training.num_epochs=50 --set axis0.canvas=448,448  # while planning
+masam_train 4 fold0 --set training.learning_rate=4e-4  # for one training, stored with the model
+$EDITOR masam_data/preprocessed/Dataset004_X/plan.json  # by hand
 ```
 
-All three are typed and checked; unknown fields and impossible values are refused. In `--set`, the first word is `training`, `training.augmentation`, `network`, `inference` or
-the name of a configuration. Separate the values of a tuple by commas (`448,448`); booleans are `true` and `false`.
+All three are typed and checked; unknown fields and impossible values are refused. In `--set`, the first word is
+`training`, `training.augmentation`, `network`, `inference` or the name of a configuration. Separate the values of a
+tuple by commas (`448,448`); booleans are `true` and `false`.
 
-Fields marked **(P)** decide what preprocessed arrays contain: preprocess again after you change one. A training or prediction that meets arrays of another plan
-says so and stops.
+Fields marked **(P)** decide what preprocessed arrays contain: preprocess again after you change one. A training or
+prediction that meets arrays of another plan says so and stops.
 
-The defaults are those of the dataclass; for most data sets the planner chooses other values and says why in `reasons`.
+The defaults are those of the dataclass; for most data sets the planner chooses other values and says why in
+`reasons`.
 """
 
 

@@ -1,4 +1,4 @@
-"""The documentation says what is true: its reference pages, commands, options, files, names and links are the code's."""
+"""The documentation says what is true: reference pages, commands, options, files, names and links are the code's."""
 
 import dataclasses
 import importlib

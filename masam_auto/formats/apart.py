@@ -107,8 +107,7 @@ def _asked(process: "subprocess.Popen[bytes]", request: bytes, path: Path) -> Ra
             with _lock:
                 _idle.append(process)
         else:  # in the middle of an answer, whatever the reason
-            process.kill()
-            process.wait()
+            _end(process)
     for level, text in answer.notes:
         logger.log(level, "%s", text)
     if answer.error is not None:
@@ -168,7 +167,14 @@ def _used() -> "subprocess.Popen[bytes] | None":
             process = _idle.pop()
             if process.poll() is None:
                 return process
+            _end(process)
     return None
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a process and close its pipes. What was not yet written to it is lost."""
+    with contextlib.suppress(OSError), process:
+        process.kill()
 
 
 def _forget() -> None:

@@ -1,5 +1,6 @@
 """Plain pictures: PNG, BMP and JPEG, grey or colour, 8 or 16 bit. They have no geometry; spacing is 1."""
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -91,9 +92,12 @@ def _open(path: Path) -> Image.Image:
         raise ImageError(
             f"{path}: is no {', '.join(KINDS[:-1])} or {KINDS[-1]} picture. Replace it, or convert it."
         ) from error
-    check_room(
-        path, picture.width * picture.height * len(picture.getbands()) * (4 if picture.mode in ("I", "F") else 1)
-    )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(picture)
+        check_room(
+            path, picture.width * picture.height * len(picture.getbands()) * (4 if picture.mode in ("I", "F") else 1)
+        )
+        stack.pop_all()
     return picture
 
 

@@ -91,7 +91,7 @@ def read_probabilities(path: Path) -> Probabilities:
     Raises:
         ImageError: it is missing, damaged or something else.
     """
-    with _explained(path), np.load(path, allow_pickle=False) as found:
+    with _opened(path) as found:
         return _described(found["probabilities"], found, path)
 
 
@@ -104,7 +104,7 @@ def open_probabilities(path: Path) -> Iterator[Probabilities]:
         OutputError: the disk of the temporary files has no space for it.
     """
     with contextlib.ExitStack() as stack:
-        with _explained(path), np.load(path, allow_pickle=False) as found, found.zip.open(VALUES) as stream:
+        with _opened(path) as found, found.zip.open(VALUES) as stream:
             np.lib.format.read_magic(stream)
             shape, by_columns, kind = np.lib.format.read_array_header_1_0(stream)
             if by_columns or kind != np.float16:
@@ -113,6 +113,13 @@ def open_probabilities(path: Path) -> Iterator[Probabilities]:
             _fill(values, stream)
             result = _described(values, found, path)
         yield result
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The arrays of a file by name. numpy, given a name, leaves a damaged archive open."""
+    with _explained(path), path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+        yield found
 
 
 def values_bytes(path: Path) -> int:

@@ -214,7 +214,8 @@ def read_locations(path: Path) -> dict[str, ClassLocations]:
         ImageError: missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # numpy, given a name, leaves a damaged archive open
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {
                 str(name): ClassLocations(voxels=stored[f"voxels_{number}"], slices=stored[f"slices_{number}"])
                 for number, name in enumerate(stored["names"])

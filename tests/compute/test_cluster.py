@@ -8,8 +8,10 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dask
+import distributed
 import pytest
 from distributed import CancelledError, LocalCluster
 
@@ -17,7 +19,7 @@ from masam_auto.cli.common import run
 from masam_auto.cli.evaluate import main as evaluate
 from masam_auto.cli.plan_and_preprocess import main as plan_and_preprocess
 from masam_auto.compute import cluster as cluster_module
-from masam_auto.compute.cluster import Cluster, _look_at_workers, _outcome, _work, is_open
+from masam_auto.compute.cluster import Cluster, is_open
 from masam_auto.compute.parallel import Workers, map_cases
 from masam_auto.core.errors import CaseErrors, ImageError, MasamError
 from masam_auto.core.jsonio import atomic_path
@@ -152,38 +154,55 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
         map_cases(picky, [2], names=["a"], what="checking", workers=Cluster(scheduler="tcp://127.0.0.1:1"))
 
 
-def test_a_worker_without_the_package_is_named_before_it_is_sent_a_case() -> None:
-    class Client:
-        waited = 0
+class FakeClient:
+    """Stands for distributed's client of a cluster that no test can have: workers or the scheduler go wrong in its way."""
 
-        def nthreads(self) -> dict[str, int]:
-            return {}
+    loop = None
 
-        def wait_for_workers(self, count: int) -> None:
-            self.waited = count
+    def __init__(self, error: Exception, *, on_workers: bool = False) -> None:
+        self.error, self.on_workers, self.waited = error, on_workers, 0
 
-        def run(self, function: object) -> None:
-            raise ModuleNotFoundError("No module named 'masam_auto'")
+    def __call__(self, address: str, **options: Any) -> "FakeClient":
+        return self
 
-    client = Client()
-    with pytest.raises(MasamError, match=r"evaluation: a worker of tcp://x:1 cannot import masam_auto .*same version"):
-        _look_at_workers(client, Cluster(scheduler="tcp://x:1"), "evaluation")
-    assert client.waited == 1
+    def nthreads(self) -> dict[str, int]:
+        return {}
 
+    def wait_for_workers(self, count: int) -> None:
+        self.waited = count
 
-def test_a_worker_with_another_version_does_nothing() -> None:
-    with pytest.raises(MasamError, match=r"has masam_auto .*, this is 0\.0\.1\. Install the same version"):
-        _work(picky, 2, [], "0.0.1")
+    def run(self, function: object) -> dict[str, None]:
+        if self.on_workers:
+            raise self.error
+        return {"worker": None}
 
-
-class Lost:
-    """Stands for a future that fails."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
+    def submit(self, *arguments: Any, **options: Any) -> "FakeClient":
+        return self
 
     def result(self) -> None:
         raise self.error
+
+    def close(self) -> None:
+        pass
+
+
+def evaluate_a(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "Client", client)
+    monkeypatch.setattr(distributed, "as_completed", lambda futures, **options: futures)
+    map_cases(picky, [2], names=["a"], what="evaluation", workers=Cluster(scheduler="tcp://x:1"))
+
+
+def test_a_worker_without_the_package_is_named_before_it_is_sent_a_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = FakeClient(ModuleNotFoundError("No module named 'masam_auto'"), on_workers=True)
+    with pytest.raises(MasamError, match=r"evaluation: a worker of tcp://x:1 cannot import masam_auto .*same version"):
+        evaluate_a(client, monkeypatch)
+    assert client.waited == 1
+
+
+def test_a_worker_with_another_version_does_nothing(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "__version__", "0.0.1")
+    with pytest.raises(MasamError, match=r"has masam_auto .*, this is 0\.0\.1\. Install the same version"):
+        map_cases(picky, [2], names=["a"], what="checking", workers=cluster)
 
 
 @pytest.mark.parametrize(
@@ -193,9 +212,11 @@ class Lost:
         (ConnectionError("Stream is closed"), "evaluation of a: the scheduler at tcp://x:1 is gone"),
     ],
 )
-def test_what_breaks_a_cluster_is_said_in_one_line(error: Exception, message: str) -> None:
+def test_what_breaks_a_cluster_is_said_in_one_line(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(MasamError, match=message):
-        _outcome(Lost(error), Cluster(scheduler="tcp://x:1"), what="evaluation of a")
+        evaluate_a(FakeClient(error), monkeypatch)
 
 
 @pytest.mark.parametrize(

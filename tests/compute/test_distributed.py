@@ -16,8 +16,8 @@ from tests import tiny_training as tiny
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 6, 8])
-@pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 1), (2, 1), (1, 2), (2, 2), (12, 1), (4, 6), (3, 8)])
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 1), (2, 2), (12, 1), (4, 6), (3, 8)])
 def test_the_ranks_share_the_windows_of_every_update(size: int, batch_size: int, accumulation: int) -> None:
     configuration = tiny.make_configuration(batch_size=batch_size, accumulation=accumulation)
     try:

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from masam_auto.compute import parallel
+from masam_auto.compute.cluster import Cluster
 from masam_auto.compute.parallel import choose_workers, is_out_of_memory, map_cases
 from masam_auto.core.errors import CaseErrors, ImageError, OutputError
 
@@ -158,14 +159,17 @@ def test_what_goes_wrong_midway_closes_the_workers_at_once(monkeypatch: pytest.M
     """And not when the garbage is collected: a client of a cluster that closes while another one starts waits for ever."""
     closed = []
 
-    def outcomes(*arguments: Any, **options: Any) -> Generator[tuple[int, Any, str | None]]:
+    def outcomes(cluster: Cluster, function: Any, items: Any, **options: Any) -> Generator[tuple[int, Any, str | None]]:
         try:
-            yield 0, None, parallel._Unwritable("the disk is full")
-            yield 1, None, None
+            for index, item in enumerate(items):
+                yield (index, *function(item))
         finally:
             closed.append(True)
 
-    monkeypatch.setattr(parallel, "_executor", lambda workers: outcomes)
+    def write(item: str) -> None:
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(parallel, "run_on_cluster", outcomes)
     with pytest.raises(OutputError, match="the disk is full") as caught:
-        map_cases(len, ["a", "b"], names=["a", "b"], what="counting", workers=0)
+        map_cases(write, ["a", "b"], names=["a", "b"], what="writing", workers=Cluster(scheduler="tcp://x:1"))
     assert closed and caught.value

@@ -70,14 +70,14 @@ def test_hidden_processes_of_other_users_may_be_alive(tmp_path: Path, monkeypatc
 
 
 def test_a_dead_process_that_nobody_has_asked_about_is_dead(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    path = make(tmp_path / f"{partial_prefix(process.pid)}ab-a")
-    assert not is_abandoned(path)
-    process.kill()
-    until = time.monotonic() + 20
-    while not is_abandoned(path):  # a zombie, until it is waited for
-        assert time.monotonic() < until
-    assert process.wait() == -9
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        path = make(tmp_path / f"{partial_prefix(process.pid)}ab-a")
+        assert not is_abandoned(path)
+        process.kill()
+        until = time.monotonic() + 20
+        while not is_abandoned(path):  # a zombie, until it is waited for
+            assert time.monotonic() < until
+    assert process.returncode == -9
 
 
 @pytest.mark.parametrize(

@@ -54,13 +54,18 @@ decoders.serve()
 
 
 @pytest.fixture
-def odd(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No process waits that another test has asked, and none is left. Nothing public says so: nobody else needs it."""
     monkeypatch.setattr(apart, "_idle", [])
-    monkeypatch.setattr(apart, "START", f"import json, sys; sys.path[:] = json.loads(sys.argv[1])\n{ODD}")
     yield
     for process in apart._idle:
-        process.kill()
-        process.wait()
+        with process:
+            process.kill()
+
+
+@pytest.fixture
+def odd(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apart, "START", f"import json, sys; sys.path[:] = json.loads(sys.argv[1])\n{ODD}")
 
 
 def write_volume(path: Path, voxels: np.ndarray) -> Path:
@@ -124,11 +129,10 @@ def test_threads_do_not_get_each_others_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("odd")
-def test_an_interrupted_wait_leaves_no_half_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_wait_leaves_no_half_answer() -> None:
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(apart, "_idle", [])
     before = signal.signal(signal.SIGALRM, interrupt)
     signal.alarm(2)
     try:
@@ -202,22 +206,22 @@ def test_a_fork_asks_a_process_of_its_own(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
+@pytest.mark.usefixtures("alone")
 def test_modules_in_the_current_folder_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_volume(tmp_path / "a.mha", np.ones((2, 3, 4), np.uint8))
     for name in ("json", "signal", "numpy"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(apart, "_idle", [])
     monkeypatch.setattr(sys, "path", [Path("/nowhere"), *sys.path])
     assert read_itk(path).array.sum() == 24
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("alone")
 def test_who_has_many_pipes_gets_smaller_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError
 
-    monkeypatch.setattr(apart, "_idle", [])
     monkeypatch.setattr(apart.fcntl, "fcntl", refuse)
     path = write_volume(tmp_path / "a.mha", np.full((50, 60, 70), 3, np.uint8))
     assert (read_itk(path).array == 3).all()

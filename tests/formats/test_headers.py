@@ -27,8 +27,9 @@ def write(path: Path, array: np.ndarray, *, packed: bool = False, vector: bool =
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.uint16, np.float32])
+@pytest.mark.parametrize(
+    ("packed", "kind"), [(False, np.uint8), (True, np.int16), (False, np.uint16), (True, np.float32)]
+)
 def test_whole_files_are_read(tmp_path: Path, ending: str, packed: bool, kind: Any) -> None:
     array = numbers(kind)
     path = write(tmp_path / f"a{ending}", array, packed=packed and ending != ".gipl")

@@ -32,10 +32,11 @@ def sams_encoder(canvas, in_channels=1):
     return encoder
 
 
-@pytest.mark.parametrize("canvas", [(96, 96), (96, 64), (16, 80)])
-@pytest.mark.parametrize("num_slices", [1, 3])
-@pytest.mark.parametrize("increment", ["fact", "lora", "none"])
-@pytest.mark.parametrize("adapters", ["both", "none"])
+@pytest.mark.parametrize(
+    ("increment", "adapters", "num_slices"),
+    [("fact", "both", 3), ("fact", "none", 1), ("lora", "both", 1), ("none", "both", 3), ("none", "none", 1)],
+)
+@pytest.mark.parametrize("canvas", [(96, 96), (16, 80)])
 def test_starts_as_sam_exactly(canvas, num_slices, increment, adapters):
     theirs = sams_encoder(canvas)
     torch.manual_seed(4)

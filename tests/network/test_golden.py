@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 from masam_auto.core.encoders import sam_encoder
 from masam_auto.network.build import assemble, load_published_checkpoint, load_sam_weights
@@ -22,8 +22,7 @@ MODES = pytest.mark.parametrize("mode", ["auto", "box"])
 @pytest.fixture(scope="module")
 def golden():
     """All tensors of the file, as float32."""
-    with safe_open(FILE, "pt") as file:
-        return {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  # no dict
+    return {name: value.float() for name, value in load_file(FILE).items()}
 
 
 def tensors_of(golden, name):
@@ -85,9 +84,6 @@ def test_the_script_writes_the_same_file(tmp_path):
     made = tmp_path / FILE.name
     command = [sys.executable, "-m", "tests.network.make_golden", os.environ["MASAM_REFERENCE_CODE"], made]
     subprocess.run(command, cwd=FILE.parents[2], check=True)
-    with safe_open(made, "pt") as new, safe_open(FILE, "pt") as kept:
-        assert set(new.keys()) == set(kept.keys())
-        assert all(
-            torch.allclose(new.get_tensor(k).float(), kept.get_tensor(k).float(), atol=BOUND)
-            for k in new.keys()  # noqa: SIM118
-        )
+    new, kept = load_file(made), load_file(FILE)
+    assert set(new) == set(kept)
+    assert all(torch.allclose(new[name].float(), kept[name].float(), atol=BOUND) for name in kept)

@@ -152,8 +152,8 @@ def test_reversed_axes_are_the_reversed_image_and_back(
 
 
 @pytest.mark.parametrize("depth_mode", ["whole", "windows"])
-@pytest.mark.parametrize("window", [1, 3, 5])
-@pytest.mark.parametrize("depth", [1, 2, 5, 11, 30, 31])
+@pytest.mark.parametrize("window", [1, 5])
+@pytest.mark.parametrize("depth", [1, 4, 12, 13, 31])
 def test_shares_of_every_slice_sum_to_one(depth_mode: str, window: int, depth: int) -> None:
     inference = InferencePlan(depth=depth_mode, max_slices=12)  # type: ignore[arg-type]
     total = np.zeros(depth)
@@ -279,10 +279,8 @@ def boxed(image: np.ndarray, config: Configuration, prompt: BoxPrompt = PROMPT, 
     return within_box([InBox()], image, config, prompt, plan)
 
 
-@pytest.mark.parametrize("depth", ["whole", "windows"])
-@pytest.mark.parametrize("window", [1, 5])
-@pytest.mark.parametrize("mirror_axes", [(), (0, 1, 2)])
-@pytest.mark.parametrize("size", [(12, 14), (16, 16), (12, 40), (37, 40)])
+@pytest.mark.parametrize(("depth", "window"), [("whole", 5), ("windows", 1), ("windows", 5)])
+@pytest.mark.parametrize(("mirror_axes", "size"), [((), (12, 14)), ((0, 1, 2), (16, 16)), ((0, 1, 2), (37, 40))])
 def test_a_box_reaches_the_network_through_flips_and_tiles(
     depth: str, window: int, mirror_axes: tuple[int, ...], size: tuple[int, int]
 ) -> None:

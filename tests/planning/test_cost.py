@@ -103,7 +103,7 @@ def test_size_within_is_the_largest_that_fits_or_the_smallest():
     assert size_within(sizes, 10.0) == sizes[-1]
 
 
-def acdc_plan(*options: object) -> Plan:
+def acdc_plan(**options: object) -> Plan:
     fingerprint = fingerprints.make_fingerprint(shape=(10, 256, 256), spacing=(10.0, 1.5, 1.5), diameter=42.0)
     return make_plan(fingerprint, gpu_memory_gb=0, speed=SPEED, **options)
 

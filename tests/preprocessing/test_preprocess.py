@@ -450,18 +450,21 @@ def test_videos_are_one_case(video_dataset: Callable[..., Path], paths: Paths) -
     assert open_array(folder / "clip1_seg.b2nd").shape == (4, 24, 20)
 
 
-def test_workers_follow_memory_and_work(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    tasks = [
-        preprocess._Task(case=case, description=dataset.description, configurations=((configure(), Path()),))
-        for case in dataset.cases
-    ]
-    assert preprocess._affordable_workers(tasks) == 0  # a few thousand voxels
-    monkeypatch.setattr(preprocess, "read_geometry", lambda _: Geometry(shape=(300, 512, 512), spacing=(3.0, 1.0, 0.8)))
-    monkeypatch.setattr(preprocess, "free_memory", lambda: 4e9)
-    assert preprocess._affordable_workers(tasks) == 1
-    (tasks[0].case.images[0][0]).write_bytes(b"junk")
-    monkeypatch.undo()
-    assert preprocess._affordable_workers(tasks) == 0
+def test_workers_follow_memory_and_work(dataset: Dataset, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = []
+    monkeypatch.setattr(preprocess, "map_cases", lambda *arguments, workers, **options: chosen.append(workers))
+
+    def workers() -> int:
+        preprocess_dataset(dataset, make_plan(configure()), paths, workers=None)
+        return chosen.pop()
+
+    assert workers() == 0  # a few thousand voxels
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess, "read_geometry", lambda _: Geometry(shape=(300, 512, 512), spacing=(3.0, 1.0, 0.8)))
+        patch.setattr(preprocess, "free_memory", lambda: 4e9)
+        assert workers() == 1
+    dataset.cases[0].images[0][0].write_bytes(b"junk")
+    assert workers() == 0
 
 
 def test_a_second_preprocessing_of_a_configuration_waits(dataset: Dataset, paths: Paths) -> None:

@@ -35,7 +35,7 @@ def test_relaxation_moves_every_side_alike() -> None:
     np.testing.assert_allclose(relaxed, [10 - 3, 4 - 1.75, 22 + 3, 11 + 1.75])
 
 
-@pytest.mark.parametrize("seed", range(50))
+@pytest.mark.parametrize("seed", range(12))
 def test_boxes_are_never_empty_and_never_leave_the_canvas(seed: int) -> None:
     generator = np.random.default_rng(seed)
     drawn = np.zeros((2, 20, 30), np.int16)

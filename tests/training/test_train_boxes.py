@@ -41,7 +41,7 @@ def make_twins(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return image[None], labels
 
 
-def make_plan(*training: Any) -> Plan:
+def make_plan(**training: Any) -> Plan:
     plan = tiny.make_plan(tiny.make_configuration(median_shape=SHAPE), **training)
     return dataclasses.replace(plan, network=dataclasses.replace(plan.network, prompt="box"))
 
