@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from masam_auto.core.encoders import PLANNED_ENCODERS, PlannedEncoder
 from masam_auto.core.errors import PlanError
-from masam_auto.planning.cost import FEWEST_WINDOWS, PIXELS_PER_STEP
 from masam_auto.planning.memory import GIB, Load, fitting_batch, fitting_slices, training_bytes
+from masam_auto.planning.step_size import FEWEST_WINDOWS, PIXELS_PER_STEP
 
 SCRATCH = "vit_t"
 BY_SIZE = ("vit_h", "vit_l", "vit_b")  # Source: the paper's Table 7, the larger the better

@@ -1,7 +1,7 @@
 """Decide everything about a data set from its fingerprint. A pure function: reads nothing, measures nothing.
 
-The rules stand in `planning.geometry`, `planning.mirroring`, `planning.capacity` and
-`planning.recipes`; here they are put together, with the sentences that say why.
+Each rule has a file of its name in this room and returns its decision with one sentence that says why. Here they are put
+together.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from masam_auto.core.fingerprint import Fingerprint
 from masam_auto.core.geometry import Triple, permute
 from masam_auto.core.plan import Configuration, InferencePlan, NormalizationPlan, Plan, Speed, StepSize, TrainingPlan
 from masam_auto.core.turning import UNKNOWN_AXES
-from masam_auto.imaging.normalize import choose_scheme
 from masam_auto.network.activations import Load
 from masam_auto.network.build import encoder_of
 from masam_auto.network.decoder import choose_decoder
+from masam_auto.planning.canvas_size import choose_canvas, smallest_diameter
 from masam_auto.planning.capacity import (
     TRAINING_SHARE,
     choose_batch,
@@ -24,27 +24,17 @@ from masam_auto.planning.capacity import (
     choose_encoder,
     choose_longest_prediction,
 )
-from masam_auto.planning.cost import choose_size, fit_budget, step_sizes
-from masam_auto.planning.geometry import (
-    SliceAxes,
-    choose_canvas,
-    choose_depth,
-    choose_separate_slices,
-    choose_slice_axes,
-    choose_spacing,
-    choose_window,
-    median_shape,
-    shapes_at,
-    smallest_diameter,
-)
 from masam_auto.planning.mirroring import MirrorRule, choose_mirroring
+from masam_auto.planning.normalization import choose_normalization, normalization_reason
 from masam_auto.planning.overrides import override
 from masam_auto.planning.plan_table import plan_table
 from masam_auto.planning.recipes import Reasons, channels_reason, choose_network, choose_training
+from masam_auto.planning.slice_axes import SliceAxes, choose_separate_slices, choose_slice_axes
+from masam_auto.planning.spacing import choose_spacing, median_shape, shapes_at
+from masam_auto.planning.step_size import choose_size, fit_budget, step_sizes
+from masam_auto.planning.window_length import choose_depth, choose_window
 
 __all__ = ["make_plan", "plan_table"]
-
-MASK_BELOW = 0.75  # Source: nnU-Net v2, `determine_whether_to_use_mask_for_norm`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,7 +153,7 @@ def _lay_basis(
         spacing=spacing,
         spacing_reason=spacing_reason,
         mirroring=choose_mirroring(fingerprint),
-        normalization=_choose_normalization(fingerprint),
+        normalization=choose_normalization(fingerprint),
         gpu_memory_gb=gpu_memory_gb,
         speed=speed,
     )
@@ -178,25 +168,6 @@ def _choose_views(slices: SliceAxes) -> tuple[_View, ...]:
     if slices.single:
         return (flat,)
     return (*(_View(name=f"axis{axis}", axis=axis, single=False) for axis in slices.axes), flat)
-
-
-def _choose_normalization(fingerprint: Fingerprint) -> tuple[NormalizationPlan, ...]:
-    """Schemes by channel names. Source: nnU-Net v2, also for the mask of z-scores on mostly empty images."""
-    inside = fingerprint.median_relative_size_after_cropping < MASK_BELOW
-    plans = []
-    for channel, statistics in zip(fingerprint.channel_names, fingerprint.intensities, strict=True):
-        scheme = choose_scheme(channel)
-        plans.append(
-            NormalizationPlan(
-                scheme=scheme,
-                inside_mask=inside and scheme == "zscore",
-                mean=statistics.mean,
-                std=statistics.std,
-                lower=statistics.percentile_00_5,
-                upper=statistics.percentile_99_5,
-            )
-        )
-    return tuple(plans)
 
 
 def _window(basis: _Basis, view: _View, shape: PlannedEncoder) -> tuple[int, str]:
@@ -236,7 +207,7 @@ def _configure(
         "axis_order": f"slices across axis {view.axis} of the image's (Z, Y, X); everything below is in this order",
         "spacing": basis.spacing_reason,
         "median_shape": f"median of {len(fingerprint.cases)} cropped cases at the target spacing",
-        "normalization": _normalization_reason(basis),
+        "normalization": normalization_reason(fingerprint, basis.normalization),
         "separate_slices": separate_reason,
         "window": window_reason,
         "canvas": canvas.canvas_reason,
@@ -292,25 +263,6 @@ def _mirror_axes(basis: _Basis, view: _View) -> tuple[tuple[int, ...], str]:
     allowed = tuple(position for position, rule in rules if rule.allowed)
     names = ("slices", "height", "width")
     return allowed, "; ".join(f"{names[position]} {rule.reason}" for position, rule in rules)
-
-
-def _normalization_reason(basis: _Basis) -> str:
-    fingerprint = basis.fingerprint
-    parts = []
-    for name, plan in zip(fingerprint.channel_names, basis.normalization, strict=True):
-        if plan.scheme == "ct":
-            how = (
-                f"clipped to {plan.lower:.4g}..{plan.upper:.4g}, then mean {plan.mean:.4g} and deviation {plan.std:.4g}"
-            )
-            parts.append(f'"{name}": {how} of the data set\'s foreground')
-        elif plan.scheme == "zscore":
-            parts.append(
-                f'"{name}": z-score of each volume' + (" inside its non-zero part" if plan.inside_mask else "")
-            )
-        else:
-            parts.append(f'"{name}": {plan.scheme}, by its name')
-    kept = fingerprint.median_relative_size_after_cropping
-    return "; ".join(parts) + f" (cropping to non-zero keeps {kept:.0%} of the median volume)"
 
 
 def _choose_inference(

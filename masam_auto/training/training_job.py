@@ -23,7 +23,7 @@ from masam_auto.models.checkpoint import (
     plan_digest,
 )
 from masam_auto.models.sam_files import SamWeights
-from masam_auto.planning.cost import fit_budget, has_planned_size, with_size
+from masam_auto.planning.step_size import fit_budget, has_planned_size, with_size
 from masam_auto.preprocessing.dataset_files import given_splits, warn_of_other_splits
 from masam_auto.preprocessing.preprocess import check_preprocessed
 from masam_auto.training.batches import BatchLoader, make_batch

@@ -1,115 +1,15 @@
-"""Rules about slice axis, spacing, resampling, canvas and window, each on a fingerprint made to trigger it."""
+"""Canvas and magnification, each rule on a fingerprint made to trigger it."""
 
 import dataclasses
 
-import numpy as np
 import pytest
 
 from masam_auto.core.encoders import PLANNED_ENCODERS
-from masam_auto.core.errors import PlanError
-from masam_auto.planning.geometry import (
-    PIXELS_ACROSS,
-    choose_canvas,
-    choose_separate_slices,
-    choose_slice_axes,
-    choose_spacing,
-    choose_window,
-    median_shape,
-    smallest_diameter,
-)
+from masam_auto.planning.canvas_size import PIXELS_ACROSS, choose_canvas, smallest_diameter
 from tests import fingerprints
 
 AXIAL = (0, 1, 2)
 VIT_B, VIT_T = PLANNED_ENCODERS["vit_b"], PLANNED_ENCODERS["vit_t"]
-
-
-@pytest.mark.parametrize(
-    ("spacing", "shape", "axes"),
-    [
-        ((3.0, 1.0, 1.0), (40, 256, 256), (0,)),
-        ((1.0, 3.0, 1.0), (256, 40, 256), (1,)),
-        ((1.0, 1.0, 1.2), (99, 99, 99), (2,)),
-        ((1.0, 1.0, 1.0), (36, 50, 35), (2, 0, 1)),
-        ((1.0, 1.0, 1.19), (50, 36, 70), (1, 0, 2)),
-    ],
-)
-def test_slice_axis_is_the_coarse_one_else_all_with_the_shortest_first(spacing, shape, axes):
-    chosen = choose_slice_axes(fingerprints.make_fingerprint(spacing=spacing, shape=shape))
-    assert chosen.axes == axes and not chosen.single
-
-
-def test_video_runs_along_time_whatever_the_spacing():
-    video = fingerprints.make_fingerprint(is_video=True, spacing=(1.0, 5.0, 1.0), shape=(30, 480, 854))
-    assert choose_slice_axes(video).axes == (0,)
-    assert choose_separate_slices(video, choose_slice_axes(video), (1.0, 5.0, 1.0), 0)[0]
-
-
-def test_pictures_and_volumes_of_one_slice_are_single():
-    picture = choose_slice_axes(fingerprints.make_fingerprint(shape=(1, 300, 400), spacing=(1.0,) * 3, dimensions=2))
-    assert picture.single and picture.axes == (0,)
-    sagittal = choose_slice_axes(fingerprints.make_fingerprint(shape=(300, 400, 1), spacing=(1.0, 1.0, 5.0)))
-    assert sagittal.single and sagittal.axes == (2,)
-
-
-def test_target_spacing_is_the_median():
-    spacings = [(3.0, 1.0, 1.0), (4.0, 0.8, 0.8), (5.0, 0.7, 0.7)]
-    fingerprint = fingerprints.make_fingerprint(count=3, spacings=spacings, shape=(200, 256, 256))
-    assert choose_spacing(fingerprint, None)[0] == (4.0, 0.8, 0.8)
-
-
-def test_coarse_axis_with_few_voxels_gets_the_tenth_percentile():
-    spacings = [(float(z), 1.0, 1.0) for z in np.linspace(2, 10, 11)]
-    fingerprint = fingerprints.make_fingerprint(count=11, spacings=spacings, shape=(20, 256, 256))
-    target, reason = choose_spacing(fingerprint, None)
-    assert target == pytest.approx((2.8, 1.0, 1.0)) and "2.8 mm" in reason and "median 6 mm" in reason
-
-
-def test_tenth_percentile_never_gets_finer_than_in_plane():
-    spacings = [(0.5, 1.0, 1.0)] * 3 + [(6.0, 1.0, 1.0)] * 7
-    target, _ = choose_spacing(fingerprints.make_fingerprint(spacings=spacings, shape=(20, 256, 256)), None)
-    assert target == pytest.approx((1.0, 1.0, 1.0), abs=1e-4) and target[0] > 1
-
-
-def test_target_spacing_by_hand_wins_and_nonsense_is_refused():
-    fingerprint = fingerprints.make_fingerprint()
-    assert choose_spacing(fingerprint, (2.0, 2.0, 2.0)) == ((2.0, 2.0, 2.0), "set by hand")
-    for wrong in ((1.0, 1.0), (1.0, 0.0, 1.0), (1.0, float("nan"), 1.0)):
-        with pytest.raises(PlanError, match="three positive numbers"):
-            choose_spacing(fingerprint, wrong)
-
-
-@pytest.mark.parametrize(("distance", "separate"), [(3.0, False), (3.1, True)])
-def test_slices_are_resampled_apart_above_an_anisotropy_of_three(distance, separate):
-    fingerprint = fingerprints.make_fingerprint(spacing=(distance, 1.0, 1.0))
-    chosen = choose_separate_slices(fingerprint, choose_slice_axes(fingerprint), (distance, 1.0, 1.0), 0)
-    assert chosen[0] is separate and f"{distance:.2f}" in chosen[1]
-
-
-def test_median_shape_is_at_the_target_spacing_in_permuted_order():
-    fingerprint = fingerprints.make_fingerprint(shape=(10, 20, 30), spacing=(1.0, 2.0, 1.0))
-    assert median_shape(fingerprint, (1.0, 1.0, 1.0), (1, 0, 2)) == (40, 10, 30)
-
-
-@pytest.mark.parametrize(
-    ("distance", "window"), [(3.0, 5), (3.27, 5), (5.0, 3), (10.0, 3), (2.0, 7), (1.0, 9), (0.5, 9)]
-)
-def test_window_is_odd_and_nearest_to_fifteen_millimetres(distance, window):
-    fingerprint = fingerprints.make_fingerprint()
-    chosen, reason = choose_window(fingerprint, distance=distance, depth=100, encoder=VIT_B)
-    assert chosen == window and f"{distance:.3g} mm" in reason
-
-
-def test_small_encoder_affords_longer_windows():
-    assert choose_window(fingerprints.make_fingerprint(), distance=1.0, depth=100, encoder=VIT_T)[0] == 15
-
-
-def test_window_of_video_and_of_shallow_volumes():
-    video = fingerprints.make_fingerprint(is_video=True)
-    assert choose_window(video, distance=1.0, depth=100, encoder=VIT_B)[0] == 5
-    volume = fingerprints.make_fingerprint()
-    assert choose_window(volume, distance=1.0, depth=5, encoder=VIT_B)[0] == 5
-    assert choose_window(volume, distance=1.0, depth=4, encoder=VIT_B)[0] == 5
-    assert choose_window(volume, distance=1.0, depth=2, encoder=VIT_B)[0] == 3
 
 
 def canvas_of(shape, encoder, *, diameter=100.0):

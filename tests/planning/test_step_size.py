@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 
 from masam_auto.core.encoders import PLANNED_ENCODERS
 from masam_auto.core.plan import Plan, Speed, StepSize
-from masam_auto.planning.cost import (
+from masam_auto.planning.canvas_size import PIXELS_ACROSS
+from masam_auto.planning.make_plan import make_plan
+from masam_auto.planning.recipes import SCRATCH
+from masam_auto.planning.step_size import (
     PIXELS_PER_STEP,
     STEPS_WANTED,
     choose_size,
@@ -18,9 +21,6 @@ from masam_auto.planning.cost import (
     step_sizes,
     with_size,
 )
-from masam_auto.planning.geometry import PIXELS_ACROSS
-from masam_auto.planning.make_plan import make_plan
-from masam_auto.planning.recipes import SCRATCH
 from tests import fingerprints
 
 VIT_T = PLANNED_ENCODERS["vit_t"]

@@ -14,7 +14,8 @@ from dataclasses import replace
 
 from masam_auto.core.encoders import PLANNED_ENCODERS, PlannedEncoder
 from masam_auto.core.plan import Plan, Speed, StepSize, TrainingPlan
-from masam_auto.planning.geometry import PIXELS_ACROSS, choose_depth
+from masam_auto.planning.canvas_size import PIXELS_ACROSS
+from masam_auto.planning.window_length import choose_depth
 
 PIXELS_PER_STEP = 100_000  # of a fold without a budget, or more where the machine has the time
 HALVINGS = -1  # the smallest size is half of it

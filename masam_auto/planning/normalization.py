@@ -1,0 +1,47 @@
+"""How each channel is normalised."""
+
+from collections.abc import Sequence
+
+from masam_auto.core.fingerprint import Fingerprint
+from masam_auto.core.plan import NormalizationPlan
+from masam_auto.imaging.normalize import choose_scheme
+
+MASK_BELOW = 0.75  # Source: nnU-Net v2, `determine_whether_to_use_mask_for_norm`
+
+
+def choose_normalization(fingerprint: Fingerprint) -> tuple[NormalizationPlan, ...]:
+    """Schemes by channel names. Source: nnU-Net v2, also for the mask of z-scores on mostly empty images."""
+    inside = fingerprint.median_relative_size_after_cropping < MASK_BELOW
+    plans = []
+    for channel, statistics in zip(fingerprint.channel_names, fingerprint.intensities, strict=True):
+        scheme = choose_scheme(channel)
+        plans.append(
+            NormalizationPlan(
+                scheme=scheme,
+                inside_mask=inside and scheme == "zscore",
+                mean=statistics.mean,
+                std=statistics.std,
+                lower=statistics.percentile_00_5,
+                upper=statistics.percentile_99_5,
+            )
+        )
+    return tuple(plans)
+
+
+def normalization_reason(fingerprint: Fingerprint, plans: Sequence[NormalizationPlan]) -> str:
+    """One sentence on what is done with each channel."""
+    parts = []
+    for name, plan in zip(fingerprint.channel_names, plans, strict=True):
+        if plan.scheme == "ct":
+            how = (
+                f"clipped to {plan.lower:.4g}..{plan.upper:.4g}, then mean {plan.mean:.4g} and deviation {plan.std:.4g}"
+            )
+            parts.append(f'"{name}": {how} of the data set\'s foreground')
+        elif plan.scheme == "zscore":
+            parts.append(
+                f'"{name}": z-score of each volume' + (" inside its non-zero part" if plan.inside_mask else "")
+            )
+        else:
+            parts.append(f'"{name}": {plan.scheme}, by its name')
+    kept = fingerprint.median_relative_size_after_cropping
+    return "; ".join(parts) + f" (cropping to non-zero keeps {kept:.0%} of the median volume)"
