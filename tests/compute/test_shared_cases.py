@@ -70,7 +70,7 @@ def test_the_successor_of_one_that_was_ended_goes_on_with_its_cases(store: dist.
     dealt = ended.deal(NAMES)
     assert [next(dealt), next(dealt)] == ["a", "b"]
     assert ended.begin("a")
-    ended._tell(ended=True)
+    ended.leave()
     successor = process(store, 1)
     assert successor.take_over(NAMES) == (["a", "b"], [])
     assert successor.begin("a") and not process(store, 0).begin("a")

@@ -124,7 +124,7 @@ def test_a_killed_process_is_found_out(tmp_path: Path) -> None:
 
 def test_machines_and_containers_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     here = partial_prefix(1)
-    partial._machine.cache_clear()
+    partial._machine.cache_clear()  # a machine has one name for as long as a process runs
     monkeypatch.setattr(platform, "node", lambda: "another machine / with odd characters")
     try:
         assert partial_prefix(1) != here and partial.PARTIAL.fullmatch(f"{partial_prefix(1)}ab-a")

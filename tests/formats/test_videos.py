@@ -185,6 +185,7 @@ def test_names() -> None:
 def test_streams_that_decode_oddly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: list[tuple[int, int]], message: str
 ) -> None:
+    # Encoders write no such streams.
     monkeypatch.setattr(videos, "_decode", lambda path, pixels: [np.zeros(shape, np.uint8) for shape in frames])
     with pytest.raises(ImageError, match=rf"a\.avi: .*{message}"):
         decode_video(tmp_path / "a.avi", 1)

@@ -51,7 +51,7 @@ def test_only_modeling_is_imported():
 
 
 def test_missing_package_is_one_line(monkeypatch):
-    monkeypatch.delitem(sys.modules, sam._PRIVATE_NAME)
+    monkeypatch.delitem(sys.modules, sam._PRIVATE_NAME)  # the tests of this process have loaded it
     monkeypatch.setattr(sam.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match="pip install segment-anything"):
         sam._load_modeling()
