@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from masam_auto.compute.parallel import Workers, map_cases
 from masam_auto.core.dataset import DatasetDescription, files_by_name, has_ending
 from masam_auto.core.errors import DatasetError, first_few
+from masam_auto.core.geometry import Box
 from masam_auto.core.jsonio import to_plain, write_json
 from masam_auto.core.label_map import map_labels
 from masam_auto.core.labels import Labels
 from masam_auto.core.summary import SUMMARY_NAME, mean_iou, summarise_cases, summarise_subsets, summary_key
 from masam_auto.formats.io import is_image, label_values, read_labels
+from masam_auto.imaging.crop import box_around, crop_to, value_boxes, whole_box
 from masam_auto.imaging.metrics import compare_masks, measure
 from masam_auto.imaging.placement import labels_on_grid
 
@@ -194,19 +195,19 @@ def evaluate_arrays(
     scoring = scoring or Scoring()
     valid = None if labels.ignore is None else reference != labels.ignore
     total = reference.size if valid is None else int(np.count_nonzero(valid))
-    found = [ndimage.find_objects(array) for array in (prediction, reference)]
+    found = [value_boxes(array) for array in (prediction, reference)]
     metrics = {}
     for name, values in labels.foreground.items():
-        box = _box_around(values, found, reference.shape)
-        counted = None if valid is None else valid[box]
+        box = _box_of(values, found, reference.shape)
+        counted = None if valid is None else crop_to(valid, box)
         comparison = compare_masks(
-            _mask(prediction[box], values),
-            _mask(reference[box], values),
+            _mask(crop_to(prediction, box), values),
+            _mask(crop_to(reference, box), values),
             spacing=spacing,
             tolerance=scoring.tolerances.get(name, scoring.tolerance),
             voxel_volume=voxel_volume,
             valid=counted,
-            outside=total - (reference[box].size if counted is None else int(np.count_nonzero(counted))),
+            outside=total - (crop_to(reference, box).size if counted is None else int(np.count_nonzero(counted))),
             lesions=name in scoring.lesions,
         )
         metrics[summary_key(values)] = measure(comparison)
@@ -289,26 +290,21 @@ def check_classes(scoring: Scoring, labels: Labels) -> None:
         )
 
 
-def _box_around(
-    values: tuple[int, ...], found: Sequence[Sequence[Any]], shape: tuple[int, ...]
-) -> tuple[slice, slice, slice]:
+def _box_of(values: tuple[int, ...], found: Sequence[Mapping[int, Box]], shape: tuple[int, ...]) -> Box:
     """Where label values lie in either array, with a margin of one voxel: an object that is one voxel thick must not
     seem to lie in a picture, which has no such axis. The first voxel where they are nowhere.
 
     Args:
         values: of a class or region.
-        found: of each array, the slices of the values 1, 2, ..., None where there are none (scipy's `find_objects`).
+        found: of each array, the boxes of the values in it.
         shape: of both arrays.
     """
     if 0 in values:
-        return (slice(None),) * 3
-    boxes = [one for boxes in found for value in values if value <= len(boxes) and (one := boxes[value - 1])]
-    if not boxes:
-        return (slice(1),) * 3
-    z, y, x = (
-        slice(max(min(box[axis].start for box in boxes) - 1, 0), min(max(box[axis].stop for box in boxes) + 1, size))
-        for axis, size in enumerate(shape)
-    )
+        return whole_box(shape)
+    box = box_around(boxes[value] for boxes in found for value in values if value in boxes)
+    if box is None:
+        return ((0, 1), (0, 1), (0, 1))
+    z, y, x = ((max(low - 1, 0), min(high + 1, size)) for (low, high), size in zip(box, shape, strict=True))
     return z, y, x
 
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 
 from masam_auto.core.windows import covering_starts, gaussian_weights
 
@@ -85,15 +86,10 @@ def place(window: torch.Tensor, tile: CanvasMap) -> torch.Tensor:
         tile: made for (h, w).
 
     Returns:
-        (N, C, H, W).
+        (N, C, H, W); a view of `window` where it needs no padding.
     """
     if tile.magnification == 1:
-        (top, left), (height, width) = tile.start, tile.canvas
-        (h, w) = tile.size
-        shown = window[..., max(0, top) : top + height, max(0, left) : left + width]
-        before = (max(0, -top), max(0, -left))
-        after = (max(0, top + height - h), max(0, left + width - w))
-        return F.pad(shown, (before[1], after[1], before[0], after[0]))
+        return crop_and_pad_nd(window, [[low, low + side] for low, side in zip(tile.start, tile.canvas, strict=True)])
     rows, columns = (tile.to_slice(np.arange(tile.canvas[axis]), axis) for axis in (0, 1))
     return _sample(window, rows, columns, padding="zeros")
 

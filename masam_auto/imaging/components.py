@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import cc3d
 import numpy as np
+from acvl_utils.morphology.morphology_helper import cc3d_label_with_component_sizes, generic_filter_components_cc3d
 
+from masam_auto.core.geometry import Box
 from masam_auto.core.postprocessing import Postprocessing, PostprocessingStep
 from masam_auto.imaging.crop import bounding_box, crop_to
 
 CONNECTIVITY: Final = 26  # voxels that touch at a corner are connected, as in nnU-Net
+WITHOUT_ROOM: Final = (slice(-1),) * 3  # undoes `_roomy`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,36 +74,46 @@ def find_components(labels: np.ndarray, reference: np.ndarray, values: Sequence[
         reference: (Z, Y, X) label values from 0 on.
         values: that form the mask together.
     """
-    numbers, box = _number(labels, values)
-    inside = numbers > 0
-    keys = np.stack(
-        [part[inside].astype(np.int64) for part in (numbers, crop_to(labels, box), crop_to(reference, box))]
-    )
+    mask, box = _mask(labels, values)
+    numbers, sizes = number_components(mask)
+    keys = np.stack([part[mask].astype(np.int64) for part in (numbers, crop_to(labels, box), crop_to(reference, box))])
     # one number for each triple, so that counting them needs no sort of rows
     spans = keys.max(axis=1, initial=0) + 1
     distinct, counts = np.unique(np.ravel_multi_index(tuple(keys), tuple(spans)), return_counts=True)
     number, value, met = np.unravel_index(distinct, tuple(spans))
-    sizes = np.bincount(keys[0], minlength=1)[1:]
     return Components(sizes=sizes, meetings=np.stack([number - 1, value, met, counts], axis=1))
 
 
 def smallest_component(labels: np.ndarray, values: Sequence[int]) -> int | None:
     """Voxels of the smallest component of the voxels of some label values (Z, Y, X); None where there are none."""
-    numbers, _ = _number(labels, values)
-    sizes = np.bincount(numbers.ravel())[1:]
+    _, sizes = number_components(_mask(labels, values)[0])
     return int(sizes.min()) if len(sizes) else None
 
 
-def _number(labels: np.ndarray, values: Sequence[int]) -> tuple[np.ndarray, tuple]:
-    """Components of a mask, numbered from 1 on and 0 elsewhere, within its bounding box; and the box."""
+def number_components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The components of a (Z, Y, X) boolean mask, numbered from 1 on and 0 elsewhere; and their (N,) sizes, voxels."""
+    numbers, sizes = cc3d_label_with_component_sizes(_roomy(mask), CONNECTIVITY)
+    return numbers[WITHOUT_ROOM], np.fromiter(sizes.values(), dtype=np.int64)
+
+
+def _mask(labels: np.ndarray, values: Sequence[int]) -> tuple[np.ndarray, Box]:
+    """Where some label values are, cut to their bounding box; and the box."""
     mask = np.isin(labels, values)
     box = bounding_box(mask) or ((0, 1), (0, 1), (0, 1))
-    return cc3d.connected_components(crop_to(mask, box), connectivity=CONNECTIVITY), box
+    return crop_to(mask, box), box
 
 
 def _take_out(labels: np.ndarray, step: PostprocessingStep, voxel_volume: float) -> None:
     """Do one step on `labels` itself."""
-    numbers, box = _number(labels, step.values)
-    stays = staying(np.bincount(numbers.ravel())[1:], [step], voxel_volume)
-    if not stays.all():
-        crop_to(labels, box)[~np.concatenate([[True], stays])[numbers]] = 0
+    mask, box = _mask(labels, step.values)
+
+    def stay(numbers: list[int], sizes: list[int]) -> np.ndarray:
+        return np.array(numbers)[staying(np.array(sizes), [step], voxel_volume)]
+
+    kept = generic_filter_components_cc3d(_roomy(mask), stay, CONNECTIVITY)[WITHOUT_ROOM]
+    crop_to(labels, box)[mask & ~kept] = 0
+
+
+def _roomy(mask: np.ndarray) -> np.ndarray:
+    """With one empty voxel more along each axis: cc3d 4.1.1 fails where no component more would fit (101 in a row)."""
+    return np.pad(mask, (0, 1))

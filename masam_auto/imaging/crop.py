@@ -1,7 +1,10 @@
-"""The part of an image that holds something: nnU-Net's non-zero mask and its bounding box."""
+"""The part of an image that holds something: nnU-Net's non-zero mask, and bounding boxes of masks and label values."""
+
+from collections.abc import Iterable
 
 import cc3d
 import numpy as np
+from skimage.measure import regionprops
 
 from masam_auto.core.geometry import Box
 
@@ -17,11 +20,12 @@ def nonzero_box(image: np.ndarray) -> Box:
     Returns:
         Half-open ranges along Z, Y and X; the whole image where every voxel is zero.
     """
-    return bounding_box(_nonzero(image)) or _whole(image.shape[1:])
+    return bounding_box(_nonzero(image)) or whole_box(image.shape[1:])
 
 
 def bounding_box(mask: np.ndarray) -> Box | None:
     """Half-open bounding box of a (Z, Y, X) boolean mask, or None where it is empty."""
+    # not acvl-utils', which takes 5 to 47 times as long, imports torch, and gives the whole array for an empty mask
     ranges = []
     columns = np.asarray(mask.any(axis=0))  # small; the in-plane ranges need no second pass over the volume
     for line in (mask.any(axis=(1, 2)), columns.any(axis=1), columns.any(axis=0)):
@@ -29,7 +33,23 @@ def bounding_box(mask: np.ndarray) -> Box | None:
         if len(filled) == 0:
             return None
         ranges.append((int(filled[0]), int(filled[-1]) + 1))
-    return (ranges[0], ranges[1], ranges[2])
+    return _box(ranges)
+
+
+def value_boxes(labels: np.ndarray) -> dict[int, Box]:
+    """Half-open bounding box of each value above 0 in a (Z, Y, X) label map."""
+    return {region.label: _box((part.start, part.stop) for part in region.slice) for region in regionprops(labels)}
+
+
+def box_around(boxes: Iterable[Box]) -> Box | None:
+    """The smallest box that holds all of these; None where there are none."""
+    axes = list(zip(*boxes, strict=True))
+    return _box((min(low for low, _ in axis), max(high for _, high in axis)) for axis in axes) if axes else None
+
+
+def whole_box(shape: tuple[int, ...]) -> Box:
+    """The box of a whole (Z, Y, X) array."""
+    return _box((0, size) for size in shape)
 
 
 def crop_to(array: np.ndarray, box: Box) -> np.ndarray:
@@ -71,5 +91,6 @@ def _nonzero(image: np.ndarray) -> np.ndarray:
     return mask
 
 
-def _whole(shape: tuple[int, ...]) -> Box:
-    return ((0, shape[0]), (0, shape[1]), (0, shape[2]))
+def _box(ranges: Iterable[tuple[int, int]]) -> Box:
+    z, y, x = ranges
+    return z, y, x

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage, sparse
+from scipy import sparse
 from scipy.sparse.csgraph import maximum_bipartite_matching
+
+from masam_auto.imaging.components import number_components
 
 # Metrics Reloaded (Maier-Hein et al., Nature Methods 2024) names 0.1 for objects whose outline is uncertain.
 MATCHING_IOU = 0.1
-NEIGHBOURS = np.ones((3, 3, 3), bool)  # in a single slice these are the eight neighbours
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,15 +31,13 @@ def count_lesions(prediction: np.ndarray, reference: np.ndarray) -> LesionCounts
         prediction: (Z, Y, X) bool.
         reference: (Z, Y, X) bool.
     """
-    # not cc3d, which fails on some masks of a single row ("maximum length exception", 4.1.1)
-    predicted, n_pred = ndimage.label(prediction, NEIGHBOURS)
-    true, n_ref = ndimage.label(reference, NEIGHBOURS)
+    predicted, sizes_pred = number_components(prediction)
+    true, sizes_ref = number_components(reference)
+    n_pred, n_ref = len(sizes_pred), len(sizes_ref)
     both = prediction & reference
     keys, shared = np.unique(predicted[both].astype(np.int64) * (n_ref + 1) + true[both], return_counts=True)
     rows, columns = np.divmod(keys, n_ref + 1)
-    sizes_pred = np.bincount(predicted.ravel(), minlength=n_pred + 1)
-    sizes_ref = np.bincount(true.ravel(), minlength=n_ref + 1)
-    alike = shared >= MATCHING_IOU * (sizes_pred[rows] + sizes_ref[columns] - shared)
+    alike = shared >= MATCHING_IOU * (sizes_pred[rows - 1] + sizes_ref[columns - 1] - shared)
     graph = sparse.csr_array(
         (np.ones(int(alike.sum()), bool), (rows[alike], columns[alike])), shape=(n_pred + 1, n_ref + 1)
     )

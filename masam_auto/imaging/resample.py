@@ -19,7 +19,7 @@ from scipy import ndimage, sparse
 from torch.nn import functional
 
 from masam_auto.core.geometry import Shape, Triple
-from masam_auto.imaging.crop import bounding_box
+from masam_auto.imaging.crop import bounding_box, crop_to
 
 # Advantage of the label of the nearest voxel, so that ties, which every even factor makes at every boundary, are
 # settled by geometry rather than by the order of the labels or by rounding.
@@ -119,7 +119,7 @@ def _indicator(mask: np.ndarray, shape: Shape, orders: Shape) -> tuple[tuple[sli
     """Resample a mask where it can be anything but zero: the part of the output, and the values there."""
     box = bounding_box(mask)
     assert box is not None
-    volume = torch.from_numpy(mask[tuple(slice(low, high) for low, high in box)].astype(np.float32))
+    volume = torch.from_numpy(crop_to(mask, box).astype(np.float32))
     starts = []
     for axis in range(3):
         volume, start = _resample_axis(volume, axis, mask.shape[axis], shape[axis], orders[axis], low=box[axis][0])

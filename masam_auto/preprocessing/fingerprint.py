@@ -21,11 +21,11 @@ from masam_auto.core.fingerprint import (
     Fingerprint,
     IntensityStatistics,
 )
-from masam_auto.core.geometry import Geometry, Triple
+from masam_auto.core.geometry import Box, Geometry, Triple
 from masam_auto.core.jsonio import read_json, write_json
 from masam_auto.core.turning import UNKNOWN_AXES, turn_between
 from masam_auto.formats.io import read_case, read_case_labels
-from masam_auto.imaging.crop import nonzero_box
+from masam_auto.imaging.crop import box_around, crop_to, nonzero_box, value_boxes
 from masam_auto.imaging.placement import turned_to_place
 
 logger = logging.getLogger(__name__)
@@ -118,22 +118,22 @@ def measure_case(
         ignore: label value that is no foreground.
         samples: foreground intensities to draw.
     """
-    box = tuple(slice(low, high) for low, high in nonzero_box(image))
-    image, labels = image[(slice(None), *box)], labels[box]
+    box = nonzero_box(image)
+    image, labels = crop_to(image, box), crop_to(labels, box)
     generator = np.random.default_rng(SEED)
     foreground = labels > 0 if ignore is None else (labels > 0) & (labels != ignore)
     voxels = image[:, foreground]
     drawn = np.resize(generator.permutation(voxels.shape[1]), samples if voxels.shape[1] else 0)
     mean = image.mean(axis=(1, 2, 3), dtype=np.float64)
     std = np.maximum(image.std(axis=(1, 2, 3), dtype=np.float64), 1e-8)
-    boxes = ndimage.find_objects(labels)
+    boxes = value_boxes(labels)
     measurements, class_samples = {}, {}
     for name, values in classes.items():
-        inside = _bounding_box([boxes[v - 1] for v in values if 0 < v <= len(boxes) and boxes[v - 1] is not None])
+        inside = box_around(boxes[value] for value in values if value in boxes)
         if inside is None:
             continue
-        mask = np.isin(labels[inside], values)
-        intensities = image[(slice(None), *inside)][:, mask]
+        mask = np.isin(crop_to(labels, inside), values)
+        intensities = crop_to(image, inside)[:, mask]
         measurements[name] = _measure_class(mask, inside, intensities, geometry)
         picked = intensities[:, generator.integers(0, intensities.shape[1], CLASS_SAMPLES_PER_CASE)]
         class_samples[name] = ((picked - mean[:, None]) / std[:, None]).astype(np.float32)
@@ -267,20 +267,12 @@ def _measure_file(item: tuple[Case, DatasetDescription, int]) -> _Measured:
     )
 
 
-def _bounding_box(boxes: Sequence[tuple[slice, ...]]) -> tuple[slice, ...] | None:
-    if not boxes:
-        return None
-    return tuple(slice(min(b.start for b in axis), max(b.stop for b in axis)) for axis in zip(*boxes, strict=True))
-
-
-def _measure_class(
-    mask: np.ndarray, box: tuple[slice, ...], intensities: np.ndarray, geometry: Geometry
-) -> ClassMeasurement:
+def _measure_class(mask: np.ndarray, box: Box, intensities: np.ndarray, geometry: Geometry) -> ClassMeasurement:
     """Measure one class from its mask (Z, Y, X) within `box` and its intensities (C, voxels)."""
     spacing = np.asarray(geometry.spacing)
     counts = [mask.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
     total = int(counts[0].sum())
-    positions = [np.arange(part.start, part.stop) + 0.5 for part in box]
+    positions = [np.arange(low, high) + 0.5 for low, high in box]
     # areas of slices across an axis: the product of the other two spacings, whatever the angle between them
     areas = [count[count > 0] * (spacing.prod() / spacing[axis]) for axis, count in enumerate(counts)]
     diameters = [float(np.median(2 * np.sqrt(area / math.pi))) for area in areas]

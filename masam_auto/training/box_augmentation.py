@@ -6,6 +6,7 @@ import numpy as np
 
 from masam_auto.core.labels import Labels
 from masam_auto.core.plan import NetworkPlan, Range, TrainingPlan
+from masam_auto.imaging.crop import bounding_box
 
 NO_BOX = (np.nan,) * 4
 
@@ -52,12 +53,11 @@ def draw_box(labels: np.ndarray, draws: BoxDraws, generator: np.random.Generator
     lowest, highest = draws.relaxation
     relaxation = lowest + (highest - lowest) * max(0.0, generator.uniform(-1, 1))
     jitter = generator.uniform(-draws.jitter, draws.jitter, 4)
-    foreground = ((labels > 0) & (labels != (0 if draws.ignore is None else draws.ignore))).any(axis=0)
-    if dropped or not foreground.any():
+    tight = bounding_box((labels > 0) & (labels != (0 if draws.ignore is None else draws.ignore)))
+    if dropped or tight is None:
         return np.array(NO_BOX, dtype=np.float32)
-    rows, columns = np.flatnonzero(foreground.any(axis=1)), np.flatnonzero(foreground.any(axis=0))
-    low = np.array([columns[0], rows[0]], dtype=np.float64)
-    high = np.array([columns[-1] + 1, rows[-1] + 1], dtype=np.float64)
+    _, (top, bottom), (left, right) = tight
+    low, high = np.array([left, top], dtype=np.float64), np.array([right, bottom], dtype=np.float64)
     sides = high - low
     low -= sides * (relaxation + jitter[:2])
     high += sides * (relaxation + jitter[2:])

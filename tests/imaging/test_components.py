@@ -2,9 +2,16 @@
 
 import numpy as np
 import pytest
+from skimage.measure import label
 
 from masam_auto.core.postprocessing import Postprocessing, PostprocessingStep
-from masam_auto.imaging.components import apply_postprocessing, find_components, smallest_component, staying
+from masam_auto.imaging.components import (
+    apply_postprocessing,
+    find_components,
+    number_components,
+    smallest_component,
+    staying,
+)
 
 VOXEL = 2.0
 ORGAN, LESION = (1,), (2,)
@@ -102,6 +109,27 @@ def test_the_effect_of_steps_on_a_mask_is_foretold(values: tuple[int, ...], rule
             for met in (0, 1, 2):
                 lost = ((labels == value) & (result == 0) & (reference == met)).sum()
                 assert lost == gone[(gone[:, 1] == value) & (gone[:, 2] == met), 3].sum()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 5, 1), (7, 1, 1), (1, 3, 3), (3, 3, 3), (1, 51, 53)])
+def test_as_many_components_as_there_can_be_are_found(shape: tuple[int, int, int]) -> None:
+    """connected-components-3d by itself fails on these."""
+    mask = np.zeros(shape, bool)
+    mask[::2, ::2, ::2] = True
+    _, sizes = number_components(mask)
+    assert np.array_equal(sizes, np.ones(mask.sum()))
+    assert np.array_equal(apply(mask.astype(np.uint8), largest(ORGAN)), mask)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 9), (1, 7, 8), (5, 6, 7)])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 1.0])
+def test_components_are_scikit_images(shape: tuple[int, int, int], share: float) -> None:
+    mask = np.random.default_rng(1).random(shape) < share
+    numbers, sizes = number_components(mask)
+    expected = label(mask, connectivity=3)
+    assert np.array_equal(numbers > 0, mask)
+    assert len({*zip(numbers[mask], expected[mask], strict=True)}) == len(sizes) == expected.max()
+    assert np.array_equal(sizes, np.bincount(numbers.ravel())[1:])
 
 
 def test_the_smallest_component() -> None:

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from acvl_utils.cropping_and_padding.bounding_boxes import get_bbox_from_mask
 from scipy import ndimage
 
-from masam_auto.imaging.crop import bounding_box, crop_to, nonzero_box, nonzero_mask
+from masam_auto.imaging.crop import bounding_box, box_around, crop_to, nonzero_box, nonzero_mask, value_boxes, whole_box
 
 
 def sparse_image(seed: int, *, shape: tuple[int, ...] = (2, 6, 9, 8), share: float = 0.3) -> np.ndarray:
@@ -32,6 +33,25 @@ def test_box_takes_all_channels_together() -> None:
 def test_box_of_nothing_is_the_whole_image() -> None:
     assert nonzero_box(np.zeros((1, 4, 5, 6), np.float32)) == ((0, 4), (0, 5), (0, 6))
     assert bounding_box(np.zeros((4, 5, 6), bool)) is None
+    assert whole_box((4, 5, 6)) == ((0, 4), (0, 5), (0, 6))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 9, 8), (5, 6, 7)])
+def test_box_is_acvl_utils(shape: tuple[int, ...]) -> None:
+    for seed in range(5):
+        mask = np.random.default_rng(seed).random(shape) < 0.03
+        mask[0, -1, 0] = True
+        assert bounding_box(mask) == tuple(tuple(ends) for ends in get_bbox_from_mask(mask))
+
+
+def test_boxes_of_values_and_around_them() -> None:
+    labels = np.zeros((4, 5, 6), np.int16)
+    labels[0, 1, 2], labels[1:3, 4, 5], labels[3, 3, 3] = 2, 7, -1
+    boxes = value_boxes(labels)
+    assert boxes == {2: ((0, 1), (1, 2), (2, 3)), 7: ((1, 3), (4, 5), (5, 6))}
+    assert box_around(boxes.values()) == ((0, 3), (1, 5), (2, 6))
+    assert value_boxes(np.zeros((1, 2, 3), np.uint8)) == {}
+    assert box_around([]) is None
 
 
 @pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
