@@ -17,9 +17,10 @@ from dataset_conversion.conversion import Conversion, SourceCase, SourceImage, T
 from dataset_conversion.download import archives_hint
 from masam_auto import __version__
 from masam_auto.compute.parallel import choose_workers, map_cases
+from masam_auto.core.atomic import write_bytes
 from masam_auto.core.dataset import find_training_cases, parse_description
 from masam_auto.core.errors import DatasetError, OutputError, first_few
-from masam_auto.core.jsonio import digest, read_plain, write_bytes, write_json
+from masam_auto.core.jsonio import digest, read_plain, write_json
 from masam_auto.core.paths import DATASET_NAME
 from masam_auto.core.patients import FILE_NAME as PATIENTS_NAME
 from masam_auto.core.splits import make_splits, write_splits

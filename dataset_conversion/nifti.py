@@ -11,9 +11,9 @@ from nibabel import orientations
 from nibabel.arrayproxy import ArrayProxy
 
 from dataset_conversion.conversion import SourceImage, Target
+from masam_auto.core.atomic import atomic_path
 from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry
-from masam_auto.core.jsonio import atomic_path
 from masam_auto.formats.io import read_geometry, read_image, read_labels, write_labels
 from masam_auto.formats.volumes import LPS_FROM_RAS
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from masam_auto.compute.parallel import map_cases
+from masam_auto.core.atomic import write_bytes
 from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Case, Dataset
 from masam_auto.core.errors import CaseErrors, DatasetError
-from masam_auto.core.jsonio import write_bytes, write_json
+from masam_auto.core.jsonio import write_json
 from masam_auto.core.labels import Labels
 from masam_auto.core.paths import Paths
 from masam_auto.core.postprocessing import POSTPROCESSING_NAME

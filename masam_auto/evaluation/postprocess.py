@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from masam_auto.compute.parallel import map_cases
+from masam_auto.core.atomic import write_bytes
 from masam_auto.core.dataset import read_description
 from masam_auto.core.errors import DatasetError, MasamError, OutputError
-from masam_auto.core.jsonio import write_bytes
 from masam_auto.core.labels import Labels
 from masam_auto.core.postprocessing import Postprocessing, PostprocessingStep
 from masam_auto.formats.io import is_image, read_labels, write_labels

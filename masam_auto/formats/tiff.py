@@ -12,9 +12,10 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 
+from masam_auto.core.atomic import write_bytes
 from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry, Triple
-from masam_auto.core.jsonio import parse_json, read_bounded, write_bytes
+from masam_auto.core.jsonio import parse_json, read_bounded
 from masam_auto.formats.bitmaps import LYING, ORIENTATION, upright
 from masam_auto.formats.raw_image import RawImage
 from masam_auto.formats.room import check_memory, check_room

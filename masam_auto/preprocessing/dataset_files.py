@@ -6,9 +6,10 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from masam_auto.core.atomic import write_bytes
 from masam_auto.core.dataset import Dataset
 from masam_auto.core.errors import PlanError
-from masam_auto.core.jsonio import read_plain, write_bytes, write_json
+from masam_auto.core.jsonio import read_plain, write_json
 from masam_auto.core.patients import divided_patients, patients_of
 from masam_auto.core.splits import make_splits, read_splits, write_splits
 
