@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ModelError("-pretrained_weights is for the beginning of a training. Leave it out with --c and --val.")
     paths = start(parsed)
 
-    from masam_auto.compute.device import available_cores
     from masam_auto.compute.distributed import device_of, joined, read_world
+    from masam_auto.core.machine import available_cores
 
     world = read_world(os.environ)
     device = device_of(world, parsed.device)
