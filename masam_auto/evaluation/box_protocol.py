@@ -9,7 +9,7 @@ import numpy as np
 
 from masam_auto.core.boxes import VoxelBox, relaxed_box
 from masam_auto.core.dataset import Case
-from masam_auto.core.errors import DatasetError, OutputError
+from masam_auto.core.errors import DatasetError, OutputError, first_few
 from masam_auto.core.labels import Labels
 from masam_auto.formats.inputs import find_inputs
 from masam_auto.formats.io import label_ending, read_geometry, read_labels
@@ -96,9 +96,8 @@ def _refuse_references_without_image(references: Path, ending: str, known: Colle
     names = (path.name.removesuffix(ending) for path in references.glob(f"*{ending}") if not path.name.startswith("."))
     missing = sorted(set(names) - set(known))
     if missing:
-        listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DatasetError(
-            f"{images} has no image for {len(missing)} of the references in {references}: {listed}. Add the images, or take "
+            f"{images} has no image for {len(missing)} of the references in {references}: {first_few(missing)}. Add the images, or take "
             "these references out of the folder."
         )
 

@@ -17,7 +17,7 @@ import numpy as np
 from masam_auto.compute.parallel import Workers, choose_workers, map_cases
 from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Case, Dataset, DatasetDescription
-from masam_auto.core.errors import DatasetError, MasamError, OutputError, PlanError
+from masam_auto.core.errors import DatasetError, MasamError, OutputError, PlanError, first_few
 from masam_auto.core.geometry import CaseProperties, Geometry
 from masam_auto.core.jsonio import digest, read_json, write_json
 from masam_auto.core.labels import Labels
@@ -41,7 +41,6 @@ RECORD_NAME = "preprocessing.json"
 LOCATIONS_SEED = 1234
 # Data sets of fewer voxels than this are done sooner than worker processes start.
 FEW_VOXELS = 2e7
-NAMED_CASES_LIMIT = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,9 +236,8 @@ def check_preprocessed(
         raise PlanError(f"{folder} was preprocessed with other labels than dataset.json has now. {remedy}")
     missing = [name for name in sorted(cases) if not all(file.is_file() for file in array_files(folder, name))]
     if missing:
-        named = ", ".join(missing[:NAMED_CASES_LIMIT])
         raise PlanError(
-            f"{folder}: {len(missing)} of {len(cases)} cases are not preprocessed ({named}{', ...' if len(missing) > NAMED_CASES_LIMIT else ''}). {remedy}"
+            f"{folder}: {len(missing)} of {len(cases)} cases are not preprocessed ({first_few(missing)}). {remedy}"
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from masam_auto.compute.parallel import Workers, map_cases
 from masam_auto.core.dataset import Case, Dataset, DatasetDescription, has_ending
-from masam_auto.core.errors import CaseErrors, DatasetError, ImageError, PlanError
+from masam_auto.core.errors import CaseErrors, DatasetError, ImageError, PlanError, first_few
 from masam_auto.core.file_names import IMAGE_ENDINGS
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.labels import as_number
@@ -151,7 +151,7 @@ def _check_labels(
     allowed = {*description.labels.declared, description.labels.ignore}
     if unknown := [value for value in label_values(labels) if value not in allowed]:
         problems.append(
-            f"{path}: has labels {', '.join(map(str, unknown[:10]))}{', ...' if len(unknown) > 10 else ''}, but "
+            f"{path}: has labels {first_few(unknown)}, but "
             f"dataset.json declares {', '.join(str(v) for v in sorted(v for v in allowed if v is not None))}. "
             "Declare them, or change them in the file."
         )
