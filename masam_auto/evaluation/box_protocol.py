@@ -10,11 +10,11 @@ import numpy as np
 from masam_auto.core.boxes import VoxelBox, relaxed_box
 from masam_auto.core.dataset import Case
 from masam_auto.core.errors import DatasetError, OutputError, first_few
-from masam_auto.core.labels import Labels
+from masam_auto.core.labels import Labels, is_foreground
 from masam_auto.formats.inputs import find_inputs
 from masam_auto.formats.io import label_ending, read_geometry, read_labels
 from masam_auto.imaging.crop import bounding_box
-from masam_auto.imaging.placement import turned_onto
+from masam_auto.imaging.placement import check_same_shape, turned_onto
 from masam_auto.prediction.predict import Predictor
 from masam_auto.prediction.predict_folder import Outcome, predict_folder
 from masam_auto.prediction.segment import check_takes_boxes
@@ -113,12 +113,9 @@ def reference_boxes(
         reference = np.concatenate(frames)
         depth, *plane = grid.shape
         image = (depth * len(case.frames), *plane)
-        if reference.shape != image:
-            raise DatasetError(
-                f"the reference of case {case.identifier} in {references} has shape {reference.shape}, its image {image} "
-                "(Z, Y, X). Both must lie on the image's grid."
-            )
-        found = bounding_box((reference > 0) & (reference != (labels.ignore or 0)))
+        what = f"the reference of case {case.identifier} in {references}"
+        check_same_shape(reference.shape, image, what=what, other="its image")
+        found = bounding_box(is_foreground(reference, labels.ignore))
         if found is not None:
             if protocol.kind == "relaxed":
                 found = relaxed_box(found, protocol.relaxation, reference.shape)

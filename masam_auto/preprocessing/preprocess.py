@@ -31,7 +31,7 @@ from masam_auto.formats.room import check_memory
 from masam_auto.formats.storage import array_files, check_name_length, find_locations, write_array, write_locations
 from masam_auto.imaging.crop import crop_to, nonzero_box
 from masam_auto.imaging.normalize import normalize
-from masam_auto.imaging.placement import turned_to_place
+from masam_auto.imaging.placement import check_same_shape, turned_to_place
 from masam_auto.imaging.resample import resample_image, resample_labels, resampled_shape
 from masam_auto.preprocessing.dataset_files import write_companions
 
@@ -97,10 +97,8 @@ def preprocess_case(
         DatasetError: image and labels differ in shape.
         ImageError: channels or intensities do not fit the plan.
     """
-    if labels is not None and labels.shape != image.shape[1:]:
-        raise DatasetError(
-            f"{identifier}: image has shape {image.shape[1:]}, but labels {labels.shape} (Z, Y, X). They must lie on one grid."
-        )
+    if labels is not None:
+        check_same_shape(image.shape[1:], labels.shape, what=f"{identifier}: image", other="labels")
     box, order = nonzero_box(image), configuration.axis_order
     turn = configuration.turn_of(geometry)
     seen = turn.then(order)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from masam_auto.core.labels import Labels
+from masam_auto.core.labels import Labels, is_foreground
 from masam_auto.core.plan import NetworkPlan, Range, TrainingPlan
 
 NO_BOX = (np.nan,) * 4
@@ -52,7 +52,7 @@ def draw_box(labels: np.ndarray, draws: BoxDraws, generator: np.random.Generator
     lowest, highest = draws.relaxation
     relaxation = lowest + (highest - lowest) * max(0.0, generator.uniform(-1, 1))
     jitter = generator.uniform(-draws.jitter, draws.jitter, 4)
-    foreground = ((labels > 0) & (labels != (0 if draws.ignore is None else draws.ignore))).any(axis=0)
+    foreground: np.ndarray = is_foreground(labels, draws.ignore).any(axis=0)
     if dropped or not foreground.any():
         return np.array(NO_BOX, dtype=np.float32)
     rows, columns = np.flatnonzero(foreground.any(axis=1)), np.flatnonzero(foreground.any(axis=0))
