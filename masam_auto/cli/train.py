@@ -28,6 +28,7 @@ from masam_auto.cli.planning import read_dataset_plan
 from masam_auto.cli.tables import print_summary
 from masam_auto.core.errors import MasamError, ModelError
 from masam_auto.core.paths import Paths
+from masam_auto.core.selection import CHECKPOINTS
 
 if TYPE_CHECKING:
     import torch
@@ -135,7 +136,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--seed", type=whole_number, metavar="N", help="short for --set training.seed=N")
     parser.add_argument(
-        "-chk", "--checkpoint", choices=("best", "latest", "final"), default="best",
+        "-chk", "--checkpoint", choices=tuple(CHECKPOINTS), default="best",
         help="what to validate; final: the averaged weights at the end, which latest holds then",
     )  # fmt: skip
     parser.add_argument(

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from masam_auto.core.errors import DatasetError
 from masam_auto.core.file_names import visible
@@ -107,9 +106,9 @@ class Labels:
         return len(self.foreground) if self.has_regions else len(self.foreground) + 1
 
 
-def is_foreground(values: np.ndarray, ignore: int | None) -> NDArray[np.bool_]:
+def is_foreground(values: np.ndarray, ignore: int | None) -> np.ndarray:
     """Where label values are those of a class or region: neither background nor the ignore label. bool."""
-    found: NDArray[np.bool_] = values > 0
+    found: np.ndarray = values > 0
     if ignore is not None:
         found &= values != ignore
     return found

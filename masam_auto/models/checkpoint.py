@@ -30,10 +30,11 @@ from masam_auto.core.checks import check
 from masam_auto.core.errors import MasamError, ModelError
 from masam_auto.core.jsonio import decode, digest, parse_json, read_json, to_plain, write_json
 from masam_auto.core.plan import Configuration, NetworkPlan, Plan
+from masam_auto.core.selection import CHECKPOINTS
 
 logger = logging.getLogger(__name__)
 
-LATEST, PREVIOUS, BEST = "checkpoint_latest", "checkpoint_previous", "checkpoint_best"
+LATEST, PREVIOUS, BEST = CHECKPOINTS["latest"], "checkpoint_previous", CHECKPOINTS["best"]
 # What the best checkpoint is called between the two renames that replace it; the latest is called PREVIOUS.
 ASIDE = f".partial-old-{BEST}"
 MODEL_FILE, TRAINING_FILE, STATE_FILE = "model.safetensors", "training.safetensors", "checkpoint.json"

@@ -52,7 +52,7 @@ def draw_box(labels: np.ndarray, draws: BoxDraws, generator: np.random.Generator
     lowest, highest = draws.relaxation
     relaxation = lowest + (highest - lowest) * max(0.0, generator.uniform(-1, 1))
     jitter = generator.uniform(-draws.jitter, draws.jitter, 4)
-    foreground = is_foreground(labels, draws.ignore).any(axis=0)
+    foreground = np.any(is_foreground(labels, draws.ignore), axis=0)
     if dropped or not foreground.any():
         return np.array(NO_BOX, dtype=np.float32)
     rows, columns = np.flatnonzero(foreground.any(axis=1)), np.flatnonzero(foreground.any(axis=0))
