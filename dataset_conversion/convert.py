@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 
 from dataset_conversion.conversion import Conversion, SourceCase, SourceImage, Target
 from dataset_conversion.download import archives_hint
 from masam_auto import __version__
 from masam_auto.compute.parallel import choose_workers, map_cases
+from masam_auto.core.atomic import write_bytes
 from masam_auto.core.dataset import find_training_cases, parse_description
 from masam_auto.core.errors import DatasetError, OutputError, first_few
-from masam_auto.core.jsonio import digest, read_plain, write_bytes, write_json
+from masam_auto.core.jsonio import digest, read_plain, write_json
 from masam_auto.core.paths import DATASET_NAME
 from masam_auto.core.patients import FILE_NAME as PATIENTS_NAME
 from masam_auto.core.splits import make_splits, write_splits
@@ -29,8 +29,8 @@ REPORT_NAME = "conversion.txt"
 UNFINISHED = ".conversion"
 """Folder of the records of single cases while a conversion goes on."""
 
-WORKER_BYTES = 2e9
-"""What a worker needs for a large CT: its voxels as stored and as float32, and its labels."""
+CASE_BYTES = 2e9
+"""What working on one needs for a large CT: its voxels as stored and as float32, and its labels."""
 
 IN_PROCESS_BYTES = 32e6
 """Downloads below this size are converted sooner than worker processes start."""
@@ -69,7 +69,7 @@ class ConversionRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Task:
+class _CaseToWrite:
     case: SourceCase
     folder: Path
     file_ending: str
@@ -124,7 +124,7 @@ def _convert_one(conversion: Conversion, folder: Path, workers: int | None) -> C
     )
     known = _known_cases(folder)
     tasks = [
-        _Task(
+        _CaseToWrite(
             case=case, folder=folder, file_ending=conversion.file_ending, channel_files=conversion.channel_files,
             write=conversion.write,
         )
@@ -136,7 +136,8 @@ def _convert_one(conversion: Conversion, folder: Path, workers: int | None) -> C
         _remove_outdated(pending, known)
         write_json(folder / RECORD_NAME, _with_cases(begun, known))
         if workers is None:
-            workers = _affordable_workers(pending)
+            size = sum(p.stat().st_size for task in pending for image in task.case.images for p in image.sources)
+            workers = choose_workers(len(pending), bytes_each=CASE_BYTES, quick=size < IN_PROCESS_BYTES)
         names = [task.case.identifier for task in pending]
         what = f"converting {len(pending)} of {len(tasks)} cases of {conversion.name}"
         known |= dict(
@@ -218,7 +219,7 @@ def _with_cases(record: ConversionRecord, cases: dict[str, CaseRecord], *, finis
     return dataclasses.replace(record, cases=cases, finished=finished)
 
 
-def _targets(task: _Task) -> list[Target]:
+def _targets(task: _CaseToWrite) -> list[Target]:
     split, ending = ("Ts" if task.case.test else "Tr"), task.file_ending
     return [
         Target(
@@ -232,7 +233,7 @@ def _targets(task: _Task) -> list[Target]:
     ]
 
 
-def _files(task: _Task) -> list[Path]:
+def _files(task: _CaseToWrite) -> list[Path]:
     """What has to be there when a case is done."""
     files = []
     for image, target in zip(task.case.images, _targets(task), strict=True):
@@ -240,7 +241,7 @@ def _files(task: _Task) -> list[Path]:
     return files
 
 
-def _is_whole(task: _Task, record: CaseRecord | None) -> bool:
+def _is_whole(task: _CaseToWrite, record: CaseRecord | None) -> bool:
     """Whether all files of a case are there, of the recorded size, and made from what the download holds now."""
     if record is None:
         return False
@@ -250,7 +251,7 @@ def _is_whole(task: _Task, record: CaseRecord | None) -> bool:
         return False
 
 
-def _sizes(task: _Task) -> dict[str, int]:
+def _sizes(task: _CaseToWrite) -> dict[str, int]:
     return {path.relative_to(task.folder).as_posix(): path.stat().st_size for path in _files(task)}
 
 
@@ -264,7 +265,7 @@ def _sources(case: SourceCase) -> str:
     )
 
 
-def _remove_outdated(tasks: Sequence[_Task], known: dict[str, CaseRecord]) -> None:
+def _remove_outdated(tasks: Sequence[_CaseToWrite], known: dict[str, CaseRecord]) -> None:
     """Remove files that a case no longer has: of lost frames, or of a training case that has become a test case."""
     for task in tasks:
         if record := known.get(task.case.identifier):
@@ -273,7 +274,7 @@ def _remove_outdated(tasks: Sequence[_Task], known: dict[str, CaseRecord]) -> No
                 (task.folder / name).unlink(missing_ok=True)
 
 
-def _convert_case(task: _Task) -> CaseRecord:
+def _convert_case(task: _CaseToWrite) -> CaseRecord:
     """Write all files of a case, then its record."""
     notes: list[str] = []
     sources = _sources(task.case)  # before they are read: what changes meanwhile is converted again
@@ -321,13 +322,3 @@ def _remove_unfinished(folder: Path) -> None:
         path.unlink()
     if (folder / UNFINISHED).is_dir():
         (folder / UNFINISHED).rmdir()
-
-
-def _affordable_workers(tasks: Sequence[_Task]) -> int:
-    if (
-        sum(path.stat().st_size for task in tasks for image in task.case.images for path in image.sources)
-        < IN_PROCESS_BYTES
-    ):
-        return 0
-    available = psutil.virtual_memory().available
-    return min(len(tasks), choose_workers(memory_per_case=WORKER_BYTES, available=available))

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from masam_auto.core.errors import DatasetError
+from masam_auto.core.errors import DatasetError, first_few
 
 DEPTH = 7
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar")
@@ -40,9 +40,7 @@ def find_folder(download: Path, fits: Callable[[Path], bool], *, what: str) -> P
     if not found:
         raise DatasetError(f"{download}: holds no {what}.{archives_hint(download)}")
     if len(found) > 1:
-        raise DatasetError(
-            f"{download}: holds several of {what}: {', '.join(map(str, found[:5]))}. Give one of them with -i."
-        )
+        raise DatasetError(f"{download}: holds several of {what}: {first_few(found)}. Give one of them with -i.")
     return found[0]
 
 
@@ -61,7 +59,7 @@ def archives_hint(download: Path) -> str:
     names = [str(path.relative_to(download)) for path in find_archives(download)]
     if not names:
         return ""
-    return f" Archives in it may hold more: {', '.join(names[:8])}. Extract them there, then start again."
+    return f" Archives in it may hold more: {first_few(names)}. Extract them there, then start again."
 
 
 def named_files(folder: Path, pattern: str) -> dict[str, Path]:

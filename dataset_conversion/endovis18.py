@@ -13,8 +13,8 @@ from PIL import Image
 
 from dataset_conversion.conversion import Conversion, SourceCase, SourceImage, Target
 from dataset_conversion.download import archives_hint, check_download, find_archives, folders_in, named_files
+from masam_auto.core.atomic import atomic_path
 from masam_auto.core.errors import DatasetError, ImageError
-from masam_auto.core.jsonio import atomic_path
 from masam_auto.formats.bitmaps import bitmap_geometry
 from masam_auto.formats.io import read_image, write_labels
 

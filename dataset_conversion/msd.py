@@ -12,7 +12,7 @@ from dataset_conversion.conversion import Conversion, SourceCase, SourceImage
 from dataset_conversion.download import find_folder
 from dataset_conversion.nifti import AS_DOWNLOADED, VolumeOptions, write_volume
 from masam_auto.core.dataset import Case
-from masam_auto.core.errors import DatasetError
+from masam_auto.core.errors import DatasetError, first_few
 from masam_auto.core.jsonio import digest, read_plain, to_plain
 from masam_auto.core.splits import Split, read_splits
 
@@ -166,11 +166,9 @@ def _read_given_splits(path: Path, labelled: list[str]) -> tuple[tuple[Split, ..
     if len(set(tests)) > 1:
         raise DatasetError(f'{path}: its folds have different "test" cases. Give all of them the same.')
     if unknown := sorted(tests[0] - set(labelled)):
-        raise DatasetError(f"{path}: unknown cases in test: {', '.join(unknown[:5])}. Take them out.")
+        raise DatasetError(f"{path}: unknown cases in test: {first_few(unknown)}. Take them out.")
     if both := sorted(name for fold in folds for name in (*fold.train, *fold.val) if name in tests[0]):
-        raise DatasetError(
-            f"{path}: in test and in train or val: {', '.join(both[:5])}. A case belongs to one side only."
-        )
+        raise DatasetError(f"{path}: in test and in train or val: {first_few(both)}. A case belongs to one side only.")
     return folds, tests[0]
 
 

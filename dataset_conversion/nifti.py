@@ -11,9 +11,9 @@ from nibabel import orientations
 from nibabel.arrayproxy import ArrayProxy
 
 from dataset_conversion.conversion import SourceImage, Target
-from masam_auto.core.errors import ImageError
+from masam_auto.core.atomic import atomic_path
+from masam_auto.core.errors import ImageError, first_few
 from masam_auto.core.geometry import Geometry
-from masam_auto.core.jsonio import atomic_path
 from masam_auto.formats.io import read_geometry, read_image, read_labels, write_labels
 from masam_auto.formats.volumes import LPS_FROM_RAS
 
@@ -88,7 +88,7 @@ def write_volume(
     labels, changes = _renamed(labels, values)
     if unknown := sorted(set(np.unique(labels).tolist()) - known):
         raise ImageError(
-            f"{source.label}: has labels {', '.join(map(str, unknown[:10]))}, which this data set does not have. Is it "
+            f"{source.label}: has labels {first_few(unknown)}, which this data set does not have. Is it "
             "the release that documentation/datasets.md names?"
         )
     if turned:

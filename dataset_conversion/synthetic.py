@@ -14,8 +14,9 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from masam_auto.core.atomic import atomic_path
 from masam_auto.core.geometry import Geometry, Triple
-from masam_auto.core.jsonio import atomic_path, write_json
+from masam_auto.core.jsonio import write_json
 
 LABELS = {"background": 0, "liver": 1, "spleen": 2, "kidney_left": 3, "kidney_right": 4, "aorta": 5, "lesion": 6}
 FILE_ENDING = ".nii.gz"

@@ -11,10 +11,11 @@ from masam_auto.baselines.compared_method import Method, PredictionCost, Trainin
 from masam_auto.baselines.comparison_figures import draw_boxes, draw_extremes, draw_time
 from masam_auto.baselines.comparison_tables import describe_comparison
 from masam_auto.baselines.results import TOLERANCE, Result, largest_difference, read_scores, score_differences
+from masam_auto.core.atomic import write_bytes
 from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Case, Dataset
 from masam_auto.core.errors import DatasetError, MasamError, OutputError, first_few
-from masam_auto.core.jsonio import read_json, to_plain, write_bytes, write_json
+from masam_auto.core.jsonio import read_json, to_plain, write_json
 from masam_auto.core.summary import SUMMARY_NAME
 from masam_auto.evaluation.evaluate import evaluate_files
 from masam_auto.formats.io import label_ending

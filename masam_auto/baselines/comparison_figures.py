@@ -9,8 +9,8 @@ import numpy as np
 
 from masam_auto.baselines.paired import bootstrap_interval, case_means
 from masam_auto.baselines.results import MEAN, Result
+from masam_auto.core.atomic import atomic_path
 from masam_auto.core.dataset import Case, DatasetDescription
-from masam_auto.core.jsonio import atomic_path
 from masam_auto.core.summary import mean_of_known
 from masam_auto.formats.io import read_case, read_labels
 from masam_auto.imaging.picture import draw_overlays

@@ -12,10 +12,11 @@ import torch
 
 from masam_auto.baselines.compared_method import Method, PredictionCost, Training, raw_digest
 from masam_auto.baselines.external_program import run_program
+from masam_auto.core.atomic import scratch_folder
 from masam_auto.core.budget import parse_budget
 from masam_auto.core.dataset import Case, Dataset
 from masam_auto.core.errors import ModelError, OutputError
-from masam_auto.core.jsonio import read_plain, scratch_folder, write_json
+from masam_auto.core.jsonio import read_plain, write_json
 from masam_auto.core.partial import partial_path
 from masam_auto.core.plan import TrainingPlan
 from masam_auto.formats.io import label_ending

@@ -20,8 +20,8 @@ from typing import NoReturn
 from masam_auto import __version__
 from masam_auto.compute.cluster import Cluster
 from masam_auto.compute.parallel import is_out_of_memory
+from masam_auto.core.atomic import WRITE_FAILURES
 from masam_auto.core.errors import Interrupted, MasamError, Terminated
-from masam_auto.core.jsonio import WRITE_FAILURES
 from masam_auto.core.log import LOGGER_NAME, setup_logging, shown
 from masam_auto.core.paths import Paths, find_dataset_name, resolve_paths
 

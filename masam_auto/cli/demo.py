@@ -17,6 +17,7 @@ from masam_auto.cli.common import DONE, make_parser, run, whole_number
 from masam_auto.core.errors import OutputError
 from masam_auto.core.jsonio import read_plain, write_json
 from masam_auto.core.log import setup_logging
+from masam_auto.core.selection import CHECKPOINTS
 
 DATASET = "Dataset999_Demo"
 RECORD = "demo.json"
@@ -100,7 +101,7 @@ def run_commands(folder: Path, parsed: argparse.Namespace, times: dict[str, floa
         print(f"$ export MASAM_{name.upper()}={shlex.quote(short_path(folder / name))}")
     images, references = (short_path(folder / "raw" / DATASET / name) for name in ("imagesTs", "labelsTs"))
     segmentations = short_path(folder / "segmentations")
-    begun = any((folder / "results").glob("*/*/fold_0/checkpoint_latest"))
+    begun = any((folder / "results").glob(f"*/*/fold_0/{CHECKPOINTS['latest']}"))
     trained = any((folder / "results").glob("*/*/fold_0/validation/summary.json"))
     predicted = (folder / "segmentations").exists()
     commands: list[tuple[str, Main, list[str]]] = [

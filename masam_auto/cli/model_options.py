@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from masam_auto.cli.common import DONE, FAILED, PARTLY, add_sam_checkpoint, fold
 from masam_auto.core.log import shown
 from masam_auto.core.paths import Paths, find_dataset_name
-from masam_auto.core.selection import SELECTION_NAME, Selection, read_selection
+from masam_auto.core.selection import CHECKPOINTS, SELECTION_NAME, Selection, read_selection
 
 if TYPE_CHECKING:
     from masam_auto.prediction.predict import Predictor
@@ -32,9 +32,7 @@ def add_which_model(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "-f", "--folds", nargs="+", type=fold, metavar="FOLD", help="folds to average (default: all that are trained)"
     )
-    parser.add_argument(
-        "-chk", "--checkpoint", choices=("best", "latest", "final"), help="which one of a fold (default: best)"
-    )
+    parser.add_argument("-chk", "--checkpoint", choices=tuple(CHECKPOINTS), help="which one of a fold (default: best)")
 
 
 def load_model(parsed: argparse.Namespace, paths: Paths) -> "Predictor":

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from masam_auto.cli.common import add_overrides, add_sam_choice, positive_number
+from masam_auto.core.atomic import write_bytes
 from masam_auto.core.errors import PlanError
-from masam_auto.core.jsonio import digest, read_json, read_plain, write_bytes, write_json
+from masam_auto.core.jsonio import digest, read_json, read_plain, write_json
 from masam_auto.core.paths import Paths
 
 if TYPE_CHECKING:  # only for annotations: these need torch, which --help must not wait for

@@ -28,6 +28,7 @@ from masam_auto.cli.planning import read_dataset_plan
 from masam_auto.cli.tables import print_summary
 from masam_auto.core.errors import MasamError, ModelError
 from masam_auto.core.paths import Paths
+from masam_auto.core.selection import CHECKPOINTS
 
 if TYPE_CHECKING:
     import torch
@@ -50,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise ModelError("-pretrained_weights is for the beginning of a training. Leave it out with --c and --val.")
     paths = start(parsed)
 
-    from masam_auto.compute.device import available_cores
     from masam_auto.compute.distributed import device_of, joined, read_world
+    from masam_auto.core.machine import available_cores
 
     world = read_world(os.environ)
     device = device_of(world, parsed.device)
@@ -135,7 +136,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--seed", type=whole_number, metavar="N", help="short for --set training.seed=N")
     parser.add_argument(
-        "-chk", "--checkpoint", choices=("best", "latest", "final"), default="best",
+        "-chk", "--checkpoint", choices=tuple(CHECKPOINTS), default="best",
         help="what to validate; final: the averaged weights at the end, which latest holds then",
     )  # fmt: skip
     parser.add_argument(

@@ -1,7 +1,6 @@
 """What the machine offers to training and prediction."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
@@ -49,11 +48,6 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     if precision == "bf16" and computes_in_bf16(device):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
-
-
-def available_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def default_workers(device: torch.device, cores: int) -> int:

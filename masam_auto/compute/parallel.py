@@ -17,6 +17,7 @@ from typing import Any, Protocol, TypeVar
 from masam_auto.compute.cluster import Cluster, run_on_cluster
 from masam_auto.core.errors import CaseErrors, MasamError, OutputError
 from masam_auto.core.log import LOGGER_NAME, progress
+from masam_auto.core.machine import available_cores, free_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,6 +25,8 @@ Result = TypeVar("Result")
 Workers = int | Cluster
 """Where cases are worked on: 0, this process; above, so many processes of this machine; or a cluster."""
 
+WORKER_BYTES = 400e6  # of a worker that has read nothing yet: mostly torch
+MEMORY_SHARE = 0.7  # of the free memory that all workers together may take
 ALLOCATOR_FAILURES = ("DefaultCPUAllocator", "std::bad_alloc")
 
 
@@ -95,17 +98,18 @@ def map_cases(
     return [results[i] for i in range(len(items))]
 
 
-def choose_workers(*, memory_per_case: float, available: float, cores: int | None = None) -> int:
-    """Number of worker processes that the cores and the free memory allow, at least one.
+def choose_workers(cases: int, *, bytes_each: float, quick: bool) -> int:
+    """Worker processes for cases, where the user does not say: as many as cores and free memory allow.
 
     Args:
-        memory_per_case: peak bytes one worker needs.
-        available: free bytes on the machine.
-        cores: defaults to the cores this process may use.
+        cases: how many there are.
+        bytes_each: what working on one holds at its peak.
+        quick: all of them are done in the time in which workers start: then there are none.
     """
-    if cores is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return max(1, min(cores, int(0.7 * available / max(memory_per_case, 1.0))))
+    if quick or cases < 2:
+        return 0
+    room = MEMORY_SHARE * free_memory() / (WORKER_BYTES + bytes_each)
+    return max(1, min(cases, available_cores(), int(room)))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

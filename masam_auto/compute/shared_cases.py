@@ -18,7 +18,7 @@ from typing import Any
 import torch.distributed as dist
 
 from masam_auto.compute.distributed import ALONE, JOIN_SECONDS, World
-from masam_auto.core.errors import ModelError
+from masam_auto.core.errors import ModelError, first_few
 from masam_auto.core.log import LOGGER_NAME
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ class SharedCases:
         while waiting := [name for name in names if not self.is_finished(name)]:
             if time.monotonic() - told > TELL_SECONDS:
                 told = time.monotonic()
-                logger.info("waiting for other processes, for %s", ", ".join(waiting[:5]))
+                logger.info("waiting for other processes, for %s", first_few(waiting))
             time.sleep(POLL_SECONDS)
         return {name: json.loads(self.store.get(f"result/{name}")) for name in names}
 

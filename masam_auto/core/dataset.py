@@ -261,7 +261,7 @@ def group_sequences(singles: dict[str, Case], description: DatasetDescription) -
         if len(present) != len(frames):
             missing = [frame for frame in frames if frame not in singles]
             raise DatasetError(
-                f'dataset.json: sequence "{identifier}" names frames without an image: {", ".join(missing[:5])}. '
+                f'dataset.json: sequence "{identifier}" names frames without an image: {first_few(missing)}. '
                 "Add the images or take the frames out of the sequence."
             )
         labels = tuple(case.labels[0] for case in present if case.labels)

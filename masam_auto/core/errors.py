@@ -5,10 +5,10 @@ from collections.abc import Sequence
 NAMED = 5  # cases or files that a message lists
 
 
-def first_few(names: Sequence[str]) -> str:
+def first_few(names: Sequence[object]) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
+    return ", ".join(map(str, names[:NAMED])) + more
 
 
 class MasamError(ValueError):

@@ -1,11 +1,9 @@
-"""Dataclasses to versioned JSON and back; files appear whole or not at all."""
+"""Dataclasses to versioned JSON and back."""
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,117 +11,12 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from masam_auto.core.errors import ImageError, MasamError, OutputError, PlanError
+from masam_auto.core.atomic import write_bytes
+from masam_auto.core.errors import MasamError, PlanError
 from masam_auto.core.file_names import visible
-from masam_auto.core.partial import partial_path
 
 T = TypeVar("T")
 JSON_LIMIT = 1 << 28  # bytes; a summary of ten thousand cases of a hundred classes has as many
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, renamed to `path` when the block ends without an error.
-
-    The temporary name keeps the whole ending (".nii.gz"), because image writers choose the format by it.
-
-    Raises:
-        OutputError: the folder is not writable or the disk is full; `path` keeps its old content.
-        ImageError: the name is too long, which is no matter of the other cases.
-    """
-    path = Path(path)
-    temporary = partial_path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb") as handle, _where_there_is_one():
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            raise ImageError(
-                f"cannot write {path}: the disk does not take names as long as this. Rename the case, or choose a folder with a "
-                "shorter path."
-            ) from error
-        if not path.parent.is_dir():
-            raise OutputError(
-                f"cannot write {path}: its folder has vanished. Make it again, or choose another one."
-            ) from error
-        if error.errno in WRITE_FAILURES:
-            remedy = "Free some space or choose" if error.errno in NO_SPACE else "Choose"
-            raise OutputError(
-                f"cannot write {path}: {os.strerror(error.errno or 0)}. {remedy} another folder; "
-                "nothing that was there has been changed."
-            ) from error
-        raise
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _where_there_is_one() -> Iterator[None]:
-    """Some file systems have no way to wait until a file is on the disk, and say so."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
-            raise
-
-
-NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-WRITE_FAILURES = NO_SPACE | {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP,
-    errno.EIO, errno.ESTALE, errno.EFBIG,
-}  # fmt: skip
-
-
-@contextlib.contextmanager
-def scratch_folder(folder: Path) -> Iterator[Path]:
-    """A new folder, gone when the block ends; a parent that was made for it goes too if it stayed empty.
-
-    Raises:
-        OutputError: something within the block could not be written.
-    """
-    try:
-        with passing_folder(folder):
-            yield folder
-    except OSError as error:
-        if error.errno not in WRITE_FAILURES:
-            raise
-        remedy = "Free some space or choose" if error.errno in NO_SPACE else "Choose"
-        raise OutputError(
-            f"cannot write {folder.parent}: {os.strerror(error.errno or 0)}. {remedy} another folder; nothing that was there has "
-            "been changed."
-        ) from error
-
-
-@contextlib.contextmanager
-def passing_folder(folder: Path) -> Iterator[Path]:
-    """As `scratch_folder`; what cannot be written is an OSError."""
-    made = None if folder.parent.exists() else folder.parent
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-    finally:
-        try:
-            _clear_away(folder, parent=made)
-        except BaseException:  # a signal in the middle
-            _clear_away(folder, parent=made)
-            raise
-
-
-def _clear_away(folder: Path, *, parent: Path | None) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    if parent is not None:
-        with contextlib.suppress(OSError):
-            parent.rmdir()
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically. Raises OutputError as `atomic_path`."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(content)
 
 
 def to_plain(value: Any) -> Any:

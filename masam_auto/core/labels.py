@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from masam_auto.core.errors import DatasetError
 from masam_auto.core.file_names import visible
 
@@ -102,6 +104,14 @@ class Labels:
     def num_outputs(self) -> int:
         """Channels of the network's logits: K + 1 with background for softmax, the number of regions for sigmoid."""
         return len(self.foreground) if self.has_regions else len(self.foreground) + 1
+
+
+def is_foreground(values: np.ndarray, ignore: int | None) -> np.ndarray:
+    """Where label values are those of a class or region: neither background nor the ignore label. bool."""
+    found: np.ndarray = values > 0
+    if ignore is not None:
+        found &= values != ignore
+    return found
 
 
 def parse_labels(raw: dict, regions_class_order: list | None) -> Labels:

@@ -71,17 +71,18 @@ def stop_logging_to(handler: logging.Handler) -> None:
     handler.close()
 
 
-def progress(items: Iterable[T], *, what: str, total: int | None = None) -> Iterator[T]:
+def progress(items: Iterable[T], *, what: str, total: int | None = None, unit: str = "case") -> Iterator[T]:
     """Iterate with a progress bar on a terminal, or a log line every ten seconds and at the end elsewhere.
 
     Args:
         items: what to go through.
         what: a few words for the bar ("preprocessing").
         total: number of items, where `items` has no length.
+        unit: what one of them is called.
     """
     total = len(items) if total is None and isinstance(items, Sized) else total
     if sys.stderr.isatty():
-        yield from tqdm(items, desc=what, total=total, unit="case", dynamic_ncols=True, leave=False)
+        yield from tqdm(items, desc=what, total=total, unit=unit, dynamic_ncols=True, leave=False)
         return
     logger = logging.getLogger(LOGGER_NAME)
     started = last = time.monotonic()

@@ -9,7 +9,8 @@ from masam_auto.core.postprocessing import Postprocessing
 
 SELECTION_NAME = "inference_instructions.json"
 TEXT_NAME = "inference_instructions.txt"  # the same for readers
-CHECKPOINTS = ("best", "latest", "final")  # of which a fold can be predicted with, see `models.trained_model`
+# What a fold can be predicted with, and the folders of it. What the latest holds when a training has ended is final.
+CHECKPOINTS = {"best": "checkpoint_best", "latest": "checkpoint_latest", "final": "checkpoint_latest"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +26,10 @@ class SelectedModel:
         check_name("plan_name", self.plan_name)
         check_name("configuration", self.configuration)
         check(len(self.folds) > 0, f"{self.folder_name} must have a fold")
-        check(self.checkpoint in CHECKPOINTS, f"checkpoint must be one of {CHECKPOINTS}, got {self.checkpoint!r}")
+        check(
+            self.checkpoint in CHECKPOINTS,
+            f"checkpoint must be one of {', '.join(CHECKPOINTS)}, got {self.checkpoint!r}",
+        )
 
     @property
     def folder_name(self) -> str:

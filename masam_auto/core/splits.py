@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from masam_auto.core.dataset import Case
-from masam_auto.core.errors import PlanError
+from masam_auto.core.errors import PlanError, first_few
 from masam_auto.core.jsonio import read_plain, write_json
 
 
@@ -139,18 +139,16 @@ def _collapsed(fold: dict[str, list[str]], owner: dict[str, Case], count: int, *
     for side in ("train", "val"):
         if unknown := [name for name in fold[side] if name not in owner]:
             raise PlanError(
-                f"{where}: unknown cases in {side}: {', '.join(unknown[:5])}. Take them out, add their cases, or remove the file to make new folds for new trainings."
+                f"{where}: unknown cases in {side}: {first_few(unknown)}. Take them out, add their cases, or remove the file to make new folds for new trainings."
             )
         if repeated := [name for name, count in Counter(fold[side]).items() if count > 1]:
-            raise PlanError(f"{where}: twice in {side}: {', '.join(repeated[:5])}. Name every case once.")
+            raise PlanError(f"{where}: twice in {side}: {first_few(repeated)}. Name every case once.")
         sides[side] = tuple(dict.fromkeys(owner[name].identifier for name in fold[side]))
         if not sides[side]:
             raise PlanError(f"{where}: no cases in {side}")
     both = sorted(set(sides["train"]) & set(sides["val"]))
     if both and count > 1:
-        raise PlanError(
-            f"{where}: in train and in val: {', '.join(both[:5])}. A case or video belongs to one side only."
-        )
+        raise PlanError(f"{where}: in train and in val: {first_few(both)}. A case or video belongs to one side only.")
     return Split(train=sides["train"], val=sides["val"])
 
 

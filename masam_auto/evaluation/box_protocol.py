@@ -9,12 +9,12 @@ import numpy as np
 
 from masam_auto.core.boxes import VoxelBox, relaxed_box
 from masam_auto.core.dataset import Case
-from masam_auto.core.errors import DatasetError, OutputError
-from masam_auto.core.labels import Labels
+from masam_auto.core.errors import DatasetError, OutputError, first_few
+from masam_auto.core.labels import Labels, is_foreground
 from masam_auto.formats.inputs import find_inputs
 from masam_auto.formats.io import label_ending, read_geometry, read_labels
 from masam_auto.imaging.crop import bounding_box
-from masam_auto.imaging.placement import turned_onto
+from masam_auto.imaging.placement import check_same_shape, turned_onto
 from masam_auto.prediction.predict import Predictor
 from masam_auto.prediction.predict_folder import Outcome, predict_folder
 from masam_auto.prediction.segment import check_takes_boxes
@@ -96,9 +96,8 @@ def _refuse_references_without_image(references: Path, ending: str, known: Colle
     names = (path.name.removesuffix(ending) for path in references.glob(f"*{ending}") if not path.name.startswith("."))
     missing = sorted(set(names) - set(known))
     if missing:
-        listed = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DatasetError(
-            f"{images} has no image for {len(missing)} of the references in {references}: {listed}. Add the images, or take "
+            f"{images} has no image for {len(missing)} of the references in {references}: {first_few(missing)}. Add the images, or take "
             "these references out of the folder."
         )
 
@@ -114,12 +113,9 @@ def reference_boxes(
         reference = np.concatenate(frames)
         depth, *plane = grid.shape
         image = (depth * len(case.frames), *plane)
-        if reference.shape != image:
-            raise DatasetError(
-                f"the reference of case {case.identifier} in {references} has shape {reference.shape}, its image {image} "
-                "(Z, Y, X). Both must lie on the image's grid."
-            )
-        found = bounding_box((reference > 0) & (reference != (labels.ignore or 0)))
+        what = f"the reference of case {case.identifier} in {references}"
+        check_same_shape(reference.shape, image, what=what, other="its image")
+        found = bounding_box(is_foreground(reference, labels.ignore))
         if found is not None:
             if protocol.kind == "relaxed":
                 found = relaxed_box(found, protocol.relaxation, reference.shape)

@@ -10,13 +10,13 @@ from masam_auto.core.dataset import Case, Dataset
 from masam_auto.core.errors import ModelError, PlanError, first_few
 from masam_auto.core.jsonio import read_plain
 from masam_auto.core.paths import Paths
-from masam_auto.core.selection import SelectedModel
+from masam_auto.core.selection import CHECKPOINTS, SelectedModel
 from masam_auto.core.summary import SUMMARY_NAME
 from masam_auto.evaluation.validation_mirroring import read_record
 from masam_auto.formats.io import label_ending
 from masam_auto.formats.probability_files import ENDING as PROBABILITIES
 from masam_auto.models.checkpoint import STATE_FILE
-from masam_auto.models.trained_model import CHECKPOINTS, TrainedModel, find_models, open_model
+from masam_auto.models.trained_model import TrainedModel, find_models, open_model
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ import torch
 from masam_auto.compute.parallel import choose_workers, map_cases
 from masam_auto.core.dataset import DatasetDescription, read_description
 from masam_auto.core.errors import DatasetError, ImageError, MasamError, ModelError, OutputError, first_few
-from masam_auto.core.free_memory import free_memory
 from masam_auto.core.geometry import Box, Geometry
 from masam_auto.core.jsonio import read_plain, write_json
 from masam_auto.core.labels import Labels
@@ -27,7 +26,6 @@ from masam_auto.formats.probability_files import (
     open_probabilities,
     values_bytes,
 )
-from masam_auto.formats.workers import WORKER_BYTES
 from masam_auto.imaging.crop import crop_to
 from masam_auto.imaging.resample import BLOCK_BYTES
 from masam_auto.prediction.output_folder import check_output, refuse_to_overwrite
@@ -42,7 +40,7 @@ FEW_BYTES = 5e8  # one process averages so many in about the time in which worke
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Task:
+class _AveragedCase:
     """One case: its probabilities in every folder, and where the result goes."""
 
     identifier: str
@@ -158,16 +156,16 @@ def average_cases(
     Raises:
         OutputError: nothing can be written.
     """
-    tasks = [
-        _Task(
+    cases = [
+        _AveragedCase(
             identifier=identifier, files=parts, folder=folder, description=description,
             save_probabilities=save_probabilities,
         )
         for identifier, parts in files.items()
     ]  # fmt: skip
     if workers is None:
-        workers = _affordable_workers(list(files.values()))
-    results = map_cases(_ensemble_case, tasks, names=list(files), what="averaging", workers=workers)
+        workers = _choose_workers(list(files.values()))
+    results = map_cases(_ensemble_case, cases, names=list(files), what="averaging", workers=workers)
     return {name: problem for name, problem in zip(files, results, strict=True) if problem is not None}
 
 
@@ -200,13 +198,13 @@ def _label_files(folder: Path, identifiers: Sequence[str], description: DatasetD
     return [*(f"{frame}{ending}" for frame in frames), *(match[0] for match in matches if match[1] in known)]
 
 
-def _ensemble_case(task: _Task) -> str | None:
+def _ensemble_case(case: _AveragedCase) -> str | None:
     """Average, decide and write one case; what is wrong with it, or None."""
-    saved = task.folder / f"{task.identifier}{ENDING}" if task.save_probabilities else None
+    saved = case.folder / f"{case.identifier}{ENDING}" if case.save_probabilities else None
     try:
-        labels, geometry = average_files(task.files, task.description.labels, saved=saved)
-        source = task.files[0].parent
-        write_case_labels(task.folder, task.identifier, labels, geometry, task.description, source)
+        labels, geometry = average_files(case.files, case.description.labels, saved=saved)
+        source = case.files[0].parent
+        write_case_labels(case.folder, case.identifier, labels, geometry, case.description, source)
     except OutputError:
         raise  # the next case could not be written either
     except MasamError as error:
@@ -214,16 +212,14 @@ def _ensemble_case(task: _Task) -> str | None:
     return None
 
 
-def _affordable_workers(files: Sequence[tuple[Path, ...]]) -> int:
-    """Worker processes by cores and free memory; none where starting them takes longer. Looks at a few of the cases."""
+def _choose_workers(files: Sequence[tuple[Path, ...]]) -> int:
+    """Worker processes, by the sizes of a few of the cases."""
     sizes = []
     for parts in files[:: max(1, len(files) // CASES_LOOKED_AT)]:
         with contextlib.suppress(ImageError):  # told when its turn comes
             sizes.append(sum(map(values_bytes, parts)))
-    if not sizes or len(files) == 1 or sum(sizes) / len(sizes) * len(files) < FEW_BYTES:
-        return 0
-    memory = WORKER_BYTES + max(sizes)
-    return min(len(files), choose_workers(memory_per_case=memory, available=free_memory()))
+    quick = not sizes or sum(sizes) / len(sizes) * len(files) < FEW_BYTES
+    return choose_workers(len(files), bytes_each=max(sizes, default=0), quick=quick)
 
 
 def _mean_slabs(members: Sequence[Probabilities], box: Box) -> Iterator[tuple[int, slice, torch.Tensor]]:

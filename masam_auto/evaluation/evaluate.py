@@ -273,12 +273,11 @@ def _warn_of_undeclared(path: Path, values: np.ndarray, labels: Labels) -> None:
     """Say so where a file has values that are no labels: 255 of a mask, -1 of some programs."""
     known = {*labels.declared, 0 if labels.ignore is None else labels.ignore}
     if unknown := [value for value in label_values(values) if value not in known]:
-        listed = f"{', '.join(map(str, unknown[:5]))}{', ...' if len(unknown) > 5 else ''}"
         several = len(unknown) > 1
         meaning = (
             "which are no labels and count as background" if several else "which is no label and counts as background"
         )
-        logger.warning("%s: has the value%s %s, %s", path, "s" if several else "", listed, meaning)
+        logger.warning("%s: has the value%s %s, %s", path, "s" if several else "", first_few(unknown), meaning)
 
 
 def check_classes(scoring: Scoring, labels: Labels) -> None:

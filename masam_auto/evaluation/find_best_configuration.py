@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from masam_auto.compute.parallel import map_cases
+from masam_auto.core.atomic import write_bytes
 from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Case, Dataset
 from masam_auto.core.errors import CaseErrors, DatasetError
-from masam_auto.core.jsonio import write_bytes, write_json
+from masam_auto.core.jsonio import write_json
 from masam_auto.core.labels import Labels
 from masam_auto.core.paths import Paths
 from masam_auto.core.postprocessing import POSTPROCESSING_NAME
@@ -42,7 +43,7 @@ Members = tuple[CrossValidation, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Task:
+class _ComparedCase:
     """A case: its reference files, one or one a frame, and what each candidate has of it.
 
     `predictions` are label files of the single models, `probabilities` the files that each ensemble averages.
@@ -187,8 +188,8 @@ def _compare(
 ) -> list[tuple[Members, float]]:
     """Mean Dice of every candidate over the cases, best first; of equal ones, that with fewer members."""
     labels, ending = dataset.description.labels, label_ending(dataset.description.file_ending)
-    tasks = [
-        _Task(
+    compared = [
+        _ComparedCase(
             identifier=case.identifier,
             references=case.labels or (),
             predictions=tuple(model.files(case, ending) for model in models),
@@ -199,10 +200,10 @@ def _compare(
     ]
     # the labels of reference and candidate, and what two members' probabilities take, of all frames of a video
     bytes_per_voxel = (24 + 4 * labels.num_outputs) * max(len(case.frames) for case in cases)
-    truths = [truth for task in tasks for truth in task.references]
+    truths = [truth for case in compared for truth in case.references]
     count = workers_for(truths, bytes_per_voxel=bytes_per_voxel, asked=workers)
-    names = [task.identifier for task in tasks]
-    counted = map_cases(_count_case, tasks, names=names, what="comparing", workers=count)
+    names = [case.identifier for case in compared]
+    counted = map_cases(_count_case, compared, names=names, what="comparing", workers=count)
     candidates: list[Members] = [*((model,) for model in models), *pairs]
     dice = [
         mean_dice(class_dice([table for case in counted for table in case[number]], labels))
@@ -213,33 +214,33 @@ def _compare(
     return sorted(ranked, key=lambda item: (-item[1], len(item[0]), [member.name for member in item[0]]))
 
 
-def _count_case(task: _Task) -> list[list[np.ndarray]]:
+def _count_case(case: _ComparedCase) -> list[list[np.ndarray]]:
     """Confusion tables of every candidate: one for each reference file."""
-    read = [read_labels(path) for path in task.references]
+    read = [read_labels(path) for path in case.references]
     references, grids = [labels for labels, _ in read], [geometry for _, geometry in read]
     tables = []
-    for files in task.predictions:
+    for files in case.predictions:
         turned = [turned_onto(*read_labels(path), grid)[0] for path, grid in zip(files, grids, strict=True)]
-        tables.append(_count(task, turned, references, files[0]))
-    for files in task.probabilities:
-        labels, geometry = average_files(files, task.labels)
+        tables.append(_count(case, turned, references, files[0]))
+    for files in case.probabilities:
+        labels, geometry = average_files(files, case.labels)
         if len(references) == 1:
             frames = [turned_onto(labels, geometry, grids[0])[0]]
         else:
             frames = [labels[z : z + 1] for z in range(len(labels))]
-        tables.append(_count(task, frames, references, files[0]))
+        tables.append(_count(case, frames, references, files[0]))
     return tables
 
 
 def _count(
-    task: _Task, predictions: Sequence[np.ndarray], references: Sequence[np.ndarray], file: Path
+    case: _ComparedCase, predictions: Sequence[np.ndarray], references: Sequence[np.ndarray], file: Path
 ) -> list[np.ndarray]:
     if [prediction.shape for prediction in predictions] != [reference.shape for reference in references]:
         raise DatasetError(
-            f"{task.identifier}: {file} has another shape than the reference now has. Validate the model again: "
+            f"{case.identifier}: {file} has another shape than the reference now has. Validate the model again: "
             "masam_train ... --val"
         )
-    return [count_confusion(a, b, task.labels) for a, b in zip(predictions, references, strict=True)]
+    return [count_confusion(a, b, case.labels) for a, b in zip(predictions, references, strict=True)]
 
 
 def _write_results(

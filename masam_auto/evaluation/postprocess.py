@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from masam_auto.compute.parallel import map_cases
+from masam_auto.core.atomic import write_bytes
 from masam_auto.core.dataset import read_description
 from masam_auto.core.errors import DatasetError, MasamError, OutputError
-from masam_auto.core.jsonio import write_bytes
 from masam_auto.core.labels import Labels
 from masam_auto.core.postprocessing import Postprocessing, PostprocessingStep
 from masam_auto.formats.io import is_image, read_labels, write_labels
@@ -44,7 +44,7 @@ class Findings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Task:
+class _Trial:
     """A case, and which masks of it are looked at after the steps so far."""
 
     prediction: Path
@@ -55,7 +55,7 @@ class _Task:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Case:
+class _Effect:
     """What taking components out would change in a case.
 
     `confusion` is that of `count_confusion`. `components` has an entry a mask; `smallest` the cubic mm of the smallest
@@ -186,27 +186,29 @@ def _look(
     masks: Sequence[tuple[int, ...]],
     so_far: Postprocessing,
     workers: int,
-) -> list[_Case]:
+) -> list[_Effect]:
     """Look at masks in all cases, after the steps so far."""
-    tasks = [
-        _Task(prediction=prediction, reference=reference, labels=labels, masks=tuple(masks), so_far=so_far)
+    trials = [
+        _Trial(prediction=prediction, reference=reference, labels=labels, masks=tuple(masks), so_far=so_far)
         for prediction, reference in pairs
     ]
     names = [prediction.name for prediction, _ in pairs]
-    return map_cases(_look_at, tasks, names=names, what="trying postprocessing", workers=workers)
+    return map_cases(_look_at, trials, names=names, what="trying postprocessing", workers=workers)
 
 
-def _look_at(task: _Task) -> _Case:
-    prediction, own = read_labels(task.prediction)
-    reference, geometry = read_labels(task.reference)
-    prediction = labels_on_grid(prediction, own, geometry, path=task.prediction, reference=task.reference, checked=True)
-    size, voxel_volume = table_size(task.labels), geometry.voxel_volume
-    prediction = apply_postprocessing(known_values(prediction, size), task.so_far, voxel_volume=voxel_volume)
+def _look_at(trial: _Trial) -> _Effect:
+    prediction, own = read_labels(trial.prediction)
+    reference, geometry = read_labels(trial.reference)
+    prediction = labels_on_grid(
+        prediction, own, geometry, path=trial.prediction, reference=trial.reference, checked=True
+    )
+    size, voxel_volume = table_size(trial.labels), geometry.voxel_volume
+    prediction = apply_postprocessing(known_values(prediction, size), trial.so_far, voxel_volume=voxel_volume)
     reference = known_values(reference, size)
-    smallest = [smallest_component(reference, values) for values in task.masks]
-    return _Case(
-        confusion=count_confusion(prediction, reference, task.labels),
-        components=tuple(find_components(prediction, reference, values) for values in task.masks),
+    smallest = [smallest_component(reference, values) for values in trial.masks]
+    return _Effect(
+        confusion=count_confusion(prediction, reference, trial.labels),
+        components=tuple(find_components(prediction, reference, values) for values in trial.masks),
         smallest=tuple(math.inf if size is None else size * voxel_volume for size in smallest),
         voxel_volume=voxel_volume,
     )
@@ -217,7 +219,7 @@ def _largest(name: str, values: tuple[int, ...]) -> PostprocessingStep:
 
 
 def _candidates(
-    cases: Sequence[_Case], mask: int, name: str, values: tuple[int, ...]
+    cases: Sequence[_Effect], mask: int, name: str, values: tuple[int, ...]
 ) -> list[tuple[PostprocessingStep, ...]]:
     """Steps to try on a class, those that take out least first."""
     largest = _largest(name, values)
@@ -238,7 +240,7 @@ def _rounded_down(volume: float) -> float:
 
 
 def _best_steps(
-    cases: Sequence[_Case], mask: int, candidates: Sequence[tuple[PostprocessingStep, ...]], labels: Labels
+    cases: Sequence[_Effect], mask: int, candidates: Sequence[tuple[PostprocessingStep, ...]], labels: Labels
 ) -> tuple[PostprocessingStep, ...]:
     """The candidate with the highest mean Dice, the first of equal ones; none where no candidate helps."""
     before = class_dice([case.confusion for case in cases], labels)
@@ -247,7 +249,7 @@ def _best_steps(
     return max(helpful, key=lambda found: found[0])[1] if helpful else ()
 
 
-def _without(case: _Case, mask: int, steps: Sequence[PostprocessingStep]) -> np.ndarray:
+def _without(case: _Effect, mask: int, steps: Sequence[PostprocessingStep]) -> np.ndarray:
     """Confusion of a case when the components of a mask that do not stay have become background."""
     components = case.components[mask]
     stays = staying(components.sizes, steps, case.voxel_volume)

@@ -69,7 +69,7 @@ def validate_fold(
         plan, configuration: of the model; of the plan, only how to predict is taken, the rest is the model's own.
         fold: its number, or "all".
         device: where to compute.
-        checkpoint: "best", "latest" or "final" (`models.trained_model.CHECKPOINTS`).
+        checkpoint: "best", "latest" or "final" (`core.selection.CHECKPOINTS`).
         redo: predict all cases again.
         workers: processes for the evaluation; 0 works in this one, None lets cores and memory decide.
         sam_checkpoint: the SAM file that the model stands on, where it is neither where it was nor in the weights folder.

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from masam_auto.core.boxes import GivenBox, VoxelBox, WorldBox
-from masam_auto.core.errors import DatasetError, PlanError
+from masam_auto.core.errors import DatasetError, PlanError, first_few
 from masam_auto.core.file_names import visible
 from masam_auto.core.geometry import Triple
 from masam_auto.core.jsonio import read_plain
@@ -48,9 +48,8 @@ def read_boxes(path: Path, identifiers: Sequence[str]) -> Boxes:
         else:
             boxes = _read_table(content, path)
     if unknown := sorted(set(boxes) - set(identifiers)):
-        known = ", ".join(identifiers[:5]) + (", ..." if len(identifiers) > 5 else "")
         raise DatasetError(
-            f"{path}: boxes for {', '.join(unknown[:5])}, but there is no such image. The cases are {known}; name boxes after them."
+            f"{path}: boxes for {first_few(unknown)}, but there is no such image. The cases are {first_few(identifiers)}; name boxes after them."
         )
     return boxes
 

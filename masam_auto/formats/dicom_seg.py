@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from masam_auto import __version__
+from masam_auto.core.atomic import atomic_path
 from masam_auto.core.errors import ImageError, MasamError, OutputError
 from masam_auto.core.geometry import Geometry
-from masam_auto.core.jsonio import atomic_path
 from masam_auto.formats.dicom import Slice, read_slices, read_tags, telling_damage
 
 if TYPE_CHECKING:

@@ -118,7 +118,7 @@ def _video_cases(files: Iterable[Path], description: DatasetDescription) -> tupl
         )
     counted = Counter(path.stem for path in videos)
     if repeated := [path.name for path in videos if counted[path.stem] > 1]:
-        raise DatasetError(f"{videos[0].parent}: {', '.join(repeated[:5])} share a name. Rename one of them.")
+        raise DatasetError(f"{videos[0].parent}: {first_few(repeated)} share a name. Rename one of them.")
     return tuple(Case(identifier=path.stem, frames=(path.stem,), images=((path,),)) for path in videos)
 
 
@@ -175,7 +175,7 @@ def _folder_images(folder: Path, ending: str) -> dict[str, tuple[Path, ...]]:
     if len(plain) == len(files):
         return {name: (path,) for name, path in plain.items()}
     if plain:
-        listed = ", ".join(path.name for path in list(plain.values())[:5])
+        listed = first_few([path.name for path in plain.values()])
         raise DatasetError(
             f"{folder}: some images are called ID_0000{ending} and {len(plain)} are not ({listed}). Those may be "
             "segmentations: move them elsewhere, or give every image its channel number."

@@ -2,17 +2,16 @@
 
 import contextlib
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from masam_auto.core.atomic import atomic_folder, told_if_unwritable
 from masam_auto.core.dataset import Case, DatasetDescription
 from masam_auto.core.errors import OutputError
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.labels import Labels
-from masam_auto.core.partial import partial_path
 from masam_auto.formats.bitmaps import bitmap_geometry
 from masam_auto.formats.dicom_seg import DICOM_SEG, check_can_write_seg, write_dicom_seg
 from masam_auto.formats.io import READERS, label_ending, read_geometry, write_labels
@@ -84,7 +83,7 @@ def write_segmentation(
         write_dicom_seg(folder / f"{case.identifier}{ending}", segmentation, geometry, case.series[0], names)
     elif is_video(case.images[0][0]):
         write_overlay(folder / f"{case.identifier}_overlay.mp4", case.images[0][0], segmentation)
-        with _replaced_folder(folder / case.identifier) as place:
+        with _folder_of_masks(folder / case.identifier) as place:
             for number, mask in enumerate(segmentation):
                 write_labels(place / f"frame{number:06d}{ending}", mask[None], bitmap_geometry(*mask.shape))
     elif not case.is_sequence:
@@ -111,26 +110,19 @@ def _usual_ending(case: Case, description: DatasetDescription) -> str:
 
 
 @contextlib.contextmanager
-def _replaced_folder(path: Path) -> Iterator[Path]:
+def _folder_of_masks(path: Path) -> Iterator[Path]:
     """Give a temporary folder that takes the place of `path` when the block ends without an error.
 
     Raises:
         OutputError: `path` is a file or link, holds files that are no masks, or cannot be replaced.
     """
-    if path.is_symlink():
-        raise OutputError(f"{path} is a link, which is not replaced. Remove it, or choose another folder.")
+    if path.is_symlink() or path.is_file():
+        kind = "link" if path.is_symlink() else "file"
+        raise OutputError(f"{path} is a {kind}, which is not replaced. Remove it, or choose another folder.")
     others = [one.name for one in path.iterdir() if not MASK.fullmatch(one.name)] if path.is_dir() else []
     if others:
         raise OutputError(
             f"{path} holds {others[0]}, which is no mask of a frame, and is not replaced. Move it, or choose another folder."
         )
-    temporary = partial_path(path)
-    try:
-        yield temporary
-        if path.is_dir():
-            shutil.rmtree(path)
-        temporary.rename(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}. Choose another folder.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with told_if_unwritable(path), atomic_folder(path) as new:
+        yield new

@@ -12,9 +12,10 @@ from typing import IO, Any
 
 import numpy as np
 
+from masam_auto.core.atomic import atomic_path, scratch_folder
 from masam_auto.core.errors import ImageError, MasamError
 from masam_auto.core.geometry import Box, Geometry
-from masam_auto.core.jsonio import atomic_path, decode, parse_json, passing_folder, to_plain
+from masam_auto.core.jsonio import decode, parse_json, to_plain
 from masam_auto.core.partial import partial_path
 from masam_auto.formats.scratch import reserve, scratch_array
 
@@ -61,7 +62,7 @@ def new_probabilities(
         "outputs": np.asarray(outputs),
         "has_regions": np.asarray(has_regions),
     }
-    with atomic_path(path) as temporary, passing_folder(partial_path(path.with_name("scratch"))) as folder:
+    with scratch_folder(partial_path(path.with_name("scratch"))) as folder, atomic_path(path) as temporary:
         raw = folder / VALUES
         with raw.open("wb") as file:
             header = {

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from masam_auto.core.errors import ImageError
-from masam_auto.core.free_memory import free_memory
+from masam_auto.core.machine import free_memory
 
 # Deflate packs 1032 : 1 at best (zlib's documentation); JPEG and LZW less. Ten times that is no picture.
 LARGEST_RATIO = 10_000

@@ -16,8 +16,8 @@ from typing import Any
 import blosc2
 import numpy as np
 
+from masam_auto.core.atomic import atomic_path, write_bytes
 from masam_auto.core.errors import DatasetError, ImageError
-from masam_auto.core.jsonio import atomic_path, write_bytes
 from masam_auto.core.labels import Labels
 from masam_auto.core.partial import NAME_MAX
 from masam_auto.formats.room import check_room

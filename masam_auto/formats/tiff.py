@@ -12,9 +12,10 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 
-from masam_auto.core.errors import ImageError
+from masam_auto.core.atomic import write_bytes
+from masam_auto.core.errors import ImageError, first_few
 from masam_auto.core.geometry import Geometry, Triple
-from masam_auto.core.jsonio import parse_json, read_bounded, write_bytes
+from masam_auto.core.jsonio import parse_json, read_bounded
 from masam_auto.formats.bitmaps import LYING, ORIENTATION, upright
 from masam_auto.formats.raw_image import RawImage
 from masam_auto.formats.room import check_memory, check_room
@@ -118,7 +119,7 @@ def _layout(path: Path, file: tifffile.TiffFile) -> tuple[str, tuple[int, ...]]:
         return file.series[0].axes, file.series[0].shape
     kinds = {(page.shape, page.axes, page.dtype, page.aspage().photometric) for page in file.pages}
     if len(kinds) > 1:
-        listed = ", ".join(sorted(f"{'x'.join(map(str, shape))} {dtype}" for shape, _, dtype, _ in kinds)[:4])
+        listed = first_few(sorted(f"{'x'.join(map(str, shape))} {dtype}" for shape, _, dtype, _ in kinds))
         raise ImageError(
             f"{path}: holds images of different size or kind ({listed}). Save the one that is meant, or a stack of pages of one "
             "kind."

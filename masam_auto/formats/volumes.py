@@ -20,10 +20,10 @@ import SimpleITK as sitk
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.spatialimages import SpatialImage
 
+from masam_auto.core.atomic import atomic_path, write_bytes
 from masam_auto.core.errors import ImageError, OutputError
 from masam_auto.core.file_names import utf8_name
 from masam_auto.core.geometry import Geometry
-from masam_auto.core.jsonio import atomic_path, write_bytes
 from masam_auto.formats.apart import read_apart
 from masam_auto.formats.headers import CHECKS, check_file
 from masam_auto.formats.raw_image import RawImage

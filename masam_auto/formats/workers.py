@@ -7,13 +7,10 @@ from typing import TypeVar
 
 from masam_auto.compute.parallel import Workers, choose_workers
 from masam_auto.core.errors import MasamError
-from masam_auto.core.free_memory import free_memory
 from masam_auto.formats.io import read_geometry
 
 FILES_LOOKED_AT = 10
 FEW_VOXELS = 5e7  # one process goes through so many in about the time in which workers start (measured: 4 s)
-WORKER_BYTES = 300e6  # of a worker that has only started
-
 
 Asked = TypeVar("Asked", bound=Workers)
 
@@ -34,9 +31,7 @@ def workers_for(files: Sequence[Path], *, bytes_per_voxel: float, asked: Asked |
         ]
     except MasamError:
         return 0  # the work itself will report the file
-    if not sizes or len(files) == 1 or sum(sizes) / len(sizes) * len(files) < FEW_VOXELS:
+    if not sizes:
         return 0
-    available = free_memory()
-    return min(
-        len(files), choose_workers(memory_per_case=WORKER_BYTES + bytes_per_voxel * max(sizes), available=available)
-    )
+    quick = sum(sizes) / len(sizes) * len(files) < FEW_VOXELS
+    return choose_workers(len(files), bytes_each=bytes_per_voxel * max(sizes), quick=quick)

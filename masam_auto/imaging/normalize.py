@@ -25,6 +25,15 @@ def choose_scheme(channel_name: str) -> str:
     return CHOSEN_BY_NAME.get(channel_name.casefold(), DEFAULT_SCHEME)
 
 
+def not_finite(image: np.ndarray) -> str | None:
+    """What to say of voxels that are infinite or not a number; None where there are none."""
+    with np.errstate(invalid="ignore"):
+        if np.isfinite(image.sum(dtype=np.float64)):  # any of them shows in the sum, which makes no copy
+            return None
+    count = image.size - np.count_nonzero(np.isfinite(image))
+    return f"{count} of {image.size} voxels are not finite (NaN or infinite). Replace them, e.g. by the background's value."
+
+
 def normalize(image: np.ndarray, plans: Sequence[NormalizationPlan]) -> np.ndarray:
     """Normalise every channel of a cropped volume as the plan says.
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from skimage.segmentation import find_boundaries
 
-from masam_auto.core.jsonio import atomic_path
+from masam_auto.core.atomic import atomic_path
 
 VIVID, MANY = "Set1", "tab20"  # matplotlib's palettes: nine strong colours, twenty for more classes
 

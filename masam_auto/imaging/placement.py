@@ -26,6 +26,14 @@ def turned_to_place(array: np.ndarray, own: Geometry, grid: Geometry) -> tuple[n
     return (turned, found) if grid.difference(found) is None else (array, own)
 
 
+def check_same_shape(found: tuple[int, ...], expected: tuple[int, ...], *, what: str, other: str) -> None:
+    """Check that two arrays are of one shape (Z, Y, X). Raises DatasetError with their names."""
+    if found != expected:
+        raise DatasetError(
+            f"{what} has shape {found}, but {other} {expected} (Z, Y, X). Both must lie on one grid: replace one of the files."
+        )
+
+
 def labels_on_grid(
     labels: np.ndarray, own: Geometry, grid: Geometry, *, path: Path, reference: Path, checked: bool = False
 ) -> np.ndarray:
@@ -42,10 +50,7 @@ def labels_on_grid(
         DatasetError: the shapes differ, or voxels lie more than half a voxel from those of the reference.
     """
     labels, own = turned_onto(labels, own, grid)
-    if labels.shape != grid.shape:
-        raise DatasetError(
-            f"{path} has shape {labels.shape}, but its reference {grid.shape} (Z, Y, X). Both must lie on the image's grid."
-        )
+    check_same_shape(labels.shape, grid.shape, what=str(path), other="its reference")
     difference = grid.difference(own)
     if difference is None:
         return labels

@@ -10,6 +10,7 @@ generator is seeded anew for every step.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -24,23 +25,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from masam_auto.core.atomic import atomic_folder, told_if_unwritable
 from masam_auto.core.checks import check
-from masam_auto.core.errors import MasamError, ModelError, OutputError
-from masam_auto.core.jsonio import (
-    WRITE_FAILURES,
-    decode,
-    digest,
-    parse_json,
-    read_json,
-    to_plain,
-    write_json,
-)
-from masam_auto.core.partial import partial_path
+from masam_auto.core.errors import MasamError, ModelError
+from masam_auto.core.jsonio import decode, digest, parse_json, read_json, to_plain, write_json
 from masam_auto.core.plan import Configuration, NetworkPlan, Plan
+from masam_auto.core.selection import CHECKPOINTS
 
 logger = logging.getLogger(__name__)
 
-LATEST, PREVIOUS, BEST = "checkpoint_latest", "checkpoint_previous", "checkpoint_best"
+LATEST, PREVIOUS, BEST = CHECKPOINTS["latest"], "checkpoint_previous", CHECKPOINTS["best"]
 # What the best checkpoint is called between the two renames that replace it; the latest is called PREVIOUS.
 ASIDE = f".partial-old-{BEST}"
 MODEL_FILE, TRAINING_FILE, STATE_FILE = "model.safetensors", "training.safetensors", "checkpoint.json"
@@ -210,7 +204,7 @@ def save_checkpoint(fold_folder: Path, checkpoint: Checkpoint, *, best: bool) ->
         for number, states in enumerate(checkpoint.optimizers):
             for index, entry in states.items():
                 training |= {f"optimizer/{number}/{index}/{name}": tensor for name, tensor in entry.items()}
-        save_file(_on_cpu(training), new / TRAINING_FILE)
+        _save(training, new / TRAINING_FILE)
         checksums = {name: _checksum(new / name) for name in (MODEL_FILE, TRAINING_FILE)}
         write_json(new / STATE_FILE, replace(checkpoint.state, checksums=checksums))
         for name in (MODEL_FILE, TRAINING_FILE):
@@ -293,9 +287,8 @@ def read_header(folder: Path) -> ModelHeader:
 
 
 def write_model(path: Path, header: ModelHeader, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a model file, which `read_model` reads. Raises OSError or SafetensorError."""
-    metadata = {"masam_auto": msgspec.json.encode(header).decode()}
-    save_file(_on_cpu(tensors), path, metadata=metadata)
+    """Write a model file, which `read_model` reads. Raises OSError."""
+    _save(tensors, path, {"masam_auto": msgspec.json.encode(header).decode()})
 
 
 def remove_leftovers(fold_folder: Path) -> None:
@@ -342,34 +335,20 @@ def _load(folder: Path) -> Checkpoint:
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder`, which takes its place when the block ends without an error."""
-    new = partial_path(folder)
-    try:
-        new.mkdir(parents=True)
+    there = has_checkpoint(folder.parent)
+    kept = "the checkpoint that was there has been kept. Continue with --c."
+    lost = "no epoch has been saved yet. Then start again."
+    aside = folder.with_name(PREVIOUS if folder.name == LATEST else ASIDE)
+    with told_if_unwritable(folder, kept if there else lost), atomic_folder(folder, aside=aside) as new:
         yield new
-        for path in (*new.iterdir(), new):
-            _sync(path)
-        previous = folder.with_name(PREVIOUS if folder.name == LATEST else ASIDE)
-        if folder.is_dir():
-            shutil.rmtree(previous, ignore_errors=True)
-            folder.rename(previous)
-        new.rename(folder)
-        shutil.rmtree(previous, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno not in WRITE_FAILURES:
-            raise
-        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
-        kept = "the checkpoint that was there has been kept. Continue with --c."
-        lost = "no epoch has been saved yet. Then start again."
-        raise OutputError(
-            f"cannot write {folder}: {reason}. Free some space or choose another folder; "
-            f"{kept if has_checkpoint(folder.parent) else lost}"
-        ) from error
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
-def _on_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def _save(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file. Raises OSError."""
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error)) from error
 
 
 def _link(source: Path, target: Path) -> None:
@@ -385,11 +364,3 @@ def _checksum(path: Path) -> int:
         while block := handle.read(1 << 22):
             total = zlib.crc32(block, total)
     return total
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

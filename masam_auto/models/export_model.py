@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from masam_auto import __version__
+from masam_auto.core.atomic import scratch_folder, write_bytes
 from masam_auto.core.dataset import DatasetDescription
 from masam_auto.core.errors import OutputError, PlanError
-from masam_auto.core.jsonio import decode, read_plain, scratch_folder, write_bytes, write_json
+from masam_auto.core.jsonio import decode, read_plain, write_json
 from masam_auto.core.partial import partial_path
 from masam_auto.core.paths import DATASET_NAME
 from masam_auto.core.plan import Configuration, Plan

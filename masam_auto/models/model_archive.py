@@ -23,9 +23,10 @@ from pathlib import Path
 
 import msgspec
 
+from masam_auto.core.atomic import atomic_path
 from masam_auto.core.checks import NAME
 from masam_auto.core.errors import MasamError, ModelError
-from masam_auto.core.jsonio import atomic_path, decode, parse_json, to_plain
+from masam_auto.core.jsonio import decode, parse_json, to_plain
 from masam_auto.core.raw_files import file_sha256
 from masam_auto.core.selection import SELECTION_NAME
 

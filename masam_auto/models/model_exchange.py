@@ -3,10 +3,10 @@
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from masam_auto.core.jsonio import scratch_folder
+from masam_auto.core.atomic import scratch_folder, take_places
 
 logger = logging.getLogger(__name__)
 
@@ -32,28 +32,7 @@ def new_models(dataset: Path) -> Iterator[Path]:
         new.mkdir()
         old.mkdir()
         yield new
-        exchange(sorted(path.name for path in new.iterdir()), dataset, new, old)
-
-
-def exchange(names: Sequence[str], target: Path, new: Path, old: Path) -> None:
-    """Move entries of `new` into `target`, those that are there to `old`; all of them, or none when that fails.
-
-    Args:
-        names: files and folders in `new`.
-        target, new, old: folders of one file system.
-    """
-    moved: list[tuple[Path, Path]] = []
-    try:
-        for name in names:
-            steps = [(target / name, old / name)] if (target / name).exists() else []
-            for source, place in (*steps, (new / name, target / name)):
-                moved.append((source, place))  # before: a signal may come when it has just been done
-                source.rename(place)
-    except BaseException:
-        for source, place in reversed(moved):
-            if place.exists() and not source.exists():
-                place.rename(source)
-        raise
+        take_places((path, dataset / path.name, old / path.name) for path in sorted(new.iterdir()))
 
 
 def bring_back(dataset: Path) -> None:

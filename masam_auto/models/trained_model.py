@@ -13,9 +13,8 @@ from masam_auto.core.errors import ModelError
 from masam_auto.core.jsonio import read_json
 from masam_auto.core.paths import DATASET_NAME, find_dataset_name
 from masam_auto.core.plan import Configuration, Plan
+from masam_auto.core.selection import CHECKPOINTS
 from masam_auto.models.checkpoint import (
-    BEST,
-    LATEST,
     STATE_FILE,
     ModelHeader,
     TrainingState,
@@ -33,8 +32,6 @@ from masam_auto.network.weight_files import load_sam_checkpoint
 logger = logging.getLogger(__name__)
 
 FOLD = re.compile(r"fold_(0|[1-9]\d{0,5}|all)")
-# What the latest holds when a training has ended are its final, averaged weights.
-CHECKPOINTS = {"best": BEST, "latest": LATEST, "final": LATEST}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,7 +112,7 @@ def choose_folds(model: TrainedModel, folds: Sequence[int | str] | None, checkpo
     Args:
         model: the model.
         folds: None for all numbered folds that are trained ("all" where it is the only one).
-        checkpoint: of `CHECKPOINTS`.
+        checkpoint: one of `core.selection.CHECKPOINTS`.
 
     Raises:
         ModelError: there is no such kind of checkpoint, or a fold has none; it is named.

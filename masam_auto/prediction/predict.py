@@ -256,7 +256,7 @@ def load_predictor(
     Args:
         model: from `models.trained_model.choose_model`.
         folds: to average; None for all that are trained.
-        checkpoint: "best", "latest" or "final" (`models.trained_model.CHECKPOINTS`).
+        checkpoint: "best", "latest" or "final" (`core.selection.CHECKPOINTS`).
         device: where to compute.
         sam_checkpoint: the SAM file that the model stands on, where it is neither where it was nor in `weights`.
         weights: the folder of SAM files.

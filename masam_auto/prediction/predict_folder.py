@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from masam_auto.compute.device import available_cores
 from masam_auto.compute.overlap import Steps, overlap
 from masam_auto.compute.parallel import is_out_of_memory
 from masam_auto.compute.shared_cases import SharedCases
@@ -25,9 +24,9 @@ from masam_auto.core.boxes import GivenBox
 from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Case
 from masam_auto.core.errors import CaseErrors, MasamError, ModelError, OutputError
-from masam_auto.core.free_memory import free_memory
 from masam_auto.core.geometry import Box, Geometry
 from masam_auto.core.log import progress
+from masam_auto.core.machine import available_cores, free_memory
 from masam_auto.core.partial import remove_abandoned
 from masam_auto.core.turning import STAY
 from masam_auto.formats.box_files import Boxes, read_boxes

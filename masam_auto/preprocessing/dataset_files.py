@@ -6,9 +6,10 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from masam_auto.core.atomic import write_bytes
 from masam_auto.core.dataset import Dataset
-from masam_auto.core.errors import PlanError
-from masam_auto.core.jsonio import read_plain, write_bytes, write_json
+from masam_auto.core.errors import PlanError, first_few
+from masam_auto.core.jsonio import read_plain, write_json
 from masam_auto.core.patients import divided_patients, patients_of
 from masam_auto.core.splits import make_splits, read_splits, write_splits
 
@@ -67,7 +68,7 @@ def write_companions(dataset: Dataset, folder: Path, *, nnunet_preprocessed: Pat
         logger.warning(
             "%s of %s cases stand in no fold of %s (%s): left out of the folds, or added after they were made. They are preprocessed, but "
             "only fold `all` learns from them. Put them into the file, or remove it to make new folds for new trainings.",
-            len(new), len(identifiers), path, ", ".join(new[:5]),
+            len(new), len(identifiers), path, first_few(new),
         )  # fmt: skip
 
 

@@ -23,10 +23,12 @@ from masam_auto.core.fingerprint import (
 )
 from masam_auto.core.geometry import Box, Geometry, Triple
 from masam_auto.core.jsonio import read_json, write_json
+from masam_auto.core.labels import is_foreground
 from masam_auto.core.turning import UNKNOWN_AXES, turn_between
 from masam_auto.formats.io import read_case, read_case_labels
 from masam_auto.imaging.crop import box_around, crop_to, nonzero_box, value_boxes
-from masam_auto.imaging.placement import turned_to_place
+from masam_auto.imaging.normalize import not_finite
+from masam_auto.imaging.placement import check_same_shape, turned_to_place
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +123,7 @@ def measure_case(
     box = nonzero_box(image)
     image, labels = crop_to(image, box), crop_to(labels, box)
     generator = np.random.default_rng(SEED)
-    foreground = labels > 0 if ignore is None else (labels > 0) & (labels != ignore)
+    foreground = is_foreground(labels, ignore)
     voxels = image[:, foreground]
     drawn = np.resize(generator.permutation(voxels.shape[1]), samples if voxels.shape[1] else 0)
     mean = image.mean(axis=(1, 2, 3), dtype=np.float64)
@@ -246,16 +248,9 @@ def _measure_file(item: tuple[Case, DatasetDescription, int]) -> _Measured:
     case, description, samples = item
     image, geometry = read_case(case, description)
     labels, _ = turned_to_place(*read_case_labels(case, description), geometry)
-    if labels.shape != image.shape[1:]:
-        raise DatasetError(
-            f"{case.identifier}: image has shape {image.shape[1:]}, but labels {labels.shape} (Z, Y, X). They must lie "
-            "on one grid; replace one of the files."
-        )
-    if count := int(np.count_nonzero(~np.isfinite(image))):
-        raise ImageError(
-            f"{case.identifier}: {count} voxels of the image are infinite or not a number. Replace them, for example "
-            "by 0, in the image files."
-        )
+    check_same_shape(image.shape[1:], labels.shape, what=f"{case.identifier}: image", other="labels")
+    if problem := not_finite(image):
+        raise ImageError(f"{case.identifier}: {problem}")
     return measure_case(
         image,
         labels,

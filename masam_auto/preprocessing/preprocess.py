@@ -17,8 +17,7 @@ import numpy as np
 from masam_auto.compute.parallel import Workers, choose_workers, map_cases
 from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Case, Dataset, DatasetDescription
-from masam_auto.core.errors import DatasetError, MasamError, OutputError, PlanError
-from masam_auto.core.free_memory import free_memory
+from masam_auto.core.errors import DatasetError, MasamError, OutputError, PlanError, first_few
 from masam_auto.core.geometry import CaseProperties, Geometry
 from masam_auto.core.jsonio import digest, read_json, write_json
 from masam_auto.core.labels import Labels
@@ -32,7 +31,7 @@ from masam_auto.formats.room import check_memory
 from masam_auto.formats.storage import array_files, check_name_length, find_locations, write_array, write_locations
 from masam_auto.imaging.crop import crop_to, nonzero_box
 from masam_auto.imaging.normalize import normalize
-from masam_auto.imaging.placement import turned_to_place
+from masam_auto.imaging.placement import check_same_shape, turned_to_place
 from masam_auto.imaging.resample import resample_image, resample_labels, resampled_shape
 from masam_auto.preprocessing.dataset_files import write_companions
 
@@ -40,11 +39,8 @@ logger = logging.getLogger(__name__)
 
 RECORD_NAME = "preprocessing.json"
 LOCATIONS_SEED = 1234
-# A worker process needs about this much before it has read anything (mostly torch), in bytes.
-WORKER_BYTES = 400e6
 # Data sets of fewer voxels than this are done sooner than worker processes start.
 FEW_VOXELS = 2e7
-NAMED_CASES_LIMIT = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,8 +66,8 @@ class PreprocessingRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Task:
-    """One case with the configurations for which it is still to be preprocessed, and their folders."""
+class _PendingCase:
+    """A case with the configurations for which it is still to be preprocessed, and their folders."""
 
     case: Case
     description: DatasetDescription
@@ -101,10 +97,8 @@ def preprocess_case(
         DatasetError: image and labels differ in shape.
         ImageError: channels or intensities do not fit the plan.
     """
-    if labels is not None and labels.shape != image.shape[1:]:
-        raise DatasetError(
-            f"{identifier}: image has shape {image.shape[1:]}, but labels {labels.shape} (Z, Y, X). They must lie on one grid."
-        )
+    if labels is not None:
+        check_same_shape(image.shape[1:], labels.shape, what=f"{identifier}: image", other="labels")
     box, order = nonzero_box(image), configuration.axis_order
     turn = configuration.turn_of(geometry)
     seen = turn.then(order)
@@ -188,25 +182,26 @@ def _preprocess_cases(dataset: Dataset, chosen: Sequence[Configuration], paths: 
         folder = paths.configuration_folder(dataset.name, configuration.name)
         _prepare_folder(folder, configuration, dataset.description.labels)
         folders.append((configuration, folder))
-    tasks = []
+    pending = []
     for case in dataset.cases:
-        pending = tuple((configuration, folder) for configuration, folder in folders if not _is_done(case, folder))
-        if pending:
-            tasks.append(_Task(case=case, description=dataset.description, configurations=pending))
-    if not tasks:
+        if missing := tuple(pair for pair in folders if not _is_done(case, pair[1])):
+            pending.append(_PendingCase(case=case, description=dataset.description, configurations=missing))
+    if not pending:
         logger.info("preprocessing: nothing to do, all %d cases are there", len(dataset.cases))
         return
     if workers is None:
-        workers = _affordable_workers(tasks)
+        sizes = [_estimate(case) for case in pending]
+        quick = sum(voxels for voxels, _ in sizes) < FEW_VOXELS
+        workers = choose_workers(len(pending), bytes_each=max(peak for _, peak in sizes), quick=quick)
     if any(configuration.axes is None for configuration in chosen) and not dataset.description.is_video:
         logger.info(
             "the plan is of an older release, which did not note where the images' axes point: nothing is turned. "
             "Plan anew (masam_plan_and_preprocess) to have images of mixed orientation turned"
         )
-    logger.info("preprocessing %d of %d cases, workers: %s", len(tasks), len(dataset.cases), workers)
-    names = [task.case.identifier for task in tasks]
+    logger.info("preprocessing %d of %d cases, workers: %s", len(pending), len(dataset.cases), workers)
+    names = [one.case.identifier for one in pending]
     places = [dataset.folder, *(folder for _, folder in folders)]
-    map_cases(_preprocess_files, tasks, names=names, what="preprocessing", workers=workers, folders=places)
+    map_cases(_preprocess_files, pending, names=names, what="preprocessing", workers=workers, folders=places)
 
 
 def check_preprocessed(
@@ -239,9 +234,8 @@ def check_preprocessed(
         raise PlanError(f"{folder} was preprocessed with other labels than dataset.json has now. {remedy}")
     missing = [name for name in sorted(cases) if not all(file.is_file() for file in array_files(folder, name))]
     if missing:
-        named = ", ".join(missing[:NAMED_CASES_LIMIT])
         raise PlanError(
-            f"{folder}: {len(missing)} of {len(cases)} cases are not preprocessed ({named}{', ...' if len(missing) > NAMED_CASES_LIMIT else ''}). {remedy}"
+            f"{folder}: {len(missing)} of {len(cases)} cases are not preprocessed ({first_few(missing)}). {remedy}"
         )
 
 
@@ -294,15 +288,15 @@ def _raw_files(case: Case) -> list[Path]:
     return [file for frame in case.images for file in frame] + list(case.labels or ())
 
 
-def _preprocess_files(task: _Task) -> None:
-    case, description = task.case, task.description
+def _preprocess_files(pending: _PendingCase) -> None:
+    case, description = pending.case, pending.description
     if case.labels is None:
         raise DatasetError(f"{case.identifier}: has no label file. Add it to labelsTr, or move its image to imagesTs.")
     noted = note_files(_raw_files(case))  # first: what changes while it is read is then seen the next time
     image, geometry = read_case(case, description)
     labels, _ = turned_to_place(*read_case_labels(case, description), geometry)
     raw_files = [os.fspath(file) for frame in case.images for file in frame]
-    for configuration, folder in task.configurations:
+    for configuration, folder in pending.configurations:
         done = preprocess_case(image, geometry, labels, configuration, identifier=case.identifier, files=raw_files)
         assert done.labels is not None
         files = array_files(folder, case.identifier)
@@ -312,27 +306,18 @@ def _preprocess_files(task: _Task) -> None:
         write_json(files.properties, replace(done.properties, raw=noted))
 
 
-def _affordable_workers(tasks: Sequence[_Task]) -> int:
-    """Worker processes for these tasks: by cores and free memory, none where starting them takes longer."""
-    sizes = [_estimate(task) for task in tasks]
-    if sum(voxels for voxels, _ in sizes) < FEW_VOXELS:
-        return 0
-    memory = WORKER_BYTES + max(peak for _, peak in sizes)
-    return min(len(tasks), choose_workers(memory_per_case=memory, available=free_memory()))
-
-
-def _estimate(task: _Task) -> tuple[float, float]:
-    """Voxels that a task reads and writes, and the bytes that it needs at its peak, from the image's header."""
+def _estimate(pending: _PendingCase) -> tuple[float, float]:
+    """Voxels that a case reads and writes, and the bytes that it needs at its peak, from the image's header."""
     try:
-        geometry = read_geometry(task.case.images[0][0])
+        geometry = read_geometry(pending.case.images[0][0])
     except MasamError:
-        return 0.0, 0.0  # the task itself will report it
-    raw = float(np.prod(geometry.shape)) * len(task.case.images)
+        return 0.0, 0.0  # working on it will report it
+    raw = float(np.prod(geometry.shape)) * len(pending.case.images)
     resampled = []
-    for configuration, _ in task.configurations:
+    for configuration, _ in pending.configurations:
         resampled.append(raw * float(np.prod(geometry.spacing) / np.prod(configuration.spacing)))
-    channels = task.description.num_channels
-    turned = any(configuration.turn_of(geometry) != STAY for configuration, _ in task.configurations)
+    channels = pending.description.num_channels
+    turned = any(configuration.turn_of(geometry) != STAY for configuration, _ in pending.configurations)
     # raw, turned, normalised and resampled image; one channel's float32 between the axes; labels, a score and its maximum
     peak = raw * ((12 if turned else 8) * channels + 8) + max(resampled) * (4 * channels + 20)
     return raw * len(resampled) + sum(resampled), peak

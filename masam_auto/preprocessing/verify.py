@@ -6,11 +6,9 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from masam_auto.compute.parallel import Workers, map_cases
 from masam_auto.core.dataset import Case, Dataset, DatasetDescription, has_ending
-from masam_auto.core.errors import CaseErrors, DatasetError, ImageError, PlanError
+from masam_auto.core.errors import CaseErrors, DatasetError, ImageError, PlanError, first_few
 from masam_auto.core.file_names import IMAGE_ENDINGS
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.labels import as_number
@@ -27,6 +25,7 @@ from masam_auto.formats.io import (
 from masam_auto.formats.reader_names import check_reader
 from masam_auto.formats.storage import check_name_length
 from masam_auto.formats.tiff import UNKNOWN_SPACING
+from masam_auto.imaging.normalize import not_finite
 from masam_auto.preprocessing.dataset_files import NNUNET_SPLITS_NAME, SPLITS_NAME
 
 LOGGER = logging.getLogger(__name__)
@@ -117,11 +116,8 @@ def _check_image(
             readable = False
             continue
         found += array.shape[0]
-        if bad := _count_not_finite(array):
-            problems.append(
-                f"{path}: {bad} of {array.size} voxels are not-a-number or infinite. Replace them, e.g. by the "
-                "image's smallest value."
-            )
+        if problem := not_finite(array):
+            problems.append(f"{path}: {problem}")
         if grid is None:
             grid = (path, geometry)
         else:
@@ -151,7 +147,7 @@ def _check_labels(
     allowed = {*description.labels.declared, description.labels.ignore}
     if unknown := [value for value in label_values(labels) if value not in allowed]:
         problems.append(
-            f"{path}: has labels {', '.join(map(str, unknown[:10]))}{', ...' if len(unknown) > 10 else ''}, but "
+            f"{path}: has labels {first_few(unknown)}, but "
             f"dataset.json declares {', '.join(str(v) for v in sorted(v for v in allowed if v is not None))}. "
             "Declare them, or change them in the file."
         )
@@ -330,13 +326,6 @@ def _files(folder: Path, ending: str) -> list[Path]:
     if not folder.is_dir():
         return []
     return [path for path in sorted(folder.iterdir()) if has_ending(path, ending) and not path.name.startswith(".")]
-
-
-def _count_not_finite(array: np.ndarray) -> int:
-    """Voxels that are not-a-number or infinite. Any of them shows in the sum, which is cheaper to have."""
-    if np.isfinite(array.sum(dtype=np.float64)):
-        return 0
-    return int(array.size - np.count_nonzero(np.isfinite(array)))
 
 
 def _warn(warnings: list[str]) -> None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from masam_auto.core.labels import Labels
+from masam_auto.core.labels import Labels, is_foreground
 from masam_auto.core.plan import NetworkPlan, Range, TrainingPlan
 from masam_auto.imaging.crop import bounding_box
 
@@ -53,7 +53,7 @@ def draw_box(labels: np.ndarray, draws: BoxDraws, generator: np.random.Generator
     lowest, highest = draws.relaxation
     relaxation = lowest + (highest - lowest) * max(0.0, generator.uniform(-1, 1))
     jitter = generator.uniform(-draws.jitter, draws.jitter, 4)
-    tight = bounding_box((labels > 0) & (labels != (0 if draws.ignore is None else draws.ignore)))
+    tight = bounding_box(is_foreground(labels, draws.ignore))
     if dropped or tight is None:
         return np.array(NO_BOX, dtype=np.float32)
     _, (top, bottom), (left, right) = tight

@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from masam_auto.core.atomic import write_bytes
 from masam_auto.core.dataset import Case, DatasetDescription
 from masam_auto.core.errors import ModelError, OutputError
 from masam_auto.core.file_names import check_file_name
-from masam_auto.core.jsonio import read_json, read_plain, write_bytes, write_json
+from masam_auto.core.jsonio import read_json, read_plain, write_json
 from masam_auto.core.plan import Configuration, Plan
 from masam_auto.core.splits import Split, choose_shots, find_split, parse_splits, read_splits
 from masam_auto.formats.storage import array_files, read_locations, stored_cases

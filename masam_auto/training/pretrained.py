@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from masam_auto.core.errors import ModelError
+from masam_auto.core.errors import ModelError, first_few
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.models.checkpoint import BEST, LATEST, MODEL_FILE, ModelHeader, read_model
 from masam_auto.models.sam_files import SamWeights
@@ -24,7 +24,6 @@ CLASS_PARTS = (
     "mask_decoder.iou_prediction_head.",
     "mask_decoder.head.",
 )
-NAMED = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -157,8 +156,7 @@ def _describe(fitted: Fitted, folder: Path, total: int) -> str:
         line += f"; {len(fitted.resized)} position tables are resized to this canvas"
     if fitted.anew:
         rooms = sorted({_part(name) for name in fitted.anew})
-        more = f" and {len(rooms) - NAMED} more" if len(rooms) > NAMED else ""
-        line += f"; {len(fitted.anew)} start anew ({', '.join(rooms[:NAMED])}{more})"
+        line += f"; {len(fitted.anew)} start anew ({first_few(rooms)})"
         if any(name.startswith(CLASS_PARTS) for name in fitted.anew):
             line += ", because the classes differ" if all(n.startswith(CLASS_PARTS) for n in fitted.anew) else ""
     return line

@@ -12,8 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from masam_auto.core.atomic import write_bytes
 from masam_auto.core.errors import PlanError
-from masam_auto.core.jsonio import decode, parse_json, to_plain, write_bytes
+from masam_auto.core.jsonio import decode, parse_json, to_plain
 from masam_auto.models.checkpoint import EpochSoFar, TrainingState
 
 SMOOTHING = 0.9

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from masam_auto.core.atomic import write_bytes
 from masam_auto.core.errors import ModelError
-from masam_auto.core.jsonio import to_plain, write_bytes
+from masam_auto.core.jsonio import to_plain
 from masam_auto.core.plan import Plan
 from masam_auto.training.progress import EpochMetrics
 

@@ -9,8 +9,9 @@ import torch
 from masam_auto.baselines import ours
 from masam_auto.baselines.compared_method import Method
 from masam_auto.baselines.variants import BASELINES
+from masam_auto.core.atomic import write_bytes
 from masam_auto.core.errors import ModelError
-from masam_auto.core.jsonio import write_bytes, write_json
+from masam_auto.core.jsonio import write_json
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Plan
 from masam_auto.models.checkpoint import LATEST, PREVIOUS, STATE_FILE, TrainingState

@@ -21,8 +21,8 @@ from masam_auto.cli.plan_and_preprocess import main as plan_and_preprocess
 from masam_auto.compute import cluster as cluster_module
 from masam_auto.compute.cluster import Cluster, is_open
 from masam_auto.compute.parallel import Workers, map_cases
+from masam_auto.core.atomic import atomic_path
 from masam_auto.core.errors import CaseErrors, ImageError, MasamError
-from masam_auto.core.jsonio import atomic_path
 from tests import raw_data
 
 FATAL = 3

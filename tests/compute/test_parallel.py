@@ -149,10 +149,12 @@ def test_a_worker_that_dies_is_named_with_a_remedy() -> None:
         map_cases(dying, [1], names=["big case"], what="preprocessing", workers=1)
 
 
-def test_workers_are_limited_by_memory_and_cores() -> None:
-    assert choose_workers(memory_per_case=1e9, available=10e9, cores=4) == 4
-    assert choose_workers(memory_per_case=4e9, available=10e9, cores=4) == 1
-    assert choose_workers(memory_per_case=100e9, available=10e9, cores=4) == 1
+def test_workers_are_limited_by_cases_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "available_cores", lambda: 4)
+    monkeypatch.setattr(parallel, "free_memory", lambda: 10e9)
+    for cases, bytes_each, workers in ((9, 1e9, 4), (3, 1e9, 3), (9, 3e9, 2), (9, 100e9, 1), (1, 1e9, 0)):
+        assert choose_workers(cases, bytes_each=bytes_each, quick=False) == workers
+        assert choose_workers(cases, bytes_each=bytes_each, quick=True) == 0
 
 
 def test_what_goes_wrong_midway_closes_the_workers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

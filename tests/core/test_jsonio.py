@@ -1,32 +1,18 @@
 """JSON files: whole or not at all, strict, versioned."""
 
-import errno
 import json
 import math
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from masam_auto.core.dataset import read_description
-from masam_auto.core.errors import DatasetError, ImageError, OutputError, PlanError
-from masam_auto.core.jsonio import (
-    JSON_LIMIT,
-    atomic_path,
-    digest,
-    parse_json,
-    read_json,
-    read_plain,
-    scratch_folder,
-    write_bytes,
-    write_json,
-)
-from masam_auto.core.partial import partial_path
+from masam_auto.core.errors import DatasetError, PlanError
+from masam_auto.core.jsonio import JSON_LIMIT, digest, parse_json, read_json, read_plain, write_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,50 +95,9 @@ def test_missing_and_broken_files_are_refused(tmp_path):
         read_json(tmp_path / "list.json", Outer, what="value")
 
 
-def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
-    path = tmp_path / "value.bin"
-    write_bytes(path, b"old")
-    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
-        temporary.write_bytes(b"half")
-        raise RuntimeError("interrupted")
-    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["value.bin"]
-
-
-def test_temporary_names_keep_the_whole_ending(tmp_path):
-    with atomic_path(tmp_path / "image.nii.gz") as temporary:
-        assert temporary.name.endswith(".nii.gz") and temporary.parent == tmp_path
-        temporary.write_bytes(b"x")
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG])
-def test_full_disks_and_unwritable_folders_are_the_users_to_mend(tmp_path, number):
-    path = tmp_path / "value.bin"
-    with pytest.raises(OutputError, match="cannot write") as caught, atomic_path(path):
-        raise OSError(number, os.strerror(number))
-    assert str(path) in str(caught.value) and not path.exists()
-
-
-def test_a_file_where_a_folder_should_be(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot write"):
-        write_json(tmp_path / "file" / "value.json", {})
-
-
 def test_digests_tell_values_apart_and_ignore_the_order_of_keys():
     assert digest({"a": 1, "b": (1, 2)}) == digest({"b": [1, 2], "a": 1})
     assert digest(VALUE) != digest({"a": 1})
-
-
-def test_the_longest_names_can_be_written(tmp_path: Path) -> None:
-    for name in ("a" * 248 + ".nii.gz", "ü" * 124 + ".nii.gz"):
-        write_bytes(tmp_path / name, b"x")
-        assert partial_path(tmp_path / name).name.endswith(".nii.gz") and (tmp_path / name).read_bytes() == b"x"
-
-
-def test_names_that_the_disk_does_not_take_are_a_matter_of_their_case(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"names as long as this\. Rename the case"):
-        write_bytes(tmp_path / ("a" * 256), b"x")
-    assert not list(tmp_path.iterdir())
 
 
 HOSTILE = [
@@ -207,63 +152,3 @@ def test_whatever_is_parsed_can_be_written_again(content: bytes) -> None:
     except ValueError:
         return
     json.dumps(plain, ensure_ascii=False).encode()
-
-
-def test_a_file_system_that_cannot_wait_for_its_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(handle: int) -> None:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    write_bytes(tmp_path / "a", b"x")
-    assert (tmp_path / "a").read_bytes() == b"x"
-
-
-def test_a_folder_that_vanishes_meanwhile(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="its folder has vanished"), atomic_path(tmp_path / "out" / "a") as temporary:
-        temporary.write_bytes(b"x")
-        shutil.rmtree(tmp_path / "out")
-
-
-def test_a_scratch_folder_goes_and_takes_only_a_parent_that_it_made_and_left_empty(tmp_path: Path) -> None:
-    for kept in (False, True):
-        with scratch_folder(tmp_path / "new" / "scratch") as folder:
-            (folder / "a").write_text("a")
-            if kept:
-                (tmp_path / "new" / "result").write_text("b")
-        assert (tmp_path / "new").exists() == kept
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["result"]
-    (tmp_path / "old").mkdir()
-    with scratch_folder(tmp_path / "old" / "scratch"):
-        pass
-    assert (tmp_path / "old").exists()
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(OutputError, match=r"cannot write .*file: Not a directory. Choose another"),
-        scratch_folder(tmp_path / "file" / "scratch"),
-    ):
-        pass
-
-
-def test_a_signal_while_a_scratch_folder_goes_leaves_none_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    remove, calls = os.unlink, []
-
-    def interrupted(*arguments: Any, **options: Any) -> None:
-        remove(*arguments, **options)
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-
-    def fill() -> None:
-        with scratch_folder(tmp_path / "new" / "scratch") as folder:
-            for name in "abcd":
-                (folder / name).touch()
-            monkeypatch.setattr(os, "unlink", interrupted)
-
-    with pytest.raises(KeyboardInterrupt):
-        fill()
-    assert list(tmp_path.iterdir()) == []

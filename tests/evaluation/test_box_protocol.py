@@ -174,7 +174,7 @@ def test_mistakes(raw_dataset: Callable[..., Path], tmp_path: Path) -> None:
     shutil.copytree(raw / "labelsTr", tmp_path / "cut")
     labels = sitk.ReadImage(str(tmp_path / "cut" / "case_000.nii.gz"))
     sitk.WriteImage(labels[:, :, :3], str(tmp_path / "cut" / "case_000.nii.gz"))
-    with pytest.raises(DatasetError, match=r"reference of case case_000 in .* has shape \(3, .*, its image \("):
+    with pytest.raises(DatasetError, match=r"reference of case case_000 in .* has shape \(3, .*, but its image \("):
         predict_with_reference_boxes(make_predictor(raw), raw / "imagesTr", tmp_path / "cut", tmp_path / "out", TIGHT)
     assert not (tmp_path / "out").exists()
     predict_with_reference_boxes(make_predictor(raw), *arguments)

@@ -37,7 +37,7 @@ from masam_auto.models.checkpoint import write_model as write_model_file
 from masam_auto.models.export_model import ExportedModel, export_model
 from masam_auto.models.install_model import install_model
 from masam_auto.models.model_archive import extract_archive, write_archive
-from masam_auto.models.model_exchange import EXCHANGE, bring_back, exchange
+from masam_auto.models.model_exchange import EXCHANGE, bring_back
 from masam_auto.models.trained_model import describe_model, load_networks, open_model
 from tests import tiny_training as tiny
 
@@ -419,33 +419,6 @@ def test_a_refused_archive_leaves_what_was_there(model: Path, tmp_path: Path) ->
     with pytest.raises(MasamError):
         install(tampered(archive, tmp_path, no_tensors), tmp_path, overwrite=True)
     assert content(tmp_path / "here" / "Dataset001_Toy" / "masam__axis0") == before
-
-
-@pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("failing", [0, 1, 2, 3])
-def test_an_exchange_that_fails_halfway_is_undone(
-    failing: int, late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target, new, old = (tmp_path / name for name in ("target", "new", "old"))
-    for place in (target, new):
-        for name in ("a", "b"):
-            (place / name).mkdir(parents=True)
-            (place / name / "file").write_text(place.name)
-    old.mkdir()
-    before, calls, rename = content(tmp_path), [], Path.rename
-
-    def fails_once(self: Path, place: Path) -> Path:
-        calls.append(self)
-        if len(calls) == failing + 1:
-            if late:  # as a signal that comes when it has just been done
-                rename(self, place)
-            raise KeyboardInterrupt
-        return rename(self, place)
-
-    monkeypatch.setattr(Path, "rename", fails_once)
-    with pytest.raises(KeyboardInterrupt):
-        exchange(["a", "b"], target, new, old)
-    assert content(tmp_path) == before
 
 
 @pytest.mark.parametrize("place", [EXCHANGE, ".partial-1-ab"])

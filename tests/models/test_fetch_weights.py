@@ -80,15 +80,17 @@ Fetch = Callable[..., bool]
 
 
 @pytest.fixture
-def fetch(server: Server, tmp_path: Path) -> Fetch:
+def fetch(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fetch:
+    monkeypatch.setattr(module, "WAITS", (0, 0))
+
     def call(**options: object) -> bool:
-        return fetch_weights(FILE, tmp_path / "weights", **{"mirror": server.address, "waits": (0, 0)} | options)  # type: ignore[arg-type]
+        return fetch_weights(FILE, tmp_path / "weights", **{"mirror": server.address} | options)  # type: ignore[arg-type]
 
     return call
 
 
 def there(tmp_path: Path) -> list[str]:
-    return sorted(path.name for path in (tmp_path / "weights").iterdir())
+    return sorted(path.name for path in (tmp_path / "weights").glob("*"))
 
 
 def put(tmp_path: Path, name: str, content: bytes) -> Path:
@@ -111,24 +113,24 @@ def test_a_mirror_may_be_the_files_whole_address(fetch: Fetch, server: Server, t
     (tmp_path / "weights" / FILE.name).unlink()
     with pytest.raises(ModelError, match=r"--url /mnt/sam: expected an address that begins with http"):
         fetch(mirror="/mnt/sam")
-    with pytest.raises(ModelError, match=r"--url http://\[x: not an address"):
+    with pytest.raises(ModelError, match=r"http://\[x/.*: not an address"):
         fetch(mirror="http://[x")
 
 
-@pytest.mark.parametrize("says_size", [True, False])
-def test_a_dropped_connection_is_taken_up_where_it_was(
-    fetch: Fetch, server: Server, tmp_path: Path, says_size: bool
-) -> None:
-    server.cuts, server.says_size = [1000, 700, 1], says_size
+def test_a_dropped_connection_is_taken_up_where_it_was(fetch: Fetch, server: Server, tmp_path: Path) -> None:
+    server.cuts = [1000, 700, 1]
     assert fetch() is True
     assert [wanted for _, wanted in server.asked] == [None, "bytes=1000-", "bytes=1700-", "bytes=1701-"]
     assert there(tmp_path) == [FILE.name]
 
 
-def test_a_cut_transfer_is_kept_and_goes_on_with_the_next_call(fetch: Fetch, server: Server, tmp_path: Path) -> None:
+def test_a_cut_transfer_is_kept_and_goes_on_with_the_next_call(
+    fetch: Fetch, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.cuts = [1200]
-    with pytest.raises(ModelError, match=r"the connection broke; 0\.0 of 0\.0 MB are there\. Run the command again"):
-        fetch(waits=())
+    monkeypatch.setattr(module, "WAITS", ())
+    with pytest.raises(ModelError, match=r"the connection broke; 0\.0 of 0\.0 MB are there.*run the command again"):
+        fetch()
     assert (tmp_path / "weights" / f"{FILE.name}.partial").read_bytes() == CONTENT[:1200]
     assert fetch() is True
     assert [wanted for _, wanted in server.asked] == [None, "bytes=1200-"]
@@ -161,19 +163,18 @@ def test_a_server_without_ranges_sends_the_whole_again(fetch: Fetch, server: Ser
     assert (tmp_path / "weights" / FILE.name).read_bytes() == CONTENT
 
 
-def test_parts_of_two_versions_are_never_joined(fetch: Fetch, server: Server, tmp_path: Path) -> None:
-    server.content, server.tag, server.cuts = bytes(len(CONTENT)), '"old"', [1000]
-    with pytest.raises(ModelError, match="connection broke"):
-        fetch(waits=())
-    server.content, server.tag = CONTENT, '"new"'
+def test_parts_of_two_versions_do_not_pass(fetch: Fetch, server: Server, tmp_path: Path) -> None:
+    put(tmp_path, f"{FILE.name}.partial", bytes(1000))
+    with pytest.raises(ModelError, match="SHA-256"):
+        fetch()
     assert fetch() is True
     assert there(tmp_path) == [FILE.name]
 
 
 def test_another_part_than_asked_for_is_not_taken(fetch: Fetch, server: Server) -> None:
     server.cuts, server.shifted = [1000], True
-    assert fetch() is True
-    assert [wanted for _, wanted in server.asked] == [None, "bytes=1000-", None]
+    with pytest.raises(ModelError, match="the server offers bytes 999-4999/5000 where"):
+        fetch()
 
 
 def test_a_corrupted_transfer_is_removed_and_said_in_one_line(fetch: Fetch, server: Server, tmp_path: Path) -> None:
@@ -189,24 +190,24 @@ def test_a_corrupted_transfer_is_removed_and_said_in_one_line(fetch: Fetch, serv
 @pytest.mark.parametrize("says_size", [True, False])
 def test_a_file_of_another_size_is_refused(fetch: Fetch, server: Server, tmp_path: Path, says_size: bool) -> None:
     server.content, server.says_size = CONTENT + b"more", says_size
-    with pytest.raises(ModelError, match="has 5004 bytes" if says_size else "has been removed"):
+    with pytest.raises(ModelError, match="the server offers 5004 where" if says_size else "a file of unknown size"):
         fetch()
     assert there(tmp_path) == []
 
 
 def test_a_page_in_the_files_place_is_not_kept(fetch: Fetch, server: Server, tmp_path: Path) -> None:
     server.content, server.says_size, server.tag, server.ranges = b"<html>log in</html>", False, "", False
-    with pytest.raises(ModelError, match="the server sent less than the file"):
+    with pytest.raises(ModelError, match="a file of unknown size"):
         fetch()
     assert there(tmp_path) == []
-    server.content, server.ranges = CONTENT, True
+    server.content, server.ranges, server.says_size = CONTENT, True, True
     assert fetch() is True
 
 
 def test_a_server_that_cannot_go_on(fetch: Fetch, server: Server, tmp_path: Path) -> None:
     partial = put(tmp_path, f"{FILE.name}.partial", CONTENT[:1000])
     server.codes = [416]
-    with pytest.raises(ModelError, match=rf"416 .* cannot go on after 1000 bytes\. Remove {partial} to begin anew"):
+    with pytest.raises(ModelError, match=r"the server answers 416 .*Give another source with --url"):
         fetch()
     assert partial.read_bytes() == CONTENT[:1000]
 
@@ -215,21 +216,21 @@ def test_a_wrong_mirror_does_not_cost_what_was_received(fetch: Fetch, server: Se
     partial = put(tmp_path, f"{FILE.name}.partial", CONTENT[:1000])
     server.content = b"another"
     server.ranges = False
-    with pytest.raises(ModelError, match="has 7 bytes"):
+    with pytest.raises(ModelError, match="the server offers 7 where"):
         fetch()
     assert partial.read_bytes() == CONTENT[:1000]
 
 
 def test_answers_that_are_no_file(fetch: Fetch, server: Server, tmp_path: Path) -> None:
     server.codes = [404]
-    with pytest.raises(ModelError, match=r"the server answers 404 Not Found\. Instead give another source with --url"):
+    with pytest.raises(ModelError, match=r"the server answers 404 Not Found\. Give another source with --url"):
         fetch()
     assert len(server.asked) == 1
     server.codes = [503, 503]
     assert fetch() is True
     (tmp_path / "weights" / FILE.name).unlink()
     server.codes = [503] * 3
-    with pytest.raises(ModelError, match=r"the server answers 503 .*Check the network, give another source"):
+    with pytest.raises(ModelError, match=r"the server answers 503 .*Check the network and run.*give another source"):
         fetch()
     assert there(tmp_path) == []
 
@@ -256,7 +257,9 @@ def test_a_full_disk_keeps_what_came(fetch: Fetch, tmp_path: Path, monkeypatch: 
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "_blocks", full)
-        with pytest.raises(OutputError, match=r"cannot write .*toy\.pth: No space left.*Free some space.*goes on"):
+        with pytest.raises(
+            OutputError, match=r"cannot write .*toy\.pth: No space left.*Free some space.*continue from there"
+        ):
             fetch()
     assert fetch() is True
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from masam_auto.compute import parallel
 from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Dataset, open_dataset
 from masam_auto.core.errors import CaseErrors, DatasetError, ImageError, ModelError, OutputError, PlanError
@@ -461,7 +462,7 @@ def test_workers_follow_memory_and_work(dataset: Dataset, paths: Paths, monkeypa
     assert workers() == 0  # a few thousand voxels
     with monkeypatch.context() as patch:
         patch.setattr(preprocess, "read_geometry", lambda _: Geometry(shape=(300, 512, 512), spacing=(3.0, 1.0, 0.8)))
-        patch.setattr(preprocess, "free_memory", lambda: 4e9)
+        patch.setattr(parallel, "free_memory", lambda: 4e9)
         assert workers() == 1
     dataset.cases[0].images[0][0].write_bytes(b"junk")
     assert workers() == 0

@@ -1,5 +1,6 @@
-"""Free memory, as this process may use it: the machine's, and what a container or a batch job leaves of its limit."""
+"""What this process may use of its machine: cores and memory, within the limits of a container or a batch job."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,11 @@ OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 # Files of Linux's control groups, version 2 and 1: the limit, what is used, and what of that are pages of files that may go.
 SECOND = ("memory.max", "memory.current", "inactive_file")
 FIRST = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def free_memory() -> int:
