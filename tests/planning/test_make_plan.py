@@ -175,7 +175,7 @@ def test_choices_by_hand():
     assert moved(base, chosen) == {"training.num_epochs", "configurations.axis0.window"}
     assert make_plan(fingerprint, gpu_memory_gb=0, backbone="vit_b").network.encoder == "vit_b"
     assert make_plan(fingerprint, gpu_memory_gb=0, name="mine").name == "mine"
-    with pytest.raises(PlanError, match="unknown backbone"):
+    with pytest.raises(PlanError, match="is unknown; known: vit_t"):
         make_plan(fingerprint, gpu_memory_gb=0, backbone="resnet")
     with pytest.raises(PlanError, match="three positive numbers"):
         make_plan(fingerprint, gpu_memory_gb=0, target_spacing=(1.0, -1.0, 1.0))
