@@ -126,7 +126,7 @@ def read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
     """
     reader = find_reader(path)
     if reader.read_labels is None:
-        raise ImageError(f"{path}: {_no_labels(path)} Store labels in another format, such as .png.")
+        raise ImageError(f"{path}: {_no_labels(path, 'Store')}")
     raw = _guarded(path, reader.read_labels)
     if raw.is_series:
         raise volumes_error(path, raw, 1)
@@ -271,7 +271,7 @@ def write_labels(path: Path, labels: np.ndarray, geometry: Geometry, *, like: Pa
     reader = find_reader(path)
     writer = reader.write
     if writer is None:
-        raise ImageError(f"{path}: {_no_labels(path)} Write labels in another format, such as .png.")
+        raise ImageError(f"{path}: {_no_labels(path, 'Write')}")
     low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
     smallest = np.uint8 if low >= 0 and high <= 255 else np.uint16 if low >= 0 else np.int16
     if reader is _NIFTI and like is not None and _is_nifti_file(like):
@@ -281,9 +281,12 @@ def write_labels(path: Path, labels: np.ndarray, geometry: Geometry, *, like: Pa
         writer(place, np.ascontiguousarray(labels, dtype=smallest), geometry)
 
 
-def _no_labels(path: Path) -> str:
-    jpeg = READERS.get(path.suffix.lower()) is _JPEG
-    return "JPEG alters label values when it compresses." if jpeg else f"{path.suffix} files cannot hold labels."
+def _no_labels(path: Path, verb: str) -> str:
+    if READERS.get(path.suffix.lower()) is _JPEG:
+        return f"JPEG alters label values when it compresses. {verb} labels as .png."
+    return (
+        f"the reader of {path.suffix} has no part for labels. {verb} them in another format, such as .nii.gz or .png."
+    )
 
 
 def _is_nifti_file(path: Path) -> bool:
