@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from masam_auto.compute.device import choose_device
     from masam_auto.core.dataset import open_dataset
     from masam_auto.core.paths import Paths
+    from masam_auto.core.plugins import use_plugins
     from masam_auto.evaluation.evaluate import evaluate_folder as evaluate
     from masam_auto.evaluation.validate import validate_fold as validate
     from masam_auto.planning.make_plan import make_plan
@@ -31,6 +32,7 @@ __all__ = (
     "open_dataset",
     "preprocess",
     "train",
+    "use_plugins",
     "validate",
 )
 _PLACES = {
@@ -44,6 +46,7 @@ _PLACES = {
     "open_dataset": "core.dataset:open_dataset",
     "preprocess": "preprocessing.preprocess:preprocess_dataset",
     "train": "training.train:train_fold",
+    "use_plugins": "core.plugins:use_plugins",
     "validate": "evaluation.validate:validate_fold",
 }
 

@@ -182,11 +182,11 @@ def cli_imports_no_torch(trees: Trees) -> list[str]:
 
 
 def environment_read_in_cli_only(trees: Trees) -> list[str]:
-    """Environment variables are read in cli (they may be set for child processes elsewhere)."""
+    """Environment variables are read in cli (they may be set for child processes elsewhere), and those of plug-ins there."""
     names = ("environ", "environb", "getenv")
     problems = []
     for module, tree in trees.items():
-        if room_of(module) == "cli":
+        if room_of(module) == "cli" or module == "masam_auto.core.plugins":
             continue
         nodes = list(ast.walk(tree))
         stored = [n for n in nodes if isinstance(n, ast.Subscript) and not isinstance(n.ctx, ast.Load)]

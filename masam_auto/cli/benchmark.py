@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from masam_auto.cli.common import DONE, add_device, add_overrides, known_dataset, make_parser, run, start
 from masam_auto.cli.planning import check_is_preprocessed, read_dataset_plan
 from masam_auto.cli.tables import print_table
-from masam_auto.core.encoders import PLANNED_ENCODERS
+from masam_auto.core.encoders import planned_encoder
 from masam_auto.core.errors import PlanError
 from masam_auto.core.paths import Paths
 
@@ -77,7 +77,7 @@ def _chosen_setting(parsed: argparse.Namespace) -> "Setting":
 
     if parsed.configuration or parsed.overrides:
         raise PlanError("-c and --set belong to a data set's plan; give the data set too (-d)")
-    shape = PLANNED_ENCODERS[parsed.backbone]
+    shape = planned_encoder(parsed.backbone)
     return Setting(
         network=choose_network(shape, "")[0],
         training=replace(ADAPTED if shape.sam else SCRATCH, precision=parsed.precision),
@@ -124,7 +124,7 @@ def _make_parser() -> argparse.ArgumentParser:
     )
     add_overrides(parser)
     group = parser.add_argument_group("without a data set")
-    group.add_argument("-backbone", "--backbone", choices=list(PLANNED_ENCODERS), default="vit_b", help="image encoder")
+    group.add_argument("-backbone", "--backbone", metavar="NAME", default="vit_b", help="image encoder")
     group.add_argument(
         "-canvas", "--canvas", type=_count, nargs="+", default=[448], metavar="PX", help="side, or height and width"
     )

@@ -24,6 +24,7 @@ from masam_auto.core.atomic import WRITE_FAILURES
 from masam_auto.core.errors import Interrupted, MasamError, Terminated
 from masam_auto.core.log import LOGGER_NAME, setup_logging, shown
 from masam_auto.core.paths import Paths, find_dataset_name, resolve_paths
+from masam_auto.core.plugins import use_plugins
 
 Main = Callable[[Sequence[str] | None], int]
 
@@ -143,6 +144,10 @@ def make_parser(command: str, description: str, *, roots: bool = True) -> argpar
     )
     parser.add_argument("--version", action="version", version=f"masam_auto {__version__}")
     parser.add_argument("--verbose", action="store_true", help="say more about what is done")
+    parser.add_argument(
+        "--plugin", action="append", type=Path, default=[], dest="plugins", metavar="FILE.py",
+        help="use this plug-in, which adds losses, readers, ...: the file is executed (environment: MASAM_PLUGINS)",
+    )  # fmt: skip
     if roots:
         _add_roots(parser)
     return parser
@@ -163,10 +168,16 @@ def _add_roots(parser: argparse.ArgumentParser) -> None:
 
 
 def start(parsed: argparse.Namespace) -> Paths:
-    """Set up logging and resolve the root folders: the first thing after the arguments are parsed."""
-    setup_logging(verbose=parsed.verbose)
+    """`start_without_roots`, and resolve the root folders."""
+    start_without_roots(parsed)
     given = {name: getattr(parsed, name) for name in ("raw", "preprocessed", "results", "weights")}
     return resolve_paths(given, os.environ, Path.cwd())
+
+
+def start_without_roots(parsed: argparse.Namespace) -> None:
+    """Set up logging and execute the plug-ins: the first thing after the arguments are parsed."""
+    setup_logging(verbose=parsed.verbose)
+    use_plugins(*parsed.plugins)
 
 
 def add_datasets(parser: argparse.ArgumentParser) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from masam_auto.cli.common import DONE, add_workers, make_parser, run, whole_number
-from masam_auto.core.log import setup_logging, shown
+from masam_auto.cli.common import DONE, add_workers, make_parser, run, start_without_roots, whole_number
+from masam_auto.core.log import shown
 from masam_auto.core.paths import resolve_paths
+from masam_auto.core.plugins import find_entry
 
 VOLUME_OPTIONS = ("ignore_label_geometry", "reorient")
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -21,7 +22,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "msd": ("tumor_only", "splits", *VOLUME_OPTIONS),
     "prostate": ("joint", *VOLUME_OPTIONS),
 }
-"""The data sets, and which of the options each takes."""
+"""The data sets, and which of the options each takes; those of plug-ins take none."""
 
 NOTES_SHOWN = 10
 
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _make_parser()
     parsed = parser.parse_args(arguments)
     options = _options(parser, parsed)
-    setup_logging(verbose=parsed.verbose)
+    start_without_roots(parsed)
     raw = parsed.output or resolve_paths({}, os.environ, Path.cwd()).raw
 
     from dataset_conversion.convert import REPORT_NAME, convert
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return DONE
     if volumes := {option: options.pop(option) for option in VOLUME_OPTIONS if option in options}:
         options["volumes"] = VolumeOptions(**volumes)
-    conversions = CONVERTERS[parsed.data_set](parsed.input.expanduser(), **options)
+    find = find_entry("converters", parsed.data_set, CONVERTERS, field="the data set")
+    conversions = find(parsed.input.expanduser(), **options)
     if parsed.dataset is not None:
         conversions = tuple(
             dataclasses.replace(conversion, number=parsed.dataset + index)
@@ -72,7 +74,7 @@ def _make_parser() -> argparse.ArgumentParser:
         "The download is only read. Run again, it goes on where it stopped.",
         roots=False,
     )
-    parser.add_argument("data_set", metavar="NAME", choices=OPTIONS, help=f"the data set: {', '.join(OPTIONS)}")
+    parser.add_argument("data_set", metavar="NAME", help=f"the data set: {', '.join(OPTIONS)}, or that of a plug-in")
     parser.add_argument(
         "-i", "--input", type=Path, required=True, metavar="DOWNLOAD", help="folder of the extracted download"
     )
@@ -129,7 +131,7 @@ def _options(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> dic
     given = {option: getattr(parsed, option) for options in OPTIONS.values() for option in options}
     given = {option: value for option, value in given.items() if value not in (None, False)}
     for option in given:
-        if option not in OPTIONS[parsed.data_set]:
+        if option not in OPTIONS.get(parsed.data_set, ()):
             takers = ", ".join(name for name, options in OPTIONS.items() if option in options)
             parser.error(f"argument --{option}: is for {takers}, not for {parsed.data_set}")
     return given

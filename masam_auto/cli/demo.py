@@ -13,10 +13,9 @@ from typing import Any
 
 from masam_auto import __version__
 from masam_auto.cli import evaluate, plan_and_preprocess, predict, train
-from masam_auto.cli.common import DONE, make_parser, run, whole_number
+from masam_auto.cli.common import DONE, make_parser, run, start_without_roots, whole_number
 from masam_auto.core.errors import OutputError
 from masam_auto.core.jsonio import read_plain, write_json
-from masam_auto.core.log import setup_logging
 from masam_auto.core.selection import CHECKPOINTS
 
 DATASET = "Dataset999_Demo"
@@ -43,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--overwrite", action="store_true", help="delete an earlier demo in FOLDER and start anew")
     parsed = parser.parse_args(arguments)
-    setup_logging(verbose=parsed.verbose)
+    start_without_roots(parsed)
 
     from masam_auto.core.budget import parse_budget
     from masam_auto.core.plan import TrainingPlan

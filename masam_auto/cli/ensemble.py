@@ -5,15 +5,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from masam_auto.cli.common import add_workers, make_parser, run
+from masam_auto.cli.common import add_workers, make_parser, run, start_without_roots
 from masam_auto.cli.model_options import report_outcome
-from masam_auto.core.log import setup_logging
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Average folders of probabilities."""
     parsed = _make_parser().parse_args(arguments)
-    setup_logging(verbose=parsed.verbose)
+    start_without_roots(parsed)
 
     from masam_auto.evaluation.ensemble import ensemble_folders
 

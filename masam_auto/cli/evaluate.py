@@ -78,6 +78,9 @@ def _make_parser() -> argparse.ArgumentParser:
         "--lesions", nargs="+", default=[], metavar="CLASS",
         help="count the connected components of these classes that are found, made up and missed; all for all classes",
     )  # fmt: skip
+    parser.add_argument(
+        "--metrics", nargs="+", default=[], metavar="NAME", help="also compute these metrics, which plug-ins add"
+    )
     add_executor(parser)
     group = parser.add_argument_group(
         "prediction with boxes", "first segment IMAGES into PRED, each case within a box made from its reference"
@@ -155,6 +158,7 @@ def _scoring(parsed: argparse.Namespace, labels: "Labels", label_map: "LabelMap 
         tolerance=tolerances.pop("", Scoring().tolerance),
         tolerances=tolerances,
         lesions=tuple(labels.foreground) if parsed.lesions == ["all"] else tuple(parsed.lesions),
+        metrics=tuple(parsed.metrics),
     )
     if label_map is None:
         return scoring

@@ -98,6 +98,7 @@ def plan_step(fingerprint: "Fingerprint", paths: Paths, parsed: argparse.Namespa
     """Plan, write plan.json (a different one that was there is kept beside it), and print the table."""
     from masam_auto.models.sam_files import sam_encoders
     from masam_auto.planning.make_plan import make_plan, plan_table
+    from masam_auto.training.plan_names import check_names
     from masam_auto.training.speed import speed_of_machine
 
     named = _encoder_of(parsed)
@@ -112,6 +113,7 @@ def plan_step(fingerprint: "Fingerprint", paths: Paths, parsed: argparse.Namespa
         speed=speed_of_machine(paths.preprocessed) if gpu_memory_gb <= 0 else None,
         overrides=[*([f"training.budget={parsed.budget}"] if parsed.budget else []), *parsed.overrides],
     )
+    check_names(plan)
     for assignment in parsed.overrides:
         if (field := assignment.partition("=")[0].strip()).endswith(".spacing"):
             logger.warning(

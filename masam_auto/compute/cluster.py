@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from masam_auto import __version__
 from masam_auto.core.errors import MasamError
+from masam_auto.core.plugins import plugin_files, use_plugins
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +66,11 @@ def run_on_cluster(
     client, as_completed = _connect(cluster)
     try:
         _look_at_workers(client, cluster, what)
-        places = tuple(str(folder) for folder in folders)
+        places, plugins = tuple(str(folder) for folder in folders), plugin_files()
         # each with a key of its own: the same work done before, on files that may have changed since, does not count
         waiting = {
-            client.submit(_work, function, item, places, __version__, pure=False): i for i, item in enumerate(items)
+            client.submit(_work, function, item, places, plugins, __version__, pure=False): i
+            for i, item in enumerate(items)
         }
         for future in as_completed(list(waiting), loop=client.loop):
             index = waiting.pop(future)
@@ -130,7 +132,11 @@ def _look_at_workers(client: Any, cluster: Cluster, what: str) -> None:
 
 
 def _work(
-    function: Callable[[Item], tuple[Any, str | None]], item: Item, folders: Sequence[str], version: str
+    function: Callable[[Item], tuple[Any, str | None]],
+    item: Item,
+    folders: Sequence[str],
+    plugins: Sequence[str],
+    version: str,
 ) -> tuple[Any, str | None]:
     """On a worker: do the work, unless this is no place for it."""
     here = f"the Dask worker on {socket.gethostname()}"
@@ -143,6 +149,11 @@ def _work(
             raise MasamError(
                 f"{here} does not see {folder}. All workers need the same folders under the same paths: mount them there."
             )
+    try:
+        if plugins:
+            use_plugins(*plugins)
+    except MasamError as error:
+        raise MasamError(f"{here}: {error}") from error
     return function(item)
 
 

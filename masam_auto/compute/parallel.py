@@ -18,6 +18,7 @@ from masam_auto.compute.cluster import Cluster, run_on_cluster
 from masam_auto.core.errors import CaseErrors, MasamError, OutputError
 from masam_auto.core.log import LOGGER_NAME, progress
 from masam_auto.core.machine import available_cores, free_memory
+from masam_auto.core.plugins import use_plugins
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -176,13 +177,14 @@ def _in_process(
 
 
 def _quiet_worker() -> None:
-    """Workers compute on one thread each, leave interrupts to the parent and do not outlive it."""
+    """Workers compute on one thread each, leave interrupts to the parent, do not outlive it, and know its plug-ins."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):  # batch systems send it to every process of a job
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     end_with_parent()
     os.environ["OMP_NUM_THREADS"] = "1"
     logging.getLogger(LOGGER_NAME).setLevel(logging.WARNING)
+    use_plugins()  # of the environment; now, because functions of theirs may be sent here
 
 
 def _wait_for_parent() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from masam_auto.core.errors import DatasetError, first_few
-from masam_auto.core.file_names import IMAGE_ENDINGS, check_file_name, visible
+from masam_auto.core.file_names import check_file_name, image_endings, visible
 from masam_auto.core.jsonio import parse_json, read_bounded
 from masam_auto.core.labels import DIGITS, Labels, as_number, parse_labels
 from masam_auto.core.paths import DATASET_NAME, Paths, find_dataset_name
@@ -158,9 +158,9 @@ def parse_description(raw: Any, *, name: str) -> DatasetDescription:
         missing += [] if "channel_names" in raw or "modality" in raw else ["channel_names"]
         raise DatasetError(f"dataset.json: missing {', '.join(missing)}")
     ending = raw["file_ending"]
-    if not isinstance(ending, str) or ending.lower() not in IMAGE_ENDINGS:
+    if not isinstance(ending, str) or ending.lower() not in image_endings():
         raise DatasetError(
-            f'dataset.json: "file_ending" must be one of {", ".join(IMAGE_ENDINGS)}, got {ending!a}. Correct it, or convert '
+            f'dataset.json: "file_ending" must be one of {", ".join(image_endings())}, got {ending!a}. Correct it, or convert '
             "the files to one of these."
         )
     reader = raw.get("overwrite_image_reader_writer")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from masam_auto.core.checks import check, check_finite, check_limits
+from masam_auto.core.plugins import find_entry
 
 LIMITS = {
     "dim": 1 << 14, "depth": 256, "heads": 256, "window": 1 << 10, "token_stride": 64, "embedding": 1 << 14,
@@ -202,14 +203,28 @@ class PlannedEncoder:
         return self.spec.window if len(self.spec.global_blocks) < self.spec.depth else 0
 
 
-# Source: budget 512 px and progressive upsampling are the paper's; vit_t's budget and window are measured.
-PLANNED_ENCODERS: dict[str, PlannedEncoder] = {
-    name: PlannedEncoder(
-        name=name, spec=spec, detail=16, budget=512, longest_window=9, whole_from=5, decoder="progressive", sam=True
-    )
-    if spec.taps
-    else PlannedEncoder(
+def _planned(name: str, spec: EncoderSpec) -> PlannedEncoder:
+    """What suits an encoder in SAM's form, or one with a stem.
+
+    Source: budget 512 px and progressive upsampling are the paper's; vit_t's budget and window are measured.
+    """
+    if spec.taps:
+        return PlannedEncoder(
+            name=name, spec=spec, detail=16, budget=512, longest_window=9, whole_from=5, decoder="progressive", sam=True
+        )
+    return PlannedEncoder(
         name=name, spec=spec, detail=1, budget=256, longest_window=17, whole_from=9, decoder="multiscale", sam=False
     )
-    for name, spec in ENCODERS.items()
-}
+
+
+PLANNED_ENCODERS: dict[str, PlannedEncoder] = {name: _planned(name, spec) for name, spec in ENCODERS.items()}
+
+
+def find_encoder(name: str) -> EncoderSpec:
+    """The encoder of a name, ours or a plug-in's. Raises PlanError that lists the known ones."""
+    return find_entry("encoders", name, ENCODERS, field="network.encoder", form=EncoderSpec)
+
+
+def planned_encoder(name: str) -> PlannedEncoder:
+    """What planning must know of an encoder, ours or a plug-in's. Raises PlanError that lists the known ones."""
+    return PLANNED_ENCODERS[name] if name in PLANNED_ENCODERS else _planned(name, find_encoder(name))

@@ -4,15 +4,21 @@ import unicodedata
 from pathlib import Path
 
 from masam_auto.core.errors import DatasetError, ImageError
+from masam_auto.core.plugins import added_names
 
 IMAGE_ENDINGS = (
     ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".mgz", ".mgh", ".png", ".bmp", ".jpg", ".jpeg", ".tif",
     ".tiff",
 )  # fmt: skip
-"""Of the images that can be read; the first one that fits a name is the right one."""
+"""Of the images that can be read without plug-ins; the first one that fits a name is the right one."""
 
 UNSEEN = ("Cc", "Cs", "Zl", "Zp")
 """Unicode's control characters (NUL, escape, line ends), halves of characters, and separators of lines."""
+
+
+def image_endings() -> tuple[str, ...]:
+    """Endings of the images that can be read, also by plug-ins; the first one that fits a name is the right one."""
+    return (*IMAGE_ENDINGS, *added_names("readers"))
 
 
 def check_file_name(name: str, *, what: str) -> None:

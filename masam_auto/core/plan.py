@@ -1,7 +1,7 @@
 """Every decision, with its reason. Made by `planning.make_plan`, edited by people, obeyed by everything else."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from masam_auto.core.checks import check, check_finite, check_limits, check_name, check_range
@@ -256,7 +256,7 @@ class NetworkPlan:
     trained: Literal["adapted", "all", "none"]
     """What of the image encoder learns: `adapted` (increments and adapters only), `all`, or `none` (decoder only;
     increments and adapters are not built, whatever their fields say)."""
-    increment: Literal["fact", "lora", "none"] = "fact"
+    increment: str = "fact"
     """Low-rank change of the attention's queries and values: `fact` (factors shared by all blocks), `lora`, `none`."""
     increment_rank: int = 32
     """Its rank. 32 is the paper's choice."""
@@ -343,6 +343,8 @@ class AugmentationPlan:
     """Chance that a box is erased."""
     erasing: Range = (0.05, 0.25)
     """Share of the canvas's sides that the erased box may have."""
+    added: dict[str, Range] = field(default_factory=dict)
+    """Ranges of the intensity changes that plug-ins add, by name (see extending.md)."""
 
     def __post_init__(self) -> None:
         where = "training.augmentation"
@@ -358,6 +360,10 @@ class AugmentationPlan:
         check_range(f"{where}.posterise", self.posterise, low=2)
         check_range(f"{where}.noise", self.noise, low=0)
         check_range(f"{where}.erasing", self.erasing, low=0, high=1)
+        for name, bounds in self.added.items():
+            check(name not in {one.name for one in fields(self)}, f"{where}.added.{name}: give {where}.{name} instead")
+            check(all(map(math.isfinite, bounds)), f"{where}.added.{name} must be finite, got {bounds}")
+            check_range(f"{where}.added.{name}", bounds)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,7 @@ from masam_auto.core.labels import Labels
 from masam_auto.core.summary import SUMMARY_NAME, mean_iou, summarise_cases, summarise_subsets, summary_key
 from masam_auto.formats.io import is_image, label_values, read_labels
 from masam_auto.imaging.crop import box_around, crop_to, value_boxes, whole_box
-from masam_auto.imaging.metrics import compare_masks, measure
+from masam_auto.imaging.metrics import compare_masks, find_metric, measure
 from masam_auto.imaging.placement import labels_on_grid
 
 logger = logging.getLogger(__name__)
@@ -33,13 +33,14 @@ class Scoring:
     """How segmentations are scored; stands as "scoring" in the summary.
 
     `tolerance` of surfaces in mm, `tolerances` that of single classes by name; `lesions` names the classes whose connected
-    components are counted. `prediction_values` and `reference_values` give label values of the files new ones
+    components are counted. `metrics` names those that plug-ins add. `prediction_values` and `reference_values` give label values of the files new ones
     (`core.label_map`).
     """
 
     tolerance: float = 2.0
     tolerances: dict[str, float] = field(default_factory=dict)
     lesions: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
     prediction_values: dict[int, int] = field(default_factory=dict)
     reference_values: dict[int, int] = field(default_factory=dict)
 
@@ -126,6 +127,7 @@ def evaluate_files(
 
     Raises:
         DatasetError: the scoring names a class that is not among the labels.
+        PlanError: it names a metric that nothing adds.
         CaseErrors: files that cannot be read, or that lie on different grids.
         OutputError: the summary cannot be written.
 
@@ -210,7 +212,7 @@ def evaluate_arrays(
             outside=total - (crop_to(reference, box).size if counted is None else int(np.count_nonzero(counted))),
             lesions=name in scoring.lesions,
         )
-        metrics[summary_key(values)] = measure(comparison)
+        metrics[summary_key(values)] = measure(comparison, scoring.metrics)
     return metrics
 
 
@@ -281,7 +283,9 @@ def _warn_of_undeclared(path: Path, values: np.ndarray, labels: Labels) -> None:
 
 
 def check_classes(scoring: Scoring, labels: Labels) -> None:
-    """Raise DatasetError where a class that the scoring names is not among the labels."""
+    """Raise DatasetError where a class that the scoring names is not among the labels, PlanError for an unknown metric."""
+    for name in scoring.metrics:
+        find_metric(name)
     if unknown := sorted({*scoring.tolerances, *scoring.lesions} - set(labels.foreground)):
         raise DatasetError(
             f"tolerance or lesions of {', '.join(unknown)}: there is no such class. The classes are "

@@ -17,7 +17,7 @@ from masam_auto.core.dataset import (
     parse_sequences,
 )
 from masam_auto.core.errors import DatasetError, first_few
-from masam_auto.core.file_names import IMAGE_ENDINGS
+from masam_auto.core.file_names import image_endings
 from masam_auto.core.jsonio import read_plain
 from masam_auto.formats.bitmaps import BITMAP_ENDINGS
 from masam_auto.formats.dicom import is_dicom
@@ -79,7 +79,7 @@ def _choose_ending(source: Path, preferred: str) -> str:
 
     `DICOM` where such files are all there is, by their content; one of `VIDEO_ENDINGS` for videos of any kind.
     """
-    endings = sorted({preferred, *IMAGE_ENDINGS}, key=lambda ending: (ending != preferred, -len(ending)))
+    endings = sorted({preferred, *image_endings()}, key=lambda ending: (ending != preferred, -len(ending)))
     if is_video(source):
         return VIDEO_ENDINGS[0]
     if source.is_file():

@@ -12,10 +12,12 @@ from typing import TypeVar
 
 import numpy as np
 
+from masam_auto.core.atomic import atomic_path
 from masam_auto.core.dataset import Case, DatasetDescription
 from masam_auto.core.errors import ImageError, MasamError
-from masam_auto.core.file_names import IMAGE_ENDINGS
+from masam_auto.core.file_names import image_endings
 from masam_auto.core.geometry import Geometry
+from masam_auto.core.plugins import find_entry
 from masam_auto.formats import bitmaps, tiff, volumes
 from masam_auto.formats.dicom import read_series
 from masam_auto.formats.raw_image import RawImage
@@ -84,7 +86,7 @@ NIFTI_ENDINGS = tuple(ending for ending, reader in READERS.items() if reader is 
 
 def is_image(path: Path) -> bool:
     """Whether a file has the ending of an image that can be read, in upper or lower case."""
-    return path.name.lower().endswith(IMAGE_ENDINGS)
+    return path.name.lower().endswith(image_endings())
 
 
 def read_image(path: Path, *, channels: int = 1) -> tuple[np.ndarray, Geometry]:
@@ -124,7 +126,7 @@ def read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
     """
     reader = find_reader(path)
     if reader.read_labels is None:
-        raise ImageError(f"{path}: JPEG alters label values when it compresses. Store labels as .png.")
+        raise ImageError(f"{path}: {_no_labels(path, 'Store')}")
     raw = _guarded(path, reader.read_labels)
     if raw.is_series:
         raise volumes_error(path, raw, 1)
@@ -269,12 +271,22 @@ def write_labels(path: Path, labels: np.ndarray, geometry: Geometry, *, like: Pa
     reader = find_reader(path)
     writer = reader.write
     if writer is None:
-        raise ImageError(f"{path}: JPEG alters label values when it compresses. Write labels as .png.")
+        raise ImageError(f"{path}: {_no_labels(path, 'Write')}")
     low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
     smallest = np.uint8 if low >= 0 and high <= 255 else np.uint16 if low >= 0 else np.int16
     if reader is _NIFTI and like is not None and _is_nifti_file(like):
         writer = functools.partial(volumes.write_nifti, like=like)
-    writer(Path(path), np.ascontiguousarray(labels, dtype=smallest), geometry)
+    own = reader in READERS.values()  # which write atomically themselves
+    with contextlib.nullcontext(Path(path)) if own else atomic_path(path) as place:
+        writer(place, np.ascontiguousarray(labels, dtype=smallest), geometry)
+
+
+def _no_labels(path: Path, verb: str) -> str:
+    if READERS.get(path.suffix.lower()) is _JPEG:
+        return f"JPEG alters label values when it compresses. {verb} labels as .png."
+    return (
+        f"the reader of {path.suffix} has no part for labels. {verb} them in another format, such as .nii.gz or .png."
+    )
 
 
 def _is_nifti_file(path: Path) -> bool:
@@ -291,10 +303,11 @@ def label_ending(file_ending: str) -> str:
 def find_reader(path: Path) -> Reader:
     """The reader of a file, by its ending. Raises ImageError that lists the known ones."""
     name = Path(path).name.lower()
-    for ending in IMAGE_ENDINGS:
+    endings = image_endings()
+    for ending in endings:
         if name.endswith(ending):
-            return READERS[ending]
-    raise ImageError(f"{path}: unknown kind of file; known endings: {', '.join(READERS)}. Convert it to one of these.")
+            return find_entry("readers", ending, READERS, field=f"{path}: its ending", form=Reader)
+    raise ImageError(f"{path}: unknown kind of file; known endings: {', '.join(endings)}. Convert it to one of these.")
 
 
 def volumes_error(path: Path, raw: RawImage, expected: int) -> ImageError:

@@ -12,13 +12,14 @@ from masam_auto.core.dataset import Case, DatasetDescription
 from masam_auto.core.errors import OutputError
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.labels import Labels
+from masam_auto.core.plugins import added_names
 from masam_auto.formats.bitmaps import bitmap_geometry
 from masam_auto.formats.dicom_seg import DICOM_SEG, check_can_write_seg, write_dicom_seg
 from masam_auto.formats.io import READERS, label_ending, read_geometry, write_labels
 from masam_auto.formats.videos import is_video, write_overlay
 
 OUTPUT_FORMATS = (*(ending for ending, reader in READERS.items() if reader.write is not None), DICOM_SEG)
-"""What a user may ask for; DICOM SEG only for DICOM images."""
+"""What a user may ask for, and the endings of plug-ins that write; DICOM SEG only for DICOM images."""
 
 MASK = re.compile(r"frame\d{6,}\..+")
 
@@ -38,10 +39,9 @@ def choose_endings(cases: Sequence[Case], description: DatasetDescription, chose
     Raises:
         OutputError: an unknown ending, DICOM SEG for images of another kind, or its optional library is missing.
     """
-    if chosen is not None and chosen not in OUTPUT_FORMATS:
-        raise OutputError(
-            f"--output_format {chosen}: known endings are {', '.join(OUTPUT_FORMATS)}. Choose one of them."
-        )
+    known = (*OUTPUT_FORMATS, *added_names("readers"))
+    if chosen is not None and chosen not in known:
+        raise OutputError(f"--output_format {chosen}: known endings are {', '.join(known)}. Choose one of them.")
     endings = {case.identifier: chosen or _usual_ending(case, description) for case in cases}
     other = [case.identifier for case in cases if endings[case.identifier] == DICOM_SEG and not case.series]
     if other:

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from masam_auto.core.geometry import Triple
+from masam_auto.core.plugins import find_entry
 from masam_auto.imaging.crop import bounding_box, crop_to
 from masam_auto.imaging.lesions import LesionCounts, count_lesions
 
@@ -31,7 +32,8 @@ class Comparison:
 
     `distances` are, for each voxel of the predicted surface, mm to the reference surface, and the other way round;
     `voxel_distances` the same in voxels. All are None where a mask is empty. `voxel_volume` is in cubic mm, `tolerance`
-    in mm. `lesions` is None where they were not asked for.
+    in mm. `lesions` is None where they were not asked for. `prediction` and `reference` are the (Z, Y, X) bool masks
+    themselves, within a box that holds both of them, and `spacing` their voxels' in mm: for metrics that plug-ins add.
     """
 
     tp: int
@@ -43,6 +45,9 @@ class Comparison:
     voxel_volume: float
     tolerance: float
     lesions: LesionCounts | None = None
+    prediction: np.ndarray
+    reference: np.ndarray
+    spacing: Triple
 
 
 def compare_masks(
@@ -91,6 +96,9 @@ def compare_masks(
         voxel_volume=math.prod(spacing) if voxel_volume is None else voxel_volume,
         tolerance=tolerance,
         lesions=count_lesions(prediction, reference) if lesions else None,
+        prediction=prediction,
+        reference=reference,
+        spacing=spacing,
     )
 
 
@@ -185,9 +193,15 @@ LESION_METRICS: dict[str, Callable[[LesionCounts], float]] = {
 }
 
 
-def measure(comparison: Comparison) -> dict[str, float]:
-    """All METRICS of a comparison by name, and LESION_METRICS where lesions were asked for."""
+def find_metric(name: str) -> Callable[[Comparison], float]:
+    """A metric by name, ours or a plug-in's. Raises PlanError that lists the known ones."""
+    return find_entry("metrics", name, METRICS, field="metric")
+
+
+def measure(comparison: Comparison, added: Sequence[str] = ()) -> dict[str, float]:
+    """All METRICS of a comparison by name, those of plug-ins that are asked for, and LESION_METRICS where lesions were."""
     measured = {name: metric(comparison) for name, metric in METRICS.items()}
+    measured |= {name: float(find_metric(name)(comparison)) for name in added}
     if comparison.lesions is not None:
         measured |= {name: metric(comparison.lesions) for name, metric in LESION_METRICS.items()}
     return measured

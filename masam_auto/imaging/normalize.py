@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from masam_auto.core.errors import ImageError, PlanError
+from masam_auto.core.errors import ImageError
 from masam_auto.core.plan import NormalizationPlan
+from masam_auto.core.plugins import find_entry
 from masam_auto.imaging.crop import nonzero_mask
 
 SMALLEST_DIVISOR = 1e-8
@@ -19,8 +20,8 @@ def choose_scheme(channel_name: str) -> str:
     """Name of the normalisation for a channel called so in dataset.json; case does not matter.
 
     Returns:
-        The scheme of that name ("CT" -> "ct"), else "zscore". A scheme that somebody adds to `NORMALIZERS` is chosen in a
-        plan, never by a channel's name: it would change data sets that have such a channel.
+        The scheme of that name ("CT" -> "ct"), else "zscore". A scheme that a plug-in adds is chosen in a plan, never by
+        a channel's name: it would change data sets that have such a channel.
     """
     return CHOSEN_BY_NAME.get(channel_name.casefold(), DEFAULT_SCHEME)
 
@@ -53,13 +54,17 @@ def normalize(image: np.ndarray, plans: Sequence[NormalizationPlan]) -> np.ndarr
     mask = nonzero_mask(image) if any(plan.inside_mask for plan in plans) else None
     result = np.array(image, dtype=np.float32, order="C")
     for number, (channel, plan) in enumerate(zip(result, plans, strict=True)):
-        if plan.scheme not in NORMALIZERS:
-            raise PlanError(f"unknown normalisation {plan.scheme!r}; known: {', '.join(NORMALIZERS)}")
+        change = find_normalizer(plan.scheme)
         try:
-            NORMALIZERS[plan.scheme](channel, plan, mask if plan.inside_mask else None)
+            change(channel, plan, mask if plan.inside_mask else None)
         except ImageError as error:
             raise ImageError(f"channel {number}: {error}") from error
     return result
+
+
+def find_normalizer(scheme: str) -> "Normalizer":
+    """The function of a scheme, ours or a plug-in's. Raises PlanError that lists the known ones."""
+    return find_entry("normalizers", scheme, NORMALIZERS, field="normalization.scheme")
 
 
 def _ct(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray | None) -> None:
@@ -125,7 +130,8 @@ def _no_norm(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray | No
 
 
 # Each changes one (Z, Y, X) float32 channel in place; the mask is given where the plan says `inside_mask`.
-NORMALIZERS: dict[str, Callable[[np.ndarray, NormalizationPlan, np.ndarray | None], None]] = {
+Normalizer = Callable[[np.ndarray, NormalizationPlan, np.ndarray | None], None]
+NORMALIZERS: dict[str, Normalizer] = {
     "ct": _ct,
     "zscore": _zscore,
     "rescale_to_0_1": _rescale_to_0_1,

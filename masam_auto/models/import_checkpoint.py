@@ -20,7 +20,7 @@ from masam_auto.core.errors import ModelError, OutputError, PlanError
 from masam_auto.core.geometry import Triple, permute
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, NormalizationPlan, Plan, TrainingPlan
-from masam_auto.imaging.normalize import NORMALIZERS, choose_scheme
+from masam_auto.imaging.normalize import choose_scheme, find_normalizer
 from masam_auto.models.checkpoint import Checkpoint, ModelHeader, TrainingState, plan_digest, save_checkpoint
 from masam_auto.models.model_exchange import bring_back, new_models
 from masam_auto.models.sam_files import SamWeights, weights_to_start_from
@@ -72,8 +72,8 @@ def reference_normalization(
     Raises:
         PlanError: unknown scheme, or an intensity range that is none, or that the scheme has no use for.
     """
-    if scheme is not None and scheme not in NORMALIZERS:
-        raise PlanError(f"unknown normalisation {scheme!r}; known: {', '.join(NORMALIZERS)}")
+    if scheme is not None:
+        find_normalizer(scheme)
     lower, upper = intensity or CT_RANGE
     if not lower < upper:
         raise PlanError(f"--intensity {lower:g} {upper:g}: the lowest intensity must be below the highest")

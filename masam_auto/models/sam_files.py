@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from masam_auto.core.errors import ModelError
+from masam_auto.core.plugins import known_names
 from masam_auto.core.raw_files import file_sha256
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class SamWeights:
 
 def sam_encoders(folder: Path) -> tuple[str, ...]:
     """Encoders whose SAM weights are in the weights folder, by their names; nothing is read."""
-    return tuple(encoder for encoder in SAM_FILES if _named_files(folder, encoder))
+    return tuple(name for name in known_names("encoders", SAM_FILES) if _named_files(folder, name))
 
 
 def find_sam_file(folder: Path, encoder: str) -> Path:

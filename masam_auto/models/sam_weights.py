@@ -3,9 +3,10 @@
 import logging
 from pathlib import Path
 
-from masam_auto.core.encoders import ENCODERS
+from masam_auto.core.encoders import ENCODERS, find_encoder
 from masam_auto.core.errors import ModelError
 from masam_auto.core.plan import NetworkPlan
+from masam_auto.core.plugins import known_names
 from masam_auto.models.checkpoint import ModelHeader
 from masam_auto.models.sam_files import SAM_FILES, SamWeights, weights_of_model, weights_to_start_from
 from masam_auto.network.published import infer_encoder
@@ -24,8 +25,8 @@ def encoder_of_file(path: Path) -> str:
         ModelError: no SAM checkpoint, or of none that has a name.
     """
     spec = infer_encoder(load_sam_checkpoint(path), canvas=SAM_CANVAS, origin=str(path))
-    for name, known in ENCODERS.items():
-        if known == spec:
+    for name in known_names("encoders", ENCODERS):
+        if find_encoder(name) == spec:
             return name
     named = ", ".join(f"{name} ({known.dim}, {known.depth})" for name, known in ENCODERS.items() if not known.stem)
     raise ModelError(

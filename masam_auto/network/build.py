@@ -6,10 +6,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from masam_auto.core.encoders import ENCODERS, EncoderSpec
+from masam_auto.core.encoders import EncoderSpec, find_encoder
 from masam_auto.core.errors import ModelError, PlanError
 from masam_auto.core.plan import NetworkPlan
-from masam_auto.network.fact import INCREMENTS
 from masam_auto.network.masam import MaSam
 from masam_auto.network.mismatch import network_differences
 from masam_auto.network.published import fit_published
@@ -52,11 +51,8 @@ def build_network(
     Raises:
         PlanError: an unknown name, or a canvas that is not whole tokens.
     """
-    spec = encoder_of(plan)
-    if plan.increment not in INCREMENTS:
-        raise PlanError(f"network.increment {plan.increment!r} is unknown; choose one of {', '.join(INCREMENTS)}")
     network = assemble(
-        spec,
+        encoder_of(plan),
         plan,
         canvas=canvas,
         in_channels=in_channels,
@@ -71,11 +67,7 @@ def build_network(
 
 def encoder_of(plan: NetworkPlan) -> EncoderSpec:
     """Sizes of a plan's encoder: those of its name, or its own. Raises PlanError for an unknown name."""
-    if plan.custom_encoder is not None:
-        return plan.custom_encoder
-    if plan.encoder not in ENCODERS:
-        raise PlanError(f"network.encoder {plan.encoder!r} is unknown; choose one of {', '.join(ENCODERS)}")
-    return ENCODERS[plan.encoder]
+    return find_encoder(plan.encoder) if plan.custom_encoder is None else plan.custom_encoder
 
 
 def assemble(

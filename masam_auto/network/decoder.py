@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from masam_auto.core.encoders import EncoderSpec
-from masam_auto.core.errors import PlanError
+from masam_auto.core.plugins import find_entry
 from masam_auto.network.activations import Load
 from masam_auto.network.encoder import ChannelNorm, Features
 from masam_auto.network.sam import MLP, MaskDecoder, TwoWayTransformer
@@ -216,7 +216,5 @@ DECODERS: dict[str, Decoder] = {
 
 
 def choose_decoder(name: str) -> Decoder:
-    """A decoder by the plan's name. Raises PlanError listing the known ones."""
-    if name not in DECODERS:
-        raise PlanError(f"network.decoder {name!r} is unknown; choose one of {', '.join(DECODERS)}")
-    return DECODERS[name]
+    """A decoder by the plan's name, ours or a plug-in's. Raises PlanError listing the known ones."""
+    return find_entry("decoders", name, DECODERS, field="network.decoder", form=Decoder)

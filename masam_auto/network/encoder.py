@@ -12,7 +12,7 @@ from masam_auto.core.encoders import EncoderSpec
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.adapter import Adapter3D
 from masam_auto.network.attention import Attention
-from masam_auto.network.fact import INCREMENTS, Increments
+from masam_auto.network.fact import Increments, find_increments
 from masam_auto.network.sam import LayerNorm2d, MLPBlock, PatchEmbed
 from masam_auto.network.slicewise import add
 from masam_auto.network.stem import Stem
@@ -97,7 +97,7 @@ class SliceEncoder(nn.Module):
         )
         self.pos_embed = nn.Parameter(torch.zeros(1, *grid, spec.dim))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        self.increments = INCREMENTS[plan.increment](
+        self.increments = find_increments(plan.increment)(
             dim=spec.dim,
             depth=spec.depth,
             rank=plan.increment_rank,

@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from masam_auto.core.plugins import find_entry
+
 
 class Increments(nn.Module):
     """What is added to the frozen query and value projections of each block.
@@ -121,6 +123,11 @@ INCREMENTS: dict[str, Callable[..., Increments | None]] = {
     "lora": LoraIncrements,
     "none": _no_increments,
 }
+
+
+def find_increments(name: str) -> Callable[..., Increments | None]:
+    """What builds the increments of a name, ours or a plug-in's. Raises PlanError that lists the known ones."""
+    return find_entry("increments", name, INCREMENTS, field="network.increment")
 
 
 def folded_weight(weight: Float[Tensor, "c3 c"], increments: Increments, block: int) -> Float[Tensor, "c3 c"]:

@@ -4,8 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from masam_auto.core.encoders import PLANNED_ENCODERS, PlannedEncoder
-from masam_auto.core.errors import PlanError
+from masam_auto.core.encoders import PLANNED_ENCODERS, PlannedEncoder, planned_encoder
 from masam_auto.planning.memory import GIB, Load, fitting_batch, fitting_slices, training_bytes
 from masam_auto.planning.step_size import FEWEST_WINDOWS, PIXELS_PER_STEP
 
@@ -141,10 +140,9 @@ def choose_longest_prediction(loads: Sequence[Load], *, gpu_memory_gb: float) ->
 
 
 def _asked_for(backbone: str, sam_weights: Sequence[str], from_scratch: bool) -> EncoderChoice:
-    if backbone not in PLANNED_ENCODERS:
-        raise PlanError(f"unknown backbone {backbone!r}; choose one of {', '.join(PLANNED_ENCODERS)}")
-    shape = PLANNED_ENCODERS[backbone]
+    shape = planned_encoder(backbone)
     if from_scratch or not shape.sam:
         return EncoderChoice(shape=shape, weights="none", reason="asked for; trained from scratch")
-    missing = "" if backbone in sam_weights else f"; its SAM weights are still missing (masam_fetch_weights {backbone})"
+    fetch = f" (masam_fetch_weights {backbone})" if backbone in BY_SIZE else ""
+    missing = "" if backbone in sam_weights else f"; its SAM weights are still missing{fetch}"
     return EncoderChoice(shape=shape, weights="sam", reason=f"asked for{missing}")

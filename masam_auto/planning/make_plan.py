@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from masam_auto.core.budget import parse_budget
-from masam_auto.core.encoders import PLANNED_ENCODERS, PlannedEncoder
+from masam_auto.core.encoders import PLANNED_ENCODERS, PlannedEncoder, planned_encoder
 from masam_auto.core.fingerprint import Fingerprint
 from masam_auto.core.geometry import Triple, permute
 from masam_auto.core.plan import Configuration, InferencePlan, NormalizationPlan, Plan, Speed, StepSize, TrainingPlan
@@ -195,7 +195,7 @@ def _configure(
 ) -> tuple[Configuration, Reasons]:
     fingerprint, order, spacing = basis.fingerprint, view.axis_order, basis.spacing
     separate, separate_reason = choose_separate_slices(fingerprint, basis.slices, spacing, view.axis)
-    encoder = PLANNED_ENCODERS[load.network.encoder]
+    encoder = planned_encoder(load.network.encoder)
     window, window_reason = _window(basis, view, encoder)
     canvas = choose_canvas(fingerprint, spacing, order, encoder)
     slices = int(TRAINING_SHARE * shapes_at(fingerprint, spacing)[:, view.axis].sum())

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from masam_auto.core.encoders import PLANNED_ENCODERS, PlannedEncoder
+from masam_auto.core.encoders import PlannedEncoder, planned_encoder
 from masam_auto.core.plan import Plan, Speed, StepSize, TrainingPlan
 from masam_auto.planning.canvas_size import PIXELS_ACROSS
 from masam_auto.planning.window_length import choose_depth
@@ -142,8 +142,9 @@ def fit_budget(plan: Plan, name: str, *, seconds: float, cpu: bool) -> Plan:
 def has_planned_size(plan: Plan, name: str) -> bool:
     """Whether a configuration has one of its planned sizes, and the encoder that these were planned for."""
     configuration = plan.configuration(name)
-    planned = PLANNED_ENCODERS.get(plan.network.encoder)
-    return planned is not None and not planned.sam and configuration.size in configuration.sizes
+    if plan.network.custom_encoder is not None or configuration.size not in configuration.sizes:
+        return False
+    return not planned_encoder(plan.network.encoder).sam
 
 
 def with_size(plan: Plan, name: str, size: StepSize) -> Plan:
@@ -161,7 +162,7 @@ def with_size(plan: Plan, name: str, size: StepSize) -> Plan:
     plan = replace(plan, configurations=plan.configurations | {name: after}, reasons=plan.reasons | reasons)
     if plan.reasons.get("inference.depth") == "set by hand" or before.window == after.window:
         return plan
-    depth, reason = choose_depth(size.window, PLANNED_ENCODERS[plan.network.encoder])
+    depth, reason = choose_depth(size.window, planned_encoder(plan.network.encoder))
     inference = replace(plan.inference, depth=depth, slice_stride=(size.window + 1) // 2)
     return replace(plan, inference=inference, reasons=plan.reasons | {"inference.depth": reason})
 

@@ -30,7 +30,7 @@ from masam_auto.formats.io import read_case, read_case_labels, read_geometry
 from masam_auto.formats.room import check_memory
 from masam_auto.formats.storage import array_files, check_name_length, find_locations, write_array, write_locations
 from masam_auto.imaging.crop import crop_to, nonzero_box
-from masam_auto.imaging.normalize import normalize
+from masam_auto.imaging.normalize import find_normalizer, normalize
 from masam_auto.imaging.placement import check_same_shape, turned_to_place
 from masam_auto.imaging.resample import resample_image, resample_labels, resampled_shape
 from masam_auto.preprocessing.dataset_files import write_companions
@@ -163,9 +163,11 @@ def preprocess_dataset(
         CaseErrors: cases that cannot be preprocessed, all together.
         OutputError: the folder is not writable, the disk is full, or another process is at it.
         DatasetError: a case whose name is too long.
-        PlanError: unknown configuration, folds that do not fit the data set, or arrays of a newer version of masam_auto.
+        PlanError: unknown configuration or normalisation, folds that do not fit the data set, or arrays of a newer version of masam_auto.
     """
     chosen = [plan.configuration(name) for name in configurations or plan.configurations]
+    for scheme in {channel.scheme for configuration in chosen for channel in configuration.normalization}:
+        find_normalizer(scheme)  # once, and not for each case
     for case in dataset.cases:
         check_name_length(case.identifier)
     with contextlib.ExitStack() as claims:

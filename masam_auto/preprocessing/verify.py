@@ -9,7 +9,7 @@ from pathlib import Path
 from masam_auto.compute.parallel import Workers, map_cases
 from masam_auto.core.dataset import Case, Dataset, DatasetDescription, has_ending
 from masam_auto.core.errors import CaseErrors, DatasetError, ImageError, PlanError, first_few
-from masam_auto.core.file_names import IMAGE_ENDINGS
+from masam_auto.core.file_names import image_endings
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.labels import as_number
 from masam_auto.core.patients import patients_of
@@ -306,7 +306,7 @@ def _other_endings(dataset: Dataset) -> list[str]:
     unused = []
     for folder in ("imagesTr", "labelsTr"):
         for path in sorted((dataset.folder / folder).iterdir()) if (dataset.folder / folder).is_dir() else ():
-            other = next((e for e in IMAGE_ENDINGS if has_ending(path, e)), None)
+            other = next((e for e in image_endings() if has_ending(path, e)), None)
             if other is None or has_ending(path, ending) or path.name.startswith("."):
                 continue
             if path.name[: -len(other)] in known:

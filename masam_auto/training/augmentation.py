@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from masam_auto.core.plan import AugmentationPlan, Range
+from masam_auto.core.plugins import find_entry
 from masam_auto.imaging.canvas import CanvasMap
 
 
@@ -18,7 +19,7 @@ class Augmentation:
 
     `rotation` and `shear` are in degrees, `scale` enlarges what is shown, `translation` (rows, columns) moves it by a
     share of the canvas, `flips` names the axes (0 slices, 1 rows, 2 columns) that are reversed. `intensity` holds
-    names of AUGMENTATIONS with their strengths, in order. `erased` (top, bottom, left, right) is a box in shares of
+    names of AUGMENTATIONS, or of plug-ins, with their strengths, in order. `erased` (top, bottom, left, right) is a box in shares of
     the canvas. `seed` is for the noise.
     """
 
@@ -57,6 +58,7 @@ def draw_augmentation(
         "sharpness": plan.sharpness,
         "posterise": (float(plan.posterise[0]), float(plan.posterise[1])),
         "noise": plan.noise,
+        **plan.added,
     }
     intensity = tuple(
         (name, _uniform(bounds, generator))
@@ -104,7 +106,7 @@ def apply_augmentation(
     centre = (tile.centre[0] - rows.start, tile.centre[1] - columns.start)
     generator = np.random.default_rng(augmentation.seed)
     for name, strength in augmentation.intensity:
-        image = AUGMENTATIONS[name](image, strength, generator)
+        image = find_augmentation(name)(image, strength, generator)
     count, channels = image.shape[:2]
     grid = _sampling_grid(matrix, centre, tile.canvas, (image.shape[-2], image.shape[-1]))
     shown = F.grid_sample(
@@ -169,6 +171,11 @@ AUGMENTATIONS: dict[str, Change] = {
     "posterise": posterise,
     "noise": noise,
 }
+
+
+def find_augmentation(name: str) -> Change:
+    """An intensity change by name, ours or a plug-in's. Raises PlanError that lists the known ones."""
+    return find_entry("augmentations", name, AUGMENTATIONS, field="training.augmentation.added")
 
 
 def _uniform(bounds: Range, generator: np.random.Generator) -> float:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from masam_auto.core.errors import PlanError
 from masam_auto.core.labels import Labels
+from masam_auto.core.plugins import find_entry
 
 Total = Callable[[torch.Tensor], torch.Tensor]
 Loss = Callable[..., torch.Tensor]
@@ -59,10 +59,8 @@ LOSSES: dict[str, Loss] = {"ce_dice": ce_dice, "ce_dice_squared": ce_dice_square
 
 
 def choose_loss(name: str) -> Loss:
-    """A loss by the plan's name. Raises PlanError listing the known ones."""
-    if name not in LOSSES:
-        raise PlanError(f"training.loss {name!r} is unknown; known: {', '.join(LOSSES)}")
-    return LOSSES[name]
+    """A loss by the plan's name, ours or a plug-in's. Raises PlanError listing the known ones."""
+    return find_entry("losses", name, LOSSES, field="training.loss")
 
 
 def targets(target: torch.Tensor, labels: Labels) -> torch.Tensor:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from masam_auto.compute.device import computes_in_bf16
-from masam_auto.core.errors import PlanError
 from masam_auto.core.plan import TrainingPlan
+from masam_auto.core.plugins import find_entry
 
 Named = list[tuple[str, nn.Parameter]]
 # Tables and tokens: looked up or added, not multiplied with, so neither decayed nor orthogonalised.
@@ -52,10 +52,9 @@ def build_optimizers(network: nn.Module, training: TrainingPlan) -> tuple[torch.
     Raises:
         PlanError: the plan's optimiser is unknown.
     """
-    if training.optimizer not in OPTIMIZERS:
-        raise PlanError(f"training.optimizer {training.optimizer!r} is unknown; known: {', '.join(OPTIMIZERS)}")
+    make = find_entry("optimizers", training.optimizer, OPTIMIZERS, field="training.optimizer")
     learning = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
-    optimizers = OPTIMIZERS[training.optimizer](learning, training)
+    optimizers = make(learning, training)
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["full_rate"] = group["lr"]

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable
 
-from masam_auto.core.errors import PlanError
 from masam_auto.core.plan import TrainingPlan
+from masam_auto.core.plugins import find_entry
 
 Schedule = Callable[[float, float], float]
 
@@ -36,12 +36,11 @@ def rate_share(training: TrainingPlan, progress: float) -> float:
     Raises:
         PlanError: the plan's schedule is unknown.
     """
-    if training.schedule not in SCHEDULES:
-        raise PlanError(f"training.schedule {training.schedule!r} is unknown; known: {', '.join(SCHEDULES)}")
+    shape = find_entry("schedules", training.schedule, SCHEDULES, field="training.schedule")
     progress = min(max(progress, 0.0), 1.0)
     planned = training.num_epochs * training.steps_per_epoch
     warmup = min(training.warmup_steps / planned, 1.0)
     if progress < warmup:
         return (progress + 1 / planned) / (warmup + 1 / planned)
     left = (progress - warmup) / (1 - warmup) if warmup < 1 else 0.0
-    return SCHEDULES[training.schedule](left, training.schedule_exponent)
+    return shape(left, training.schedule_exponent)

@@ -148,7 +148,7 @@ def test_the_next_command_trains_what_was_preprocessed(
     [
         (plan_and_preprocess.main, ["-d", "9"], "data set '9' not found"),
         (plan_and_preprocess.main, ["-d", "1", "9", "--preprocessed", "{tmp}/out"], "data set '9' not found"),
-        (plan_and_preprocess.main, ["-d", "1", "-backbone", "vit_x", "--no_pp"], "unknown backbone 'vit_x'"),
+        (plan_and_preprocess.main, ["-d", "1", "-backbone", "vit_x", "--no_pp"], "network.encoder 'vit_x' is unknown"),
         (plan_and_preprocess.main, ["-d", "1", "--set", "training.epochs=3", "--no_pp"], "unknown field 'epochs'"),
         (preprocess.main, ["-d", "1", "-c", "axis7"], "configuration 'axis7' is not in the plan"),
         (train.main, ["9", "0"], "data set '9' not found"),

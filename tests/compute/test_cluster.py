@@ -23,6 +23,7 @@ from masam_auto.compute.cluster import Cluster, is_open
 from masam_auto.compute.parallel import Workers, map_cases
 from masam_auto.core.atomic import atomic_path
 from masam_auto.core.errors import CaseErrors, ImageError, MasamError
+from masam_auto.core.plugins import find_entry
 from tests import raw_data
 
 FATAL = 3
@@ -99,6 +100,22 @@ def test_problems_are_told_as_by_the_local_pool(cluster: Cluster) -> None:
 def test_a_folder_that_a_worker_does_not_see_is_named(cluster: Cluster, tmp_path: Path) -> None:
     with pytest.raises(MasamError, match=rf"Dask worker on {socket.gethostname()} does not see .*nowhere.*mount them"):
         map_cases(picky, [2], names=["a"], what="checking", workers=cluster, folders=[tmp_path / "nowhere"])
+
+
+def loss_of(name: str) -> float:
+    return find_entry("losses", name, {}, field="training.loss")(4)
+
+
+def test_workers_use_the_same_plugins(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "extra.py"
+    file.write_text("import math\nLOSSES = {'root': math.sqrt}")
+    monkeypatch.setattr(cluster_module, "plugin_files", lambda: (str(file),))
+    assert map_cases(loss_of, ["root"], names=["a"], what="adding", workers=cluster) == [2.0]
+    monkeypatch.setattr(cluster_module, "plugin_files", lambda: ("/nowhere/extra.py",))
+    with pytest.raises(
+        MasamError, match=rf"Dask worker on {socket.gethostname()}: plug-in /nowhere/extra\.py cannot be read"
+    ):
+        map_cases(loss_of, ["root"], names=["a"], what="adding", workers=cluster)
 
 
 def test_stages_give_the_same_on_the_cluster(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,5 +106,5 @@ def test_channels_are_normalised_by_themselves_and_the_input_is_kept(image: np.n
 def test_a_plan_that_does_not_fit_is_refused(image: np.ndarray) -> None:
     with pytest.raises(ImageError, match="image has 1 channels, but the plan normalises 2"):
         normalize(image, one("noNorm") * 2)
-    with pytest.raises(PlanError, match="unknown normalisation 'magic'; known: ct, zscore"):
+    with pytest.raises(PlanError, match=r"normalization\.scheme 'magic' is unknown; known: ct, zscore"):
         normalize(image, one("magic"))

@@ -125,7 +125,7 @@ def test_same_seed_same_network():
 @pytest.mark.parametrize(("field", "name"), [("encoder", "vit_x"), ("decoder", "unet"), ("increment", "full")])
 def test_unknown_names_list_the_known(field, name):
     plan = network_plan(**{"encoder": "vit_t", "decoder": "sam", field: name})
-    with pytest.raises(PlanError, match=rf"network\.{field} '{name}' is unknown; choose one of .*,"):
+    with pytest.raises(PlanError, match=rf"network\.{field} '{name}' is unknown; known: .*,"):
         build_network(plan, canvas=(64, 64), in_channels=1, num_outputs=2)
 
 

@@ -62,7 +62,7 @@ def test_backbone_by_hand_wins():
     assert "still missing (masam_fetch_weights vit_l)" in chosen(80, backbone="vit_l", sam_weights=()).reason
     assert chosen(80, backbone="vit_l").reason == "asked for"
     assert chosen(80, backbone="vit_t").weights == "none"
-    with pytest.raises(PlanError, match="unknown backbone 'vit_x'; choose one of vit_t, vit_b, vit_l, vit_h"):
+    with pytest.raises(PlanError, match="'vit_x' is unknown; known: vit_t, vit_b, vit_l, vit_h"):
         chosen(80, backbone="vit_x")
 
 

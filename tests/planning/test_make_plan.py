@@ -175,14 +175,14 @@ def test_choices_by_hand():
     assert moved(base, chosen) == {"training.num_epochs", "configurations.axis0.window"}
     assert make_plan(fingerprint, gpu_memory_gb=0, backbone="vit_b").network.encoder == "vit_b"
     assert make_plan(fingerprint, gpu_memory_gb=0, name="mine").name == "mine"
-    with pytest.raises(PlanError, match="unknown backbone"):
+    with pytest.raises(PlanError, match="is unknown; known: vit_t"):
         make_plan(fingerprint, gpu_memory_gb=0, backbone="resnet")
     with pytest.raises(PlanError, match="three positive numbers"):
         make_plan(fingerprint, gpu_memory_gb=0, target_spacing=(1.0, -1.0, 1.0))
     with pytest.raises(PlanError, match="unknown field"):
         make_plan(fingerprint, gpu_memory_gb=0, overrides=["training.epochs=3"])
     for field in ("encoder", "decoder"):
-        with pytest.raises(PlanError, match=rf"network\.{field} 'unet' is unknown; choose one of "):
+        with pytest.raises(PlanError, match=rf"network\.{field} 'unet' is unknown; known: "):
             make_plan(fingerprint, gpu_memory_gb=0, overrides=[f"network.{field}=unet"])
 
 
