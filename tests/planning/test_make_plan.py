@@ -182,7 +182,7 @@ def test_choices_by_hand():
     with pytest.raises(PlanError, match="unknown field"):
         make_plan(fingerprint, gpu_memory_gb=0, overrides=["training.epochs=3"])
     for field in ("encoder", "decoder"):
-        with pytest.raises(PlanError, match=rf"network\.{field} 'unet' is unknown; choose one of "):
+        with pytest.raises(PlanError, match=rf"network\.{field} 'unet' is unknown; known: "):
             make_plan(fingerprint, gpu_memory_gb=0, overrides=[f"network.{field}=unet"])
 
 
