@@ -74,9 +74,7 @@ def test_progressive_steps_follow_the_tokens():
 
 
 def test_an_unknown_decoder_is_refused_with_the_known_ones():
-    with pytest.raises(
-        PlanError, match=r"network\.decoder 'unet' is unknown; known: sam, progressive, multiscale"
-    ):
+    with pytest.raises(PlanError, match=r"network\.decoder 'unet' is unknown; known: sam, progressive, multiscale"):
         choose_decoder("unet")
 
 
