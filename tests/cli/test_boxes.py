@@ -15,6 +15,8 @@ from masam_auto.imaging.crop import bounding_box
 from tests import raw_data
 from tests.cli.in_process import command
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["training.num_epochs=1", "training.steps_per_epoch=3", "training.warmup_steps=1", "network.prompt=box"]
 BOXED = ["{tmp}/out", "{raw}/labelsTr", "--boxes_from_labels", "tight", "-i", "{raw}/imagesTr"]
 Command = Callable[..., int]

@@ -18,6 +18,8 @@ from masam_auto.formats.io import read_geometry, read_labels
 from tests import raw_data
 from tests.cli.in_process import command
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["--set", "training.num_epochs=1", "training.steps_per_epoch=3", "training.warmup_steps=1"]
 PLANNED = ["-c", "axis0", "--workers", "0", "-gpu_memory_target", "0"]
 Command = Callable[..., int]

@@ -25,6 +25,8 @@ from masam_auto.core.atomic import atomic_path
 from masam_auto.core.errors import CaseErrors, ImageError, MasamError
 from tests import raw_data
 
+pytestmark = pytest.mark.slow
+
 FATAL = 3
 
 

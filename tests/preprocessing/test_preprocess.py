@@ -415,6 +415,7 @@ t.preprocess_dataset(open_dataset(paths, "1"), t.make_plan(t.configure()), paths
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_in_the_middle_it_is_completed(
     dataset: Dataset, paths: Paths, tmp_path: Path, how: signal.Signals

@@ -20,7 +20,7 @@ from tests import tiny_training as tiny
 
 HERE = Path(__file__).resolve().parents[1]
 RANK = HERE / "training_rank.py"
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torch's gloo and signals")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="torch's gloo and signals")]
 
 
 def prepare(folder: Path, **settings: Any) -> Path:
