@@ -42,8 +42,13 @@ def test_training_leaves_what_is_promised(root: Path) -> None:
     fold = model_folder(root) / "fold_0"
     assert {path.name for path in model_folder(root).iterdir()} >= {"plan.json", "dataset.json", "fold_0"}
     assert {path.name for path in fold.iterdir()} >= {
-        "checkpoint_best", "checkpoint_latest", "metrics.jsonl", "progress.png", "training.log", "validation",
-    }  # fmt: skip
+        "checkpoint_best",
+        "checkpoint_latest",
+        "metrics.jsonl",
+        "progress.png",
+        "training.log",
+        "validation",
+    }
     summary = json.loads((fold / "validation" / "summary.json").read_text())
     assert set(summary["mean"]) == {"1", "2"}
     assert {"Dice", "IoU", "HD95_mm", "NSD"} <= set(summary["mean"]["1"])

@@ -266,8 +266,12 @@ def test_decoder_only_is_one_field_and_leaves_out_what_would_not_learn():
 
 @pytest.mark.parametrize(
     ("assignment", "known"),
-    [("decoder=unet", "sam, progressive, multiscale"), ("increment=full", "fact, lora, none"), ("trained=some", "adapted, all, none")],
-)  # fmt: skip
+    [
+        ("decoder=unet", "sam, progressive, multiscale"),
+        ("increment=full", "fact, lora, none"),
+        ("trained=some", "adapted, all, none"),
+    ],
+)
 def test_a_variant_that_is_unknown_is_refused_while_planning(assignment, known):
     with pytest.raises(PlanError, match=rf"--set network\.{assignment}: \w+ must be one of {known}$"):
         override(PLAN, [f"network.{assignment}"])

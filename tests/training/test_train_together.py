@@ -54,12 +54,15 @@ def run_ranks(settings: Path, size: int) -> None:
         subprocess.Popen(
             [sys.executable, str(RANK), str(settings)],
             env=environment(
-                RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1",
+                RANK=str(rank),
+                WORLD_SIZE=str(size),
+                LOCAL_WORLD_SIZE=str(size),
+                MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=port,
             ),
         )
         for rank in range(size)
-    ]  # fmt: skip
+    ]
     assert [rank.wait(timeout=120) for rank in ranks] == [0] * size
 
 
