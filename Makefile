@@ -1,5 +1,6 @@
 # make demo    raw data to segmentations on a small made-up CT data set (a few minutes, no GPU, no network)
 # make test    style, types and tests
+# make quick   the same without the tests that are marked slow
 # make lint    style and types only
 # make docs    the reference pages, from the parsers and the plan's fields
 # make bench   the measurements of documentation/benchmarks.md that need no GPU
@@ -23,13 +24,16 @@ LOCK := $(if $(shell command -v flock),flock Makefile)
 JOBS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test lint docs bench faults fuzz lock audit install nnunet-env
+.PHONY: demo test quick lint docs bench faults fuzz lock audit install nnunet-env
 
 demo: install
 	$(BIN)/masam_demo $(ARGS)
 
 test: install lint
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+quick: install lint
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
 
 lint: install
 	$(BIN)/ruff check

@@ -85,7 +85,6 @@ def find_btcv(
 
 
 def _is_training(folder: Path) -> bool:
-    return (
-        bool(named_files(folder / "img", r"img(\d{4})\.nii\.gz"))
-        and bool(named_files(folder / "label", r"label(\d{4})\.nii\.gz"))
-    )  # fmt: skip
+    return bool(named_files(folder / "img", r"img(\d{4})\.nii\.gz")) and bool(
+        named_files(folder / "label", r"label(\d{4})\.nii\.gz")
+    )

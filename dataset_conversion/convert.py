@@ -125,11 +125,14 @@ def _convert_one(conversion: Conversion, folder: Path, workers: int | None) -> C
     known = _known_cases(folder)
     tasks = [
         _CaseToWrite(
-            case=case, folder=folder, file_ending=conversion.file_ending, channel_files=conversion.channel_files,
+            case=case,
+            folder=folder,
+            file_ending=conversion.file_ending,
+            channel_files=conversion.channel_files,
             write=conversion.write,
         )
         for case in conversion.cases
-    ]  # fmt: skip
+    ]
     pending = [task for task in tasks if not _is_whole(task, known.get(task.case.identifier))]
     if pending:
         (folder / "dataset.json").unlink(missing_ok=True)  # no data set while new and old files are mixed

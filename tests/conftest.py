@@ -14,25 +14,12 @@ from tests import raw_data
 # Tests say what a CPU gives, also where there is a GPU. To run them on it: CUDA_VISIBLE_DEVICES=0 make test.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
-# Shapes in the network's annotations are checked while the tests run; installed before anything imports the modules.
-ANNOTATED = (
-    "sam",
-    "parts",
-    "attention",
-    "fact",
-    "adapter",
-    "stem",
-    "encoder",
-    "decoder",
-    "masam",
-    "build",
-    "finite",
-    "mismatch",
-    "published",
-)
-install_import_hook([f"masam_auto.network.{name}" for name in ANNOTATED], "beartype.beartype")
-
 HERE = Path(__file__).resolve().parent
+
+# Shapes in the network's annotations are checked while the tests run; installed before anything imports the modules.
+NETWORK = HERE.parent / "masam_auto" / "network"
+ANNOTATED = [path.stem for path in NETWORK.glob("*.py") if "from jaxtyping import" in path.read_text()]
+install_import_hook([f"masam_auto.network.{name}" for name in ANNOTATED], "beartype.beartype")
 
 
 @pytest.fixture(autouse=True)

@@ -48,10 +48,13 @@ def write_models(raw: Path, models: Sequence[MadeUp], plan: Plan) -> Paths:
         write_json(
             folder / "plan.json",
             replace(
-                plan, name=name, dataset_name=raw.name, configurations={configuration: own},
+                plan,
+                name=name,
+                dataset_name=raw.name,
+                configurations={configuration: own},
                 default_configuration=configuration,
             ),
-        )  # fmt: skip
+        )
         write_json(folder / "dataset.json", dataset.description.raw)
         for fold in model.folds:
             (folder / f"fold_{fold}" / model.checkpoint).mkdir(parents=True)
@@ -72,9 +75,12 @@ def _validate(folder: Path, cases: Sequence[Case], dataset: Dataset, model: Made
         shares = _shares(truth, labels, model.error, generator)
         if with_npz:
             with new_probabilities(
-                folder / f"{case.identifier}.npz", crop=tuple((0, size) for size in truth.shape), geometry=geometry,
-                outputs=output_names(labels), has_regions=labels.has_regions,
-            ) as values:  # fmt: skip
+                folder / f"{case.identifier}.npz",
+                crop=tuple((0, size) for size in truth.shape),
+                geometry=geometry,
+                outputs=output_names(labels),
+                has_regions=labels.has_regions,
+            ) as values:
                 values[:] = shares
         decided = _decide(shares, labels)
         for number, (frame, reference) in enumerate(zip(case.frames, case.labels or (), strict=True)):

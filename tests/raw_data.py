@@ -15,9 +15,15 @@ OBLIQUE = (0.9, -0.3, 0.1, 0.35, 0.88, -0.2, -0.05, 0.25, 0.95)
 ORIGIN = (-31.5, 12.25, 40.75)
 # By the value of the tag Orientation: what a camera stores of the (Y, X, ...) picture that is to be seen.
 HELD: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: np.swapaxes(a, 0, 1),
-    6: lambda a: np.rot90(a, 1), 7: lambda a: np.rot90(np.swapaxes(a, 0, 1), 2), 8: lambda a: np.rot90(a, -1),
-}  # fmt: skip
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: np.swapaxes(a, 0, 1),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: np.rot90(np.swapaxes(a, 0, 1), 2),
+    8: lambda a: np.rot90(a, -1),
+}
 
 
 def oblique_direction() -> tuple[float, ...]:

@@ -21,9 +21,16 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTATION = ROOT / "documentation"
 SCRIPTS: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 SECTIONS = (
-    "Plan", "Configuration", "StepSize", "Speed", "NormalizationPlan", "NetworkPlan", "TrainingPlan",
-    "AugmentationPlan", "InferencePlan",
-)  # fmt: skip
+    "Plan",
+    "Configuration",
+    "StepSize",
+    "Speed",
+    "NormalizationPlan",
+    "NetworkPlan",
+    "TrainingPlan",
+    "AugmentationPlan",
+    "InferencePlan",
+)
 # An option that so many commands have in the same words is explained once.
 SHARED_BY = 4
 ROOTS = "`--raw`, `--preprocessed`, `--results`, `--weights`"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = {
     "learn": ("plan_and_preprocess", "train", "validate", "find_best"),

@@ -116,8 +116,11 @@ def rooms_import_leftwards(trees: Trees) -> list[str]:
 
 def every_module_has_a_room(trees: Trees) -> list[str]:
     """No module stands outside of the rooms."""
-    return [f"{module}: {room_of(module)} is not one of the rooms {tuple(LEVEL)}" for module in trees
-            if room_of(module) not in (*LEVEL, "")]  # fmt: skip
+    return [
+        f"{module}: {room_of(module)} is not one of the rooms {tuple(LEVEL)}"
+        for module in trees
+        if room_of(module) not in (*LEVEL, "")
+    ]
 
 
 def no_cycles(trees: Trees) -> list[str]:

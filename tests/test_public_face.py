@@ -47,8 +47,11 @@ def run_blocks(page: Path, folder: Path) -> list[str]:
     """Run the Python blocks of a page in a folder, and return the lines that they print."""
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL))
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True,
+        [sys.executable, "-c", code],
+        cwd=folder,
+        capture_output=True,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert run.returncode == 0, run.stderr
     return run.stdout.splitlines()

@@ -128,11 +128,13 @@ def main(arguments: Any = None) -> int:
         stand_in_for_tensorboard(folder, world)
         fold = paths.model_folder(tiny.DATASET, plan.name, configuration.name) / "fold_0"
         options = TrainingOptions(
-            device=device, threads=1, workers=settings.get("workers", 0),
+            device=device,
+            threads=1,
+            workers=settings.get("workers", 0),
             log_to=("tensorboard",) if settings.get("record") else (),
             pretrained_weights=Path(settings["pretrained"]) if "pretrained" in settings else None,
             resume=settings.get("resume", False) or (world.has_begun() and has_checkpoint(fold)),
-        )  # fmt: skip
+        )
         stage.train_fold(paths, tiny.DATASET, plan, configuration, 0, options, world=world)
     return 0
 

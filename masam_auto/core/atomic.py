@@ -12,9 +12,17 @@ from masam_auto.core.partial import partial_path
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 WRITE_FAILURES = NO_SPACE | {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP,
-    errno.EIO, errno.ESTALE, errno.EFBIG,
-}  # fmt: skip
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.EIO,
+    errno.ESTALE,
+    errno.EFBIG,
+}
 
 
 @contextlib.contextmanager

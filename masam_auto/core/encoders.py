@@ -7,9 +7,16 @@ from masam_auto.core.checks import check, check_finite, check_limits
 from masam_auto.core.plugins import find_entry
 
 LIMITS = {
-    "dim": 1 << 14, "depth": 256, "heads": 256, "window": 1 << 10, "token_stride": 64, "embedding": 1 << 14,
-    "decoder_heads": 256, "decoder_mlp": 1 << 16, "adapter_channels": 1 << 14,
-}  # fmt: skip
+    "dim": 1 << 14,
+    "depth": 256,
+    "heads": 256,
+    "window": 1 << 10,
+    "token_stride": 64,
+    "embedding": 1 << 14,
+    "decoder_heads": 256,
+    "decoder_mlp": 1 << 16,
+    "adapter_channels": 1 << 14,
+}
 LARGEST_MLP_RATIO = 64
 
 

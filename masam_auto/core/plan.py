@@ -219,9 +219,14 @@ class Configuration:
     def preprocessing_digest(self) -> str:
         """Digest of the fields that preprocessed arrays depend on."""
         parts: tuple = (
-            self.axis_order, self.spacing, self.normalization, self.separate_slices,
-            self.order_image, self.order_labels, self.order_slices,
-        )  # fmt: skip
+            self.axis_order,
+            self.spacing,
+            self.normalization,
+            self.separate_slices,
+            self.order_image,
+            self.order_labels,
+            self.order_slices,
+        )
         if self.turns and any(axes != self.axes for axes in self.training_axes):
             parts = (*parts, self.axes)
         return digest([to_plain(part) for part in parts])

@@ -100,8 +100,12 @@ def draw_overlays(
             axis.axis("off")
     figure.legend(
         handles=[Patch(color=colours[value][:3], label=name) for value, name in names.items()],
-        loc="lower center", ncol=6, fontsize=8, frameon=False, labelcolor="white",
-    )  # fmt: skip
+        loc="lower center",
+        ncol=6,
+        fontsize=8,
+        frameon=False,
+        labelcolor="white",
+    )
     # the usual place, a share of the height, is among the slices of a tall picture
     figure.suptitle(title, y=1 - 0.1 / height, color="white", fontsize=10)
     figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.59 / height, bottom=0.44 / height, wspace=0.04, hspace=0.12)

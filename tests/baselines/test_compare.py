@@ -21,9 +21,15 @@ from masam_auto.core.paths import Paths
 from masam_auto.formats.io import read_geometry, read_labels, write_labels
 
 TRAINING = Training(
-    seconds=60, cpu_seconds=50, memory_gib=0.5, parameters=2_000_000, iterations=1234, batch=2, planned_batch=2,
+    seconds=60,
+    cpu_seconds=50,
+    memory_gib=0.5,
+    parameters=2_000_000,
+    iterations=1234,
+    batch=2,
+    planned_batch=2,
     remarks=("made up",),
-)  # fmt: skip
+)
 Writer = Callable[[np.ndarray], np.ndarray]
 
 
@@ -78,8 +84,10 @@ run = functools.partial(run_method, raw="some", hardware="an abacus")
 def test_methods_stand_side_by_side(dataset: Dataset, tmp_path: Path) -> None:
     calls: list[str] = []
     methods = [
-        make_method("ours", perfect, calls), make_method("shifted", shifted, calls), make_method("empty", empty, calls),
-    ]  # fmt: skip
+        make_method("ours", perfect, calls),
+        make_method("shifted", shifted, calls),
+        make_method("empty", empty, calls),
+    ]
     ours, other, nothing = compare(dataset, tmp_path / "fold_0", methods)
     assert calls == [f"{verb} {name}" for name in ("ours", "shifted", "empty") for verb in ("train", "predict")]
     assert set(ours.values(MEAN, "Dice")) == {1.0}

@@ -113,15 +113,21 @@ def test_a_fold_goes_through_nnunet(tmp_path: Path, nnunet: NnUNet, dataset: Dat
     train = jobs(nnunet)[2]
     assert (train["flag"], train["runner"]) == ("-I", str(RUNNER))
     assert (train["configuration"], train["trainer"], train["budget"]) == (
-        "2d", "nnUNetTrainer", {"kind": "steps", "amount": 20 * 250.0},
-    )  # fmt: skip
+        "2d",
+        "nnUNetTrainer",
+        {"kind": "steps", "amount": 20 * 250.0},
+    )
     method.train()
     assert [job["action"] for job in jobs(nnunet)][4:] == ["train"], "prepared twice"
     assert files_of(dataset.folder) == before
     assert not list(nnunet.folder.glob("*/job.json"))
     asked = {
-        "budget": "20epochs", "batch": 2, "device": "cpu", "nnU-Net": "2.8.1", "training cases": ["case_000", "case_001"]
-    }  # fmt: skip
+        "budget": "20epochs",
+        "batch": 2,
+        "device": "cpu",
+        "nnU-Net": "2.8.1",
+        "training cases": ["case_000", "case_001"],
+    }
     assert method.request == asked
     assert train["request"] == asked | {"raw data": raw_digest(dataset)}
 
@@ -236,9 +242,14 @@ def test_the_real_nnunet_agrees_with_our_evaluation(tmp_path: Path, dataset: Dat
         for name in ("nnunet_2d", "nnunet_3d_fullres_nomirror")
     ]
     results = compare_methods(
-        methods, dataset, dataset.cases[-2:], tmp_path / "fold_0", heading=["toy"], hardware="CPU",
+        methods,
+        dataset,
+        dataset.cases[-2:],
+        tmp_path / "fold_0",
+        heading=["toy"],
+        hardware="CPU",
         second_opinion=functools.partial(evaluate_with_nnunet, nnunet, dataset),
-    )  # fmt: skip
+    )
     for result in results:
         assert result.training.batch == 1 < result.training.planned_batch
         assert result.disagreement is not None and result.disagreement <= TOLERANCE

@@ -181,9 +181,16 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> runner.Job:
     for name in (*(f"nnUNet_{name}" for name in folders), "TORCH_FORCE_WEIGHTS_ONLY_LOAD"):
         monkeypatch.setenv(name, "")  # given back after the test
     return {
-        "folders": folders, "dataset": "Dataset001_Toy", "configuration": "2d", "trainer": "nnUNetTrainer", "fold": 3,
-        "device": "cpu", "batch": None, "budget": None, "result": str(tmp_path / "result.json"),
-    }  # fmt: skip
+        "folders": folders,
+        "dataset": "Dataset001_Toy",
+        "configuration": "2d",
+        "trainer": "nnUNetTrainer",
+        "fold": 3,
+        "device": "cpu",
+        "batch": None,
+        "budget": None,
+        "result": str(tmp_path / "result.json"),
+    }
 
 
 @pytest.fixture

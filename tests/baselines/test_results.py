@@ -32,9 +32,7 @@ def summary(**dice: tuple[float, float]) -> dict[str, Any]:
 
 
 def make_result(name: str, content: dict[str, Any]) -> Result:
-    training = Training(
-        seconds=1, cpu_seconds=1, memory_gib=1, parameters=1, iterations=1, batch=1, planned_batch=1
-    )  # fmt: skip
+    training = Training(seconds=1, cpu_seconds=1, memory_gib=1, parameters=1, iterations=1, batch=1, planned_batch=1)
     prediction = PredictionCost(seconds={"a": 1.0}, cpu_seconds={"a": 1.0})
     scores = read_scores(content, LABELS, ".nii.gz")
     return Result(name=name, hardware=None, training=training, prediction=prediction, scores=scores)

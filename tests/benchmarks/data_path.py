@@ -101,10 +101,18 @@ def costs(sampling: Sampling, rounds: int = 21) -> dict[str, float]:
 def make_sampling(folder: Path, side: int, *, batch_size: int = 1) -> Sampling:
     """Noise with two classes, preprocessed at the canvas's own size."""
     configuration = Configuration(
-        name="axis0", axis_order=(0, 1, 2), spacing=(3.0, 1.0, 1.0), median_shape=(DEPTH, side, side),
-        normalization=(NormalizationPlan(scheme="zscore"),), separate_slices=True, window=WINDOW, canvas=(side, side),
-        magnification=1.0, mirror_axes=(2,), batch_size=batch_size,
-    )  # fmt: skip
+        name="axis0",
+        axis_order=(0, 1, 2),
+        spacing=(3.0, 1.0, 1.0),
+        median_shape=(DEPTH, side, side),
+        normalization=(NormalizationPlan(scheme="zscore"),),
+        separate_slices=True,
+        window=WINDOW,
+        canvas=(side, side),
+        magnification=1.0,
+        mirror_axes=(2,),
+        batch_size=batch_size,
+    )
     generator = np.random.default_rng(0)
     names = [f"case{number}" for number in range(CASES)]
     for name in names:
@@ -117,9 +125,13 @@ def make_sampling(folder: Path, side: int, *, batch_size: int = 1) -> Sampling:
         write_locations(folder / f"{name}_locations.npz", find_locations(volume, LABELS))
     cases = find_case_files(folder, names)
     return Sampling(
-        cases=cases, holders=find_holders(cases), configuration=configuration, foreground_fraction=0.5,
-        augmentation=AugmentationPlan(), seed=0,
-    )  # fmt: skip
+        cases=cases,
+        holders=find_holders(cases),
+        configuration=configuration,
+        foreground_fraction=0.5,
+        augmentation=AugmentationPlan(),
+        seed=0,
+    )
 
 
 def simulate(
@@ -241,9 +253,13 @@ def main() -> int:
         sampling = make_sampling(Path(name), parsed.canvas)
         for ranks in parsed.ranks:
             found = simulate(
-                sampling, ranks=ranks, cores=parsed.cores, network=parsed.network, workers=parsed.workers,
+                sampling,
+                ranks=ranks,
+                cores=parsed.cores,
+                network=parsed.network,
+                workers=parsed.workers,
                 steps=max(parsed.steps, 100 // ranks),
-            )  # fmt: skip
+            )
             print(
                 f"| {ranks} | {found['sleep']:.2f} s | {found['efficiency']:.1%} | {found['wait']:.1%} | "
                 f"{found['load']:.1%} |",

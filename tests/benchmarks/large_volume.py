@@ -56,16 +56,29 @@ def make_predictor() -> Predictor:
     labels = {"background": 0} | {f"class{value}": value for value in range(1, CLASSES)}
     raw = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
     configuration = Configuration(
-        name="axis0", axis_order=(0, 1, 2), spacing=(1.0, 0.8, 0.8), median_shape=SHAPE,
-        normalization=(NormalizationPlan(scheme="zscore", upper=1000.0),), separate_slices=False, window=5,
-        canvas=SHAPE[1:], magnification=1.0, mirror_axes=(), batch_size=1,
-    )  # fmt: skip
+        name="axis0",
+        axis_order=(0, 1, 2),
+        spacing=(1.0, 0.8, 0.8),
+        median_shape=SHAPE,
+        normalization=(NormalizationPlan(scheme="zscore", upper=1000.0),),
+        separate_slices=False,
+        window=5,
+        canvas=SHAPE[1:],
+        magnification=1.0,
+        mirror_axes=(),
+        batch_size=1,
+    )
     plan = Plan(
-        name="masam", dataset_name="Dataset999_Large", channel_names=("CT",), gpu_memory_gb=0,
-        default_configuration="axis0", configurations={"axis0": configuration},
+        name="masam",
+        dataset_name="Dataset999_Large",
+        channel_names=("CT",),
+        gpu_memory_gb=0,
+        default_configuration="axis0",
+        configurations={"axis0": configuration},
         network=NetworkPlan(encoder="vit_t", decoder="multiscale", weights="none", trained="all"),
-        training=TrainingPlan(precision="float32"), inference=InferencePlan(),
-    )  # fmt: skip
+        training=TrainingPlan(precision="float32"),
+        inference=InferencePlan(),
+    )
     member = Member(networks=(Ramp().eval(),), plan=plan, configuration=configuration)
     return Predictor(
         members=(member,), description=parse_description(raw, name="Dataset999_Large"), device=torch.device("cpu")

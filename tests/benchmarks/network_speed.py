@@ -183,9 +183,12 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=5, metavar="N")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="0: one call each, nothing to warm up")
     parser.add_argument(
-        "--windows", type=int, default=2, metavar="N",
+        "--windows",
+        type=int,
+        default=2,
+        metavar="N",
         help=f"windows that the plain side computes of a volume's {DEPTH}; its time is scaled up",
-    )  # fmt: skip
+    )
     parser.add_argument("--memory", action="store_true", help="measure peak memory too, each in another process")
     parsed = parser.parse_args()
     setting = make_setting(parsed.encoder, parsed.canvas, parsed.window)

@@ -84,9 +84,11 @@ def make_predictor(paths: Paths, name: str) -> Predictor:
     configuration = plan.configuration(plan.default_configuration)
     description = dataset.description
     network = build_network(
-        plan.network, canvas=configuration.canvas, in_channels=description.num_channels,
+        plan.network,
+        canvas=configuration.canvas,
+        in_channels=description.num_channels,
         num_outputs=description.labels.num_outputs,
-    ).eval()  # fmt: skip
+    ).eval()
     member = Member(networks=(network,), plan=plan, configuration=configuration)
     return Predictor(members=(member,), description=description, device=torch.device("cpu"))
 

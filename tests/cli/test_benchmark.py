@@ -13,6 +13,8 @@ from masam_auto.core.jsonio import write_json
 from masam_auto.planning.recipes import choose_network
 from tests import tiny_training as tiny
 
+pytestmark = pytest.mark.slow
+
 TINY = ["-backbone", "vit_t", "-canvas", "16", "24", "-window", "2", "--rounds", "1", "-device", "cpu"]
 
 

@@ -15,6 +15,8 @@ from masam_auto.imaging.crop import bounding_box
 from tests import raw_data
 from tests.cli.in_process import command
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["training.num_epochs=1", "training.steps_per_epoch=3", "training.warmup_steps=1", "network.prompt=box"]
 BOXED = ["{tmp}/out", "{raw}/labelsTr", "--boxes_from_labels", "tight", "-i", "{raw}/imagesTr"]
 Command = Callable[..., int]
@@ -60,12 +62,20 @@ def test_evaluating_with_boxes_from_labels(root: Path, tmp_path: Path, kind: str
 @pytest.mark.parametrize(
     ("main", "arguments", "message"),
     [
-        (predict.main, ["-i", "{raw}/imagesTr", "-o", "{tmp}/out", "--boxes", "{tmp}/no.json"], "file of boxes not found"),
+        (
+            predict.main,
+            ["-i", "{raw}/imagesTr", "-o", "{tmp}/out", "--boxes", "{tmp}/no.json"],
+            "file of boxes not found",
+        ),
         (predict.main, ["-i", "{raw}/imagesTr", "-o", "{tmp}/out", "--boxes", "{tmp}/x.json"], "boxes for nobody"),
         (evaluate.main, ["{tmp}/out", "{raw}/labelsTr", "--boxes_from_labels", "tight"], "with -i IMAGES"),
         (evaluate.main, ["{tmp}/out", "{raw}/labelsTr", "-i", "{raw}/imagesTr"], "--input is for a prediction with"),
         (evaluate.main, ["{tmp}/out", "{raw}/labelsTr", "-chk", "latest"], "--checkpoint is for a prediction with"),
-        (evaluate.main, ["{tmp}/out", "{raw}/labelsTr", "--relaxation", "0.3"], "goes with --boxes_from_labels relaxed"),
+        (
+            evaluate.main,
+            ["{tmp}/out", "{raw}/labelsTr", "--relaxation", "0.3"],
+            "goes with --boxes_from_labels relaxed",
+        ),
         (evaluate.main, [*BOXED, "--lesions", "liver"], "lesions of liver: there is no such class"),
         (evaluate.main, [*BOXED, "--tolerance", "liver=3"], "tolerance or lesions of liver"),
         (evaluate.main, [*BOXED, "--labels", "{tmp}/no.json"], "no.json is missing"),
@@ -73,11 +83,15 @@ def test_evaluating_with_boxes_from_labels(root: Path, tmp_path: Path, kind: str
         (evaluate.main, [*BOXED, "--label_map", "nothing"], "nothing: no such file"),
         (evaluate.main, [*BOXED, "--label_map", "btcv_to_amos22", "--lesions", "organ1"], "lesions of organ1"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_give_one_line(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    main: Main, arguments: list[str], message: str,
-) -> None:  # fmt: skip
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    main: Main,
+    arguments: list[str],
+    message: str,
+) -> None:
     (tmp_path / "x.json").write_text('{"nobody": {"unit": "voxel", "min": [1, 2, 2], "max": [3, 12, 12]}}')
     raw = root / "raw" / "Dataset001_Toy"
     assert command(main, *(text.format(raw=raw, tmp=tmp_path) for text in arguments)) == 2

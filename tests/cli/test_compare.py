@@ -13,6 +13,8 @@ from masam_auto.cli import compare, plan_and_preprocess, train
 from masam_auto.cli.common import run
 from tests import raw_data
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., int]
 MODEL = Path("results/Dataset001_Toy/masam__axis0")
 

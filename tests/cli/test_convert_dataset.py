@@ -28,9 +28,11 @@ def task(tmp_path: Path) -> Path:
         raw_data.write_volume(folder / "imagesTr" / f"{name}.nii.gz", image[0])
         raw_data.write_volume(folder / "labelsTr" / f"{name}.nii.gz", labels)
     description = {
-        "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "Anterior", "2": "Posterior"}, "test": [],
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "Anterior", "2": "Posterior"},
+        "test": [],
         "training": [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in names],
-    }  # fmt: skip
+    }
     (folder / "dataset.json").write_text(json.dumps(description))
     return folder
 

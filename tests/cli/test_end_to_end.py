@@ -18,6 +18,8 @@ from masam_auto.formats.io import read_geometry, read_labels
 from tests import raw_data
 from tests.cli.in_process import command
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["--set", "training.num_epochs=1", "training.steps_per_epoch=3", "training.warmup_steps=1"]
 PLANNED = ["-c", "axis0", "--workers", "0", "-gpu_memory_target", "0"]
 Command = Callable[..., int]
@@ -40,8 +42,13 @@ def test_training_leaves_what_is_promised(root: Path) -> None:
     fold = model_folder(root) / "fold_0"
     assert {path.name for path in model_folder(root).iterdir()} >= {"plan.json", "dataset.json", "fold_0"}
     assert {path.name for path in fold.iterdir()} >= {
-        "checkpoint_best", "checkpoint_latest", "metrics.jsonl", "progress.png", "training.log", "validation",
-    }  # fmt: skip
+        "checkpoint_best",
+        "checkpoint_latest",
+        "metrics.jsonl",
+        "progress.png",
+        "training.log",
+        "validation",
+    }
     summary = json.loads((fold / "validation" / "summary.json").read_text())
     assert set(summary["mean"]) == {"1", "2"}
     assert {"Dice", "IoU", "HD95_mm", "NSD"} <= set(summary["mean"]["1"])

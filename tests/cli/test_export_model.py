@@ -29,9 +29,16 @@ def results(tmp_path: Path) -> Path:
         network = tiny.build_tiny(plan.network, canvas=configuration.canvas, in_channels=1, num_outputs=3)
         for fold in (0, 1):
             header = ModelHeader(
-                dataset_name=plan.dataset_name, configuration=name, fold=str(fold), epoch=1, network=plan.network,
-                plan_digest=plan_digest(plan, configuration), canvas=(16, 16), in_channels=1, num_outputs=3,
-            )  # fmt: skip
+                dataset_name=plan.dataset_name,
+                configuration=name,
+                fold=str(fold),
+                epoch=1,
+                network=plan.network,
+                plan_digest=plan_digest(plan, configuration),
+                canvas=(16, 16),
+                in_channels=1,
+                num_outputs=3,
+            )
             state = network.state_dict()
             checkpoint = Checkpoint(header=header, state=TrainingState(), model=state, weights=state, optimizers=())
             save_checkpoint(folder / f"fold_{fold}", checkpoint, best=True)
@@ -78,9 +85,15 @@ def test_what_was_selected_goes_where_no_model_is_named(
     assert "several trained models fit" in capsys.readouterr().err
     members = tuple(SelectedModel(plan_name="masam", configuration=name, folds=(0,)) for name in ("axis0", "2d"))
     selection = Selection(
-        dataset_name="Dataset001_Toy", members=members, postprocessing=Postprocessing(), dice=0.5, dice_by_class={},
-        cases=1, candidates=(), reasons=(),
-    )  # fmt: skip
+        dataset_name="Dataset001_Toy",
+        members=members,
+        postprocessing=Postprocessing(),
+        dice=0.5,
+        dice_by_class={},
+        cases=1,
+        candidates=(),
+        reasons=(),
+    )
     write_json(results / "Dataset001_Toy" / SELECTION_NAME, selection)
     assert call() == 0
     assert installed(tmp_path) == {"masam__axis0/fold_0/checkpoint_best", "masam__2d/fold_0/checkpoint_best"}

@@ -17,6 +17,8 @@ from masam_auto.formats.probability_files import read_probabilities
 from tests import raw_data
 from tests.cli.in_process import command
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["--set", "training.num_epochs=1", "training.steps_per_epoch=3", "training.warmup_steps=1"]
 QUIET = ["-device", "cpu", "--workers", "0", "--save_probabilities"]
 NAME = "Dataset001_Toy"

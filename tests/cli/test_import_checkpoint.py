@@ -57,8 +57,27 @@ def test_an_imported_model_predicts_at_once(command: Command, tmp_path: Path) ->
     raw_data.write_volume(
         tmp_path / "images" / "a_0000.nii.gz", generator.normal(0, 200, (4, 20, 18)), spacing=(3.0, 1.0, 0.8)
     )
-    assert command("-d", "Dataset007_Toy", "--dataset_json", tmp_path / "labels.json", "--canvas", 32, "--spacing", 3, 1, 1, "--window", 3) == 0  # fmt: skip
-    assert run(predict.main, ["-i", str(tmp_path / "images"), "-o", str(tmp_path / "out"), "-d", "7", "-device", "cpu"]) == 0  # fmt: skip
+    assert (
+        command(
+            "-d",
+            "Dataset007_Toy",
+            "--dataset_json",
+            tmp_path / "labels.json",
+            "--canvas",
+            32,
+            "--spacing",
+            3,
+            1,
+            1,
+            "--window",
+            3,
+        )
+        == 0
+    )
+    assert (
+        run(predict.main, ["-i", str(tmp_path / "images"), "-o", str(tmp_path / "out"), "-d", "7", "-device", "cpu"])
+        == 0
+    )
     labels, geometry = read_labels(tmp_path / "out" / "a.nii.gz")
     assert labels.shape == (4, 20, 18) and set(np.unique(labels)) <= {0, 1, 2}
     assert geometry.spacing == pytest.approx((3.0, 1.0, 0.8))
@@ -114,9 +133,13 @@ def test_a_planned_data_set_needs_no_more_words(command: Command, tmp_path: Path
     ],
 )
 def test_mistakes_get_one_line(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    arguments: list[str], message: str,
-) -> None:  # fmt: skip
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "results" / "Dataset008_Bare").mkdir(parents=True)
     assert command(*arguments) == 2

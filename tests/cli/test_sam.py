@@ -15,6 +15,8 @@ from masam_auto.core.raw_files import file_sha256
 from tests import raw_data
 from tests import tiny_training as tiny
 
+pytestmark = pytest.mark.slow
+
 QUICK = ["--set", "training.steps_per_epoch=2", "training.num_epochs=1", "training.warmup_steps=1", "-device", "cpu"]
 MODEL = Path("results/Dataset001_Toy/masam__axis0")
 

@@ -15,7 +15,7 @@ from masam_auto.core.jsonio import read_json
 from masam_auto.models.checkpoint import LATEST, STATE_FILE, TrainingState
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="signals")]
 
 
 @pytest.fixture

@@ -26,6 +26,8 @@ from masam_auto.core.errors import CaseErrors, ImageError, MasamError
 from masam_auto.core.plugins import find_entry
 from tests import raw_data
 
+pytestmark = pytest.mark.slow
+
 FATAL = 3
 
 
@@ -239,9 +241,14 @@ def test_what_breaks_a_cluster_is_said_in_one_line(
 @pytest.mark.parametrize(
     ("address", "expected"),
     [
-        ("tcp://127.0.0.1:8786", False), ("tcp://[::1]:8786", False), ("tcp://localhost:1", False), ("tls://host:8786", False),
-        ("tcp://host:8786", True), ("tcp://10.0.0.3:8786", True), ("tcp://0.0.0.0:8786", True),
+        ("tcp://127.0.0.1:8786", False),
+        ("tcp://[::1]:8786", False),
+        ("tcp://localhost:1", False),
+        ("tls://host:8786", False),
+        ("tcp://host:8786", True),
+        ("tcp://10.0.0.3:8786", True),
+        ("tcp://0.0.0.0:8786", True),
     ],
-)  # fmt: skip
+)
 def test_schedulers_that_anybody_may_reach_are_warned_of(address: str, expected: bool) -> None:
     assert is_open(address) is expected

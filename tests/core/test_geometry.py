@@ -69,9 +69,14 @@ def test_differences_in_words(changes: dict[str, Any], words: str | None) -> Non
 
 def properties(**changes: Any) -> CaseProperties:
     values: dict[str, Any] = {
-        "identifier": "a", "geometry": GRID, "crop": ((1, 4), (0, 6), (2, 5)), "axis_order": (2, 0, 1),
-        "spacing": (1.0, 1.0, 1.0), "resampled_shape": (3, 9, 6), "files": ("a_0000.nii.gz",),
-    }  # fmt: skip
+        "identifier": "a",
+        "geometry": GRID,
+        "crop": ((1, 4), (0, 6), (2, 5)),
+        "axis_order": (2, 0, 1),
+        "spacing": (1.0, 1.0, 1.0),
+        "resampled_shape": (3, 9, 6),
+        "files": ("a_0000.nii.gz",),
+    }
     return CaseProperties(**(values | changes))
 
 

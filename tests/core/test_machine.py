@@ -45,7 +45,9 @@ def test_a_batch_jobs_limit_counts_and_pages_of_files_that_may_go_are_free(group
 def test_within_a_container_the_limit_lies_at_the_root(groups: Path) -> None:
     (groups.parent / "own").write_text("5:cpu,cpuacct:/docker/abc\n4:memory:/docker/abc\n0::/docker/abc\n")
     put(
-        groups / "memory", memory__limit_in_bytes=4 * GIB, memory__usage_in_bytes=GIB,
+        groups / "memory",
+        memory__limit_in_bytes=4 * GIB,
+        memory__usage_in_bytes=GIB,
         memory__stat=f"total_inactive_file {GIB // 2}",
-    )  # fmt: skip
+    )
     assert free_memory() == 3.5 * GIB

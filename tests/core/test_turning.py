@@ -95,9 +95,13 @@ def test_what_is_no_turn_is_refused() -> None:
 
 def test_properties_of_an_older_release_have_no_flips() -> None:
     properties = CaseProperties(
-        identifier="a", geometry=grid(np.eye(3)), crop=((0, 4), (0, 6), (0, 5)), axis_order=(1, 2, 0),
-        spacing=(1.0, 1.0, 1.0), resampled_shape=(6, 5, 4),
-    )  # fmt: skip
+        identifier="a",
+        geometry=grid(np.eye(3)),
+        crop=((0, 4), (0, 6), (0, 5)),
+        axis_order=(1, 2, 0),
+        spacing=(1.0, 1.0, 1.0),
+        resampled_shape=(6, 5, 4),
+    )
     assert properties.turn == Turn(order=(1, 2, 0))
 
 
@@ -121,9 +125,10 @@ def test_slices_stay_slices_within_60_degrees(kind: str, degrees: float, stays: 
     """However they are stored: the turn leads to one array and one grid."""
     direction = about("x", np.radians(degrees)) @ about("y", 0.1)
     stored = dataclasses.replace(
-        grid(direction), spacing=(6.0, 1.0, 0.8) if kind == "thick" else (1.0, 1.0, 1.0),
+        grid(direction),
+        spacing=(6.0, 1.0, 0.8) if kind == "thick" else (1.0, 1.0, 1.0),
         shape=(4, 6, 5) if kind == "thick" else (1, 6, 5),
-    )  # fmt: skip
+    )
     array = np.arange(np.prod(stored.shape)).reshape(stored.shape)
     assert stored.slice_axis == 0
     assert (stored.axes == "LPS") == (degrees == 40)

@@ -43,9 +43,16 @@ def download(tmp_path: Path) -> Path:
     ],
 )
 def test_modalities(
-    download: Path, converted: Callable, verified: Callable, modality: str, name: str, channel: str,
-    train: tuple[int, ...], val: tuple[int, ...], test: tuple[int, ...],
-) -> None:  # fmt: skip
+    download: Path,
+    converted: Callable,
+    verified: Callable,
+    modality: str,
+    name: str,
+    channel: str,
+    train: tuple[int, ...],
+    val: tuple[int, ...],
+    test: tuple[int, ...],
+) -> None:
     folder, _ = converted(find_amos22(download, modality=modality))
     assert folder.name == name
     dataset = verified(folder)

@@ -66,11 +66,20 @@ def times(folder: Path) -> dict[str, int]:
 def test_layout_description_folds_and_report(conversion: Conversion, tmp_path: Path) -> None:
     ((folder, record),) = convert([conversion], tmp_path / "raw", workers=0).items()
     assert {path.name for path in folder.iterdir()} == {
-        "imagesTr", "imagesTs", "labelsTr", "labelsTs", "dataset.json", "splits.json", "conversion.json", "conversion.txt"
-    }  # fmt: skip
+        "imagesTr",
+        "imagesTs",
+        "labelsTr",
+        "labelsTs",
+        "dataset.json",
+        "splits.json",
+        "conversion.json",
+        "conversion.txt",
+    }
     assert sorted(path.name for path in (folder / "imagesTs").iterdir()) == [
-        "clip_0_0000.nii.gz", "clip_1_0000.nii.gz", "t_0000.nii.gz"
-    ]  # fmt: skip
+        "clip_0_0000.nii.gz",
+        "clip_1_0000.nii.gz",
+        "t_0000.nii.gz",
+    ]
     description = json.loads((folder / "dataset.json").read_text())
     assert description["sequences"] == {"clip": ["clip_0", "clip_1"]}
     assert description["groups"] == {"x": ["c", "d", "t"], "y": ["a", "b"]}

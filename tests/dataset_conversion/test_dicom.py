@@ -317,8 +317,11 @@ def test_resumed_and_moved(download: Path, structures: Callable, converted: Call
     converted(find_dicom(download, rois=["couch"]))
     after = {path: path.stat().st_mtime_ns for path in folder.rglob("*.nii.gz")}
     assert {path.name for path in after if before.get(path) != after[path]} == {
-        "p2.nii.gz", "p2_0000.nii.gz", "p3.nii.gz", "p3_0000.nii.gz"
-    }  # fmt: skip
+        "p2.nii.gz",
+        "p2_0000.nii.gz",
+        "p3.nii.gz",
+        "p3_0000.nii.gz",
+    }
     assert not (folder / "imagesTs" / "p3_0000.nii.gz").exists()
 
 

@@ -17,8 +17,12 @@ from masam_auto.formats.io import read_labels
 
 FRAMES = 3
 SIZE = (6, 8)  # rows, columns
-RELEASES = {range(1, 5): "miccai_challenge_2018_release_1", range(5, 8): "miccai_challenge_release_2",
-            range(9, 13): "miccai_challenge_release_3", range(13, 17): "miccai_challenge_release_4"}  # fmt: skip
+RELEASES = {
+    range(1, 5): "miccai_challenge_2018_release_1",
+    range(5, 8): "miccai_challenge_release_2",
+    range(9, 13): "miccai_challenge_release_3",
+    range(13, 17): "miccai_challenge_release_4",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -178,9 +182,14 @@ def test_damaged_files_are_named(download: Path, converted: Callable) -> None:
         converted(find_endovis18(download))
     for problem, words in zip(
         caught.value.problems,
-        ("mask in colours, but is of mode L", "mask of 3 x 3 pixels for a frame of 6 x 8", "must be a colour picture", "cannot be read"),
+        (
+            "mask in colours, but is of mode L",
+            "mask of 3 x 3 pixels for a frame of 6 x 8",
+            "must be a colour picture",
+            "cannot be read",
+        ),
         strict=True,
-    ):  # fmt: skip
+    ):
         assert words in problem
         assert "frame000.png" in problem
 

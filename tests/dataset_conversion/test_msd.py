@@ -29,13 +29,16 @@ def make_task(tmp_path: Path) -> Callable[..., Path]:
         for identifier in training:
             write_nifti(folder / "labelsTr" / f"{identifier}.nii.gz", make_labels(range(1, len(names) + 1)))
         description: dict[str, Any] = {
-            "name": name, "licence": "CC-BY-SA 4.0", "tensorImageSize": "4D" if channels else "3D",
+            "name": name,
+            "licence": "CC-BY-SA 4.0",
+            "tensorImageSize": "4D" if channels else "3D",
             "modality": {str(number): text for number, text in enumerate(modality)},
             "labels": {str(value): text for value, text in enumerate(["background", *names])},
-            "numTraining": len(training), "numTest": len(test),
+            "numTraining": len(training),
+            "numTest": len(test),
             "training": [{"image": f"./imagesTr/{i}.nii.gz", "label": f"./labelsTr/{i}.nii.gz"} for i in training],
             "test": [f"./imagesTs/{i}.nii.gz" for i in test],
-        }  # fmt: skip
+        }
         (folder / "dataset.json").write_text(json.dumps(description))
         (folder / "._dataset.json").write_bytes(b"\0\5\x16\7")
         return folder
@@ -186,10 +189,14 @@ def test_missing_cases(hippocampus: Path, converted: Callable, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{", "truncated"), ("[]", "Expected `object`"), ('{"labels": {}}', "missing required field `modality`"),
-     ('{"modality": {}, "labels": {}, "training": [], "test": []}', "length >= 1"),
-     ('{"modality": {"0": "MRI"}, "labels": {"liver": 1}, "training": [], "test": []}', "Expected `int`")],
-)  # fmt: skip
+    [
+        ("{", "truncated"),
+        ("[]", "Expected `object`"),
+        ('{"labels": {}}', "missing required field `modality`"),
+        ('{"modality": {}, "labels": {}, "training": [], "test": []}', "length >= 1"),
+        ('{"modality": {"0": "MRI"}, "labels": {"liver": 1}, "training": [], "test": []}', "Expected `int`"),
+    ],
+)
 def test_other_descriptions_are_refused(hippocampus: Path, content: str, words: str) -> None:
     (hippocampus / "dataset.json").write_text(content)
     with pytest.raises(DatasetError, match=rf"dataset\.json: is not in the Decathlon's form \(.*{words}"):

@@ -102,9 +102,12 @@ def test_each_case_is_predicted_within_its_references_box(
         assert all(inside)
         assert (box == [list(side) for side in tight]) == (protocol.kind == "tight")
     summary = evaluate_folder(
-        tmp_path / "out", _only(raw, outcome.predicted, tmp_path), make_predictor(raw).description.labels, ".nii.gz",
+        tmp_path / "out",
+        _only(raw, outcome.predicted, tmp_path),
+        make_predictor(raw).description.labels,
+        ".nii.gz",
         protocol=record,
-    )  # fmt: skip
+    )
     written = json.loads((tmp_path / "out" / "summary.json").read_text())["protocol"]
     assert written == summary["protocol"] == record
     assert written["boxes_from_labels"] == protocol.kind
@@ -163,9 +166,13 @@ def test_mistakes(raw_dataset: Callable[..., Path], tmp_path: Path) -> None:
         predict_with_reference_boxes(make_predictor(raw), raw / "imagesTr", tmp_path, tmp_path / "out", TIGHT)
     with pytest.raises(OutputError, match="the output folder is the references'"):
         predict_with_reference_boxes(
-            make_predictor(raw), raw / "imagesTr", raw / "labelsTr", raw / "imagesTr" / ".." / "labelsTr", TIGHT,
+            make_predictor(raw),
+            raw / "imagesTr",
+            raw / "labelsTr",
+            raw / "imagesTr" / ".." / "labelsTr",
+            TIGHT,
             overwrite=True,
-        )  # fmt: skip
+        )
     lonely = raw / "labelsTr" / "z.nii.gz"
     lonely.touch()
     with pytest.raises(DatasetError, match=r"no image for 1 of the references in .*: z\. Add the images"):

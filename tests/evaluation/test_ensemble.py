@@ -83,14 +83,26 @@ def test_it_is_the_ensemble_in_memory(tmp_path: Path, labels: Labels) -> None:
     members = []
     for seed, (order, shape) in enumerate([((0, 1, 2), (5, 9, 7)), ((0, 1, 2), (6, 5, 8)), ((2, 0, 1), (6, 7, 9))]):
         properties = CaseProperties(
-            identifier="a", geometry=GEOMETRY, crop=((1, 6), (0, 9), (0, 7)), axis_order=order, spacing=(2.0, 1.5, 1.5),
+            identifier="a",
+            geometry=GEOMETRY,
+            crop=((1, 6), (0, 9), (0, 7)),
+            axis_order=order,
+            spacing=(2.0, 1.5, 1.5),
             resampled_shape=shape,
-        )  # fmt: skip
+        )
         configuration = Configuration(
-            name="x", axis_order=order, spacing=(2.0, 1.5, 1.5), median_shape=shape, separate_slices=False, window=3,
-            normalization=(NormalizationPlan(scheme="zscore"),), canvas=(16, 16), magnification=1.0, mirror_axes=(),
+            name="x",
+            axis_order=order,
+            spacing=(2.0, 1.5, 1.5),
+            median_shape=shape,
+            separate_slices=False,
+            window=3,
+            normalization=(NormalizationPlan(scheme="zscore"),),
+            canvas=(16, 16),
+            magnification=1.0,
+            mirror_axes=(),
             batch_size=1,
-        )  # fmt: skip
+        )
         logits = 3 * torch.randn(labels.num_outputs, *shape, generator=torch.Generator().manual_seed(seed))
         members.append((logits, properties, configuration))
 

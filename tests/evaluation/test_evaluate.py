@@ -47,8 +47,13 @@ def folders(tmp_path: Path) -> Folders:
 def test_summary_has_nnunets_schema_and_more(folders: Folders) -> None:
     summary = evaluate_folder(*folders, LABELS, ".nii.gz")
     assert set(summary) == {
-        "foreground_mean", "mean", "metric_per_case", "mIoU", "mIoU_with_background", "scoring",
-    }  # fmt: skip
+        "foreground_mean",
+        "mean",
+        "metric_per_case",
+        "mIoU",
+        "mIoU_with_background",
+        "scoring",
+    }
     assert list(summary["mean"]) == ["1", "2", "3"]
     assert [Path(e["prediction_file"]).name for e in summary["metric_per_case"]] == ["x.nii.gz", "y.nii.gz"]
     assert all(e["reference_file"].startswith(str(folders[1])) for e in summary["metric_per_case"])
@@ -241,11 +246,14 @@ def test_label_values_of_two_data_sets_are_brought_together(folders: Folders) ->
 def test_sites_and_videos_have_means_of_their_own(folders: Folders) -> None:
     description = parse_description(
         {
-            "channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz",
-            "sequences": {"clip": ["y"], "other": ["not_here"]}, "groups": {"A": ["x"], "B": ["clip", "elsewhere"]},
+            "channel_names": {"0": "MR"},
+            "labels": {"background": 0, "a": 1},
+            "file_ending": ".nii.gz",
+            "sequences": {"clip": ["y"], "other": ["not_here"]},
+            "groups": {"A": ["x"], "B": ["clip", "elsewhere"]},
         },
         name="Dataset001_Toy",
-    )  # fmt: skip
+    )
     subsets = subsets_of(description, ".nii.gz")
     assert subsets["groups"]["B"] == ["y.nii.gz", "elsewhere.nii.gz"]
     summary = evaluate_folder(*folders, LABELS, ".nii.gz", subsets=subsets)

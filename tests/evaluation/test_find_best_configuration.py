@@ -75,9 +75,11 @@ def test_a_pair_that_is_better_than_both_is_chosen(house: House) -> None:
 @pytest.mark.parametrize("errors", [(0.2, 0.5, 0.5), (0.3, 0.35, 0.9), (0.6, 0.6, 0.6), (0.0, 0.4, 0.0)])
 def test_the_choice_is_never_worse_than_any_candidate(house: House, seed: int, errors: tuple[float, ...]) -> None:
     house.models(
-        *({"name": name, "error": error, "seed": 10 * seed + number}
-          for number, (name, error) in enumerate(zip((A, B, C), errors, strict=True)))
-    )  # fmt: skip
+        *(
+            {"name": name, "error": error, "seed": 10 * seed + number}
+            for number, (name, error) in enumerate(zip((A, B, C), errors, strict=True))
+        )
+    )
     selection = house.find()
     found = dice_of(selection)
     assert set(found) == {(A,), (B,), (C,), (A, B), (A, C), (B, C)}

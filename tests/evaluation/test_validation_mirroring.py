@@ -39,9 +39,15 @@ class House:
     def choose(self, asked: bool | None = None, **options: Any) -> tuple[bool, str]:
         fold = self.model / "fold_0"
         return choose_validation_mirroring(
-            self.plan, self.plan.configuration(None), fold / "validation", fold / "checkpoint_best" / "checkpoint.json",
-            SIZES, asked=asked, predict=self.predict, **options,
-        )  # fmt: skip
+            self.plan,
+            self.plan.configuration(None),
+            fold / "validation",
+            fold / "checkpoint_best" / "checkpoint.json",
+            SIZES,
+            asked=asked,
+            predict=self.predict,
+            **options,
+        )
 
 
 @pytest.fixture

@@ -91,8 +91,11 @@ def main() -> int:
             found = [line for fault in faults for line in checked.problems(fault)]
             for line in found:
                 print(f"  {name} {line}", flush=True)
-            print(f"{name}: {checked.changes} changes of files, {len(faults)} faults, {len(found)} problems, "
-                  f"{time.monotonic() - started:.0f} s", flush=True)  # fmt: skip
+            print(
+                f"{name}: {checked.changes} changes of files, {len(faults)} faults, {len(found)} problems, "
+                f"{time.monotonic() - started:.0f} s",
+                flush=True,
+            )
             problems, tried = problems + len(found), tried + len(faults)
     print(f"{tried} faults, {problems} problems")
     return 1 if problems else 0

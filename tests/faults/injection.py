@@ -21,9 +21,14 @@ from masam_auto.cli.common import Main, run
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 # Where the paths that change stand among an event's arguments, and where the folder's descriptor may stand.
 CHANGES = {
-    "os.rename": ((0, 1), (2, 3)), "os.remove": ((0,), (1,)), "os.mkdir": ((0,), (2,)), "os.rmdir": ((0,), (1,)),
-    "os.link": ((1,), (3,)), "os.symlink": ((1,), (2,)), "os.truncate": ((0,), (None,)),
-}  # fmt: skip
+    "os.rename": ((0, 1), (2, 3)),
+    "os.remove": ((0,), (1,)),
+    "os.mkdir": ((0,), (2,)),
+    "os.rmdir": ((0,), (1,)),
+    "os.link": ((1,), (3,)),
+    "os.symlink": ((1,), (2,)),
+    "os.truncate": ((0,), (None,)),
+}
 ERRORS = {name: getattr(errno, name) for name in ("ENOSPC", "EIO", "EACCES")}
 SIGNALS = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
 CHANGE = "."

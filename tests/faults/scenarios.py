@@ -76,9 +76,12 @@ def make_download(root: Path) -> None:
             shutil.move(file, task / folder / file.name.replace(kept, "") if kept else task / folder / file.name)
     names = [file.name for file in sorted((task / "labelsTr").iterdir())]
     description = {
-        "name": "Toy", "modality": {"0": "MRI"}, "labels": {"0": "background", "1": "a", "2": "b"}, "test": [],
+        "name": "Toy",
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "a", "2": "b"},
+        "test": [],
         "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names],
-    }  # fmt: skip
+    }
     (task / "dataset.json").write_text(json.dumps(description))
     shutil.rmtree(source)
 

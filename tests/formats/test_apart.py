@@ -21,6 +21,8 @@ from masam_auto.formats.apart import read_apart
 from masam_auto.formats.decoders import DECODERS
 from masam_auto.formats.volumes import decode_itk, read_itk
 
+pytestmark = pytest.mark.slow
+
 # A decoding process that decodes otherwise: each function of these is put among the real ones.
 ODD = """
 import logging, os, signal, time, numpy as np

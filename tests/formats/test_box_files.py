@@ -16,10 +16,15 @@ from masam_auto.formats.box_files import read_boxes
 CASES = ("a", "b", "c")
 VOXELS = {"unit": "voxel", "min": [1, 2, 3], "max": [4, 5, 6]}
 ROI: dict[str, Any] = {
-    "type": "ROI", "roiType": "Box", "name": "R", "coordinateSystem": "LPS", "coordinateUnits": "mm",
-    "center": [10.0, 20.0, 30.0], "orientation": [-1.0, -0.0, 0.0, -0.0, -1.0, 0.0, 0.0, 0.0, 1.0],
+    "type": "ROI",
+    "roiType": "Box",
+    "name": "R",
+    "coordinateSystem": "LPS",
+    "coordinateUnits": "mm",
+    "center": [10.0, 20.0, 30.0],
+    "orientation": [-1.0, -0.0, 0.0, -0.0, -1.0, 0.0, 0.0, 0.0, 1.0],
     "size": [4.0, 6.0, 8.0],
-}  # fmt: skip
+}
 GRID = Geometry(shape=(60, 60, 60), spacing=(1.0, 1.0, 1.0))
 
 
@@ -83,8 +88,8 @@ def test_a_single_markup_is_for_the_case_of_its_name_or_for_the_only_one(tmp_pat
     ("content", "message"),
     [
         ("{damaged", "is not valid JSON"),
-        ([], "expected {\"CASE\""),
-        ({}, "expected {\"CASE\""),
+        ([], 'expected {"CASE"'),
+        ({}, 'expected {"CASE"'),
         ({"a": 3}, "case a: a box is"),
         ({"a": VOXELS | {"minimum": 1}}, "case a: a box is"),
         ({"a": [VOXELS, {"unit": "mm", "min": [0, 0, 0]}]}, "case a, box 2: a box is"),
@@ -95,8 +100,8 @@ def test_a_single_markup_is_for_the_case_of_its_name_or_for_the_only_one(tmp_pat
         ({"a": VOXELS | {"unit": "mm", "max": [1, 2, 1e308]}}, "case a: max must be three numbers"),
         ({"a": VOXELS | {"min": [4, 2, 3]}}, "min must be below max along every axis"),
         ({"a": VOXELS | {"min": [1.5, 2, 3]}}, "voxel indices must be whole numbers"),
-        ({"a": VOXELS | {"unit": "cm"}}, "unit must be \"voxel\" or \"mm\", got 'cm'"),
-        ({"a": VOXELS | {"coordinates": "RAS"}}, "\"coordinates\" goes with \"mm\""),
+        ({"a": VOXELS | {"unit": "cm"}}, 'unit must be "voxel" or "mm", got \'cm\''),
+        ({"a": VOXELS | {"coordinates": "RAS"}}, '"coordinates" goes with "mm"'),
         ({"a": VOXELS | {"unit": "mm", "coordinates": ["LPS"]}}, "coordinates must be LPS or RAS"),
         ({"a": VOXELS, "z": VOXELS}, "boxes for z, but there is no such image. The cases are a, b, c;"),
         ({"markups": 3}, "not a markup file of 3D Slicer"),
@@ -111,7 +116,7 @@ def test_a_single_markup_is_for_the_case_of_its_name_or_for_the_only_one(tmp_pat
         ({"markups": [ROI | {"orientation": [1, 0]}]}, "orientation must be nine numbers"),
         ({"markups": [ROI | {"orientation": [0.0] * 9}]}, "orientation must be a rotation"),
     ],
-)  # fmt: skip
+)
 def test_what_makes_no_sense_is_refused_in_one_line(tmp_path: Path, content: Any, message: str) -> None:
     path = write(tmp_path / "a.json", content)
     with pytest.raises(DatasetError, match=message) as caught:

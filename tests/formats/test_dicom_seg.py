@@ -85,9 +85,11 @@ def test_enhanced_source(tmp_path: Path, order: tuple[int, ...]) -> None:
     write_dicom_seg(tmp_path / "out.dcm", make_labels(), raw.geometry, [file], NAMES)
     segmentation = highdicom.seg.segread(tmp_path / "out.dcm")
     found = segmentation.get_pixels_by_source_frame(
-        source_sop_instance_uid=highdicom.imread(file).SOPInstanceUID, source_frame_numbers=range(1, 8),
-        combine_segments=True, assert_missing_frames_are_empty=True,
-    )  # fmt: skip
+        source_sop_instance_uid=highdicom.imread(file).SOPInstanceUID,
+        source_frame_numbers=range(1, 8),
+        combine_segments=True,
+        assert_missing_frames_are_empty=True,
+    )
     np.testing.assert_array_equal(found, make_labels()[list(order)])
 
 

@@ -120,8 +120,12 @@ def test_a_part_beyond_its_image_is_refused(tmp_path: Path, crop: Any) -> None:
     geometry = json.dumps(to_plain(Geometry(shape=(2, 1, 1), spacing=(1.0, 1.0, 1.0))))
     sizes = tuple(max(high - low, 0) for low, high in crop)
     np.savez(
-        tmp_path / "a.npz", probabilities=np.zeros((1, *sizes), np.float16), crop=np.asarray(crop), geometry=geometry,
-        outputs=np.asarray(["a"]), has_regions=False,
-    )  # fmt: skip
+        tmp_path / "a.npz",
+        probabilities=np.zeros((1, *sizes), np.float16),
+        crop=np.asarray(crop),
+        geometry=geometry,
+        outputs=np.asarray(["a"]),
+        has_regions=False,
+    )
     with pytest.raises(ImageError, match=r"a\.npz: cannot be read as probabilities"):
         read_probabilities(tmp_path / "a.npz")

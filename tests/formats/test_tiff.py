@@ -281,9 +281,12 @@ def test_only_what_is_called_alpha_is_dropped(tmp_path: Path, samples: int, extr
     photometric = "rgb" if samples == 4 and extra else "minisblack"
     extras = [extra] * (1 if photometric == "rgb" or samples == 2 else samples - 1)
     tifffile.imwrite(
-        tmp_path / "a.tif", np.ones((6, 5, samples), np.uint8), photometric=photometric, planarconfig="contig",
+        tmp_path / "a.tif",
+        np.ones((6, 5, samples), np.uint8),
+        photometric=photometric,
+        planarconfig="contig",
         extrasamples=extras,
-    )  # fmt: skip
+    )
     assert read_image(tmp_path / "a.tif", channels=channels)[0].shape == (channels, 1, 6, 5)
 
 

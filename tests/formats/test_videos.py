@@ -33,8 +33,15 @@ def test_frames_come_back(tmp_path: Path, ending: str) -> None:
     assert raw.geometry.shape == (12, 21, 34) and raw.geometry.spacing == (1.0, 1.0, 1.0)
 
 
-KINDS = ((".mp4", "mpeg4"), (".mov", "mpeg4"), (".m4v", "mpeg4"), (".webm", "vp8"), (".wmv", "wmv2"),
-         (".mpg", "mpeg2video"), (".mpeg", "mpeg1video"))  # fmt: skip
+KINDS = (
+    (".mp4", "mpeg4"),
+    (".mov", "mpeg4"),
+    (".m4v", "mpeg4"),
+    (".webm", "vp8"),
+    (".wmv", "wmv2"),
+    (".mpg", "mpeg2video"),
+    (".mpeg", "mpeg1video"),
+)
 
 
 @pytest.mark.parametrize(("ending", "codec"), KINDS)
@@ -52,9 +59,16 @@ def test_every_kind_is_read_under_any_name(ending: str, codec: str, tmp_path: Pa
         assert array.shape == (3, 12, 32, 48) and abs(float(array.mean()) - 200) < 5
 
 
-STREAMS = (("mpeg4", "mp4", {"movflags": "faststart"}), ("mpeg4", "mp4", {"movflags": "frag_keyframe+empty_moov"}),
-           ("mpeg4", "m4v", {}), ("mpeg2video", "mpegts", {}), ("mpeg2video", "mpegts", {"mpegts_m2ts_mode": "1"}),
-           ("mpeg2video", "mpeg2video", {}), ("mpeg2video", "dvd", {}), ("libx264", "h264", {}))  # fmt: skip
+STREAMS = (
+    ("mpeg4", "mp4", {"movflags": "faststart"}),
+    ("mpeg4", "mp4", {"movflags": "frag_keyframe+empty_moov"}),
+    ("mpeg4", "m4v", {}),
+    ("mpeg2video", "mpegts", {}),
+    ("mpeg2video", "mpegts", {"mpegts_m2ts_mode": "1"}),
+    ("mpeg2video", "mpeg2video", {}),
+    ("mpeg2video", "dvd", {}),
+    ("libx264", "h264", {}),
+)
 
 
 @pytest.mark.parametrize(("codec", "form", "options"), STREAMS)

@@ -73,10 +73,16 @@ def _pictures(folder: Path, generator: np.random.Generator) -> None:
     colours = generator.integers(0, 255, (9, 11, 3)).astype(np.uint8)
     grey = Image.fromarray(colours[..., 0])
     pictures = {
-        "colour.png": Image.fromarray(colours), "grey.png": grey, "palette.png": Image.fromarray(colours).quantize(8),
-        "two.png": grey.convert("1"), "deep.png": Image.fromarray(colours[..., 0].astype(np.uint16) * 200),
-        "colour.bmp": Image.fromarray(colours), "grey.bmp": grey, "colour.jpg": Image.fromarray(colours), "grey.jpeg": grey,
-    }  # fmt: skip
+        "colour.png": Image.fromarray(colours),
+        "grey.png": grey,
+        "palette.png": Image.fromarray(colours).quantize(8),
+        "two.png": grey.convert("1"),
+        "deep.png": Image.fromarray(colours[..., 0].astype(np.uint16) * 200),
+        "colour.bmp": Image.fromarray(colours),
+        "grey.bmp": grey,
+        "colour.jpg": Image.fromarray(colours),
+        "grey.jpeg": grey,
+    }
     for name, picture in pictures.items():
         picture.save(folder / f"image__{name}")
 
@@ -171,9 +177,16 @@ def _model(folder: Path, plan: Plan) -> None:
     network = tiny_training.build_tiny(plan.network, canvas=configuration.canvas, in_channels=1, num_outputs=3)
     state = network.state_dict()
     header = ModelHeader(
-        dataset_name=plan.dataset_name, configuration=configuration.name, fold="0", epoch=2, network=plan.network,
-        plan_digest=plan_digest(plan, configuration), canvas=configuration.canvas, in_channels=1, num_outputs=3,
-    )  # fmt: skip
+        dataset_name=plan.dataset_name,
+        configuration=configuration.name,
+        fold="0",
+        epoch=2,
+        network=plan.network,
+        plan_digest=plan_digest(plan, configuration),
+        canvas=configuration.canvas,
+        in_channels=1,
+        num_outputs=3,
+    )
     model = folder / ".model" / "masam__axis0"
     checkpoint = Checkpoint(header=header, state=TrainingState(epoch=2), model=state, weights=state, optimizers=())
     save_checkpoint(model / "fold_0", checkpoint, best=True)

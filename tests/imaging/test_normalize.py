@@ -23,10 +23,17 @@ def one(scheme: str, **options: float | bool) -> tuple[NormalizationPlan]:
 @pytest.mark.parametrize(
     ("channel", "scheme"),
     [
-        ("CT", "ct"), ("ct", "ct"), ("Rescale_To_0_1", "rescale_to_0_1"), ("rgb_to_0_1", "rgb_to_0_1"),
-        ("nonorm", "noNorm"), ("noNorm", "noNorm"), ("zscore", "zscore"), ("T2", "zscore"), ("CT angio", "zscore"),
+        ("CT", "ct"),
+        ("ct", "ct"),
+        ("Rescale_To_0_1", "rescale_to_0_1"),
+        ("rgb_to_0_1", "rgb_to_0_1"),
+        ("nonorm", "noNorm"),
+        ("noNorm", "noNorm"),
+        ("zscore", "zscore"),
+        ("T2", "zscore"),
+        ("CT angio", "zscore"),
     ],
-)  # fmt: skip
+)
 def test_scheme_follows_the_channel_name(channel: str, scheme: str) -> None:
     assert choose_scheme(channel) == scheme
     assert scheme in NORMALIZERS

@@ -64,16 +64,25 @@ def write_model(results: Path, *, folds: Sequence[int] = (0, 1), plan: Plan | No
     labels, truth = parse_labels(tiny.LABELS, None), np.ones((2, 4, 4), np.uint8)
     for fold in folds:
         given: dict[str, Any] = {
-            "dataset_name": plan.dataset_name, "configuration": configuration.name, "fold": str(fold), "epoch": 2,
-            "network": plan.network, "plan_digest": plan_digest(plan, configuration), "canvas": configuration.canvas,
-            "in_channels": 1, "num_outputs": 3,
+            "dataset_name": plan.dataset_name,
+            "configuration": configuration.name,
+            "fold": str(fold),
+            "epoch": 2,
+            "network": plan.network,
+            "plan_digest": plan_digest(plan, configuration),
+            "canvas": configuration.canvas,
+            "in_channels": 1,
+            "num_outputs": 3,
             "pretrained_weights": f"{PLACE}/results/Dataset009_First/masam__2d/fold_0/checkpoint_best",
-        }  # fmt: skip
+        }
         state = {name: tensor + fold for name, tensor in network.state_dict().items()}
         checkpoint = Checkpoint(
-            header=ModelHeader(**given | header), state=TrainingState(epoch=2, step=6, best_dice=0.5, wall_seconds=3600.0),
-            model=state, weights=state, optimizers=(),
-        )  # fmt: skip
+            header=ModelHeader(**given | header),
+            state=TrainingState(epoch=2, step=6, best_dice=0.5, wall_seconds=3600.0),
+            model=state,
+            weights=state,
+            optimizers=(),
+        )
         save_checkpoint(folder / f"fold_{fold}", checkpoint, best=True)
         metrics = evaluate_arrays(truth, truth, labels, spacing=(1.0, 1.0, 1.0))
         files = {"prediction_file": f"{PLACE}/{SECRET}.nii.gz", "reference_file": f"{PLACE}/x.nii.gz"}
@@ -111,11 +120,14 @@ def test_the_same_networks_come_out(model: Path, tmp_path: Path) -> None:
     assert description.is_video  # although the videos' names are left out
     before, after = (
         load_networks(
-            [place / f"fold_{fold}" / "checkpoint_best" for fold in (0, 1)], plan, plan.configuration(None), description,
+            [place / f"fold_{fold}" / "checkpoint_best" for fold in (0, 1)],
+            plan,
+            plan.configuration(None),
+            description,
             device=torch.device("cpu"),
         )
         for place in (model, folder)
-    )  # fmt: skip
+    )
     for one, other in zip(before, after, strict=True):
         assert all(
             torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
@@ -126,8 +138,13 @@ def test_nothing_tells_who_the_cases_are_or_where_it_was_made(model: Path, tmp_p
     files = content(install(export(model, tmp_path / "model.zip"), tmp_path))
     assert not [name for name, data in files.items() if SECRET.encode() in data or b"/home" in data]
     assert {Path(name).name for name in files} == {
-        "plan.json", "dataset.json", "README.md", "model.safetensors", "checkpoint.json", "summary.json"
-    }  # fmt: skip
+        "plan.json",
+        "dataset.json",
+        "README.md",
+        "model.safetensors",
+        "checkpoint.json",
+        "summary.json",
+    }
 
 
 def test_the_card_says_which_folds_were_validated_without_flips(model: Path, tmp_path: Path) -> None:
@@ -231,9 +248,13 @@ def test_a_selection_goes_with_all_of_its_models(model: Path, tmp_path: Path) ->
     chosen = Selection(
         dataset_name="Dataset001_Toy",
         members=tuple(SelectedModel(plan_name="masam", configuration=name, folds=(0,)) for name in ("axis0", "2d")),
-        postprocessing=Postprocessing(), dice=0.8765, dice_by_class={}, cases=9, candidates=(),
+        postprocessing=Postprocessing(),
+        dice=0.8765,
+        dice_by_class={},
+        cases=9,
+        candidates=(),
         reasons=("1 of 9 cases is not covered: john_doe.",),
-    )  # fmt: skip
+    )
     members = [ExportedModel(model=describe_model(folder), folds=(0,)) for folder in folders]
     export_model(members, tmp_path / "both.zip", selection=chosen)
     installed = install_model(tmp_path / "both.zip", tmp_path / "here", weights=tmp_path)
@@ -369,9 +390,15 @@ def foreign_selection(inside: Path) -> None:
 
 def write_selection(inside: Path, member: SelectedModel) -> None:
     chosen = Selection(
-        dataset_name="Dataset001_Toy", members=(member,), postprocessing=Postprocessing(), dice=0.0, dice_by_class={},
-        cases=1, candidates=(), reasons=(),
-    )  # fmt: skip
+        dataset_name="Dataset001_Toy",
+        members=(member,),
+        postprocessing=Postprocessing(),
+        dice=0.0,
+        dice_by_class={},
+        cases=1,
+        candidates=(),
+        reasons=(),
+    )
     write_json(inside / SELECTION_NAME, chosen)
 
 

@@ -127,9 +127,12 @@ def test_the_reference_implementations_checkpoint_is_imported(
 ) -> None:
     reference = reference_folder.read_reference(GIVEN)
     folder = do_import(
-        GIVEN / f"masam_{mode}.pth", mode=mode, sam=GIVEN / "sam.pth",
-        description=describe(tmp_path, classes=3), configuration=configure(128),
-    )  # fmt: skip
+        GIVEN / f"masam_{mode}.pth",
+        mode=mode,
+        sam=GIVEN / "sam.pth",
+        description=describe(tmp_path, classes=3),
+        configuration=configure(128),
+    )
     network = load_model(folder)
     # The files hold SAM's random position encoding rounded to float16; tests/network/test_reference.py has the rest.
     assert reference_folder.error(network, reference, mode) <= 1e-3

@@ -53,9 +53,16 @@ def test_missing_weights_say_where_what_and_how(tmp_path: Path) -> None:
         find_sam_file(tmp_path / "weights", "vit_b")
     message = str(caught.value)
     for part in (
-        str(tmp_path / "weights"), "sam_vit_b_01ec64.pth", "vit_b.pth", "vit_b.safetensors", "sam_vit_b*.pth",
-        "masam_fetch_weights vit_b", "--sam_checkpoint PATH", "MASAM_WEIGHTS", "--from_scratch",
-    ):  # fmt: skip
+        str(tmp_path / "weights"),
+        "sam_vit_b_01ec64.pth",
+        "vit_b.pth",
+        "vit_b.safetensors",
+        "sam_vit_b*.pth",
+        "masam_fetch_weights vit_b",
+        "--sam_checkpoint PATH",
+        "MASAM_WEIGHTS",
+        "--from_scratch",
+    ):
         assert part in message
     assert "\n" not in message
     with pytest.raises(ModelError, match=r"no SAM weights of custom in .*\. Name a file \(--sam_checkpoint"):

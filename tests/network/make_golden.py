@@ -73,9 +73,16 @@ def reference_network(*, box: bool) -> nn.Module:
         from segment_anything.modeling.mask_decoder import MaskDecoder
         from segment_anything.modeling.sam import Sam
     encoder = ImageEncoderViT(
-        depth=2, embed_dim=DIM, img_size=CANVAS, num_heads=HEADS, norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        use_rel_pos=True, window_size=14, global_attn_indexes=GLOBAL, out_chans=EMBEDDING,
-    )  # fmt: skip
+        depth=2,
+        embed_dim=DIM,
+        img_size=CANVAS,
+        num_heads=HEADS,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=14,
+        global_attn_indexes=GLOBAL,
+        out_chans=EMBEDDING,
+    )
     for block in encoder.blocks:
         narrow_adapters(block)
     grid = (CANVAS // 16, CANVAS // 16)

@@ -48,9 +48,13 @@ class Reference:
         """Sizes as config.json says."""
         c = self.config
         return sam_encoder(
-            dim=c["dim"], depth=c["depth"], heads=c["heads"], global_blocks=tuple(c["global"]),
-            embedding=c["prompt_dim"], decoder_mlp=c["mlp"],
-        )  # fmt: skip
+            dim=c["dim"],
+            depth=c["depth"],
+            heads=c["heads"],
+            global_blocks=tuple(c["global"]),
+            embedding=c["prompt_dim"],
+            decoder_mlp=c["mlp"],
+        )
 
     def boxes_of(self, mode: str) -> Tensor | None:
         """The boxes that a mode is given."""
@@ -140,10 +144,16 @@ def sam_state(config: dict[str, Any]) -> dict[str, Tensor]:
     """A SAM-format state dict at SAM's own canvas, from the segment-anything package."""
     width, side = config["prompt_dim"], config["sam_image_size"]
     encoder = sam.ImageEncoderViT(
-        depth=config["depth"], embed_dim=config["dim"], img_size=side, num_heads=config["heads"], window_size=14,
-        norm_layer=functools.partial(nn.LayerNorm, eps=1e-6), use_rel_pos=True, out_chans=width,
+        depth=config["depth"],
+        embed_dim=config["dim"],
+        img_size=side,
+        num_heads=config["heads"],
+        window_size=14,
+        norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        out_chans=width,
         global_attn_indexes=tuple(config["global"]),
-    )  # fmt: skip
+    )
     prompts = sam.PromptEncoder(
         embed_dim=width, image_embedding_size=(side // 16,) * 2, input_image_size=(side,) * 2, mask_in_chans=16
     )
@@ -165,9 +175,13 @@ def plain_network(
     """The plain network with SAM's weights, resized as the reference does, and random adapted ones."""
     grid = config["image_size"] // 16
     spec = sam_encoder(
-        dim=config["dim"], depth=config["depth"], heads=config["heads"], global_blocks=tuple(config["global"]),
-        embedding=config["prompt_dim"], decoder_mlp=config["mlp"],
-    )  # fmt: skip
+        dim=config["dim"],
+        depth=config["depth"],
+        heads=config["heads"],
+        global_blocks=tuple(config["global"]),
+        embedding=config["prompt_dim"],
+        decoder_mlp=config["mlp"],
+    )
     plan = network_plan_of(
         read_variant(published_shapes(config), origin="made"), spec, scale=config["scale"], prompt="box", origin="made"
     )

@@ -294,8 +294,11 @@ def test_the_iou_head_is_what_the_reference_trains_more():
 
 def test_the_log_says_what_learns():
     line = learning_summary(make_network(decoder="sam"))
-    assert re.fullmatch(r"[\d.]+ of [\d.]+ million parameters learn: increments [\d.]+, adapters [\d.]+, "
-                        r"prompt encoder [\d.e-]+, decoder [\d.]+", line)  # fmt: skip
+    assert re.fullmatch(
+        r"[\d.]+ of [\d.]+ million parameters learn: increments [\d.]+, adapters [\d.]+, "
+        r"prompt encoder [\d.e-]+, decoder [\d.]+",
+        line,
+    )
     assert "increments" not in learning_summary(make_network(trained="none"))
 
 

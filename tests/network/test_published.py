@@ -58,7 +58,9 @@ def test_the_plan_is_read_off_the_tensors(fields, num_outputs):
         variant, spec, scale=network.plan.increment_scale, prompt=network.plan.prompt, origin="a.pth"
     )
     assert variant.num_outputs == num_outputs
-    expected = {"increment_rank", "adapters", "decoder", "prompt", *fields} - ({"adapter_channels"} if fields["adapters"] == "none" else set())  # fmt: skip
+    expected = {"increment_rank", "adapters", "decoder", "prompt", *fields} - (
+        {"adapter_channels"} if fields["adapters"] == "none" else set()
+    )
     assert all(getattr(plan, field) == getattr(network.plan, field) for field in expected)
     assert encoder_of(plan) == spec
 

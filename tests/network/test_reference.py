@@ -111,6 +111,7 @@ def test_sizes_are_read_off_the_sam_checkpoint(reference):
     assert infer_encoder(state, canvas=canvas, origin="sam.pth") == reference.spec
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["given", UNROUNDED], indirect=True)
 @pytest.mark.parametrize("wrong", ["adapter", "scale"])
 def test_a_wrong_network_cannot_hide_behind_the_recovered_matrix(reference, wrong):

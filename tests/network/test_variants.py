@@ -93,6 +93,7 @@ def train(network, windows, *, boxes: bool = False, steps: int = STEPS) -> list[
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields", VARIANTS, ids=lambda fields: " ".join(map(str, fields.values())) or "default")
 def test_a_variant_learns_what_it_says_and_nothing_else(make, fields):
     network = make(**fields)

@@ -180,9 +180,14 @@ def test_checkpoints_of_trainings_are_read_and_those_with_more_than_tensors_say_
     optimizer.step()
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=9).state_dict()
     whole = {
-        "model": {f"module.{name}": value for name, value in model.state_dict().items()}, "epoch": 3, "best": None,
-        "optimizer": optimizer.state_dict(), "schedule": schedule, "rng": torch.get_rng_state(), "shape": torch.Size([2]),
-    }  # fmt: skip
+        "model": {f"module.{name}": value for name, value in model.state_dict().items()},
+        "epoch": 3,
+        "best": None,
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule,
+        "rng": torch.get_rng_state(),
+        "shape": torch.Size([2]),
+    }
     torch.save(whole, tmp_path / "w.pth", _use_new_zipfile_serialization=new)
     assert load_sam_checkpoint(tmp_path / "w.pth").keys() == model.state_dict().keys()
     torch.save(whole | {"args": Namespace(lr=1)}, tmp_path / "w.pth", _use_new_zipfile_serialization=new)

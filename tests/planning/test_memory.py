@@ -78,6 +78,7 @@ def test_kept_activations_of_the_small_encoder():
     assert a_windows_bytes(load) == pytest.approx(kept_bytes(load), rel=0.25)
 
 
+@pytest.mark.slow
 def test_kept_activations_of_sam():
     load = make_load("vit_b", (224, 224), 1)
     assert a_windows_bytes(load) == pytest.approx(kept_bytes(load, batch=2) - kept_bytes(load), rel=0.08)

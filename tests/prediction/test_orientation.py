@@ -45,10 +45,8 @@ from masam_auto.preprocessing.preprocess import preprocess_dataset
 from tests import dicom_files, intensity_model
 
 CODES = [
-    "".join(letters)
-    for order in itertools.permutations(("LR", "PA", "SI"))
-    for letters in itertools.product(*order)
-]  # fmt: skip
+    "".join(letters) for order in itertools.permutations(("LR", "PA", "SI")) for letters in itertools.product(*order)
+]
 MODEL_AXES = "LPS"
 CASE = "case_000"
 
@@ -146,9 +144,13 @@ def check(folder: Path, images: Path, *, probabilities: bool = False) -> np.ndar
 @pytest.mark.parametrize("axis_order", [(0, 1, 2), (2, 0, 1)])
 @pytest.mark.parametrize("axes", ["LPS", "PIR"])
 def test_prediction(
-    raw: Path, images: Path, tmp_path: Path, axis_order: tuple[int, int, int], axes: str,
+    raw: Path,
+    images: Path,
+    tmp_path: Path,
+    axis_order: tuple[int, int, int],
+    axes: str,
     caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
+) -> None:
     predictor = by_place(intensity_model.make_predictor(raw, spacing=(2.6, 0.9, 1.1), axis_order=axis_order), axes=axes)
     with caplog.at_level(logging.INFO, "masam_auto"):
         outcome = predict_folder(predictor, images, tmp_path / "out", save_probabilities=True)
@@ -298,9 +300,12 @@ def prepared(paths: Paths, name: str) -> tuple[Dataset, Fingerprint, Plan, dict[
 
 @pytest.mark.parametrize("labels_too", [True, False])
 def test_a_mixed_training_set_is_brought_to_its_most_frequent_axes(
-    raw_dataset: Callable[..., Path], paths: Paths, tmp_path: Path,
-    caplog: pytest.LogCaptureFixture, labels_too: bool,
-) -> None:  # fmt: skip
+    raw_dataset: Callable[..., Path],
+    paths: Paths,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    labels_too: bool,
+) -> None:
     """What follows is what would be if all had been stored so; also where label files are stored otherwise than images."""
     options: dict[str, Any] = {"cases": 5, "channels": 2, "shape": (5, 14, 11)}
     raw_dataset(number=1, **options)

@@ -84,9 +84,12 @@ def other_data_set(predictor: Predictor) -> Predictor:
 )
 @pytest.mark.parametrize("options", [{}, {"continue_prediction": True}])
 def test_predictions_of_two_models_do_not_mix(
-    raw_dataset: Make, tmp_path: Path, change: Callable[[Predictor], Predictor], message: str,
+    raw_dataset: Make,
+    tmp_path: Path,
+    change: Callable[[Predictor], Predictor],
+    message: str,
     options: dict[str, bool],
-) -> None:  # fmt: skip
+) -> None:
     raw, out = raw_dataset(cases=2), tmp_path / "out"
     first = intensity_model.make_predictor(raw)
     predict_folder(first, raw / "imagesTr", out, only=["case_000"])

@@ -196,8 +196,14 @@ def failing(monkeypatch: pytest.MonkeyPatch, name: str, failures: dict[str, list
 
 
 @pytest.mark.parametrize("step", ["read_case", "write_segmentation"])
-@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"),
-                                   RuntimeError("DefaultCPUAllocator: can't allocate memory")])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
 def test_a_case_that_ran_out_of_memory_is_done_at_the_end_alone(
     raw_dataset: Make,
     tmp_path: Path,

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RANK = ROOT / "tests" / "predicting_rank.py"
 CASES = 8
 ALL = [f"case_{i:03d}" for i in range(CASES)]
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="signals")]
 
 
 @pytest.fixture

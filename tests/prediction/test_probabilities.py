@@ -21,10 +21,18 @@ PROPERTIES = CaseProperties(
     resampled_shape=(8, 9, 6),
 )
 CONFIGURATION = Configuration(
-    name="axis2", axis_order=(2, 0, 1), spacing=(2.0, 1.5, 1.5), median_shape=(8, 9, 6),
-    normalization=(NormalizationPlan(scheme="zscore"),), separate_slices=False, window=3, canvas=(16, 16),
-    magnification=1.0, mirror_axes=(), batch_size=1,
-)  # fmt: skip
+    name="axis2",
+    axis_order=(2, 0, 1),
+    spacing=(2.0, 1.5, 1.5),
+    median_shape=(8, 9, 6),
+    normalization=(NormalizationPlan(scheme="zscore"),),
+    separate_slices=False,
+    window=3,
+    canvas=(16, 16),
+    magnification=1.0,
+    mirror_axes=(),
+    batch_size=1,
+)
 
 
 def member(outputs: int) -> MemberLogits:

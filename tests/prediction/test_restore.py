@@ -32,10 +32,18 @@ def make_member(
         identifier="a", geometry=geometry, crop=CROP, axis_order=order, spacing=(2.0, 1.5, 1.5), resampled_shape=shape
     )
     configuration = Configuration(
-        name="axis", axis_order=order, spacing=(2.0, 1.5, 1.5), median_shape=shape,
-        normalization=(NormalizationPlan(scheme="zscore"),), separate_slices=thick, window=3, canvas=(16, 16),
-        magnification=1.0, mirror_axes=(), batch_size=1,
-    )  # fmt: skip
+        name="axis",
+        axis_order=order,
+        spacing=(2.0, 1.5, 1.5),
+        median_shape=shape,
+        normalization=(NormalizationPlan(scheme="zscore"),),
+        separate_slices=thick,
+        window=3,
+        canvas=(16, 16),
+        magnification=1.0,
+        mirror_axes=(),
+        batch_size=1,
+    )
     logits = 3 * torch.randn(outputs, *shape, generator=torch.Generator().manual_seed(seed))
     member = MemberLogits(slices=enumerate(logits.unbind(1)), properties=properties, configuration=configuration)
     return member, logits

@@ -27,7 +27,7 @@ def test_description_origin_and_folds_are_laid_down(raw_dataset: Callable[..., P
 
 def test_folds_that_are_there_stay_and_late_cases_are_announced(
     raw_dataset: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:  # fmt: skip
+) -> None:
     raw = raw_dataset(cases=3)
     path = tmp_path / "pre" / "splits.json"
     path.parent.mkdir()
@@ -43,7 +43,7 @@ def test_folds_that_are_there_stay_and_late_cases_are_announced(
 
 def test_folds_of_the_raw_folder_are_taken(
     raw_dataset: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:  # fmt: skip
+) -> None:
     raw = raw_dataset(cases=3)
     given = raw / "splits.json"
     given.write_text(json.dumps([{"train": ["case_000"], "val": ["case_001", "case_002"], "test": ["elsewhere"]}]))
@@ -106,10 +106,12 @@ def test_a_patients_cases_stay_together_and_given_folds_that_divide_one_are_warn
 
 @pytest.mark.parametrize(
     ("fold", "words"),
-    [({"train": ["case_000"], "val": ["stranger"]}, "unknown cases in val: stranger"),
-     ({"train": ["case_000", "case_000"], "val": ["case_001"]}, "twice in train: case_000"),
-     ({"train": ["case_000"], "val": ["case_000"]}, "in train and in val: case_000")],
-)  # fmt: skip
+    [
+        ({"train": ["case_000"], "val": ["stranger"]}, "unknown cases in val: stranger"),
+        ({"train": ["case_000", "case_000"], "val": ["case_001"]}, "twice in train: case_000"),
+        ({"train": ["case_000"], "val": ["case_000"]}, "in train and in val: case_000"),
+    ],
+)
 def test_folds_of_the_raw_folder_that_do_not_fit_are_not_taken(
     raw_dataset: Callable[..., Path], tmp_path: Path, fold: dict[str, list[str]], words: str
 ) -> None:

@@ -40,10 +40,17 @@ CASES = ["case_000", "case_001", "case_002"]
 
 def configure(name: str = "axis0", *, channels: int = 1, **changes: object) -> Configuration:
     fields = {
-        "axis_order": (0, 1, 2), "spacing": (3.0, 1.0, 0.8), "median_shape": (6, 16, 14), "separate_slices": False,
-        "normalization": (NormalizationPlan(scheme="zscore"),) * channels, "window": 3, "canvas": (32, 32),
-        "magnification": 1.0, "mirror_axes": (), "batch_size": 2,
-    }  # fmt: skip
+        "axis_order": (0, 1, 2),
+        "spacing": (3.0, 1.0, 0.8),
+        "median_shape": (6, 16, 14),
+        "separate_slices": False,
+        "normalization": (NormalizationPlan(scheme="zscore"),) * channels,
+        "window": 3,
+        "canvas": (32, 32),
+        "magnification": 1.0,
+        "mirror_axes": (),
+        "batch_size": 2,
+    }
     return Configuration(**({"name": name} | fields | changes))  # type: ignore[arg-type]
 
 
@@ -415,6 +422,7 @@ t.preprocess_dataset(open_dataset(paths, "1"), t.make_plan(t.configure()), paths
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_killed_in_the_middle_it_is_completed(
     dataset: Dataset, paths: Paths, tmp_path: Path, how: signal.Signals
@@ -422,9 +430,13 @@ def test_killed_in_the_middle_it_is_completed(
     (tmp_path / "test_case_module.py").write_text(Path(__file__).read_text())
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])}
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path)], env=environment, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        env=environment,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
     assert process.stdout is not None
     while process.stdout.readline().strip() != "case_001.b2nd":
         assert process.poll() is None

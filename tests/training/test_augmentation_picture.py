@@ -29,9 +29,14 @@ def sampling_of(folder: Path, *, channels: int = 1, boxes: BoxDraws | None = Non
         generator = np.random.default_rng(0)
         write_array(case.image, generator.normal(size=(channels, *case.shape)).astype(np.float32))
     return Sampling(
-        cases=cases, holders=find_holders(cases), configuration=configuration, foreground_fraction=0.5,
-        augmentation=AugmentationPlan(), seed=1, boxes=boxes,
-    )  # fmt: skip
+        cases=cases,
+        holders=find_holders(cases),
+        configuration=configuration,
+        foreground_fraction=0.5,
+        augmentation=AugmentationPlan(),
+        seed=1,
+        boxes=boxes,
+    )
 
 
 def capture(monkeypatch: pytest.MonkeyPatch) -> list[WindowPanel]:

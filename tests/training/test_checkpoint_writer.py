@@ -19,9 +19,13 @@ from masam_auto.training.checkpoint_writer import open_writer
 
 def make_checkpoint(epoch: int) -> Checkpoint:
     header = ModelHeader(
-        dataset_name="Dataset001_Toy", configuration="axis0", fold="0", plan_digest="abc", epoch=epoch,
+        dataset_name="Dataset001_Toy",
+        configuration="axis0",
+        fold="0",
+        plan_digest="abc",
+        epoch=epoch,
         network=NetworkPlan(encoder="vit_t", decoder="multiscale", weights="none", trained="all"),
-    )  # fmt: skip
+    )
     return Checkpoint(
         header=header,
         state=TrainingState(epoch=epoch),

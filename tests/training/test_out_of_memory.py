@@ -13,22 +13,41 @@ from masam_auto.planning.memory import Load
 from masam_auto.training.out_of_memory import explain_out_of_memory, out_of_memory_message
 
 CONFIGURATION = Configuration(
-    name="axis0", axis_order=(0, 1, 2), spacing=(3.0, 1.0, 1.0), median_shape=(40, 300, 300),
-    normalization=(NormalizationPlan(scheme="zscore"),), separate_slices=True, window=5, canvas=(512, 512),
-    magnification=1.0, mirror_axes=(), batch_size=4, accumulation=2,
-)  # fmt: skip
+    name="axis0",
+    axis_order=(0, 1, 2),
+    spacing=(3.0, 1.0, 1.0),
+    median_shape=(40, 300, 300),
+    normalization=(NormalizationPlan(scheme="zscore"),),
+    separate_slices=True,
+    window=5,
+    canvas=(512, 512),
+    magnification=1.0,
+    mirror_axes=(),
+    batch_size=4,
+    accumulation=2,
+)
 PLAN = Plan(
-    name="masam", dataset_name="Dataset001_Toy", channel_names=("MR",), gpu_memory_gb=16.0, default_configuration="axis0",
-    configurations={"axis0": CONFIGURATION}, network=NetworkPlan(encoder="vit_b", decoder="progressive", weights="sam", trained="adapted"),
-    training=TrainingPlan(), inference=InferencePlan(),
-)  # fmt: skip
+    name="masam",
+    dataset_name="Dataset001_Toy",
+    channel_names=("MR",),
+    gpu_memory_gb=16.0,
+    default_configuration="axis0",
+    configurations={"axis0": CONFIGURATION},
+    network=NetworkPlan(encoder="vit_b", decoder="progressive", weights="sam", trained="adapted"),
+    training=TrainingPlan(),
+    inference=InferencePlan(),
+)
 
 
 def message(plan: Plan = PLAN, configuration: Configuration = CONFIGURATION) -> str:
     load = Load(
-        encoder=ENCODERS[plan.network.encoder], network=plan.network, canvas=configuration.canvas,
-        window=configuration.window, in_channels=1, num_outputs=5,
-    )  # fmt: skip
+        encoder=ENCODERS[plan.network.encoder],
+        network=plan.network,
+        canvas=configuration.canvas,
+        window=configuration.window,
+        in_channels=1,
+        num_outputs=5,
+    )
     return out_of_memory_message(plan, configuration, load, room="; the device has 16.0 GiB")
 
 
@@ -40,10 +59,13 @@ def estimates(text: str) -> list[float]:
 def test_it_names_what_helps_this_plan_with_estimates() -> None:
     text = message()
     for part in (
-        "batch_size 4, window 5, canvas 512 x 512 px, vit_b, without activation", "the device has 16.0 GiB",
-        "--set axis0.batch_size=2 axis0.accumulation=4", "--set training.activation_checkpointing=true",
-        "--set axis0.window=3", "-backbone vit_t",
-    ):  # fmt: skip
+        "batch_size 4, window 5, canvas 512 x 512 px, vit_b, without activation",
+        "the device has 16.0 GiB",
+        "--set axis0.batch_size=2 axis0.accumulation=4",
+        "--set training.activation_checkpointing=true",
+        "--set axis0.window=3",
+        "-backbone vit_t",
+    ):
         assert part in text
     assert "\n" not in text
     planned, _, *others = estimates(text)  # the second is the device's

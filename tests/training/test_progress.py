@@ -20,10 +20,20 @@ from masam_auto.training.progress import (
 
 def line(epoch: int, organ: float | None = 0.5) -> EpochMetrics:
     return EpochMetrics(
-        epoch=epoch, step=10, learning_rate=1e-3, loss=0.4, dice={"organ": organ, "lesion": None}, mean_dice=organ,
-        smoothed_dice=organ, windows_per_second=3.0, wait_share=0.012, seconds=7300.0, cpu_seconds=4.0, memory_gib=1.26,
+        epoch=epoch,
+        step=10,
+        learning_rate=1e-3,
+        loss=0.4,
+        dice={"organ": organ, "lesion": None},
+        mean_dice=organ,
+        smoothed_dice=organ,
+        windows_per_second=3.0,
+        wait_share=0.012,
+        seconds=7300.0,
+        cpu_seconds=4.0,
+        memory_gib=1.26,
         seconds_left=7200.0,
-    )  # fmt: skip
+    )
 
 
 def test_lines_come_back_up_to_the_epoch_asked_for(tmp_path: Path) -> None:
@@ -71,9 +81,17 @@ def test_epochs_without_any_class_do_not_count_for_the_mean() -> None:
 def test_the_log_line_says_how_it_goes() -> None:
     text = describe(line(4), best=True)
     for part in (
-        "epoch 4", "loss 0.4", "organ 0.500", "lesion -", "best", "learning rate 0.001", "3.0 windows/s", "1.2 %",
-        "peak memory 1.3 GiB", "2.0 h left",
-    ):  # fmt: skip
+        "epoch 4",
+        "loss 0.4",
+        "organ 0.500",
+        "lesion -",
+        "best",
+        "learning rate 0.001",
+        "3.0 windows/s",
+        "1.2 %",
+        "peak memory 1.3 GiB",
+        "2.0 h left",
+    ):
         assert part in text
     assert "best" not in describe(line(4), best=False)
 

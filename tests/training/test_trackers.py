@@ -19,18 +19,31 @@ Calls = list[tuple[Any, ...]]
 
 def metrics(epoch: int) -> EpochMetrics:
     return EpochMetrics(
-        epoch=epoch, step=10, learning_rate=1e-3, loss=0.5, dice={"organ (left)": 0.75, "lesion": None}, mean_dice=0.75,
-        smoothed_dice=0.7, windows_per_second=3.0, wait_share=0.01, seconds=9.0, cpu_seconds=4.0, memory_gib=1.0,
-    )  # fmt: skip
+        epoch=epoch,
+        step=10,
+        learning_rate=1e-3,
+        loss=0.5,
+        dice={"organ (left)": 0.75, "lesion": None},
+        mean_dice=0.75,
+        smoothed_dice=0.7,
+        windows_per_second=3.0,
+        wait_share=0.01,
+        seconds=9.0,
+        cpu_seconds=4.0,
+        memory_gib=1.0,
+    )
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Run]:
     def make(first_epoch: int = 0) -> Run:
         return Run(
-            folder=tmp_path, dataset_name="Dataset001_Toy", name="masam__axis0/fold_0", plan=tiny.make_plan(),
+            folder=tmp_path,
+            dataset_name="Dataset001_Toy",
+            name="masam__axis0/fold_0",
+            plan=tiny.make_plan(),
             first_epoch=first_epoch,
-        )  # fmt: skip
+        )
 
     return make
 
@@ -62,10 +75,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         return SimpleNamespace(info=SimpleNamespace(run_id=run_id or "new"))
 
     mlflow = SimpleNamespace(
-        set_experiment=note("experiment"), start_run=start_run, end_run=note("end"),
+        set_experiment=note("experiment"),
+        start_run=start_run,
+        end_run=note("end"),
         log_params=lambda given: seen.append(("parameters", given["learning_rate"])),
         log_metrics=lambda values, step: seen.append(("values", values, step)),
-    )  # fmt: skip
+    )
     for name, package in (
         ("torch.utils.tensorboard", SimpleNamespace(SummaryWriter=writer)),
         ("wandb", SimpleNamespace(init=init)),

@@ -34,9 +34,13 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     monkeypatch.setitem(ENCODERS, "vit_b", tiny.TINY_SAM)
 
     def run(
-        where: str = "one", *, plan: Plan | None = None, labels: dict[str, int] | None = None, sam_seed: int = 0,
+        where: str = "one",
+        *,
+        plan: Plan | None = None,
+        labels: dict[str, int] | None = None,
+        sam_seed: int = 0,
         **options: Any,
-    ) -> Path:  # fmt: skip
+    ) -> Path:
         plan = plan or tiny.make_plan()
         configuration = plan.configuration(None)
         paths = tiny.write_preprocessed(tmp_path / where, configuration)

@@ -47,8 +47,10 @@ def test_few_cases_train_and_the_model_says_which(train: Train, caplog: pytest.L
     own = fold_of(folder)
     assert (len(own["train"]), own["val"], own["shots"]) == (2, ["f"], 2)
     assert "2 training and 1 validation cases" in (folder / "training.log").read_text()
-    others = {tuple(fold_of(train(f"seed{seed}", plan=tiny.make_plan(num_epochs=1, seed=seed), shots=2))["train"])
-              for seed in range(1, 5)}  # fmt: skip
+    others = {
+        tuple(fold_of(train(f"seed{seed}", plan=tiny.make_plan(num_epochs=1, seed=seed), shots=2))["train"])
+        for seed in range(1, 5)
+    }
     assert len(others) > 1
 
 

@@ -20,7 +20,7 @@ from tests import tiny_training as tiny
 
 HERE = Path(__file__).resolve().parents[1]
 RANK = HERE / "training_rank.py"
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torch's gloo and signals")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="torch's gloo and signals")]
 
 
 def prepare(folder: Path, **settings: Any) -> Path:
@@ -54,12 +54,15 @@ def run_ranks(settings: Path, size: int) -> None:
         subprocess.Popen(
             [sys.executable, str(RANK), str(settings)],
             env=environment(
-                RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1",
+                RANK=str(rank),
+                WORLD_SIZE=str(size),
+                LOCAL_WORLD_SIZE=str(size),
+                MASTER_ADDR="127.0.0.1",
                 MASTER_PORT=port,
             ),
         )
         for rank in range(size)
-    ]  # fmt: skip
+    ]
     assert [rank.wait(timeout=120) for rank in ranks] == [0] * size
 
 
