@@ -34,8 +34,50 @@ def one_case(files: Files, description: DatasetDescription) -> Case:
     return cases[0]
 
 
-def as_volume(image: np.ndarray, geometry: Geometry | Sequence[float], identifier: str) -> tuple[np.ndarray, Geometry]:
-    """(C, Z, Y, X) float32 and its geometry, from an image of a volume or of a picture. Raises ImageError."""
+def check_image(
+    members: Sequence[Member],
+    description: DatasetDescription,
+    image: np.ndarray,
+    geometry: Geometry | Sequence[float],
+    *,
+    identifier: str,
+) -> tuple[np.ndarray, Geometry]:
+    """(C, Z, Y, X) float32 and its geometry, from an image of a volume or of a picture, with a geometry or a spacing.
+
+    Raises:
+        ImageError: wrong number of axes or channels, not finite, or label values only.
+    """
+    image, grid = _as_volume(image, geometry, identifier)
+    names = description.channel_names
+    if image.shape[0] != len(names):
+        raise ImageError(
+            f"case {identifier} has {image.shape[0]} channels; the model takes {len(names)} ({', '.join(names)})"
+        )
+    with np.errstate(invalid="ignore"):
+        total = image.sum(dtype=np.float64)  # makes no copy, unlike a test of each voxel
+    if not np.isfinite(total):
+        count = image.size - np.count_nonzero(np.isfinite(image))
+        raise ImageError(
+            f"case {identifier} has {count} voxels that are not finite (NaN or infinite). Replace them, e.g. by the "
+            "background's value."
+        )
+    highest = max(description.labels.declared)
+    if max(plan.upper for member in members for plan in member.configuration.normalization) <= highest:
+        return image, grid  # the training images themselves have such values
+    values = np.unique(image[:, :: max(1, image.shape[1] // 16)])
+    if (
+        1 < len(values) <= highest + 1
+        and np.isin(values, np.arange(highest + 1)).all()
+        and len(np.unique(image)) == len(values)
+    ):
+        listed = ", ".join(f"{value:g}" for value in values[:6])
+        raise ImageError(
+            f"case {identifier} holds nothing but the label values {listed}: it looks like a segmentation. Give the image."
+        )
+    return image, grid
+
+
+def _as_volume(image: np.ndarray, geometry: Geometry | Sequence[float], identifier: str) -> tuple[np.ndarray, Geometry]:
     if image.ndim not in (3, 4):
         raise ImageError(
             f"case {identifier} has shape {image.shape}; expected are (C, Z, Y, X), or (C, Y, X) for a picture. Add the channel "
@@ -56,38 +98,6 @@ def as_volume(image: np.ndarray, geometry: Geometry | Sequence[float], identifie
     elif geometry.shape != shape:
         raise ImageError(f"case {identifier} has shape {shape} (Z, Y, X), but its geometry {geometry.shape}.{hint}")
     return np.asarray(image, dtype=np.float32), geometry
-
-
-def check_image(
-    members: Sequence[Member], description: DatasetDescription, image: np.ndarray, *, identifier: str
-) -> None:
-    """Raise ImageError where an image cannot be meant: wrong number of channels, not finite, or label values only."""
-    names = description.channel_names
-    if image.shape[0] != len(names):
-        raise ImageError(
-            f"case {identifier} has {image.shape[0]} channels; the model takes {len(names)} ({', '.join(names)})"
-        )
-    with np.errstate(invalid="ignore"):
-        total = image.sum(dtype=np.float64)  # makes no copy, unlike a test of each voxel
-    if not np.isfinite(total):
-        count = image.size - np.count_nonzero(np.isfinite(image))
-        raise ImageError(
-            f"case {identifier} has {count} voxels that are not finite (NaN or infinite). Replace them, e.g. by the "
-            "background's value."
-        )
-    highest = max(description.labels.declared)
-    if max(plan.upper for member in members for plan in member.configuration.normalization) <= highest:
-        return  # the training images themselves have such values
-    values = np.unique(image[:, :: max(1, image.shape[1] // 16)])
-    if (
-        1 < len(values) <= highest + 1
-        and np.isin(values, np.arange(highest + 1)).all()
-        and len(np.unique(image)) == len(values)
-    ):
-        listed = ", ".join(f"{value:g}" for value in values[:6])
-        raise ImageError(
-            f"case {identifier} holds nothing but the label values {listed}: it looks like a segmentation. Give the image."
-        )
 
 
 def turning_notes(members: Sequence[Member], geometry: Geometry) -> list[str]:

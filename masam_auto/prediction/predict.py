@@ -29,7 +29,7 @@ from masam_auto.models.load_model import Member, load_member
 from masam_auto.models.trained_model import choose_folds, model_in, open_model
 from masam_auto.network.volume import Volume, predict_slices
 from masam_auto.prediction.box_prompts import place_boxes, segment_boxes
-from masam_auto.prediction.input_image import Files, as_volume, check_image, one_case, turning_notes
+from masam_auto.prediction.input_image import Files, check_image, one_case, turning_notes
 from masam_auto.prediction.restore import MemberLogits, Slices, empty_probabilities, restore_case
 from masam_auto.preprocessing.preprocess import PreprocessedCase, preprocess_case
 
@@ -162,23 +162,27 @@ class Predictor:
             )
 
     def prepare(
-        self, image: np.ndarray, geometry: Geometry, *, boxes: Sequence[GivenBox] = (), identifier: str
+        self,
+        image: np.ndarray,
+        geometry: Geometry | Sequence[float],
+        *,
+        boxes: Sequence[GivenBox] = (),
+        identifier: str,
     ) -> PreparedCase:
-        """Check and preprocess an image (C, Z, Y, X) float32: the first half of `predict_array`, on the CPU alone.
+        """Check and preprocess an image: the first half of `predict_array`, on the CPU alone.
 
-        Members that preprocess alike share one array.
-
-        Raises:
-            DatasetError, ImageError: as `predict_array`.
+        Members that preprocess alike share one array. Arguments and errors are those of `predict_array`.
         """
-        placed = place_boxes(boxes, geometry, identifier=identifier)
-        check_image(self.members, self.description, image, identifier=identifier)
+        if boxes:
+            self.check_takes_boxes()
+        image, grid = check_image(self.members, self.description, image, geometry, identifier=identifier)
+        placed = place_boxes(boxes, grid, identifier=identifier) if boxes else ()
         known: dict[tuple[str, str | None], PreprocessedCase] = {}
         cases = []
         for member in self.members:
             key = (member.configuration.preprocessing_digest, member.configuration.axes)
             if key not in known:
-                known[key] = preprocess_case(image, geometry, None, member.configuration, identifier=identifier)
+                known[key] = preprocess_case(image, grid, None, member.configuration, identifier=identifier)
             cases.append(known[key])
         return PreparedCase(
             images=tuple(case.image for case in cases),
@@ -206,7 +210,6 @@ class Predictor:
             )  # fmt: skip
 
         if prepared.boxes:
-            self.check_takes_boxes()
             if probabilities is not None:
                 raise ModelError("boxes give labels only. Leave out the boxes, or do not ask for probabilities.")
             ((member, image, properties),) = seen
@@ -255,16 +258,14 @@ class Predictor:
             raise ModelError(f"returned={returned!r}: expected is one of {', '.join(get_args(Returned))}")
         for note in turning_notes(self.members, geometry) if isinstance(geometry, Geometry) else ():
             logger.info("%s: %s", identifier, note)
-        if boxes:
-            self.check_takes_boxes()
-        volume, grid = as_volume(image, geometry, identifier)
-        prepared = self.prepare(volume, grid, boxes=boxes, identifier=identifier)
+        prepared = self.prepare(image, geometry, boxes=boxes, identifier=identifier)
+        properties = prepared.properties[0]
         if returned == "labels":
-            return Prediction(labels=self.segment(prepared), probabilities=None, geometry=grid)
-        probabilities = empty_probabilities(prepared.properties[0], self.description.labels)
+            return Prediction(labels=self.segment(prepared), probabilities=None, geometry=properties.geometry)
+        probabilities = empty_probabilities(properties, self.description.labels)
         labels = self.segment(prepared, probabilities=probabilities.values)
         kept = labels if returned == "both" else None
-        return Prediction(labels=kept, probabilities=probabilities, geometry=grid)
+        return Prediction(labels=kept, probabilities=probabilities, geometry=properties.geometry)
 
     def predict_files(
         self, files: Files, *, boxes: Sequence[GivenBox] = (), returned: Returned = "labels"
