@@ -100,7 +100,7 @@ def _as_volume(image: np.ndarray, geometry: Geometry | Sequence[float], identifi
     return np.asarray(image, dtype=np.float32), geometry
 
 
-def turning_notes(members: Sequence[Member], geometry: Geometry) -> list[str]:
+def turning_notes(members: Sequence[Member], geometry: Geometry) -> tuple[str, ...]:
     """What is to be said of how an image's voxel axes meet those that the models were trained with; nothing where they
     are the same."""
     notes = []
@@ -121,4 +121,4 @@ def turning_notes(members: Sequence[Member], geometry: Geometry) -> list[str]:
             notes.append(
                 f"the image is turned from its axes (x, y, z) {own} to the model's {axes}, and the segmentation back"
             )
-    return list(dict.fromkeys(notes))
+    return tuple(dict.fromkeys(notes))

@@ -59,12 +59,13 @@ class Prediction:
 class PreparedCase:
     """An image as the networks of each member see it: (C, Z, Y, X), in memory or stored, with its properties.
 
-    `boxes` are voxels of the original image.
+    `boxes` are voxels of the original image. `notes` is what is to be said of how the image was taken.
     """
 
     images: tuple[Volume, ...]
     properties: tuple[CaseProperties, ...]
     boxes: tuple[Box, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,6 +189,7 @@ class Predictor:
             images=tuple(case.image for case in cases),
             properties=tuple(case.properties for case in cases),
             boxes=placed,
+            notes=turning_notes(self.members, geometry) if isinstance(geometry, Geometry) else (),
         )
 
     def segment(self, prepared: PreparedCase, *, probabilities: np.ndarray | None = None) -> np.ndarray:
@@ -256,9 +258,9 @@ class Predictor:
         """
         if returned not in get_args(Returned):
             raise ModelError(f"returned={returned!r}: expected is one of {', '.join(get_args(Returned))}")
-        for note in turning_notes(self.members, geometry) if isinstance(geometry, Geometry) else ():
-            logger.info("%s: %s", identifier, note)
         prepared = self.prepare(image, geometry, boxes=boxes, identifier=identifier)
+        for note in prepared.notes:
+            logger.info("%s: %s", identifier, note)
         properties = prepared.properties[0]
         if returned == "labels":
             return Prediction(labels=self.segment(prepared), probabilities=None, geometry=properties.geometry)

@@ -35,7 +35,6 @@ from masam_auto.formats.io import read_case, read_geometry
 from masam_auto.formats.outputs import choose_endings, output_files, write_segmentation
 from masam_auto.formats.probability_files import ENDING as PROBABILITIES
 from masam_auto.formats.videos import is_video
-from masam_auto.prediction.input_image import turning_notes
 from masam_auto.prediction.output_folder import (
     check_output,
     is_recorded,
@@ -102,11 +101,12 @@ class _Job:
     def load(self, case: Case) -> PreparedCase:
         """Read and preprocess. What is said of the turn is said of the first such case alone."""
         image, geometry = read_case(case, self.predictor.description)
-        for note in turning_notes(self.predictor.members, geometry):
+        boxes = self.boxes.get(case.identifier, ())
+        prepared = self.predictor.prepare(image, geometry, boxes=boxes, identifier=case.identifier)
+        for note in prepared.notes:
             if self.said.setdefault(note, case.identifier) == case.identifier:
                 logger.info("%s (said once): %s", case.identifier, note)
-        boxes = self.boxes.get(case.identifier, ())
-        return self.predictor.prepare(image, geometry, boxes=boxes, identifier=case.identifier)
+        return prepared
 
     def segment(self, case: Case, prepared: PreparedCase) -> _Segmented:
         """Predict, unless another process does. Raises _TakenError."""
