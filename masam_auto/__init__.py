@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from masam_auto.core.paths import Paths
     from masam_auto.core.plugins import use_plugins
     from masam_auto.evaluation.evaluate import evaluate_folder as evaluate
+    from masam_auto.evaluation.validate import ValidationOptions
     from masam_auto.evaluation.validate import validate_fold as validate
     from masam_auto.planning.make_plan import make_plan
     from masam_auto.prediction.predict import Predictor
@@ -25,6 +26,7 @@ __all__ = (
     "Paths",
     "Predictor",
     "TrainingOptions",
+    "ValidationOptions",
     "choose_device",
     "evaluate",
     "extract_fingerprint",
@@ -39,6 +41,7 @@ _PLACES = {
     "Paths": "core.paths:Paths",
     "Predictor": "prediction.predict:Predictor",
     "TrainingOptions": "training.training_job:TrainingOptions",
+    "ValidationOptions": "evaluation.validate:ValidationOptions",
     "choose_device": "compute.device:choose_device",
     "evaluate": "evaluation.evaluate:evaluate_folder",
     "extract_fingerprint": "preprocessing.fingerprint:extract_fingerprint",

@@ -13,7 +13,7 @@ from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Plan
 from masam_auto.formats.io import label_ending, read_case_labels, read_geometry, write_labels
 from masam_auto.formats.probability_files import new_probabilities
-from masam_auto.prediction.probabilities import output_names
+from masam_auto.prediction.restore import output_names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from torch import nn
 
 from masam_auto.core.dataset import read_description
 from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, NormalizationPlan, Plan, TrainingPlan
+from masam_auto.models.load_model import Member
 from masam_auto.prediction.predict import Predictor
-from masam_auto.prediction.segment import Member
 
 
 class ByIntensity(nn.Module):

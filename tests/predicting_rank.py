@@ -56,7 +56,8 @@ def main(arguments: Any = None) -> int:
             return code
         predictor = intensity_model.make_predictor(Path(settings["raw"]))
         images = Path(settings["raw"]) / "imagesTr"
-        outcome = stage.predict_folder(predictor, images, output, shared=shared, **settings["options"])
+        options = stage.PredictionOptions(**settings["options"])
+        outcome = stage.predict_folder(predictor, images, output, options, shared=shared)
         if not world.first:
             return 0
         print(f"{len(outcome.predicted)} predicted, {len(outcome.skipped)} kept", flush=True)

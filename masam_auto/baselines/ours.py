@@ -24,7 +24,7 @@ from masam_auto.models.checkpoint import LATEST, STATE_FILE, TrainingState, has_
 from masam_auto.models.trained_model import TrainedModel, describe_model, open_model
 from masam_auto.network.build import build_network, count_parameters
 from masam_auto.planning.overrides import override
-from masam_auto.prediction.predict import load_predictor
+from masam_auto.prediction.predict import Predictor
 from masam_auto.training.fold_folder import splits_of
 from masam_auto.training.progress import read_metrics
 from masam_auto.training.training_job import plan_for_budget
@@ -190,7 +190,7 @@ def _predict(
     model: TrainedModel, fold: int, paths: Paths, device: torch.device, cases: Sequence[Case], output: Path
 ) -> PredictionCost:
     """Segment the raw images as masam_predict does, and tell how long each took."""
-    predictor = load_predictor(model, folds=[fold], checkpoint=CHECKPOINT, device=device, weights=paths.weights)
+    predictor = Predictor.from_folder(model.folder, device, folds=[fold], checkpoint=CHECKPOINT, weights=paths.weights)
     seconds, cpu_seconds = {}, {}
     ending = label_ending(predictor.description.file_ending)
     for case in progress(cases, what=f"predicting with {model.folder.name}"):

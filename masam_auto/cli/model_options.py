@@ -46,7 +46,7 @@ def load_model(parsed: argparse.Namespace, paths: Paths) -> "Predictor":
     """
     from masam_auto.compute.device import choose_device
     from masam_auto.models.trained_model import choose_folds, choose_model
-    from masam_auto.prediction.predict import load_predictor, load_selection
+    from masam_auto.prediction.predict import Predictor, load_selection
 
     device = choose_device(parsed.device)
     if selection := find_selection(parsed, paths):
@@ -67,8 +67,8 @@ def load_model(parsed: argparse.Namespace, paths: Paths) -> "Predictor":
     checkpoint = parsed.checkpoint or "best"
     folds = ", ".join(folder.parent.name for folder in choose_folds(model, parsed.folds, checkpoint))
     logger.info("predicting with %s: %s, checkpoint %s", model.folder, folds, checkpoint)
-    return load_predictor(
-        model, folds=parsed.folds, checkpoint=checkpoint, device=device,
+    return Predictor.from_folder(
+        model.folder, device, folds=parsed.folds, checkpoint=checkpoint,
         sam_checkpoint=parsed.sam_checkpoint, weights=paths.weights,
     )  # fmt: skip
 

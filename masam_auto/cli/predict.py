@@ -54,25 +54,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _predict(parsed: argparse.Namespace, paths: Paths, shared: "SharedCases") -> int:
-    from masam_auto.prediction.predict_folder import predict_folder, read_case_boxes
+    from masam_auto.prediction.predict_folder import PredictionOptions, predict_folder, read_case_boxes
 
     if (code := shared.ended()) is not None:
         return code
     predictor = load_model(parsed, paths)
     predictor = predictor.changed(step_size=parsed.step_size, mirror=False if parsed.disable_tta else None)
     boxes = read_case_boxes(predictor, parsed.input, parsed.boxes) if parsed.boxes else None
-    outcome = predict_folder(
-        predictor,
-        parsed.input,
-        parsed.output,
+    options = PredictionOptions(
         overwrite=parsed.overwrite,
         continue_prediction=parsed.continue_prediction,
-        boxes=boxes,
         part=(parsed.part_id, parsed.num_parts),
         output_format=parsed.output_format,
         save_probabilities=parsed.save_probabilities,
-        shared=shared,
     )
+    outcome = predict_folder(predictor, parsed.input, parsed.output, options, boxes=boxes, shared=shared)
     if not shared.world.first:
         return DONE
     kept = f", {len(outcome.skipped)} kept" if outcome.skipped else ""

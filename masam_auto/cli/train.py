@@ -74,7 +74,7 @@ def _train_and_validate(parsed: argparse.Namespace, paths: Paths, device: "torch
     configuration = plan.configuration(parsed.configuration)
 
     from masam_auto.core.dataset import read_description
-    from masam_auto.evaluation.validate import open_raw_data, validate_fold
+    from masam_auto.evaluation.validate import ValidationOptions, open_raw_data, validate_fold
     from masam_auto.models.checkpoint import has_checkpoint
     from masam_auto.training.train import train_fold
     from masam_auto.training.training_job import TrainingOptions
@@ -95,12 +95,12 @@ def _train_and_validate(parsed: argparse.Namespace, paths: Paths, device: "torch
             pretrained_weights=None if resume else parsed.pretrained_weights, shots=None if resume else parsed.shots,
         )  # fmt: skip
         train_fold(paths, name, plan, configuration, parsed.fold, options, world=world)
-    summary = validate_fold(
-        paths, name, plan, configuration, parsed.fold,
+    how = ValidationOptions(
         device=device, checkpoint=parsed.checkpoint, redo=parsed.val, workers=parsed.workers,
         sam_checkpoint=parsed.sam_checkpoint, save_probabilities=parsed.save_probabilities,
-        mirror=_asked_mirroring(parsed, plan), world=world,
+        mirror=_asked_mirroring(parsed, plan),
     )  # fmt: skip
+    summary = validate_fold(paths, name, plan, configuration, parsed.fold, how, world=world)
     if not world.first:
         return DONE
     print_summary(summary, read_description(paths.preprocessed / name / "dataset.json", name=name).labels)

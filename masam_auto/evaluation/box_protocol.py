@@ -16,8 +16,7 @@ from masam_auto.formats.io import label_ending, read_geometry, read_labels
 from masam_auto.imaging.crop import bounding_box
 from masam_auto.imaging.placement import check_same_shape, turned_onto
 from masam_auto.prediction.predict import Predictor
-from masam_auto.prediction.predict_folder import Outcome, predict_folder
-from masam_auto.prediction.segment import check_takes_boxes
+from masam_auto.prediction.predict_folder import Outcome, PredictionOptions, predict_folder
 
 Kind = Literal["tight", "relaxed"]
 # MA-SAM's code and the texts at hand do not say how far its relaxed boxes reach; this is ours.
@@ -66,7 +65,7 @@ def predict_with_reference_boxes(
         ModelError: the model was trained without boxes.
         OutputError: as `predict_folder`, or the output is the references' folder.
     """
-    check_takes_boxes(predictor.members)
+    predictor.check_takes_boxes()
     if output.resolve() == references.resolve():
         raise OutputError(f"the output folder is the references' ({output}). Choose another one.")
     description = predictor.description
@@ -82,9 +81,8 @@ def predict_with_reference_boxes(
         )
     _refuse_references_without_image(references, ending, {frame for case in cases for frame in case.frames}, images)
     boxes = reference_boxes(cases, references, ending, description.labels, protocol)
-    outcome = predict_folder(
-        predictor, images, output, overwrite=overwrite, boxes=boxes, only=[case.identifier for case in cases]
-    )
+    options = PredictionOptions(overwrite=overwrite)
+    outcome = predict_folder(predictor, images, output, options, boxes=boxes, only=[case.identifier for case in cases])
     record: dict[str, Any] = {"boxes_from_labels": protocol.kind}
     if protocol.kind == "relaxed":
         record["relaxation"] = protocol.relaxation

@@ -30,8 +30,7 @@ from masam_auto.imaging.crop import crop_to
 from masam_auto.imaging.resample import BLOCK_BYTES
 from masam_auto.prediction.output_folder import check_output, refuse_to_overwrite
 from masam_auto.prediction.predict_folder import Outcome
-from masam_auto.prediction.probabilities import output_names
-from masam_auto.prediction.restore import decide_labels
+from masam_auto.prediction.restore import decide_labels, output_names
 
 logger = logging.getLogger(__name__)
 

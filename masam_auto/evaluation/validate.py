@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 
 from masam_auto.compute.distributed import ALONE, World
 from masam_auto.core.claims import claimed
-from masam_auto.core.dataset import Case, Dataset, open_dataset
+from masam_auto.core.dataset import Case, Dataset, DatasetDescription, open_dataset
 from masam_auto.core.errors import DatasetError
 from masam_auto.core.geometry import CaseProperties
 from masam_auto.core.jsonio import digest, read_json, read_plain, to_plain, write_json
@@ -29,9 +29,8 @@ from masam_auto.formats.storage import array_files, open_array
 from masam_auto.formats.workers import workers_for
 from masam_auto.models.checkpoint import STATE_FILE, remove_leftovers
 from masam_auto.models.trained_model import checkpoint_path, choose_folds, describe_model
-from masam_auto.prediction.predict import Predictor, load_predictor
-from masam_auto.prediction.probabilities import new_case_probabilities
-from masam_auto.prediction.segment import PreparedCase
+from masam_auto.prediction.predict import Predictor, PreparedCase
+from masam_auto.prediction.restore import new_case_probabilities
 from masam_auto.preprocessing.dataset_files import RAW_DATA_NAME
 from masam_auto.preprocessing.preprocess import check_preprocessed
 from masam_auto.training.fold_folder import fold_cases, splits_of
@@ -41,25 +40,57 @@ logger = logging.getLogger(__name__)
 CLOCK = 5 * 10**9  # nanoseconds by which the clocks of file servers go wrong
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ValidationOptions:
+    """How a fold is validated.
+
+    `device`: where to compute. `checkpoint`: "best", "latest" or "final" (`core.selection.CHECKPOINTS`). `redo`: predict
+    all cases again. `workers`: processes for the evaluation; 0 works in this one, None lets cores and memory decide.
+    `sam_checkpoint`: the SAM file that the model stands on, where it is neither where it was nor in the weights folder.
+    `save_probabilities`: also write ID.npz for each case (`formats.probability_files`). `mirror`: whether to average over the
+    flips that the plan allows; None as this checkpoint was validated before, else as planned, unless it was trained with a
+    budget of time, where their cost decides (`evaluation.validation_mirroring`).
+    """
+
+    device: torch.device
+    checkpoint: str = "best"
+    redo: bool = False
+    workers: int | None = None
+    sam_checkpoint: Path | None = None
+    save_probabilities: bool = False
+    mirror: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Validation:
+    """The cases of a fold, what predicts them, and where the predictions go."""
+
+    predictor: Predictor
+    cases: tuple[Case, ...]
+    preprocessed: Path
+    output: Path
+    state_file: Path
+    description: DatasetDescription
+    options: ValidationOptions
+
+    @property
+    def ending(self) -> str:
+        return label_ending(self.description.file_ending)
+
+
 def validate_fold(
     paths: Paths,
     dataset_name: str,
     plan: Plan,
     configuration: Configuration,
     fold: int | str,
+    options: ValidationOptions,
     *,
-    device: torch.device,
-    checkpoint: str = "best",
-    redo: bool = False,
-    workers: int | None = None,
-    sam_checkpoint: Path | None = None,
-    save_probabilities: bool = False,
-    mirror: bool | None = None,
     world: World = ALONE,
 ) -> dict[str, Any]:
     """Predict and evaluate the validation cases of a trained fold.
 
-    Predictions by the same checkpoint, in the same way, are kept, so that an interrupted validation goes on where it
+    Predictions by the same checkpoint, in the same way, are kept, so that an interrupted validation continues where it
     was. predicted_with.json and the summary's "protocol" say whether they are averages over flips. The fold's cases are
     those that the model was trained with, whatever the data set's splits.json says now.
 
@@ -68,14 +99,7 @@ def validate_fold(
         dataset_name: DatasetXXX_Name.
         plan, configuration: of the model; of the plan, only how to predict is taken, the rest is the model's own.
         fold: its number, or "all".
-        device: where to compute.
-        checkpoint: "best", "latest" or "final" (`core.selection.CHECKPOINTS`).
-        redo: predict all cases again.
-        workers: processes for the evaluation; 0 works in this one, None lets cores and memory decide.
-        sam_checkpoint: the SAM file that the model stands on, where it is neither where it was nor in the weights folder.
-        save_probabilities: also write ID.npz for each case (`formats.probability_files`).
-        mirror: whether to average over the flips that the plan allows. None: as this checkpoint was validated before;
-            else as planned, unless it was trained with a budget of time, where their cost decides (`evaluation.validation_mirroring`).
+        options: what else is said of it.
         world: the processes that share the cases out among them; only the first evaluates.
 
     Returns:
@@ -87,70 +111,106 @@ def validate_fold(
         DatasetError: the raw data set, or a case of it, is gone.
         OutputError: another process trains or validates the fold.
     """
-    dataset = open_raw_data(paths, dataset_name)
-    model = describe_model(paths.model_folder(dataset_name, plan.name, configuration.name))
-    choose_folds(model, [fold], checkpoint)  # before the plan is read, which an untrained model lacks as well
-    predictor = load_predictor(
-        model, folds=[fold], checkpoint=checkpoint, device=device, sam_checkpoint=sam_checkpoint, weights=paths.weights
-    )
-    (member,) = predictor.members
-    predictor = replace(predictor, members=(replace(member, plan=replace(member.plan, inference=plan.inference)),))
-    preprocessed = paths.configuration_folder(dataset_name, configuration.name)
-    cases = validation_cases(dataset, fold, splits_of(model.folder, preprocessed.parent), preprocessed)
-    check_preprocessed(preprocessed, configuration, [case.identifier for case in cases])
-    output = model.folder / f"fold_{fold}" / "validation"
-    alone = claimed(output.parent.parent, output.parent.name) if world.first else contextlib.nullcontext()
-    with alone:
+    validation = _open_validation(paths, dataset_name, plan, configuration, fold, options)
+    output = validation.output
+    with claimed(output.parent.parent, output.parent.name) if world.first else contextlib.nullcontext():
         if world.first:
             remove_leftovers(output.parent)  # of the training, which may have been killed just before its end
-        state_file = checkpoint_path(output.parent, checkpoint) / STATE_FILE
-        if not world.first:
+        else:
             world.meet()  # the first one has decided, and written its record
-        sizes = {
-            case.identifier: prod(open_array(array_files(preprocessed, case.identifier).image).shape) for case in cases
-        }
-        chosen, why = choose_validation_mirroring(
-            plan, configuration, output, state_file, sizes, asked=mirror, processes=world.size,
-            predict=lambda name: predictor.changed(mirror=False).segment(_prepared(name, preprocessed)),
-        )  # fmt: skip
-        if mirror is not None or configuration.mirror_axes:
-            logger.info("validation with%s flips: %s", "" if chosen else "out", why)
-        predictor = predictor.changed(mirror=chosen)
-        since = _record(output, state_file, predictor.members[0].plan.inference, why=why)
-        ending = label_ending(dataset.description.file_ending)
+        validation, since = _decide_mirroring(validation, plan, configuration, world)
         if world.first:
             world.meet()
-        dates = {case.identifier: _changed(preprocessed, case, since) for case in cases}
-        if max(dates.values()) > time.time_ns() + CLOCK:
-            logger.warning(
-                "warning: the checkpoint or preprocessed arrays are dated in the future, so that predictions seem older than "
-                "what they were made with, and are made again. Set the clock right, or touch these files."
-            )
-        waiting = [
-            case for case in cases
-            if redo or not _is_done(case, output, ending, dates[case.identifier], probabilities=save_probabilities)
-        ]  # fmt: skip
-        if len(waiting) < len(cases):
-            logger.info("validation: %s of %s cases are done already", len(cases) - len(waiting), len(cases))
+        waiting = _waiting(validation, since)
         for case in progress(waiting, what="validating") if world.first else waiting:
             if world.claim(f"validation of {case.identifier}"):
                 predict_preprocessed(
-                    predictor, case, preprocessed, output, ending, save_probabilities=save_probabilities
-                )
+                    validation.predictor, case, validation.preprocessed, output, validation.ending,
+                    save_probabilities=options.save_probabilities,
+                )  # fmt: skip
         world.meet()
-        if not world.first:
-            return {}
-        pairs = [
-            (output / f"{frame}{ending}", reference)
-            for case in cases
-            for frame, reference in zip(case.frames, case.labels or (), strict=True)
-        ]
-        workers = workers_for([truth for _, truth in pairs], bytes_per_voxel=BYTES_PER_VOXEL, asked=workers)
-        return evaluate_files(
-            pairs, dataset.description.labels, output=output / SUMMARY_NAME, workers=workers,
-            subsets=subsets_of(dataset.description, ending), protocol={"checkpoint": checkpoint, "mirror": chosen},
-            checked=True,
-        )  # fmt: skip
+        return _evaluate(validation) if world.first else {}
+
+
+def _open_validation(
+    paths: Paths,
+    dataset_name: str,
+    plan: Plan,
+    configuration: Configuration,
+    fold: int | str,
+    options: ValidationOptions,
+) -> _Validation:
+    """Load the model and find its cases; nothing is written. Raises as `validate_fold`."""
+    dataset = open_raw_data(paths, dataset_name)
+    model = describe_model(paths.model_folder(dataset_name, plan.name, configuration.name))
+    choose_folds(model, [fold], options.checkpoint)  # before the plan is read, which an untrained model lacks as well
+    predictor = Predictor.from_folder(
+        model.folder, options.device, folds=[fold], checkpoint=options.checkpoint,
+        sam_checkpoint=options.sam_checkpoint, weights=paths.weights,
+    )  # fmt: skip
+    preprocessed = paths.configuration_folder(dataset_name, configuration.name)
+    cases = validation_cases(dataset, fold, splits_of(model.folder, preprocessed.parent), preprocessed)
+    check_preprocessed(preprocessed, configuration, [case.identifier for case in cases])
+    fold_folder = model.folder / f"fold_{fold}"
+    return _Validation(
+        predictor=predictor.changed(inference=plan.inference),
+        cases=cases,
+        preprocessed=preprocessed,
+        output=fold_folder / "validation",
+        state_file=checkpoint_path(fold_folder, options.checkpoint) / STATE_FILE,
+        description=dataset.description,
+        options=options,
+    )
+
+
+def _decide_mirroring(
+    validation: _Validation, plan: Plan, configuration: Configuration, world: World
+) -> tuple[_Validation, int]:
+    """The validation with or without flips, and since when (nanoseconds) predictions are by it; both are written down."""
+    predictor, preprocessed, asked = validation.predictor, validation.preprocessed, validation.options.mirror
+    names = [case.identifier for case in validation.cases]
+    sizes = {name: prod(open_array(array_files(preprocessed, name).image).shape) for name in names}
+    chosen, why = choose_validation_mirroring(
+        plan, configuration, validation.output, validation.state_file, sizes, asked=asked, processes=world.size,
+        predict=lambda name: predictor.changed(mirror=False).segment(_prepared(name, preprocessed)),
+    )  # fmt: skip
+    if asked is not None or configuration.mirror_axes:
+        logger.info("validation with%s flips: %s", "" if chosen else "out", why)
+    inference = replace(plan.inference, mirror=chosen)
+    since = _record(validation.output, validation.state_file, inference, why=why)
+    return replace(validation, predictor=predictor.changed(inference=inference)), since
+
+
+def _waiting(validation: _Validation, since: int) -> list[Case]:
+    """The cases that are still to be predicted; `since` when predictions are by the present model."""
+    cases, options = validation.cases, validation.options
+    dates = {case.identifier: _changed(validation.preprocessed, case, since) for case in cases}
+    if max(dates.values()) > time.time_ns() + CLOCK:
+        logger.warning(
+            "warning: the checkpoint or preprocessed arrays are dated in the future, so that predictions seem older than "
+            "what they were made with, and are made again. Set the clock right, or touch these files."
+        )
+    waiting = [case for case in cases if options.redo or not _is_done(case, validation, dates[case.identifier])]
+    if len(waiting) < len(cases):
+        logger.info("validation: %s of %s cases are done already", len(cases) - len(waiting), len(cases))
+    return waiting
+
+
+def _evaluate(validation: _Validation) -> dict[str, Any]:
+    """Compare the predictions with the references, and write summary.json."""
+    output, description, options = validation.output, validation.description, validation.options
+    pairs = [
+        (output / f"{frame}{validation.ending}", reference)
+        for case in validation.cases
+        for frame, reference in zip(case.frames, case.labels or (), strict=True)
+    ]
+    workers = workers_for([truth for _, truth in pairs], bytes_per_voxel=BYTES_PER_VOXEL, asked=options.workers)
+    mirrored = validation.predictor.members[0].plan.inference.mirror
+    return evaluate_files(
+        pairs, description.labels, output=output / SUMMARY_NAME, workers=workers,
+        subsets=subsets_of(description, validation.ending), protocol={"checkpoint": options.checkpoint, "mirror": mirrored},
+        checked=True,
+    )  # fmt: skip
 
 
 def open_raw_data(paths: Paths, dataset_name: str) -> Dataset:
@@ -233,8 +293,9 @@ def _changed(preprocessed: Path, case: Case, since: int) -> int:
     return max(since, array_files(preprocessed, case.identifier).properties.stat().st_mtime_ns)
 
 
-def _is_done(case: Case, output: Path, ending: str, since: int, *, probabilities: bool) -> bool:
-    files = [output / f"{frame}{ending}" for frame in case.frames]
-    files += [output / f"{case.identifier}{PROBABILITIES}"] if probabilities else []
+def _is_done(case: Case, validation: _Validation, since: int) -> bool:
+    files = [validation.output / f"{frame}{validation.ending}" for frame in case.frames]
+    if validation.options.save_probabilities:
+        files.append(validation.output / f"{case.identifier}{PROBABILITIES}")
     states = [file.stat() for file in files if file.is_file()]
     return len(states) == len(files) and all(state.st_size and state.st_mtime_ns >= since for state in states)

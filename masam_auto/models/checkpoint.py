@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from masam_auto.core.atomic import atomic_folder, told_if_unwritable
 from masam_auto.core.checks import check
+from masam_auto.core.dataset import DatasetDescription
 from masam_auto.core.errors import MasamError, ModelError
 from masam_auto.core.jsonio import decode, digest, parse_json, read_json, to_plain, write_json
 from masam_auto.core.plan import Configuration, NetworkPlan, Plan
@@ -158,26 +159,19 @@ def _without_defaults(value: Any) -> Any:
 
 
 def header_differences(
-    header: ModelHeader, network: NetworkPlan, *, canvas: tuple[int, int], in_channels: int, num_outputs: int
+    header: ModelHeader, plan: Plan, configuration: Configuration, description: DatasetDescription
 ) -> list[str]:
-    """What of a model does not fit a network that is to take its weights, in plain words; empty where all fits.
-
-    Args:
-        header: of the model.
-        network: the plan's network.
-        canvas: (height, width) of the plan's configuration.
-        in_channels: C of the data set.
-        num_outputs: K of the data set.
-    """
+    """What of a model does not fit a plan, its configuration and a data set, in plain words; empty where all fits."""
     found = []
-    if header.num_outputs not in (None, num_outputs):
-        found.append(f"it was trained for {header.num_outputs} outputs (classes), the data set has {num_outputs}")
-    if header.in_channels not in (None, in_channels):
-        found.append(f"it was trained with {header.in_channels} input channels, the data set has {in_channels}")
+    channels, outputs, canvas = description.num_channels, description.labels.num_outputs, configuration.canvas
+    if header.num_outputs not in (None, outputs):
+        found.append(f"it was trained for {header.num_outputs} outputs (classes), the data set has {outputs}")
+    if header.in_channels not in (None, channels):
+        found.append(f"it was trained with {header.in_channels} input channels, the data set has {channels}")
     if header.canvas not in (None, canvas):
         found.append(f"it was trained on a canvas of {_sides(header.canvas)} px, the plan's is {_sides(canvas)} px")
     for name in (entry.name for entry in fields(NetworkPlan)):
-        then, now = getattr(header.network, name), getattr(network, name)
+        then, now = getattr(header.network, name), getattr(plan.network, name)
         if then != now:
             values = "differ" if is_dataclass(then) or is_dataclass(now) else f"was {then}, the plan has {now}"
             found.append(f"network.{name} {values}")
@@ -232,12 +226,10 @@ def load_checkpoint(fold_folder: Path) -> Checkpoint:
         if not folder.is_dir():
             continue
         try:
-            loaded = _load(folder)
+            return _load(folder)
         except MasamError as error:
             problems.append(str(error))
             logger.warning("%s Trying an older checkpoint.", error)
-            continue
-        return loaded
     if problems:
         raise ModelError(
             f"{fold_folder}: no checkpoint can be continued: {problems[-1]} To train the fold anew in its place, give "
@@ -247,32 +239,23 @@ def load_checkpoint(fold_folder: Path) -> Checkpoint:
 
 
 def read_model(folder: Path) -> tuple[ModelHeader, dict[str, torch.Tensor]]:
-    """Read the model of one checkpoint folder, e.g. fold_0/checkpoint_latest.
-
-    Returns:
-        its header and its tensors on the CPU, for `training.weight_average.load_tensors`.
+    """Read the model of one checkpoint folder, e.g. fold_0/checkpoint_latest: header and tensors, on the CPU.
 
     Raises:
         ModelError: missing, damaged or written by a newer version.
     """
-    header = read_header(folder)
-    path = folder / MODEL_FILE
-    try:
-        return header, load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is damaged ({error}).") from error
-
-
-def read_header(folder: Path) -> ModelHeader:
-    """Read what the model of one checkpoint folder says of itself. Raises ModelError as `read_model`."""
     path = folder / MODEL_FILE
     if not path.is_file():
         raise ModelError(f"{path} is missing. Train the fold first.")
     try:
         with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
+            header = _header_of(handle.metadata() or {}, path)
+            return header, {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is damaged ({error}).") from error
+
+
+def _header_of(metadata: Mapping[str, str], path: Path) -> ModelHeader:
     if "masam_auto" not in metadata:
         raise ModelError(f"{path} is not a model of masam_auto's: its header is missing.")
     try:
@@ -284,6 +267,11 @@ def read_header(folder: Path) -> ModelHeader:
     if isinstance(version, int) and version > newest:
         raise ModelError(f"{path} was written by a newer version of masam_auto. Update masam_auto.")
     return decode(plain, ModelHeader, where=str(path))
+
+
+def read_state(folder: Path) -> TrainingState:
+    """How far the training of one checkpoint folder was. Raises PlanError where its file is missing or damaged."""
+    return read_json(folder / STATE_FILE, TrainingState, what="checkpoint")
 
 
 def write_model(path: Path, header: ModelHeader, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -309,7 +297,7 @@ def remove_leftovers(fold_folder: Path) -> None:
 
 
 def _load(folder: Path) -> Checkpoint:
-    state = read_json(folder / STATE_FILE, TrainingState, what="checkpoint")
+    state = read_state(folder)
     for name, checksum in state.checksums.items():
         if not (folder / name).is_file() or _checksum(folder / name) != checksum:
             raise ModelError(f"{folder / name} is damaged: it is not what was written.")

@@ -12,13 +12,14 @@ from masam_auto.core.errors import OutputError, PlanError
 from masam_auto.core.jsonio import decode, read_plain, write_json
 from masam_auto.core.partial import partial_path
 from masam_auto.core.paths import DATASET_NAME
-from masam_auto.core.plan import Configuration, Plan
+from masam_auto.core.plan import Plan
 from masam_auto.core.selection import SELECTION_NAME, Selection
 from masam_auto.core.summary import SUMMARY_NAME
-from masam_auto.models.checkpoint import MODEL_FILE, STATE_FILE, write_model
+from masam_auto.models.checkpoint import MODEL_FILE, STATE_FILE, read_state, write_model
+from masam_auto.models.load_model import common_configuration, read_fitting
 from masam_auto.models.model_archive import CARD_NAME, Manifest, write_archive
 from masam_auto.models.model_card import FoldFacts, model_card
-from masam_auto.models.trained_model import TrainedModel, choose_folds, configuration_of, open_model, read_fitting
+from masam_auto.models.trained_model import TrainedModel, choose_folds, open_model
 
 # What of dataset.json prediction and the card use. The rest may name cases ("dataset", "training", "sequences") or people.
 SHARED_KEYS = (
@@ -90,17 +91,16 @@ def _stage(member: ExportedModel, staged: Path, wishes: _Wishes) -> str:
     model = member.model
     plan, description = open_model(model)
     checkpoints = choose_folds(model, member.folds, member.checkpoint)
-    configuration = configuration_of(checkpoints[0], plan)
+    folds = [
+        _stage_fold(checkpoint, staged, plan, description, case_names=wishes.case_names) for checkpoint in checkpoints
+    ]
+    configuration = common_configuration([fold.header for fold in folds], plan)
     target = staged / f"{plan.name}__{configuration.name}"
     write_json(target / "plan.json", plan)
     write_json(target / "dataset.json", shared_description(description))
     splits = model.folder / "splits.json"
     if wishes.case_names and splits.is_file():
         write_bytes(target / splits.name, splits.read_bytes())
-    folds = [
-        _stage_fold(checkpoint, target, plan, configuration, description, case_names=wishes.case_names)
-        for checkpoint in checkpoints
-    ]
     card = model_card(
         plan, configuration.name, description, folds, licence=wishes.licence, version=__version__, selection=wishes.selection
     )  # fmt: skip
@@ -109,21 +109,16 @@ def _stage(member: ExportedModel, staged: Path, wishes: _Wishes) -> str:
 
 
 def _stage_fold(
-    checkpoint: Path,
-    target: Path,
-    plan: Plan,
-    configuration: Configuration,
-    description: DatasetDescription,
-    *,
-    case_names: bool,
+    checkpoint: Path, staged: Path, plan: Plan, description: DatasetDescription, *, case_names: bool
 ) -> FoldFacts:
-    header, tensors, state = read_fitting(checkpoint, plan, configuration, description)
+    header, tensors, _ = read_fitting(checkpoint, plan, description)
+    target = staged / f"{plan.name}__{header.configuration}"
     header = replace(
         header,
         sam_file=None if header.sam_file is None else Path(header.sam_file).name,
         pretrained_weights=_without_place(header.pretrained_weights),
     )
-    state = replace(state, checksums={})
+    state = replace(read_state(checkpoint), checksums={})
     fold = checkpoint.parent
     copy = target / fold.name / checkpoint.name
     write_json(copy / STATE_FILE, state)

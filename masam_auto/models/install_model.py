@@ -9,12 +9,13 @@ from masam_auto.core.errors import MasamError, ModelError, OutputError
 from masam_auto.core.jsonio import read_plain
 from masam_auto.core.selection import SELECTION_NAME, TEXT_NAME, read_selection
 from masam_auto.core.summary import SUMMARY_NAME
-from masam_auto.models.checkpoint import BEST, LATEST, ModelHeader
+from masam_auto.models.checkpoint import BEST, LATEST, ModelHeader, read_state
 from masam_auto.models.export_model import read_summary
+from masam_auto.models.load_model import read_fitting
 from masam_auto.models.model_archive import Manifest, extract_archive, read_manifest
 from masam_auto.models.model_exchange import bring_back, new_models
 from masam_auto.models.sam_weights import sam_of_model
-from masam_auto.models.trained_model import TrainedModel, choose_folds, describe_model, open_model, read_fitting
+from masam_auto.models.trained_model import TrainedModel, choose_folds, describe_model, open_model
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,6 @@ def _check_model(folder: Path, dataset_name: str) -> dict[Path, ModelHeader]:
     plan, description = open_model(model)
     if (plan.dataset_name, plan.name) != (dataset_name, model.plan_name):
         raise ModelError(f"{folder}/plan.json is plan {plan.name} of {plan.dataset_name}")
-    configuration = plan.configuration(model.configuration)
     splits = folder / "splits.json"
     if splits.is_file():
         read_plain(splits, what="splits file")
@@ -96,8 +96,11 @@ def _check_model(folder: Path, dataset_name: str) -> dict[Path, ModelHeader]:
     found = [path for kind in (BEST, LATEST) for path in sorted(folder.glob(f"fold_*/{kind}"))]
     if not found:
         raise ModelError(f"{folder} has no checkpoint")
-    headers = {path: read_fitting(path, plan, configuration, description)[0] for path in found}
+    headers = {path: read_fitting(path, plan, description)[0] for path in found}
     for path, header in headers.items():
+        read_state(path)
+        if header.configuration != model.configuration:
+            raise ModelError(f"{path} is of configuration {header.configuration}, not {model.configuration}")
         if header.sam_file is not None and Path(header.sam_file).name != header.sam_file:
             raise ModelError(f"{path} names a SAM file elsewhere: {header.sam_file!a}")
     return headers

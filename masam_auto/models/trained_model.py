@@ -1,35 +1,16 @@
 """Trained models on disk: which there are, and which one is meant."""
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from masam_auto.core.dataset import DatasetDescription, read_description
 from masam_auto.core.errors import ModelError
 from masam_auto.core.jsonio import read_json
 from masam_auto.core.paths import DATASET_NAME, find_dataset_name
-from masam_auto.core.plan import Configuration, Plan
+from masam_auto.core.plan import Plan
 from masam_auto.core.selection import CHECKPOINTS
-from masam_auto.models.checkpoint import (
-    STATE_FILE,
-    ModelHeader,
-    TrainingState,
-    header_differences,
-    plan_digest,
-    read_header,
-    read_model,
-)
-from masam_auto.models.sam_files import SamWeights
-from masam_auto.models.sam_weights import sam_of_model
-from masam_auto.network.build import build_network, check_state, sam_tensors, take_tensors
-from masam_auto.network.masam import MaSam
-from masam_auto.network.weight_files import load_sam_checkpoint
-
-logger = logging.getLogger(__name__)
 
 FOLD = re.compile(r"fold_(0|[1-9]\d{0,5}|all)")
 
@@ -84,10 +65,7 @@ def choose_model(
         DatasetError: the data set is unknown.
     """
     if folder is not None:
-        if not (folder / "plan.json").is_file():
-            raise ModelError(f"{folder} is no trained model: it has no plan.json. Give a folder such as "
-                             "results/DatasetXXX_Name/masam__axis0.")  # fmt: skip
-        return describe_model(folder.absolute())
+        return model_in(folder)
     models = find_models(results)
     if not models:
         raise ModelError(f"no trained model below {results}. Train one (masam_train), or give --results or -m FOLDER.")
@@ -104,6 +82,16 @@ def choose_model(
         raise ModelError(f"several trained models fit; choose with -d, -c, -p or -m:\n{listed}")
     listed = "\n".join(f"  - {model}" for model in models)
     raise ModelError(f"no trained model with {said}. There are:\n{listed}")
+
+
+def model_in(folder: Path) -> TrainedModel:
+    """The model in a folder of any name. Raises ModelError where there is none."""
+    if not (folder / "plan.json").is_file():
+        raise ModelError(
+            f"{folder} is no trained model: it has no plan.json. Give a folder such as "
+            "results/DatasetXXX_Name/masam__axis0."
+        )
+    return describe_model(folder.absolute())
 
 
 def choose_folds(model: TrainedModel, folds: Sequence[int | str] | None, checkpoint: str) -> tuple[Path, ...]:
@@ -143,83 +131,6 @@ def open_model(model: TrainedModel) -> tuple[Plan, DatasetDescription]:
     """Plan and data set description that a model was trained with. Raises PlanError or DatasetError."""
     plan = read_json(model.folder / "plan.json", Plan, what="plan")
     return plan, read_description(model.folder / "dataset.json", name=plan.dataset_name)
-
-
-def configuration_of(checkpoint: Path, plan: Plan) -> Configuration:
-    """What a checkpoint was trained with; a model's folder may have been renamed. Raises ModelError or PlanError."""
-    return plan.configuration(read_header(checkpoint).configuration)
-
-
-def load_networks(
-    checkpoints: Sequence[Path],
-    plan: Plan,
-    configuration: Configuration,
-    description: DatasetDescription,
-    *,
-    device: torch.device,
-    sam_checkpoint: Path | None = None,
-    weights: Path | None = None,
-) -> tuple[MaSam, ...]:
-    """Networks with the weights of checkpoints, in evaluation mode; frozen SAM weights are in memory once for all.
-
-    Args:
-        checkpoints: folders such as fold_0/checkpoint_best.
-        plan, configuration, description: of the model.
-        device: where they go.
-        sam_checkpoint: the SAM file that the model stands on, where it is neither where it was nor in `weights`.
-        weights: the folder of SAM files.
-
-    Raises:
-        ModelError: a checkpoint is missing, damaged, or of another plan; its SAM file is missing or has changed.
-    """
-    networks = []
-    frozen: dict[SamWeights | None, dict[str, torch.Tensor]] = {None: {}}
-    for folder in checkpoints:
-        header, tensors = read_model(folder)
-        network = _build_for(header, folder, plan, configuration, description)
-        sam = sam_of_model(header, folder, file=sam_checkpoint, folder=weights)
-        if sam is not None and sam not in frozen:
-            given = sam_tensors(network, load_sam_checkpoint(sam.path), origin=str(sam.path))
-            frozen[sam] = {name: tensor.to(device) for name, tensor in given.items() if name not in tensors}
-        # a training in bf16 stores its frozen matrices so; devices without bf16 need float32
-        learned = {
-            name: tensor.to(device, torch.float32 if tensor.is_floating_point() else None)
-            for name, tensor in tensors.items()
-        }
-        take_tensors(network, learned, frozen[sam], origin=str(folder))
-        networks.append(network.eval())
-    return tuple(networks)
-
-
-def read_fitting(
-    folder: Path, plan: Plan, configuration: Configuration, description: DatasetDescription
-) -> tuple[ModelHeader, dict[str, torch.Tensor], TrainingState]:
-    """Read a checkpoint and check that `load_networks` would take it, though its SAM file may still be missing.
-
-    Raises:
-        ModelError: it is missing, damaged, or of another plan; tensors are not the network's, or not finite.
-        PlanError: its checkpoint.json is missing or damaged.
-    """
-    header, tensors = read_model(folder)
-    check_state(_build_for(header, folder, plan, configuration, description), tensors, origin=str(folder))
-    return header, tensors, read_json(folder / STATE_FILE, TrainingState, what="checkpoint")
-
-
-def _build_for(
-    header: ModelHeader, folder: Path, plan: Plan, configuration: Configuration, description: DatasetDescription
-) -> MaSam:
-    """The network of a model, without weights. Raises ModelError where the plan beside the model is another."""
-    canvas, channels, outputs = configuration.canvas, description.num_channels, description.labels.num_outputs
-    found = header_differences(header, plan.network, canvas=canvas, in_channels=channels, num_outputs=outputs)
-    if found:
-        raise ModelError(
-            f"{folder} does not fit {folder.parents[1] / 'plan.json'}: {'; '.join(found)}. Bring back the plan.json and "
-            "dataset.json that it was trained with, or train it again."
-        )
-    # older versions made the digest in another way; what matters is compared above
-    if header.version >= 2 and header.plan_digest != plan_digest(plan, configuration):
-        logger.warning("%s was trained with another plan than %s says", folder, folder.parents[1] / "plan.json")
-    return build_network(plan.network, canvas=canvas, in_channels=channels, num_outputs=outputs, device="meta")
 
 
 def describe_model(folder: Path) -> TrainedModel:

@@ -223,22 +223,6 @@ def sam_tensors(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> 
     )
 
 
-def take_tensors(network: MaSam, state: Mapping[str, Tensor], frozen: Mapping[str, Tensor], *, origin: str) -> None:
-    """Make tensors the network's own without copying them, so that several networks can share the frozen ones.
-
-    Args:
-        network: built on the meta device.
-        state: a checkpoint's tensors, all that `trainable_state_dict` names.
-        frozen: the rest, from `sam_tensors`.
-        origin: the checkpoint, for messages.
-
-    Raises:
-        ModelError: as `check_state`.
-    """
-    check_state(network, state, origin=origin)
-    network.load_state_dict({**frozen, **state}, assign=True)
-
-
 def _from_sam(name: str, state: Mapping[str, Tensor]) -> bool:
     room, _, rest = name.partition(".")
     if room == "image_encoder":

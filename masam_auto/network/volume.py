@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from masam_auto.compute.device import autocast
 from masam_auto.core.boxes import BoxPrompt
 from masam_auto.core.plan import Configuration, InferencePlan
 from masam_auto.core.windows import SliceWindow, covering_windows, triangular_weights
@@ -51,6 +52,7 @@ def predict_slices(
     *,
     num_outputs: int,
     device: torch.device,
+    precision: str = "float32",
     prompt: BoxPrompt | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Logits of a preprocessed volume, averaged over windows, tiles, flips and networks, slice after slice.
@@ -63,7 +65,8 @@ def predict_slices(
         configuration: the one the networks were trained with.
         inference: how to cut the volume up.
         num_outputs: K.
-        device: where the networks are. They compute in float32, or as the surrounding autocast context says.
+        device: where the networks are.
+        precision: what they compute in, as `compute.device.autocast` takes it.
         prompt: a box that every slice of its range is predicted with; the slices around it serve as context. Tiles that
             it does not touch get zeros, which stand for background.
 
@@ -77,19 +80,27 @@ def predict_slices(
     assert not any(network.training for network in networks), "networks must be in evaluation mode"
     _, depth, *plane = image.shape
     fitted = canvas_map((plane[0], plane[1]), configuration.canvas, configuration.magnification)
-    tiles = tiles_of(fitted, inference.tile_overlap)
+    tiles, flips = tiles_of(fitted, inference.tile_overlap), _flips(configuration, inference)
+    boxes = [None if prompt is None else canvas_box(prompt.rows, prompt.columns, tile) for tile in tiles]
     seen = range(depth) if prompt is None else _with_context(prompt.slices, depth, configuration.window)
     limit = slices_at_once(fitted, num_outputs, device, networks)
     planned = plan_windows(len(seen), configuration, inference, limit=limit)
     wanted = seen if prompt is None else prompt.slices
     passes = [(weighted.window, _used_slices(weighted, seen, wanted)) for weighted in planned]
     last_use = {z: number for number, (_, slices) in enumerate(passes) for z, _, _ in slices}
+    # Networks of single slices must not look across them: slices become the batch.
+    batch_axis = 1 if configuration.window == 1 else 0
     unfinished: dict[int, torch.Tensor] = {}
     for number, (window, slices) in enumerate(passes):
         if not slices:
             continue
         shown, chosen = _read(image, window, seen).to(device), slice(slices[0][1], slices[-1][1] + 1)
-        predicted = _tile_logits(networks, shown, tiles, configuration, inference, chosen, num_outputs, prompt)
+        predicted = (
+            _mean_logits(networks, place(shown, tile).unsqueeze(batch_axis), flips, chosen, box, precision)
+            if prompt is None or box is not None
+            else shown.new_zeros((chosen.stop - chosen.start, num_outputs, *tile.canvas))
+            for tile, box in zip(tiles, boxes, strict=True)
+        )
         for (z, _, share), logits in zip(slices, collect(predicted, tiles), strict=True):
             part = logits if share == 1 else logits * share
             total = unfinished.pop(z) + part if z in unfinished else part
@@ -107,10 +118,13 @@ def predict_volume(
     *,
     num_outputs: int,
     device: torch.device,
+    precision: str = "float32",
 ) -> torch.Tensor:
     """The slices of `predict_slices` together: (K, Z, Y, X) float16 on the host. For volumes that are small, or measured."""
     result = torch.empty((num_outputs, *image.shape[1:]), dtype=torch.float16)
-    slices = predict_slices(networks, image, configuration, inference, num_outputs=num_outputs, device=device)
+    slices = predict_slices(
+        networks, image, configuration, inference, num_outputs=num_outputs, device=device, precision=precision
+    )
     for z, logits in slices:
         result[:, z] = logits.to("cpu")
     return result
@@ -151,34 +165,24 @@ def slices_at_once(fitted: CanvasMap, num_outputs: int, device: torch.device, ne
     return max(1, VALUES_AT_ONCE // (pixels * (num_outputs + features)))
 
 
-def _tile_logits(
+def _mean_logits(
     networks: Sequence[nn.Module],
-    slices: torch.Tensor,
-    tiles: Sequence[CanvasMap],
-    configuration: Configuration,
-    inference: InferencePlan,
-    wanted: slice,
-    num_outputs: int,
-    prompt: BoxPrompt | None,
-) -> Iterator[torch.Tensor]:
-    """For each tile, the mean logits (n, K, H, W) of the wanted ones of (N, C, h, w) slices, over flips and networks."""
-    flips = _flips(configuration, inference)
-    for tile in tiles:
-        box = None if prompt is None else canvas_box(prompt.rows, prompt.columns, tile)
-        if prompt is not None and box is None:
-            yield slices.new_zeros((wanted.stop - wanted.start, num_outputs, *tile.canvas))
-            continue
-        canvas = place(slices, tile)
-        # Networks of single slices must not look across them: slices become the batch.
-        canvas = canvas[:, None] if configuration.window == 1 else canvas[None]
-        total: torch.Tensor | None = None
-        for flip, network in itertools.product(flips, networks):
-            shown = canvas.flip(flip) if flip else canvas
+    canvas: torch.Tensor,
+    flips: Sequence[tuple[int, ...]],
+    chosen: slice,
+    box: tuple[float, float, float, float] | None,
+    precision: str,
+) -> torch.Tensor:
+    """Mean float32 logits (n, K, H, W) of the chosen ones of (B, N, C, H, W) slices, over flips and networks."""
+    total: torch.Tensor | None = None
+    for flip, network in itertools.product(flips, networks):
+        shown = canvas.flip(flip) if flip else canvas
+        with autocast(canvas.device, precision):
             logits = finite_logits(network, shown, *(() if box is None else (_flipped_boxes(box, flip, shown),)))
-            logits = (logits.flip(flip) if flip else logits).flatten(0, 1)[wanted].float()
-            total = logits if total is None else total.add_(logits)
-        assert total is not None
-        yield total.div_(len(flips) * len(networks))
+        logits = (logits.flip(flip) if flip else logits).flatten(0, 1)[chosen].float()
+        total = logits if total is None else total.add_(logits)
+    assert total is not None
+    return total.div_(len(flips) * len(networks))
 
 
 def _flipped_boxes(

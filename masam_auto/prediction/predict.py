@@ -1,4 +1,9 @@
-"""Trained models in memory, for any number of images: arrays, files, or whatever an iterator gives."""
+"""Trained models in memory, for any number of images: arrays, files, or whatever an iterator gives.
+
+An image is prepared (checked, turned, cropped, normalised and resampled by `preprocess_case`), the networks are run over it
+(`network.volume.predict_slices`), and their logits are brought back to the image's own grid (`prediction.restore`, or
+`prediction.box_prompts` within boxes).
+"""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,44 +15,29 @@ import numpy as np
 import torch
 
 from masam_auto.compute.device import choose_device
-from masam_auto.core.boxes import GivenBox
-from masam_auto.core.dataset import Case, DatasetDescription
-from masam_auto.core.errors import DatasetError, ImageError, ModelError, PlanError
-from masam_auto.core.geometry import Box, Geometry
-from masam_auto.core.plan import LARGEST_OVERLAP
+from masam_auto.core.boxes import BoxPrompt, GivenBox
+from masam_auto.core.dataset import DatasetDescription
+from masam_auto.core.errors import ModelError, PlanError
+from masam_auto.core.geometry import Box, CaseProperties, Geometry
+from masam_auto.core.plan import LARGEST_OVERLAP, InferencePlan
 from masam_auto.core.postprocessing import Postprocessing
 from masam_auto.core.selection import Selection
-from masam_auto.formats.inputs import find_inputs
 from masam_auto.formats.io import read_case
 from masam_auto.formats.probability_files import Probabilities
 from masam_auto.imaging.components import apply_postprocessing
-from masam_auto.models.trained_model import (
-    TrainedModel,
-    choose_folds,
-    choose_model,
-    configuration_of,
-    load_networks,
-    open_model,
-)
-from masam_auto.prediction.box_prompts import place_boxes
-from masam_auto.prediction.probabilities import empty_probabilities
-from masam_auto.prediction.segment import (
-    Member,
-    PreparedCase,
-    change_inference,
-    check_takes_boxes,
-    prepare_image,
-    segment_prepared,
-    turning_notes,
-)
+from masam_auto.models.load_model import Member, load_member
+from masam_auto.models.trained_model import choose_folds, model_in, open_model
+from masam_auto.network.volume import Volume, predict_slices
+from masam_auto.prediction.box_prompts import place_boxes, segment_boxes
+from masam_auto.prediction.input_image import Files, check_image, one_case, turning_notes
+from masam_auto.prediction.restore import MemberLogits, Slices, empty_probabilities, restore_case
+from masam_auto.preprocessing.preprocess import PreprocessedCase, preprocess_case
 
 logger = logging.getLogger(__name__)
 
 SMALLEST_STEP = 1 - LARGEST_OVERLAP
 
 Returned = Literal["labels", "probabilities", "both"]
-Files = Path | str | Sequence[Path | str]
-"""An image file, a folder that is one image, or the files of one image's channels in order."""
 Input = Files | tuple[np.ndarray, Geometry | Sequence[float]]
 """What one image is read from, or the image itself with its geometry or spacing."""
 
@@ -63,6 +53,19 @@ class Prediction:
     labels: np.ndarray | None
     probabilities: Probabilities | None
     geometry: Geometry
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedCase:
+    """An image as the networks of each member see it: (C, Z, Y, X), in memory or stored, with its properties.
+
+    `boxes` are voxels of the original image. `notes` is what is to be said of how the image was taken.
+    """
+
+    images: tuple[Volume, ...]
+    properties: tuple[CaseProperties, ...]
+    boxes: tuple[Box, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,36 +93,41 @@ class Predictor:
         sam_checkpoint: Path | None = None,
         weights: Path | None = None,
     ) -> "Predictor":
-        """Load a trained model, or several as an ensemble.
+        """Load a trained model, or several as an ensemble. `models.load_model` says what happens.
 
         Args:
             model: its folder, such as results/DatasetXXX_Name/masam__axis0, or the folders of several.
             device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
-            folds, checkpoint, sam_checkpoint, weights: as `load_predictor`, the same for every folder.
+            folds: to average; None for all that are trained.
+            checkpoint: "best", "latest" or "final" (`core.selection.CHECKPOINTS`).
+            sam_checkpoint: the SAM file that the models stand on, where it is neither where it was nor in `weights`.
+            weights: the folder of SAM files.
 
         Raises:
-            ModelError, PlanError: as `load_predictor` and `combine`.
+            ModelError: no trained model; a fold has no checkpoint of this kind, or it does not fit the plan; the SAM file is
+                missing or has changed; or as `combine`.
+            PlanError: a plan.json is damaged or of a newer version.
             MasamError: there is no such device.
         """
         chosen = device if isinstance(device, torch.device) else choose_device(device)
-        folders = [model] if isinstance(model, (str, Path)) else model
-        loaded = [
-            load_predictor(
-                choose_model(Path(), folder=Path(folder)),
-                folds=folds,
-                checkpoint=checkpoint,
-                device=chosen,
-                sam_checkpoint=sam_checkpoint,
-                weights=weights,
+        loaded = []
+        for folder in [model] if isinstance(model, (str, Path)) else model:
+            found = model_in(Path(folder))
+            checkpoints = choose_folds(found, folds, checkpoint)
+            plan, description = open_model(found)
+            member = load_member(
+                checkpoints, plan, description, device=chosen, sam_checkpoint=sam_checkpoint, weights=weights
             )
-            for folder in folders
-        ]
+            loaded.append(cls(members=(member,), description=description, device=chosen))
         return combine(loaded)
 
-    def changed(self, *, step_size: float | None = None, mirror: bool | None = None) -> "Predictor":
-        """Predict in another way than the plans say; None leaves a setting as it is.
+    def changed(
+        self, *, inference: InferencePlan | None = None, step_size: float | None = None, mirror: bool | None = None
+    ) -> "Predictor":
+        """Predict in another way than the models' plans say; None leaves a setting as it is.
 
         Args:
+            inference: all of it.
             step_size: windows of slices and tiles follow each other by this share of their length (at least a slice),
                 so that 1 - step_size is their overlap; the depth is then never taken as a whole. At least 0.05, at most 1.
             mirror: whether to average over the flips that the plans allow.
@@ -131,37 +139,95 @@ class Predictor:
             raise PlanError(
                 f"the step size must be at least {SMALLEST_STEP:.2g} and at most 1 (a share of the window), got {step_size:g}"
             )
-        members = tuple(change_inference(member, step_size=step_size, mirror=mirror) for member in self.members)
-        return replace(self, members=members)
 
-    def prepare(self, image: np.ndarray, geometry: Geometry, *, identifier: str) -> PreparedCase:
-        """Check and preprocess an image (C, Z, Y, X): the first half of `predict_array`, on the CPU alone.
+        def change(member: Member) -> Member:
+            found = inference or member.plan.inference
+            if step_size is not None:
+                stride = max(1, round(step_size * member.configuration.window))
+                found = replace(found, depth="windows", slice_stride=stride, tile_overlap=1 - step_size)
+            if mirror is not None:
+                found = replace(found, mirror=mirror)
+            return replace(member, plan=replace(member.plan, inference=found))
 
-        Raises:
-            ImageError: as `predict_array`.
+        return replace(self, members=tuple(map(change, self.members)))
+
+    def check_takes_boxes(self) -> None:
+        """Raise ModelError where the model was trained without boxes, or where there are several."""
+        if len(self.members) > 1:
+            raise ModelError(
+                "an ensemble of several configurations takes no boxes. Leave them out, or choose one model."
+            )
+        if self.members[0].plan.network.prompt != "box":
+            raise ModelError(
+                "this model was trained without boxes. Leave the boxes out, or train one with --set network.prompt=box."
+            )
+
+    def prepare(
+        self,
+        image: np.ndarray,
+        geometry: Geometry | Sequence[float],
+        *,
+        boxes: Sequence[GivenBox] = (),
+        identifier: str,
+    ) -> PreparedCase:
+        """Check and preprocess an image: the first half of `predict_array`, on the CPU alone.
+
+        Members that preprocess alike share one array. Arguments and errors are those of `predict_array`.
         """
-        return prepare_image(self.members, self.description, image, geometry, identifier=identifier)
+        if boxes:
+            self.check_takes_boxes()
+        image, grid = check_image(self.members, self.description, image, geometry, identifier=identifier)
+        placed = place_boxes(boxes, grid, identifier=identifier) if boxes else ()
+        known: dict[tuple[str, str | None], PreprocessedCase] = {}
+        cases = []
+        for member in self.members:
+            key = (member.configuration.preprocessing_digest, member.configuration.axes)
+            if key not in known:
+                known[key] = preprocess_case(image, grid, None, member.configuration, identifier=identifier)
+            cases.append(known[key])
+        return PreparedCase(
+            images=tuple(case.image for case in cases),
+            properties=tuple(case.properties for case in cases),
+            boxes=placed,
+            notes=turning_notes(self.members, geometry) if isinstance(geometry, Geometry) else (),
+        )
 
-    def segment(
-        self, prepared: PreparedCase, boxes: Sequence[Box] = (), *, probabilities: np.ndarray | None = None
-    ) -> np.ndarray:
+    def segment(self, prepared: PreparedCase, *, probabilities: np.ndarray | None = None) -> np.ndarray:
         """Label values (Z, Y, X) of a prepared image, postprocessed: the second half of `predict_array`.
 
         Args:
             prepared: from `prepare`, or preprocessed arrays of a training.
-            boxes: voxels of the original image.
-            probabilities: an array to fill in as well (`prediction.probabilities`).
+            probabilities: an array to fill in as well, of `restore.empty_probabilities` or `new_case_probabilities`.
 
         Raises:
             ModelError, OutputError: as `predict_array`.
         """
-        labels = segment_prepared(
-            self.members, self.description.labels, prepared, boxes, device=self.device, probabilities=probabilities
-        )
+        labels = self.description.labels
+        seen = list(zip(self.members, prepared.images, prepared.properties, strict=True))
+
+        def logits(member: Member, image: Volume, prompt: BoxPrompt | None = None) -> Slices:
+            return predict_slices(
+                member.networks, image, member.configuration, member.plan.inference, num_outputs=labels.num_outputs,
+                device=self.device, precision=member.plan.training.precision, prompt=prompt,
+            )  # fmt: skip
+
+        if prepared.boxes:
+            if probabilities is not None:
+                raise ModelError("boxes give labels only. Leave out the boxes, or do not ask for probabilities.")
+            ((member, image, properties),) = seen
+            found = segment_boxes(
+                lambda prompt: logits(member, image, prompt), prepared.boxes, properties, labels, member.configuration
+            )
+        else:
+            given = [
+                MemberLogits(slices=logits(member, image), properties=properties, configuration=member.configuration)
+                for member, image, properties in seen
+            ]
+            found = restore_case(given, labels, probabilities=probabilities)
         if self.postprocessing is None:
-            return labels
+            return found
         voxel_volume = prepared.properties[0].geometry.voxel_volume
-        return apply_postprocessing(labels, self.postprocessing, voxel_volume=voxel_volume)
+        return apply_postprocessing(found, self.postprocessing, voxel_volume=voxel_volume)
 
     def predict_array(
         self,
@@ -192,20 +258,16 @@ class Predictor:
         """
         if returned not in get_args(Returned):
             raise ModelError(f"returned={returned!r}: expected is one of {', '.join(get_args(Returned))}")
-        said = turning_notes(self.members, geometry) if isinstance(geometry, Geometry) else ()
-        for note in said:
+        prepared = self.prepare(image, geometry, boxes=boxes, identifier=identifier)
+        for note in prepared.notes:
             logger.info("%s: %s", identifier, note)
-        image, geometry = _as_volume(image, geometry, identifier)
-        if boxes:
-            check_takes_boxes(self.members)
-        placed = place_boxes(boxes, geometry, identifier=identifier)
-        prepared = self.prepare(image, geometry, identifier=identifier)
+        properties = prepared.properties[0]
         if returned == "labels":
-            return Prediction(labels=self.segment(prepared, placed), probabilities=None, geometry=geometry)
-        probabilities = empty_probabilities(prepared.properties[0], self.description.labels)
-        labels = self.segment(prepared, placed, probabilities=probabilities.values)
+            return Prediction(labels=self.segment(prepared), probabilities=None, geometry=properties.geometry)
+        probabilities = empty_probabilities(properties, self.description.labels)
+        labels = self.segment(prepared, probabilities=probabilities.values)
         kept = labels if returned == "both" else None
-        return Prediction(labels=kept, probabilities=probabilities, geometry=geometry)
+        return Prediction(labels=kept, probabilities=probabilities, geometry=properties.geometry)
 
     def predict_files(
         self, files: Files, *, boxes: Sequence[GivenBox] = (), returned: Returned = "labels"
@@ -213,14 +275,14 @@ class Predictor:
         """Segment one image that is stored.
 
         Args:
-            files: see `Files`.
+            files: an image file, a folder that is one image, or the files of one image's channels in order.
             boxes, returned: as in `predict_array`.
 
         Raises:
             DatasetError: no image there, or several.
             MasamError: as `predict_array`, and ImageError where a file cannot be read.
         """
-        case = _case_of(files, self.description)
+        case = one_case(files, self.description)
         image, geometry = read_case(case, self.description)
         return self.predict_array(image, geometry, boxes=boxes, returned=returned, identifier=case.identifier)
 
@@ -242,40 +304,6 @@ class Predictor:
                 yield self.predict_files(given, returned=returned)  # type: ignore[arg-type]
 
 
-def load_predictor(
-    model: TrainedModel,
-    *,
-    folds: Sequence[int | str] | None = None,
-    checkpoint: str = "best",
-    device: torch.device,
-    sam_checkpoint: Path | None = None,
-    weights: Path | None = None,
-) -> Predictor:
-    """Load a trained model once, for any number of images.
-
-    Args:
-        model: from `models.trained_model.choose_model`.
-        folds: to average; None for all that are trained.
-        checkpoint: "best", "latest" or "final" (`core.selection.CHECKPOINTS`).
-        device: where to compute.
-        sam_checkpoint: the SAM file that the model stands on, where it is neither where it was nor in `weights`.
-        weights: the folder of SAM files.
-
-    Raises:
-        ModelError: a fold has no checkpoint of this kind, or it does not fit the plan; its SAM file is missing or has
-            changed.
-        PlanError: the model's plan.json is damaged or of a newer version.
-    """
-    checkpoints = choose_folds(model, folds, checkpoint)
-    plan, description = open_model(model)
-    configuration = configuration_of(checkpoints[0], plan)
-    networks = load_networks(
-        checkpoints, plan, configuration, description, device=device, sam_checkpoint=sam_checkpoint, weights=weights
-    )
-    member = Member(networks=networks, plan=plan, configuration=configuration)
-    return Predictor(members=(member,), description=description, device=device)
-
-
 def load_selection(
     selection: Selection,
     results: Path,
@@ -289,17 +317,17 @@ def load_selection(
     Args:
         selection: what was chosen.
         results: root of the results.
-        device, sam_checkpoint, weights: as `load_predictor`.
+        device, sam_checkpoint, weights: as `Predictor.from_folder`.
 
     Raises:
-        ModelError, PlanError: as `load_predictor` and `combine`.
+        ModelError, PlanError: as `Predictor.from_folder`.
     """
     loaded = [
-        load_predictor(
-            choose_model(results, folder=results / selection.dataset_name / member.folder_name),
+        Predictor.from_folder(
+            results / selection.dataset_name / member.folder_name,
+            device,
             folds=member.folds,
             checkpoint=member.checkpoint,
-            device=device,
             sam_checkpoint=sam_checkpoint,
             weights=weights,
         )
@@ -326,45 +354,3 @@ def combine(predictors: Sequence[Predictor]) -> Predictor:
                     "Choose models of one data set."
                 )
     return replace(first, members=tuple(member for predictor in predictors for member in predictor.members))
-
-
-def _as_volume(image: np.ndarray, geometry: Geometry | Sequence[float], identifier: str) -> tuple[np.ndarray, Geometry]:
-    """(C, Z, Y, X) float32 and its geometry, from an image of a volume or of a picture. Raises ImageError."""
-    if image.ndim not in (3, 4):
-        raise ImageError(
-            f"case {identifier} has shape {image.shape}; expected are (C, Z, Y, X), or (C, Y, X) for a picture. Add the channel "
-            "axis: image[None]."
-        )
-    if image.dtype.kind not in "biuf":
-        raise ImageError(f"case {identifier} has values of type {image.dtype}; expected are real numbers")
-    axes = image.ndim - 1
-    hint = " A volume needs its channel axis: image[None]." if axes == 2 else ""
-    if axes == 2:
-        image = image[:, None]
-    shape = (image.shape[1], image.shape[2], image.shape[3])
-    if not isinstance(geometry, Geometry):
-        if len(geometry) != axes:
-            raise ImageError(f"case {identifier} needs a spacing along {axes} axes (mm), got {tuple(geometry)}.{hint}")
-        z, y, x = (1.0, *geometry) if axes == 2 else geometry
-        geometry = Geometry(shape=shape, spacing=(float(z), float(y), float(x)), dimensions=axes, oriented=False)
-    elif geometry.shape != shape:
-        raise ImageError(f"case {identifier} has shape {shape} (Z, Y, X), but its geometry {geometry.shape}.{hint}")
-    return np.asarray(image, dtype=np.float32), geometry
-
-
-def _case_of(files: Files, description: DatasetDescription) -> Case:
-    """The one case that files hold. Raises DatasetError."""
-    if not isinstance(files, (str, Path)):
-        images = tuple(Path(file) for file in files)
-        if not images:
-            raise DatasetError("no file of the image is given. Name one for each channel, in order.")
-        identifier = images[0].name.partition(".")[0]
-        return Case(identifier=identifier, frames=(identifier,), images=(images,))
-    cases = find_inputs(Path(files), description)
-    if len(cases) > 1:
-        named = ", ".join(case.identifier for case in cases[:5])
-        raise DatasetError(
-            f"{files} holds {len(cases)} images ({named}{', ...' if len(cases) > 5 else ''}), not one. Give one image, or "
-            "predict the folder with masam_predict."
-        )
-    return cases[0]

@@ -24,7 +24,7 @@ from masam_auto.core.boxes import GivenBox
 from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Case
 from masam_auto.core.errors import CaseErrors, MasamError, ModelError, OutputError
-from masam_auto.core.geometry import Box, Geometry
+from masam_auto.core.geometry import Geometry
 from masam_auto.core.log import progress
 from masam_auto.core.machine import available_cores, free_memory
 from masam_auto.core.partial import remove_abandoned
@@ -35,7 +35,6 @@ from masam_auto.formats.io import read_case, read_geometry
 from masam_auto.formats.outputs import choose_endings, output_files, write_segmentation
 from masam_auto.formats.probability_files import ENDING as PROBABILITIES
 from masam_auto.formats.videos import is_video
-from masam_auto.prediction.box_prompts import place_boxes
 from masam_auto.prediction.output_folder import (
     check_output,
     is_recorded,
@@ -44,9 +43,8 @@ from masam_auto.prediction.output_folder import (
     refuse_to_overwrite,
     refuse_to_replace_images,
 )
-from masam_auto.prediction.predict import Predictor
-from masam_auto.prediction.probabilities import new_case_probabilities
-from masam_auto.prediction.segment import PreparedCase, check_takes_boxes, turning_notes
+from masam_auto.prediction.predict import Predictor, PreparedCase
+from masam_auto.prediction.restore import new_case_probabilities
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +61,20 @@ class Outcome:
     problems: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Loaded:
-    """A case that is ready for the network."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PredictionOptions:
+    """How a folder is predicted.
 
-    geometry: Geometry
-    prepared: PreparedCase
-    boxes: tuple[Box, ...]
+    `overwrite`: replace files that are there. `continue_prediction`: keep them, and predict the others. `part`: (k, n), of the
+    cases only case k and every n-th after it. `output_format`: ending of the segmentations' files, as for
+    `outputs.choose_endings`. `save_probabilities`: also write ID.npz for each case (`formats.probability_files`).
+    """
+
+    overwrite: bool = False
+    continue_prediction: bool = False
+    part: tuple[int, int] = (0, 1)
+    output_format: str | None = None
+    save_probabilities: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,42 +92,42 @@ class _Job:
 
     predictor: Predictor
     folder: Path
+    options: PredictionOptions
     endings: Mapping[str, str]
     boxes: Mapping[str, Sequence[GivenBox]]
-    save_probabilities: bool
-    overwrite: bool
     shared: SharedCases
     said: dict[str, str] = field(default_factory=dict)
 
-    def load(self, case: Case) -> _Loaded:
+    def load(self, case: Case) -> PreparedCase:
         """Read and preprocess. What is said of the turn is said of the first such case alone."""
         image, geometry = read_case(case, self.predictor.description)
-        for note in turning_notes(self.predictor.members, geometry):
+        boxes = self.boxes.get(case.identifier, ())
+        prepared = self.predictor.prepare(image, geometry, boxes=boxes, identifier=case.identifier)
+        for note in prepared.notes:
             if self.said.setdefault(note, case.identifier) == case.identifier:
                 logger.info("%s (said once): %s", case.identifier, note)
-        placed = place_boxes(self.boxes.get(case.identifier, ()), geometry, identifier=case.identifier)
-        prepared = self.predictor.prepare(image, geometry, identifier=case.identifier)
-        return _Loaded(geometry=geometry, prepared=prepared, boxes=tuple(placed))
+        return prepared
 
-    def segment(self, case: Case, loaded: _Loaded) -> _Segmented:
+    def segment(self, case: Case, prepared: PreparedCase) -> _Segmented:
         """Predict, unless another process does. Raises _TakenError."""
         if not self.shared.begin(case.identifier):
             raise _TakenError
+        properties = prepared.properties[0]
         with contextlib.ExitStack() as stack:
             values = None
-            if self.save_probabilities:
-                file, properties = self.folder / f"{case.identifier}{PROBABILITIES}", loaded.prepared.properties[0]
-                labels = self.predictor.description.labels
+            if self.options.save_probabilities:
+                file, labels = self.folder / f"{case.identifier}{PROBABILITIES}", self.predictor.description.labels
                 values = stack.enter_context(new_case_probabilities(file, properties, labels))
-            segmentation = self.predictor.segment(loaded.prepared, loaded.boxes, probabilities=values)
-            return _Segmented(geometry=loaded.geometry, segmentation=segmentation, probabilities=stack.pop_all())
+            segmentation = self.predictor.segment(prepared, probabilities=values)
+            return _Segmented(geometry=properties.geometry, segmentation=segmentation, probabilities=stack.pop_all())
 
     def write(self, case: Case, made: _Segmented) -> None:
         """Write the probabilities and the segmentation, and note that the case is done."""
         made.probabilities.close()
         ending, labels = self.endings[case.identifier], self.predictor.description.labels
         write_segmentation(case, made.segmentation, made.geometry, self.folder, ending, labels)
-        if self.overwrite and not self.save_probabilities:  # an ensemble would average those of what was replaced
+        if self.options.overwrite and not self.options.save_probabilities:
+            # an ensemble would average those of what was replaced
             (self.folder / f"{case.identifier}{PROBABILITIES}").unlink(missing_ok=True)
         if self.shared.claim("companions") or not is_recorded(self.folder):
             record_model(self.folder, self.predictor)
@@ -130,7 +135,7 @@ class _Job:
 
     def file_names(self, case: Case) -> tuple[str, ...]:
         """Names of all that is written for a case."""
-        more = (f"{case.identifier}{PROBABILITIES}",) if self.save_probabilities else ()
+        more = (f"{case.identifier}{PROBABILITIES}",) if self.options.save_probabilities else ()
         return (*output_files(case, self.endings[case.identifier]), *more)
 
 
@@ -145,7 +150,7 @@ def read_case_boxes(predictor: Predictor, source: Path, boxes_file: Path) -> Box
         DatasetError: no images, or the boxes are for other cases, damaged, or make no sense.
         ModelError: the model was trained without boxes.
     """
-    check_takes_boxes(predictor.members)
+    predictor.check_takes_boxes()
     return read_boxes(boxes_file, [case.identifier for case in find_inputs(source, predictor.description)])
 
 
@@ -153,14 +158,10 @@ def predict_folder(
     predictor: Predictor,
     source: Path,
     folder: Path,
+    options: PredictionOptions = PredictionOptions(),
     *,
-    overwrite: bool = False,
-    continue_prediction: bool = False,
     boxes: Mapping[str, Sequence[GivenBox]] | None = None,
     only: Collection[str] | None = None,
-    part: tuple[int, int] = (0, 1),
-    output_format: str | None = None,
-    save_probabilities: bool = False,
     shared: SharedCases | None = None,
 ) -> Outcome:
     """Predict all cases of a folder (or one file); what fails is reported at the end, the rest is done.
@@ -171,13 +172,9 @@ def predict_folder(
         predictor: the model.
         source: a folder or file, as for `inputs.find_inputs`.
         folder: where the segmentations go; also gets the model's dataset.json and plan.json.
-        overwrite: replace files that are there.
-        continue_prediction: keep them, and predict the others.
+        options: which of the cases, what is written, and what becomes of files that are there.
         boxes: of each case; cases without any are predicted automatically. None where no boxes are wanted.
         only: identifiers of the cases to predict; None for all.
-        part: (k, n): of these, only case k and every n-th after it.
-        output_format: ending of the segmentations' files, as for `outputs.choose_endings`.
-        save_probabilities: also write ID.npz for each case (`formats.probability_files`).
         shared: the processes that share the cases; all of them are given the same arguments.
 
     Returns:
@@ -190,41 +187,30 @@ def predict_folder(
             input's; another process predicts into it; or nothing can be written.
     """
     if boxes is not None:
-        check_takes_boxes(predictor.members)
-        if save_probabilities:
+        predictor.check_takes_boxes()
+        if options.save_probabilities:
             raise ModelError("boxes give labels only. Leave out --boxes or --save_probabilities.")
-    shared = shared or SharedCases()
+    (first, step), shared = options.part, shared or SharedCases()
     found = find_inputs(source, predictor.description)
-    cases = {case.identifier: case for case in found if only is None or case.identifier in only}
-    cases = dict(itertools.islice(cases.items(), part[0], None, part[1]))
+    chosen = [case for case in found if only is None or case.identifier in only][first::step]
+    cases = {case.identifier: case for case in chosen}
     job = _Job(
         predictor=predictor,
         folder=folder,
-        endings=choose_endings(list(cases.values()), predictor.description, output_format),
+        options=options,
+        endings=choose_endings(chosen, predictor.description, options.output_format),
         boxes=boxes or {},
-        save_probabilities=save_probabilities,
-        overwrite=overwrite,
         shared=shared,
     )
-
-    def choose() -> list[str]:
-        check_output(source, folder)
-        names = {name: job.file_names(case) for name, case in cases.items()}
-        refuse_to_replace_images(folder, names, cases.values())
-        if overwrite:
-            return list(cases)
-        refuse_another_model(folder, predictor)
-        if not continue_prediction:
-            refuse_to_overwrite(folder, [file for files in names.values() for file in files])
-        return [name for name, files in names.items() if not all(_is_written(folder / file) for file in files)]
-
-    waiting = shared.agreed("cases", choose)
+    waiting = shared.agreed("cases", lambda: _waiting(job, source, chosen))
     if without := [name for name in waiting if boxes is not None and not boxes.get(name)]:
         logger.warning("no box for %s: predicted without a prompt", ", ".join(without))
-    # the processes of one command are of one mind, and parts know of one another
-    mine = claimed(folder, "prediction", together=part[1] > 1) if shared.world.first else contextlib.nullcontext()
     incomplete = shared.world.first and len(waiting) < len(cases) and not is_recorded(folder)
-    with mine if waiting or incomplete else contextlib.nullcontext():
+    with contextlib.ExitStack() as stack:
+        if shared.world.first and (
+            waiting or incomplete
+        ):  # for all processes of the command; parts know of one another
+            stack.enter_context(claimed(folder, "prediction", together=step > 1))
         if incomplete:  # by a run that ended just then
             record_model(folder, predictor)
         _predict_cases(job, {name: cases[name] for name in waiting})
@@ -234,6 +220,20 @@ def predict_folder(
         skipped=tuple(name for name in cases if name not in results),
         problems=tuple(problem for name in waiting for problem in results[name]),
     )
+
+
+def _waiting(job: _Job, source: Path, cases: Sequence[Case]) -> list[str]:
+    """Identifiers of the cases to predict. Raises OutputError where the folder is not to be written to."""
+    folder, options = job.folder, job.options
+    check_output(source, folder)
+    names = {case.identifier: job.file_names(case) for case in cases}
+    refuse_to_replace_images(folder, names, cases)
+    if options.overwrite:
+        return list(names)
+    refuse_another_model(folder, job.predictor)
+    if not options.continue_prediction:
+        refuse_to_overwrite(folder, [file for files in names.values() for file in files])
+    return [name for name, files in names.items() if not all(_is_written(folder / file) for file in files)]
 
 
 def _predict_cases(job: _Job, cases: Mapping[str, Case]) -> None:

@@ -5,7 +5,9 @@ Neither the logits of a volume nor its classes at full resolution ever exist as 
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from masam_auto.core.geometry import CaseProperties
 from masam_auto.core.labels import Labels
 from masam_auto.core.plan import Configuration
 from masam_auto.core.turning import Turn
+from masam_auto.formats.probability_files import Probabilities, new_probabilities
 from masam_auto.formats.scratch import scratch_array
 from masam_auto.imaging.crop import crop_to
 from masam_auto.imaging.resample import iterate_slabs
@@ -41,8 +44,9 @@ def restore_case(
     """Label map on the image's own grid from the logits of one model, or from the mean probabilities of several.
 
     Logits are interpolated linearly (between slices to the nearest one where the configuration says so) and decided a
-    few rows at a time. Models of one axis order (and its flips) are averaged slice by slice; where there are several orders, the sums of
-    all but the last are kept in float16: in `probabilities`, else in memory or in a temporary file (`formats.scratch`).
+    few rows at a time. Models of one axis order (and its flips) are averaged slice by slice; where there are several
+    orders, the sums of all but the last are kept in float16: in `probabilities`, else in memory or in a temporary file
+    (`formats.scratch`).
 
     Args:
         members: of one image: their properties differ in the axis order and the preprocessed grid only.
@@ -58,25 +62,23 @@ def restore_case(
         ModelError: logits do not have the shape that properties and labels ask for.
         OutputError: no space for the sums.
     """
-    by_order: dict[Turn, list[MemberLogits]] = {}
-    for member in members:
-        by_order.setdefault(member.properties.turn, []).append(member)
-    *earlier, last = by_order.values()
-    properties, share = last[0].properties, 1 / len(members)
-    with torch.inference_mode():
-        if len(members) == 1:
-            slabs = restored_slabs(last[0], labels)
-            return _write_slabs(slabs, properties, labels, probabilities, are_logits=True)
-        if not earlier:
-            return _write_slabs(_summed(last, labels, share), properties, labels, probabilities)
-        shape = (labels.num_outputs, *properties.cropped_shape)
-        with scratch_array(shape) if probabilities is None else contextlib.nullcontext(probabilities) as sums:
-            for group in earlier:
-                target = in_order(sums, group[0].properties)
-                for z, rows, values in _summed(group, labels, share):
-                    target[:, z, rows] += values.cpu().numpy().astype(np.float16)
-            slabs = _with_sums(_summed(last, labels, share), in_order(sums, properties))
-            return _write_slabs(slabs, properties, labels, probabilities)
+    with torch.inference_mode(), contextlib.ExitStack() as stack:
+        if are_logits := len(members) == 1:
+            properties, slabs = members[0].properties, restored_slabs(members[0], labels)
+        else:
+            properties, slabs = stack.enter_context(_averaged(members, labels, probabilities))
+        result = empty_labels(properties, labels)
+        small = torch.uint8 if result.dtype == np.uint8 else torch.int16
+        target = in_order(crop_to(result, properties.crop), properties)
+        kept = None if probabilities is None else in_order(probabilities, properties)
+        for z, rows, values in slabs:
+            decided = decide_labels(values, labels, are_logits=are_logits)
+            # Made as small on the device as it is kept: int64 is eight times as much to fetch.
+            target[z, rows] = decided.to(small).cpu().numpy()
+            if kept is not None:
+                shares = to_probabilities(values, labels) if are_logits else values
+                kept[:, z, rows] = shares.half().cpu().numpy()
+        return result
 
 
 def restored_slabs(member: MemberLogits, labels: Labels, *, only: range | None = None) -> Iterator[Slab]:
@@ -102,6 +104,39 @@ def decide_labels(values: torch.Tensor, labels: Labels, *, are_logits: bool = Tr
     return result
 
 
+def output_names(labels: Labels) -> tuple[str, ...]:
+    """Names of the K outputs: "background" and the classes, or the regions."""
+    return tuple(labels.foreground) if labels.has_regions else ("background", *labels.foreground)
+
+
+def empty_probabilities(properties: CaseProperties, labels: Labels) -> Probabilities:
+    """An array in memory, of zeros, for `restore_case` to fill in: of the box that preprocessing cropped to."""
+    return Probabilities(
+        values=np.zeros((labels.num_outputs, *properties.cropped_shape), dtype=np.float16),
+        crop=properties.crop,
+        geometry=properties.geometry,
+        outputs=output_names(labels),
+        has_regions=labels.has_regions,
+    )
+
+
+def new_case_probabilities(
+    path: Path, properties: CaseProperties, labels: Labels
+) -> AbstractContextManager[np.ndarray]:
+    """The same in a temporary file beside the .npz file `path`, which is written when the block ends.
+
+    Raises:
+        OutputError: no space or no permission.
+    """
+    return new_probabilities(
+        path,
+        crop=properties.crop,
+        geometry=properties.geometry,
+        outputs=output_names(labels),
+        has_regions=labels.has_regions,
+    )
+
+
 def to_probabilities(logits: torch.Tensor, labels: Labels) -> torch.Tensor:
     """Softmax over the classes of (K, ...), or a sigmoid for each region."""
     return logits.sigmoid() if labels.has_regions else logits.softmax(dim=0)
@@ -117,27 +152,26 @@ def in_order(array: np.ndarray, properties: CaseProperties) -> np.ndarray:
     return properties.turn.array(array)
 
 
-def _write_slabs(
-    slabs: Iterable[Slab],
-    properties: CaseProperties,
-    labels: Labels,
-    probabilities: np.ndarray | None,
-    *,
-    are_logits: bool = False,
-) -> np.ndarray:
-    """Decide labels, and keep probabilities where they are wanted. Slabs have logits or else probabilities."""
-    result = empty_labels(properties, labels)
-    small = torch.uint8 if result.dtype == np.uint8 else torch.int16
-    target = in_order(crop_to(result, properties.crop), properties)
-    kept = None if probabilities is None else in_order(probabilities, properties)
-    for z, rows, values in slabs:
-        decided = decide_labels(values, labels, are_logits=are_logits)
-        # Made as small on the device as it is kept: int64 is eight times as much to fetch.
-        target[z, rows] = decided.to(small).cpu().numpy()
-        if kept is not None:
-            shares = to_probabilities(values, labels) if are_logits else values
-            kept[:, z, rows] = shares.half().cpu().numpy()
-    return result
+@contextlib.contextmanager
+def _averaged(
+    members: Sequence[MemberLogits], labels: Labels, probabilities: np.ndarray | None
+) -> Iterator[tuple[CaseProperties, Iterator[Slab]]]:
+    """The mean probabilities of several members, in the axis order of the properties that come with them."""
+    by_order: dict[Turn, list[MemberLogits]] = {}
+    for member in members:
+        by_order.setdefault(member.properties.turn, []).append(member)
+    *earlier, last = by_order.values()
+    properties, share = last[0].properties, 1 / len(members)
+    if not earlier:
+        yield properties, _summed(last, labels, share)
+        return
+    shape = (labels.num_outputs, *properties.cropped_shape)
+    with scratch_array(shape) if probabilities is None else contextlib.nullcontext(probabilities) as sums:
+        for group in earlier:
+            target = in_order(sums, group[0].properties)
+            for z, rows, values in _summed(group, labels, share):
+                target[:, z, rows] += values.cpu().numpy().astype(np.float16)
+        yield properties, _with_sums(_summed(last, labels, share), in_order(sums, properties))
 
 
 def _summed(members: Sequence[MemberLogits], labels: Labels, share: float) -> Iterator[Slab]:

@@ -106,10 +106,10 @@ def predict_here(
         batch_size=1,
     )
     inference = InferencePlan(mirror=mirror)
-    with autocast(device, setting.training.precision):
-        return predict_volume(
-            [network], image, configuration, inference, num_outputs=setting.num_outputs, device=device
-        )
+    return predict_volume(
+        [network], image, configuration, inference, num_outputs=setting.num_outputs, device=device,
+        precision=setting.training.precision,
+    )  # fmt: skip
 
 
 def measure_training(setting: Setting, device: torch.device, *, rounds: int) -> Measured:

@@ -226,13 +226,7 @@ def checkpoint_to_resume(job: Job) -> Checkpoint:
             f"{job.folder} was trained by an older version of masam_auto, whose trainings cannot be continued. Its model "
             "predicts as it is; give --overwrite to start anew."
         )
-    found = header_differences(
-        checkpoint.header,
-        job.plan.network,
-        canvas=job.configuration.canvas,
-        in_channels=job.description.num_channels,
-        num_outputs=job.description.labels.num_outputs,
-    )
+    found = header_differences(checkpoint.header, job.plan, job.configuration, job.description)
     if found or checkpoint.header.plan_digest != plan_digest(job.plan, job.configuration):
         raise ModelError(
             f"{job.folder} was trained with another plan ({'; '.join(found) or 'its training or configuration differ'}). "

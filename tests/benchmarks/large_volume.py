@@ -13,8 +13,8 @@ from torch import nn
 
 from masam_auto.core.dataset import parse_description
 from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, NormalizationPlan, Plan, TrainingPlan
+from masam_auto.models.load_model import Member
 from masam_auto.prediction.predict import Predictor
-from masam_auto.prediction.segment import Member
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = (1000, 512, 512)

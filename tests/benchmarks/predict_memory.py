@@ -14,10 +14,10 @@ import torch
 from dataset_conversion.synthetic import write_synthetic_dataset
 from masam_auto.core.dataset import open_dataset, parse_description
 from masam_auto.core.paths import Paths
+from masam_auto.models.load_model import Member
 from masam_auto.network.build import build_network
 from masam_auto.planning.make_plan import make_plan
 from masam_auto.prediction.predict import Predictor
-from masam_auto.prediction.segment import Member
 from masam_auto.preprocessing.fingerprint import extract_fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,11 +20,11 @@ from masam_auto.core.paths import Paths
 from masam_auto.formats.inputs import find_inputs
 from masam_auto.formats.io import label_ending
 from masam_auto.formats.outputs import write_segmentation
+from masam_auto.models.load_model import Member
 from masam_auto.network.build import build_network
 from masam_auto.planning.make_plan import make_plan
 from masam_auto.prediction.predict import Predictor
-from masam_auto.prediction.predict_folder import predict_folder
-from masam_auto.prediction.segment import Member
+from masam_auto.prediction.predict_folder import PredictionOptions, predict_folder
 from masam_auto.preprocessing.fingerprint import extract_fingerprint
 
 CASES = 100
@@ -136,5 +136,5 @@ def one_after_the_other(predictor: Predictor, images: Path, output: Path) -> Non
 
 def overlapped(predictor: Predictor, images: Path, output: Path) -> None:
     """As masam_predict does it."""
-    outcome = predict_folder(predictor, images, output, overwrite=True)
+    outcome = predict_folder(predictor, images, output, PredictionOptions(overwrite=True))
     assert len(outcome.predicted) == CASES

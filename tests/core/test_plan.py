@@ -267,11 +267,6 @@ def test_decoder_only_is_one_field_and_leaves_out_what_would_not_learn():
 @pytest.mark.parametrize(
     ("assignment", "known"),
     [("adapters=some", "both, before, after, none"), ("trained=some", "adapted, all, none")],
-    [
-        ("decoder=unet", "sam, progressive, multiscale"),
-        ("increment=full", "fact, lora, none"),
-        ("trained=some", "adapted, all, none"),
-    ],
 )
 def test_a_variant_that_is_unknown_is_refused_while_planning(assignment, known):
     with pytest.raises(PlanError, match=rf"--set network\.{assignment}: \w+ must be one of {known}$"):

@@ -21,8 +21,8 @@ from masam_auto.evaluation.evaluate import evaluate_folder
 from masam_auto.formats.inputs import find_inputs
 from masam_auto.formats.io import read_image, read_labels
 from masam_auto.imaging.crop import bounding_box, nonzero_box
+from masam_auto.models.load_model import Member
 from masam_auto.prediction.predict import Predictor
-from masam_auto.prediction.segment import Member
 from tests import raw_data
 
 TIGHT, RELAXED = BoxProtocol(kind="tight"), BoxProtocol(kind="relaxed", relaxation=0.5)

@@ -18,8 +18,7 @@ from masam_auto.evaluation import ensemble
 from masam_auto.evaluation.ensemble import average_files, ensemble_folders
 from masam_auto.formats.io import read_geometry, read_labels, write_labels
 from masam_auto.formats.probability_files import new_probabilities, read_probabilities
-from masam_auto.prediction.probabilities import new_case_probabilities, output_names
-from masam_auto.prediction.restore import MemberLogits, restore_case
+from masam_auto.prediction.restore import MemberLogits, new_case_probabilities, output_names, restore_case
 
 GEOMETRY = Geometry(shape=(6, 9, 8), spacing=(3.0, 1.0, 0.8), origin=(1.0, -2.0, 3.5))
 LABELS = {"background": 0, "organ": 1, "lesion": 2}

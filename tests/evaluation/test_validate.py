@@ -7,7 +7,9 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,11 +20,10 @@ from masam_auto.core.paths import Paths
 from masam_auto.core.plan import InferencePlan, Plan
 from masam_auto.core.splits import make_splits, write_splits
 from masam_auto.evaluation import validate
-from masam_auto.evaluation.validate import validate_fold
+from masam_auto.evaluation.validate import ValidationOptions, validate_fold
 from masam_auto.formats.io import read_geometry
 from masam_auto.formats.probability_files import read_probabilities
-from masam_auto.prediction import segment
-from masam_auto.prediction.segment import Member
+from masam_auto.prediction.predict import Predictor
 from masam_auto.preprocessing.preprocess import preprocess_dataset
 from tests import intensity_model
 
@@ -44,9 +45,8 @@ class House:
         return self.paths.model_folder(self.raw.name, "masam", "axis0") / "fold_0"
 
     def validate(self, **options: object) -> dict:
-        return validate_fold(
-            self.paths, self.raw.name, self.plan, self.plan.configuration(None), 0, device=CPU, **options
-        )  # type: ignore[arg-type]
+        how = ValidationOptions(device=CPU, **options)  # type: ignore[arg-type]
+        return validate_fold(self.paths, self.raw.name, self.plan, self.plan.configuration(None), 0, how)
 
 
 @pytest.fixture
@@ -63,10 +63,22 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Build:
         names = [case.identifier for case in dataset.cases]
         write_splits(paths.preprocessed / raw.name / "splits.json", make_splits(names), dataset.cases)
         write_json(house.fold / "checkpoint_best" / "checkpoint.json", {})
-        monkeypatch.setattr(validate, "load_predictor", lambda *arguments, **options: predictor)
+        monkeypatch.setattr(Predictor, "from_folder", lambda *arguments, **options: predictor)
         return house
 
     return make
+
+
+def note_mirroring(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Gets a value for each case that is predicted: whether with flips."""
+    segment, mirrored = Predictor.segment, list[bool]()
+
+    def noted(self: Predictor, *arguments: Any, **options: Any) -> np.ndarray:
+        mirrored.append(self.members[0].plan.inference.mirror)
+        return segment(self, *arguments, **options)
+
+    monkeypatch.setattr(Predictor, "segment", noted)
+    return mirrored
 
 
 def test_validation_cases_are_predicted_on_their_own_grids(raw_dataset: Make, build: Build) -> None:
@@ -174,13 +186,7 @@ def test_predictions_of_another_checkpoint_or_otherwise_made_are_not_kept(raw_da
 
 def test_how_to_predict_is_the_given_plans(raw_dataset: Make, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     house = build(raw_dataset(cases=2))
-    predict, mirrored = segment.predict_logits, []
-
-    def noted(member: Member, *arguments: object) -> object:
-        mirrored.append(member.plan.inference.mirror)
-        return predict(member, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(segment, "predict_logits", noted)
+    mirrored = note_mirroring(monkeypatch)
     house.plan = dataclasses.replace(house.plan, inference=InferencePlan(mirror=False))
     house.validate()
     assert mirrored == [False]
@@ -233,7 +239,7 @@ def test_arrays_of_another_plan_are_refused(raw_dataset: Make, build: Build) -> 
     house = build(raw_dataset(cases=2))
     changed = dataclasses.replace(house.plan.configuration(None), spacing=(3.0, 2.0, 2.0))
     with pytest.raises(PlanError, match="another plan"):
-        validate_fold(house.paths, house.raw.name, house.plan, changed, 0, device=CPU)
+        validate_fold(house.paths, house.raw.name, house.plan, changed, 0, ValidationOptions(device=CPU))
 
 
 def test_a_fold_without_checkpoint(raw_dataset: Make, build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,13 +275,7 @@ def test_what_is_chosen_of_the_flips_is_done_and_written_down(
 ) -> None:
     caplog.set_level("INFO", logger="masam_auto")
     house = build(raw_dataset(cases=2))
-    predict, mirrored = segment.predict_logits, []
-
-    def noted(member: Member, *arguments: object) -> object:
-        mirrored.append(member.plan.inference.mirror)
-        return predict(member, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(segment, "predict_logits", noted)
+    mirrored = note_mirroring(monkeypatch)
     summary = house.validate()
     assert summary["protocol"] == {"checkpoint": "best", "mirror": True}
     (file,) = house.fold.glob("validation/*.nii.gz")

@@ -224,4 +224,4 @@ def test_the_digest_is_of_what_training_depends_on() -> None:
 def test_a_header_of_any_shape_is_one_clear_line(tmp_path: Path, header: str) -> None:
     module.save_file({"a": torch.zeros(1)}, tmp_path / MODEL_FILE, metadata={"masam_auto": header})
     with pytest.raises(MasamError, match=r"model\.safetensors"):
-        module.read_header(tmp_path)
+        module.read_model(tmp_path)

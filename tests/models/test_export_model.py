@@ -36,9 +36,10 @@ from masam_auto.models.checkpoint import (
 from masam_auto.models.checkpoint import write_model as write_model_file
 from masam_auto.models.export_model import ExportedModel, export_model
 from masam_auto.models.install_model import install_model
+from masam_auto.models.load_model import load_member
 from masam_auto.models.model_archive import extract_archive, write_archive
 from masam_auto.models.model_exchange import EXCHANGE, bring_back
-from masam_auto.models.trained_model import describe_model, load_networks, open_model
+from masam_auto.models.trained_model import describe_model, open_model
 from tests import tiny_training as tiny
 
 SECRET = "mueller_hans_1950"
@@ -119,13 +120,12 @@ def test_the_same_networks_come_out(model: Path, tmp_path: Path) -> None:
     assert plan == open_model(describe_model(model))[0]
     assert description.is_video  # although the videos' names are left out
     before, after = (
-        load_networks(
+        load_member(
             [place / f"fold_{fold}" / "checkpoint_best" for fold in (0, 1)],
             plan,
-            plan.configuration(None),
             description,
             device=torch.device("cpu"),
-        )
+        ).networks
         for place in (model, folder)
     )
     for one, other in zip(before, after, strict=True):

@@ -22,8 +22,9 @@ from masam_auto.models.import_checkpoint import (
     reference_configuration,
     reference_normalization,
 )
+from masam_auto.models.load_model import load_member
 from masam_auto.models.sam_files import SamWeights
-from masam_auto.models.trained_model import choose_folds, choose_model, load_networks, open_model
+from masam_auto.models.trained_model import choose_folds, choose_model, open_model
 from masam_auto.network.build import trainable_state_dict
 from masam_auto.network.masam import MaSam
 from tests import tiny_training as tiny
@@ -89,9 +90,8 @@ def do_import(made: Path, tmp_path: Path) -> Callable[..., Path]:
 def load_model(folder: Path) -> MaSam:
     model = choose_model(folder.parents[1], folder=folder)
     plan, description = open_model(model)
-    configuration = plan.configuration(model.configuration)
     checkpoints = choose_folds(model, None, "best")
-    (network,) = load_networks(checkpoints, plan, configuration, description, device=torch.device("cpu"))
+    (network,) = load_member(checkpoints, plan, description, device=torch.device("cpu")).networks
     return network
 
 

@@ -8,13 +8,13 @@ from masam_auto.core.errors import ModelError, PlanError
 from masam_auto.network.build import (
     assemble,
     build_network,
+    check_state,
     count_parameters,
     learning_summary,
     load_published_checkpoint,
     load_trainable_state,
     part_of,
     sam_tensors,
-    take_tensors,
     trainable_state_dict,
 )
 from tests.network.small_networks import make_network, network_plan
@@ -174,7 +174,8 @@ def test_a_checkpoint_and_its_sam_file_are_the_whole_network(variant):
     state = trainable_state_dict(network)
     frozen = {n: v for n, v in sam_tensors(twins[0], sam, origin="sam.pth").items() if n not in state}
     for twin in twins:
-        take_tensors(twin, state, frozen, origin="run")
+        check_state(twin, state, origin="run")
+        twin.load_state_dict({**frozen, **state}, assign=True)
         assert twin.state_dict().keys() == network.state_dict().keys()
         assert all(torch.equal(value, network.state_dict()[name]) for name, value in twin.state_dict().items())
         learning = [[name for name, p in one.named_parameters() if p.requires_grad] for one in (network, twin)]
@@ -183,7 +184,7 @@ def test_a_checkpoint_and_its_sam_file_are_the_whole_network(variant):
     assert all(first[name].data_ptr() == second[name].data_ptr() == frozen[name].data_ptr() for name in frozen)
     assert bool(frozen) == network.plan.stands_on_sam
     with pytest.raises(ModelError, match="run: extra is unknown to this network"):
-        take_tensors(twins[0], {**state, "extra": torch.zeros(1)}, frozen, origin="run")
+        check_state(twins[0], {**state, "extra": torch.zeros(1)}, origin="run")
 
 
 def test_state_of_another_network_is_refused():

@@ -332,3 +332,24 @@ def test_tiles_that_the_box_does_not_touch_are_not_predicted() -> None:
     prompt = BoxPrompt(slices=range(5), rows=(3.0, 9.0), columns=(1.0, 4.0))
     within_box([network], image, configuration(), prompt)
     assert len(network.seen) == 1
+
+
+@pytest.mark.parametrize("window", [1, 5])
+def test_autocast_is_entered_for_the_network_alone(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("masam_auto.compute.device.computes_in_bf16", lambda device: True)
+    inside = []
+
+    class Seeing(Stand):
+        def forward(self, windows: torch.Tensor) -> torch.Tensor:
+            inside.append(torch.is_autocast_enabled("cpu"))
+            return super().forward(windows)
+
+    for precision in ("bf16", "float32"):
+        slices = predict_slices(
+            [Seeing()], random_image(1, 7, 16, 16), configuration(window=window), InferencePlan(max_slices=5),
+            num_outputs=2, device=CPU, precision=precision,
+        )  # fmt: skip
+        for _ in slices:
+            assert not torch.is_autocast_enabled("cpu")
+        assert set(inside) == {precision == "bf16"}
+        inside.clear()

@@ -19,11 +19,11 @@ from masam_auto.core.labels import Labels, parse_labels
 from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, NormalizationPlan, Plan, TrainingPlan
 from masam_auto.formats.io import read_geometry, read_labels
 from masam_auto.imaging.canvas import canvas_box, canvas_map, place, tiles_of
+from masam_auto.models.load_model import Member
 from masam_auto.prediction.box_prompts import segment_boxes
 from masam_auto.prediction.predict import Predictor
 from masam_auto.prediction.predict_folder import predict_folder, read_case_boxes
 from masam_auto.prediction.restore import Slices
-from masam_auto.prediction.segment import Member
 from masam_auto.preprocessing.preprocess import preprocess_case
 
 TWO = parse_labels({"background": 0, "a": 1, "b": 2}, None)

@@ -39,7 +39,7 @@ from masam_auto.formats.probability_files import read_probabilities
 from masam_auto.formats.storage import open_array
 from masam_auto.planning.make_plan import make_plan
 from masam_auto.prediction.predict import Predictor, combine
-from masam_auto.prediction.predict_folder import predict_folder
+from masam_auto.prediction.predict_folder import PredictionOptions, predict_folder
 from masam_auto.preprocessing.fingerprint import extract_fingerprint, most_frequent_axes
 from masam_auto.preprocessing.preprocess import preprocess_dataset
 from tests import dicom_files, intensity_model
@@ -153,7 +153,7 @@ def test_prediction(
 ) -> None:
     predictor = by_place(intensity_model.make_predictor(raw, spacing=(2.6, 0.9, 1.1), axis_order=axis_order), axes=axes)
     with caplog.at_level(logging.INFO, "masam_auto"):
-        outcome = predict_folder(predictor, images, tmp_path / "out", save_probabilities=True)
+        outcome = predict_folder(predictor, images, tmp_path / "out", PredictionOptions(save_probabilities=True))
     assert len(outcome.predicted) == 48 and not outcome.problems
     check(tmp_path / "out", images, probabilities=True)
     said = [text for text in caplog.messages if "is turned" in text]
@@ -200,10 +200,12 @@ def test_ensembles_in_memory_and_from_files(raw: Path, images: Path, tmp_path: P
     across = by_place(intensity_model.make_predictor(raw, axis_order=(1, 2, 0), spacing=(0.9, 1.0, 3.0)))
     other_axes = by_place(intensity_model.make_predictor(raw, spacing=(3.0, 1.0, 0.8)), axes="RIP")
     both = combine([across, other_axes]).changed(step_size=0.5)
-    predict_folder(both, images, tmp_path / "both", save_probabilities=True)
+    predict_folder(both, images, tmp_path / "both", PredictionOptions(save_probabilities=True))
     expected = check(tmp_path / "both", images, probabilities=True)
     for name, predictor in (("a", across), ("b", other_axes)):
-        predict_folder(predictor.changed(step_size=0.5), images, tmp_path / name, save_probabilities=True)
+        predict_folder(
+            predictor.changed(step_size=0.5), images, tmp_path / name, PredictionOptions(save_probabilities=True)
+        )
     labels = both.description.labels
     means = {}
     for code, other in itertools.product(("LPS", "RAS", "PIR", "SAL"), ("LPS", "IRP")):
@@ -491,7 +493,9 @@ def test_dicom_is_turned_as_nifti(raw_dataset: Callable[..., Path], tmp_path: Pa
     values = np.rint(image[0]).astype(np.int16)
     dicom_files.write_series(tmp_path / "dicom" / CASE, values, geometry)
     predictor = by_place(intensity_model.make_predictor(raw), axes="LPS")
-    outcome = predict_folder(predictor, tmp_path / "dicom", tmp_path / "out", output_format=".nii.gz")
+    outcome = predict_folder(
+        predictor, tmp_path / "dicom", tmp_path / "out", PredictionOptions(output_format=".nii.gz")
+    )
     assert not outcome.problems
     straight, grid = read_image(raw / "imagesTr" / f"{CASE}_0000.nii.gz")
     expected = predictor.predict_array(np.rint(straight), grid).labels

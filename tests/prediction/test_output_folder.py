@@ -9,7 +9,7 @@ import pytest
 
 from masam_auto.core.errors import DatasetError, OutputError
 from masam_auto.prediction.predict import Predictor
-from masam_auto.prediction.predict_folder import predict_folder
+from masam_auto.prediction.predict_folder import PredictionOptions, predict_folder
 from tests import intensity_model
 
 Make = Callable[..., Path]
@@ -29,11 +29,11 @@ def test_outputs_never_go_among_the_inputs(raw_dataset: Make, tmp_path: Path) ->
         predict_folder(predictor, raw / "imagesTr", raw)
     for part in ("labelsTr", "imagesTr/predicted", "imagesTs/a/b"):
         with pytest.raises(OutputError, match="the output folder is part of a raw data set"):
-            predict_folder(predictor, raw / "imagesTr", raw / part, overwrite=True)
+            predict_folder(predictor, raw / "imagesTr", raw / part, PredictionOptions(overwrite=True))
     for own in ("fingerprint.json", "splits.json", "fold_0"):
         (tmp_path / own / own).mkdir(parents=True)
         with pytest.raises(OutputError, match=r"whose plan\.json would be replaced"):
-            predict_folder(predictor, raw / "imagesTr", tmp_path / own, overwrite=True)
+            predict_folder(predictor, raw / "imagesTr", tmp_path / own, PredictionOptions(overwrite=True))
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(DatasetError, match="the folder is empty"):
@@ -50,11 +50,11 @@ def test_images_are_not_replaced_through_links(raw_dataset: Make, tmp_path: Path
     before = image.read_bytes()
     (links / image.name).symlink_to(image)
     with pytest.raises(OutputError, match=r"mine.nii.gz is one of the images. Choose another output folder"):
-        predict_folder(intensity_model.make_predictor(raw), links, real, overwrite=True)
+        predict_folder(intensity_model.make_predictor(raw), links, real, PredictionOptions(overwrite=True))
     linked = tmp_path / "linked"
     linked.symlink_to(real, target_is_directory=True)
     with pytest.raises(OutputError, match="the output folder is the input folder"):
-        predict_folder(intensity_model.make_predictor(raw), linked, real, overwrite=True)
+        predict_folder(intensity_model.make_predictor(raw), linked, real, PredictionOptions(overwrite=True))
     assert image.read_bytes() == before and [path.name for path in real.iterdir()] == ["mine.nii.gz"]
 
 
@@ -95,11 +95,11 @@ def test_predictions_of_two_models_do_not_mix(
     predict_folder(first, raw / "imagesTr", out, only=["case_000"])
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     with pytest.raises(OutputError, match=message):
-        predict_folder(change(first), raw / "imagesTr", out, only=["case_001"], **options)
+        predict_folder(change(first), raw / "imagesTr", out, PredictionOptions(**options), only=["case_001"])
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-    predict_folder(change(first), raw / "imagesTr", out, overwrite=True)
+    predict_folder(change(first), raw / "imagesTr", out, PredictionOptions(overwrite=True))
     with pytest.raises(OutputError, match="another"):
-        predict_folder(first, raw / "imagesTr", out, continue_prediction=True)
+        predict_folder(first, raw / "imagesTr", out, PredictionOptions(continue_prediction=True))
 
 
 def test_a_model_goes_on_in_its_own_folder(raw_dataset: Make, tmp_path: Path) -> None:
@@ -111,7 +111,9 @@ def test_a_model_goes_on_in_its_own_folder(raw_dataset: Make, tmp_path: Path) ->
     del found["reasons"]  # an older version may have written it
     (out / "plan.json").write_text(json.dumps(found))
     changed = predictor.changed(step_size=0.5, mirror=False)
-    assert len(predict_folder(changed, raw / "imagesTr", out, continue_prediction=True).predicted) == 1
+    assert (
+        len(predict_folder(changed, raw / "imagesTr", out, PredictionOptions(continue_prediction=True)).predicted) == 1
+    )
     (out / "plan.json").write_text("{}")
     with pytest.raises(OutputError, match=r"does not hold this model's predictions: .*plan\.json"):
-        predict_folder(predictor, raw / "imagesTr", out, continue_prediction=True)
+        predict_folder(predictor, raw / "imagesTr", out, PredictionOptions(continue_prediction=True))

@@ -5,12 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from masam_auto.core.boxes import VoxelBox
 from masam_auto.core.errors import DatasetError, ImageError, ModelError, PlanError
@@ -19,6 +17,7 @@ from masam_auto.core.labels import parse_labels
 from masam_auto.core.postprocessing import Postprocessing, PostprocessingStep
 from masam_auto.core.selection import SelectedModel, Selection
 from masam_auto.formats.io import read_geometry, read_image, read_labels
+from masam_auto.models.load_model import Member
 from masam_auto.prediction import predict
 from masam_auto.prediction.predict import Input, Predictor, combine, load_selection
 from tests import intensity_model
@@ -191,13 +190,11 @@ def loaded(raw_dataset: Callable[..., Path], tmp_path: Path, monkeypatch: pytest
     raw = raw_dataset(cases=2)
     made, loaded = intensity_model.make_predictor(raw), []
 
-    def load_networks(checkpoints: Sequence[Path], *arguments: object, **options: object) -> tuple[nn.Module, ...]:
+    def load_member(checkpoints: Sequence[Path], *arguments: object, **options: object) -> Member:
         loaded.append([f"{path.parents[1].name}/{path.parent.name}/{path.name}" for path in checkpoints])
-        return made.members[0].networks
+        return made.members[0]
 
-    monkeypatch.setattr(predict, "load_networks", load_networks)
-    header = SimpleNamespace(configuration="axis0")
-    monkeypatch.setattr("masam_auto.models.trained_model.read_header", lambda checkpoint: header)
+    monkeypatch.setattr(predict, "load_member", load_member)
     for name in ("masam__axis0", "other__axis0"):
         folder = tmp_path / "results" / raw.name / name
         for fold in range(2):

@@ -20,8 +20,8 @@ from masam_auto.formats.inputs import find_inputs
 from masam_auto.formats.io import read_geometry, read_image, read_labels
 from masam_auto.formats.probability_files import read_probabilities
 from masam_auto.prediction import predict_folder as stage
-from masam_auto.prediction.predict import combine
-from masam_auto.prediction.predict_folder import predict_folder
+from masam_auto.prediction.predict import Predictor, combine
+from masam_auto.prediction.predict_folder import PredictionOptions, predict_folder
 from tests import intensity_model
 
 Make = Callable[..., Path]
@@ -82,13 +82,13 @@ def test_existing_segmentations_are_not_overwritten_unasked(raw_dataset: Callabl
     with pytest.raises(OutputError, match=r"already holds case_000.nii.gz, case_001.nii.gz. Give --overwrite"):
         predict_folder(predictor, raw / "imagesTr", out)
     (out / "case_000.nii.gz").unlink()
-    outcome = predict_folder(predictor, raw / "imagesTr", out, continue_prediction=True)
+    outcome = predict_folder(predictor, raw / "imagesTr", out, PredictionOptions(continue_prediction=True))
     assert (outcome.predicted, outcome.skipped) == (("case_000",), ("case_001",))
     assert (out / "case_001.nii.gz").read_bytes() == b"mine"
     (out / "case_001.nii.gz").write_bytes(b"")  # what a full disk leaves
-    outcome = predict_folder(predictor, raw / "imagesTr", out, continue_prediction=True)
+    outcome = predict_folder(predictor, raw / "imagesTr", out, PredictionOptions(continue_prediction=True))
     assert (outcome.predicted, outcome.skipped) == (("case_001",), ("case_000",))
-    outcome = predict_folder(predictor, raw / "imagesTr", out, overwrite=True)
+    outcome = predict_folder(predictor, raw / "imagesTr", out, PredictionOptions(overwrite=True))
     assert len(outcome.predicted) == 2
     assert read_labels(out / "case_001.nii.gz")[0].max() == 2
 
@@ -109,7 +109,9 @@ def test_a_name_too_long_for_the_segmentation_fails_alone(raw_dataset: Callable[
     images.mkdir()
     for name in ("a" * 249, "b"):
         nibabel.save(nibabel.load(raw / "imagesTr/case_000_0000.nii.gz"), images / f"{name}.nii")
-    outcome = predict_folder(intensity_model.make_predictor(raw), images, tmp_path / "out", output_format=".nii.gz")
+    outcome = predict_folder(
+        intensity_model.make_predictor(raw), images, tmp_path / "out", PredictionOptions(output_format=".nii.gz")
+    )
     assert outcome.predicted == ("b",) and "Rename the case" in outcome.problems[0]
 
 
@@ -140,18 +142,19 @@ def test_the_result_is_that_of_one_case_after_the_other(raw_dataset: Make, tmp_p
 def test_probabilities_are_written_beside_and_belong_to_what_is_done(raw_dataset: Make, tmp_path: Path) -> None:
     raw, out = raw_dataset(cases=2), tmp_path / "out"
     predictor = intensity_model.make_predictor(raw)
-    predict_folder(predictor, raw / "imagesTr", out, save_probabilities=True)
+    predict_folder(predictor, raw / "imagesTr", out, PredictionOptions(save_probabilities=True))
     assert names(out) == [f"case_{i:03d}.{ending}" for i in range(2) for ending in ("nii.gz", "npz")]
     found = read_probabilities(out / "case_000.npz")
     labels, _ = read_labels(out / "case_000.nii.gz")
     np.testing.assert_array_equal(found.values.argmax(axis=0), labels[tuple(slice(*side) for side in found.crop)])
     (out / "case_000.npz").unlink()
-    again = {"continue_prediction": True}
-    assert predict_folder(predictor, raw / "imagesTr", out, **again).predicted == ()
-    assert predict_folder(predictor, raw / "imagesTr", out, **again, save_probabilities=True).predicted == ("case_000",)
+    again = PredictionOptions(continue_prediction=True)
+    assert predict_folder(predictor, raw / "imagesTr", out, again).predicted == ()
+    again = PredictionOptions(continue_prediction=True, save_probabilities=True)
+    assert predict_folder(predictor, raw / "imagesTr", out, again).predicted == ("case_000",)
     with pytest.raises(OutputError, match=r"already holds case_000\.nii\.gz, case_000\.npz"):
-        predict_folder(predictor, raw / "imagesTr", out, save_probabilities=True)
-    predict_folder(predictor, raw / "imagesTr", out, overwrite=True)
+        predict_folder(predictor, raw / "imagesTr", out, PredictionOptions(save_probabilities=True))
+    predict_folder(predictor, raw / "imagesTr", out, PredictionOptions(overwrite=True))
     assert names(out) == ["case_000.nii.gz", "case_001.nii.gz"], "an ensemble would average what is out of date"
 
 
@@ -159,25 +162,27 @@ def test_boxes_and_probabilities_exclude_each_other(
     raw_dataset: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw = raw_dataset(cases=1)
-    monkeypatch.setattr(stage, "check_takes_boxes", lambda members: None)
+    monkeypatch.setattr(Predictor, "check_takes_boxes", lambda self: None)
     boxes = {"case_000": [VoxelBox(box=((0, 3), (0, 9), (0, 9)))]}
     with pytest.raises(ModelError, match=r"Leave out --boxes or --save_probabilities"):
         predict_folder(
             intensity_model.make_predictor(raw),
             raw / "imagesTr",
             tmp_path / "out",
+            PredictionOptions(save_probabilities=True),
             boxes=boxes,
-            save_probabilities=True,
         )
 
 
 def test_parts_are_disjoint_and_complete_and_look_at_their_own_files_only(raw_dataset: Make, tmp_path: Path) -> None:
     raw, out = raw_dataset(cases=5), tmp_path / "out"
     predictor = intensity_model.make_predictor(raw)
-    parts = [predict_folder(predictor, raw / "imagesTr", out, part=(k, 3)).predicted for k in range(3)]
+    parts = [
+        predict_folder(predictor, raw / "imagesTr", out, PredictionOptions(part=(k, 3))).predicted for k in range(3)
+    ]
     assert parts == [("case_000", "case_003"), ("case_001", "case_004"), ("case_002",)]
     with pytest.raises(OutputError, match=r"already holds case_002.nii.gz\. Give"):
-        predict_folder(predictor, raw / "imagesTr", out, part=(2, 3))
+        predict_folder(predictor, raw / "imagesTr", out, PredictionOptions(part=(2, 3)))
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, name: str, failures: dict[str, list[Exception]]) -> list[str]:
@@ -245,7 +250,7 @@ def test_what_filled_the_memory_is_let_go_of(
 
 def test_a_bug_ends_it_and_names_the_case(raw_dataset: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = raw_dataset(cases=3)
-    failing(monkeypatch, "place_boxes", {"case_001": [KeyError("bug")]})
+    failing(monkeypatch, "read_case", {"case_001": [KeyError("bug")]})
     with pytest.raises(KeyError) as raised:
         predict_folder(intensity_model.make_predictor(raw), raw / "imagesTr", tmp_path / "out")
     assert raised.value.__notes__ == ["This happened with case case_001."]
@@ -273,7 +278,9 @@ def test_an_end_before_the_end_keeps_whole_files_only(
 
     monkeypatch.setattr(type(predictor), "segment", interrupted)
     with pytest.raises(type(error)):
-        predict_folder(predictor, raw / "imagesTr", tmp_path / "out", save_probabilities=save_probabilities)
+        predict_folder(
+            predictor, raw / "imagesTr", tmp_path / "out", PredictionOptions(save_probabilities=save_probabilities)
+        )
     endings = ("nii.gz", "npz") if save_probabilities else ("nii.gz",)
     assert names(tmp_path / "out") == [f"case_{i:03d}.{ending}" for i in range(3) for ending in endings]
     assert threading.active_count() == threads
@@ -325,5 +332,9 @@ def test_one_command_at_a_time_predicts_into_a_folder(raw_dataset: Callable[...,
             predict_folder(predictor, raw / "imagesTr", out)
         assert names(out) == [".prediction.lock"]
     with claimed(out, "prediction", together=True):
-        assert predict_folder(predictor, raw / "imagesTr", out, part=(0, 2)).predicted == ("case_000",)
-    assert predict_folder(predictor, raw / "imagesTr", out, continue_prediction=True).predicted == ("case_001",)
+        assert predict_folder(predictor, raw / "imagesTr", out, PredictionOptions(part=(0, 2))).predicted == (
+            "case_000",
+        )
+    assert predict_folder(predictor, raw / "imagesTr", out, PredictionOptions(continue_prediction=True)).predicted == (
+        "case_001",
+    )

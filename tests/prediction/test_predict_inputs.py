@@ -10,7 +10,7 @@ from masam_auto.core.errors import OutputError
 from masam_auto.core.geometry import Geometry
 from masam_auto.formats.io import read_labels, write_labels
 from masam_auto.prediction.predict import Predictor
-from masam_auto.prediction.predict_folder import predict_folder
+from masam_auto.prediction.predict_folder import PredictionOptions, predict_folder
 from tests import dicom_files, intensity_model, raw_data
 
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
@@ -60,7 +60,7 @@ def test_dicom_is_segmented_as_nifti(
         tmp_path / "dicom" / "case", paint(make_classes(grid.shape)) + 1000, grid, order=order, intercept=-1000
     )
     assert predict_folder(predictor, tmp_path / "nifti", tmp_path / "a").predicted == ("case",)
-    outcome = predict_folder(predictor, tmp_path / "dicom", tmp_path / "b", output_format=".nii.gz")
+    outcome = predict_folder(predictor, tmp_path / "dicom", tmp_path / "b", PredictionOptions(output_format=".nii.gz"))
     assert outcome.predicted == ("case",) and not outcome.problems
     expected, expected_grid = read_labels(tmp_path / "a" / "case.nii.gz")
     found, found_grid = read_labels(tmp_path / "b" / "case.nii.gz")
@@ -94,7 +94,9 @@ def test_seg_by_default_and_a_bad_series_among_good(
     np.testing.assert_array_equal(found, make_classes(grid.shape))
     with pytest.raises(OutputError, match=r"already holds good\.dcm"):
         predict_folder(predictor, tmp_path / "in" / "good", tmp_path / "out")
-    again = predict_folder(predictor, tmp_path / "in" / "good", tmp_path / "out", continue_prediction=True)
+    again = predict_folder(
+        predictor, tmp_path / "in" / "good", tmp_path / "out", PredictionOptions(continue_prediction=True)
+    )
     assert again.skipped == ("good",)
 
 
@@ -116,5 +118,5 @@ def test_video_files(tmp_path: Path, predictor_for: Callable[..., Predictor]) ->
     masks = [read_labels(path)[0][0] for path in sorted((tmp_path / "out" / "film").iterdir())]
     np.testing.assert_array_equal(masks, classes)
     assert (tmp_path / "out" / "film_overlay.mp4").stat().st_size > 0
-    again = predict_folder(predictor, tmp_path / "in", tmp_path / "out", continue_prediction=True)
+    again = predict_folder(predictor, tmp_path / "in", tmp_path / "out", PredictionOptions(continue_prediction=True))
     assert again.skipped == ("film",)

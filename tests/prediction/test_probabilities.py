@@ -9,8 +9,7 @@ from masam_auto.core.geometry import CaseProperties, Geometry
 from masam_auto.core.labels import parse_labels
 from masam_auto.core.plan import Configuration, NormalizationPlan
 from masam_auto.formats.probability_files import read_probabilities
-from masam_auto.prediction.probabilities import empty_probabilities, new_case_probabilities
-from masam_auto.prediction.restore import MemberLogits, restore_case
+from masam_auto.prediction.restore import MemberLogits, empty_probabilities, new_case_probabilities, restore_case
 
 PROPERTIES = CaseProperties(
     identifier="a",

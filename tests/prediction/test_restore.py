@@ -14,8 +14,7 @@ from masam_auto.core.labels import Labels, parse_labels
 from masam_auto.core.plan import Configuration, NormalizationPlan
 from masam_auto.imaging.resample import nearest_index, resample_image
 from masam_auto.prediction import restore
-from masam_auto.prediction.probabilities import empty_probabilities
-from masam_auto.prediction.restore import MemberLogits, restore_case
+from masam_auto.prediction.restore import MemberLogits, empty_probabilities, restore_case
 
 CLASSES = parse_labels({"background": 0, "organ": 1, "lesion": 2}, None)
 REGIONS = parse_labels({"background": 0, "whole": [1, 2], "core": 2, "rim": 1}, [1, 2, 1])

@@ -17,7 +17,7 @@ from masam_auto.core.jsonio import read_plain, to_plain, write_json
 from masam_auto.core.plan import Plan
 from masam_auto.core.raw_files import file_sha256
 from masam_auto.models.checkpoint import BEST, LATEST, load_checkpoint, read_model
-from masam_auto.models.trained_model import load_networks
+from masam_auto.models.load_model import load_member
 from masam_auto.network.masam import MaSam
 from masam_auto.network.weight_files import load_sam_checkpoint
 from masam_auto.planning.overrides import override
@@ -53,10 +53,10 @@ def train(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> Tra
 
 
 def load(folder: Path, plan: Plan, *, folds: int = 1, **options: Any) -> tuple[MaSam, ...]:
-    """The networks of a model's folds, by `load_networks`."""
+    """The networks of a model's folds, by `load_member`."""
     description = read_description(folder.parent / "dataset.json", name=plan.dataset_name)
     checkpoints = sorted(folder.parent.glob(f"fold_*/{BEST}"))[:folds]
-    return load_networks(checkpoints, plan, plan.configuration(None), description, device=CPU, **options)
+    return load_member(checkpoints, plan, description, device=CPU, **options).networks
 
 
 def interrupted_training(
@@ -150,7 +150,7 @@ def test_folds_share_what_is_frozen(train: Train, weights: Path, monkeypatch: py
     folder = train(fold="all", budget="1steps")
     read = []
     monkeypatch.setattr(
-        "masam_auto.models.trained_model.load_sam_checkpoint",
+        "masam_auto.models.load_model.load_sam_checkpoint",
         lambda path: read.append(path) or load_sam_checkpoint(path),
     )
     first, second = load(folder, tiny.make_sam_plan(), folds=2, weights=weights)

@@ -1,0 +1,124 @@
+"""Whether an image can be meant as a model's input, and what is to be said of it, before anything is computed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from masam_auto.core.dataset import Case, DatasetDescription
+from masam_auto.core.errors import DatasetError, ImageError
+from masam_auto.core.geometry import Geometry
+from masam_auto.core.turning import UNKNOWN_AXES
+from masam_auto.formats.inputs import find_inputs
+from masam_auto.models.load_model import Member
+
+Files = Path | str | Sequence[Path | str]
+"""An image file, a folder that is one image, or the files of one image's channels in order."""
+
+
+def one_case(files: Files, description: DatasetDescription) -> Case:
+    """The one case that files hold. Raises DatasetError."""
+    if not isinstance(files, (str, Path)):
+        images = tuple(Path(file) for file in files)
+        if not images:
+            raise DatasetError("no file of the image is given. Name one for each channel, in order.")
+        identifier = images[0].name.partition(".")[0]
+        return Case(identifier=identifier, frames=(identifier,), images=(images,))
+    cases = find_inputs(Path(files), description)
+    if len(cases) > 1:
+        named = ", ".join(case.identifier for case in cases[:5])
+        raise DatasetError(
+            f"{files} holds {len(cases)} images ({named}{', ...' if len(cases) > 5 else ''}), not one. Give one image, or "
+            "predict the folder with masam_predict."
+        )
+    return cases[0]
+
+
+def check_image(
+    members: Sequence[Member],
+    description: DatasetDescription,
+    image: np.ndarray,
+    geometry: Geometry | Sequence[float],
+    *,
+    identifier: str,
+) -> tuple[np.ndarray, Geometry]:
+    """(C, Z, Y, X) float32 and its geometry, from an image of a volume or of a picture, with a geometry or a spacing.
+
+    Raises:
+        ImageError: wrong number of axes or channels, not finite, or label values only.
+    """
+    image, grid = _as_volume(image, geometry, identifier)
+    names = description.channel_names
+    if image.shape[0] != len(names):
+        raise ImageError(
+            f"case {identifier} has {image.shape[0]} channels; the model takes {len(names)} ({', '.join(names)})"
+        )
+    with np.errstate(invalid="ignore"):
+        total = image.sum(dtype=np.float64)  # makes no copy, unlike a test of each voxel
+    if not np.isfinite(total):
+        count = image.size - np.count_nonzero(np.isfinite(image))
+        raise ImageError(
+            f"case {identifier} has {count} voxels that are not finite (NaN or infinite). Replace them, e.g. by the "
+            "background's value."
+        )
+    highest = max(description.labels.declared)
+    if max(plan.upper for member in members for plan in member.configuration.normalization) <= highest:
+        return image, grid  # the training images themselves have such values
+    values = np.unique(image[:, :: max(1, image.shape[1] // 16)])
+    if (
+        1 < len(values) <= highest + 1
+        and np.isin(values, np.arange(highest + 1)).all()
+        and len(np.unique(image)) == len(values)
+    ):
+        listed = ", ".join(f"{value:g}" for value in values[:6])
+        raise ImageError(
+            f"case {identifier} holds nothing but the label values {listed}: it looks like a segmentation. Give the image."
+        )
+    return image, grid
+
+
+def _as_volume(image: np.ndarray, geometry: Geometry | Sequence[float], identifier: str) -> tuple[np.ndarray, Geometry]:
+    if image.ndim not in (3, 4):
+        raise ImageError(
+            f"case {identifier} has shape {image.shape}; expected are (C, Z, Y, X), or (C, Y, X) for a picture. Add the channel "
+            "axis: image[None]."
+        )
+    if image.dtype.kind not in "biuf":
+        raise ImageError(f"case {identifier} has values of type {image.dtype}; expected are real numbers")
+    axes = image.ndim - 1
+    hint = " A volume needs its channel axis: image[None]." if axes == 2 else ""
+    if axes == 2:
+        image = image[:, None]
+    shape = (image.shape[1], image.shape[2], image.shape[3])
+    if not isinstance(geometry, Geometry):
+        if len(geometry) != axes:
+            raise ImageError(f"case {identifier} needs a spacing along {axes} axes (mm), got {tuple(geometry)}.{hint}")
+        z, y, x = (1.0, *geometry) if axes == 2 else geometry
+        geometry = Geometry(shape=shape, spacing=(float(z), float(y), float(x)), dimensions=axes, oriented=False)
+    elif geometry.shape != shape:
+        raise ImageError(f"case {identifier} has shape {shape} (Z, Y, X), but its geometry {geometry.shape}.{hint}")
+    return np.asarray(image, dtype=np.float32), geometry
+
+
+def turning_notes(members: Sequence[Member], geometry: Geometry) -> tuple[str, ...]:
+    """What is to be said of how an image's voxel axes meet those that the models were trained with; nothing where they
+    are the same."""
+    notes = []
+    for axes, own in dict.fromkeys((one.configuration.axes, one.configuration.axes_of(geometry)) for one in members):
+        if geometry.axes is None:
+            notes.append("the image does not say where its axes point: it is taken as it is stored")
+        elif axes is None:
+            notes.append(
+                f"its axes (x, y, z) point to {geometry.axes}; the model, imported or of an older release, does not say where "
+                "those of its training images did: nothing is turned. Where they differ, sides are exchanged"
+            )
+        elif axes == UNKNOWN_AXES:
+            notes.append(
+                f"its axes (x, y, z) point to {geometry.axes}; the model's training images did not say where theirs do: "
+                "nothing is turned"
+            )
+        elif axes != own:
+            notes.append(
+                f"the image is turned from its axes (x, y, z) {own} to the model's {axes}, and the segmentation back"
+            )
+    return tuple(dict.fromkeys(notes))
