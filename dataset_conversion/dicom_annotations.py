@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dataset_conversion.dicom_segments import read_segments, segment_mask
+from dataset_conversion.dicom_structures import fill_contours, read_contours
 from masam_auto.core.geometry import Geometry
 from masam_auto.formats.dicom import read_tags, telling_damage
-from masam_auto.formats.dicom_segments import read_segments, segment_mask
-from masam_auto.formats.dicom_structures import fill_contours, read_contours
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

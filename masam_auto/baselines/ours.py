@@ -1,17 +1,20 @@
-"""Our own pipeline as one of the methods compared: masam_train on the fold, and predictions from the raw images."""
+"""Our own pipeline as one of the methods compared: masam_train on the fold, and predictions from the raw images.
+
+Baselines are other plans in it, on the same arrays, folds and budget.
+"""
 
 import functools
 import logging
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from masam_auto.baselines.compared_method import Method, PredictionCost, Training
 from masam_auto.baselines.external_program import run_program
-from masam_auto.baselines.variants import BASELINES, Baseline
 from masam_auto.core.dataset import Case
 from masam_auto.core.errors import ModelError
 from masam_auto.core.jsonio import read_json, read_plain
@@ -34,6 +37,30 @@ logger = logging.getLogger(__name__)
 OURS = "ours"
 # The best checkpoint is chosen by the cases that the methods are judged on, and nnU-Net predicts with its last weights.
 CHECKPOINT = "final"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Baseline:
+    """A plan's name (None: the given plan's), its configuration (None: the given one) and its `--set` changes."""
+
+    plan_name: str | None = None
+    configuration: str | None = None
+    overrides: tuple[str, ...] = ()
+
+
+# Source: SAMed (Zhang and Liu, arXiv 2304.13785): LoRA of rank 4 without dropout in the image encoder, SAM's own mask decoder,
+# slices one by one.
+BASELINES = {
+    "samed": Baseline(
+        plan_name="samed",
+        overrides=(
+            "network.increment=lora", "network.increment_rank=4", "network.increment_dropout=0", "network.adapters=none",
+            "network.decoder=sam",
+        ),
+    ),
+    "2d": Baseline(configuration="2d"),
+    "decoder_only": Baseline(plan_name="decoder_only", overrides=("network.trained=none",)),
+}  # fmt: skip
 
 
 def our_method(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# VARIANTS of baselines.nnunet, and BASELINES of baselines.variants
+# VARIANTS of baselines.nnunet, and BASELINES of baselines.ours
 OTHERS = (
     "nnunet_3d_fullres", "nnunet_3d_fullres_nomirror", "nnunet_2d", "nnunet_2d_nomirror", "samed", "2d", "decoder_only",
 )  # fmt: skip

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psutil
 
+GIB = 1 << 30
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 # Files of Linux's control groups, version 2 and 1: the limit, what is used, and what of that are pages of files that may go.
 SECOND = ("memory.max", "memory.current", "inactive_file")
@@ -20,6 +21,21 @@ def available_cores() -> int:
 def free_memory() -> int:
     """Bytes that this process can have without swapping, and without being killed for them."""
     return min([int(psutil.virtual_memory().available), *_rooms()])
+
+
+def check_memory(what: str, size: int) -> None:
+    """Check that there is memory for so many bytes, before the system promises what it does not have.
+
+    Raises:
+        MemoryError: there is not; it says what needs it.
+    """
+    if size > (free := free_memory()):
+        raise MemoryError(f"{what} needs {shown_bytes(size)}, and {shown_bytes(free)} are free")
+
+
+def shown_bytes(size: int) -> str:
+    """An amount of memory as messages tell it."""
+    return f"{size / GIB:.1f} GiB" if size >= GIB / 10 else f"{size} bytes"
 
 
 def _rooms() -> Iterator[int]:

@@ -10,8 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from masam_auto.core.atomic import write_bytes
 from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry
-from masam_auto.formats.raw_image import RawImage
-from masam_auto.formats.room import check_room
+from masam_auto.formats.raw_image import RawImage, check_room
 from masam_auto.formats.volumes import read_itk
 
 Image.MAX_IMAGE_PIXELS = None  # whole-slide sized pictures are data here, not an attack

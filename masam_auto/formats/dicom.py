@@ -19,9 +19,9 @@ import SimpleITK as sitk
 from masam_auto.core.errors import DatasetError, ImageError, MasamError
 from masam_auto.core.file_names import utf8_name
 from masam_auto.core.geometry import Geometry
+from masam_auto.core.machine import check_memory
 from masam_auto.formats.apart import read_apart
-from masam_auto.formats.raw_image import RawImage
-from masam_auto.formats.room import check_memory, check_room
+from masam_auto.formats.raw_image import RawImage, check_room
 from masam_auto.formats.volumes import itk_cause
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from masam_auto.core.errors import ImageError
-from masam_auto.formats.room import check_room
+from masam_auto.formats.raw_image import check_room
 
 HEADER_LIMIT = 1 << 20
 BLOCK = 1 << 20

@@ -20,7 +20,7 @@ from masam_auto.core.atomic import atomic_path, write_bytes
 from masam_auto.core.errors import DatasetError, ImageError
 from masam_auto.core.labels import Labels
 from masam_auto.core.partial import NAME_MAX
-from masam_auto.formats.room import check_room
+from masam_auto.formats.raw_image import check_room
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,7 @@ from masam_auto.core.errors import DatasetError, ImageError
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.machine import free_memory
 from masam_auto.formats.apart import read_apart
-from masam_auto.formats.raw_image import RawImage
-from masam_auto.formats.room import check_room
+from masam_auto.formats.raw_image import RawImage, check_room
 
 VIDEO_ENDINGS = (".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".wmv", ".mpg", ".mpeg")
 PIXELS = {1: "gray", 3: "rgb24"}

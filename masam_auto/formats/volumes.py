@@ -26,8 +26,7 @@ from masam_auto.core.file_names import utf8_name
 from masam_auto.core.geometry import Geometry
 from masam_auto.formats.apart import read_apart
 from masam_auto.formats.headers import CHECKS, check_file
-from masam_auto.formats.raw_image import RawImage
-from masam_auto.formats.room import check_room
+from masam_auto.formats.raw_image import RawImage, check_room
 
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 

@@ -21,13 +21,13 @@ from masam_auto.core.errors import DatasetError, MasamError, OutputError, PlanEr
 from masam_auto.core.geometry import CaseProperties, Geometry
 from masam_auto.core.jsonio import digest, read_json, write_json
 from masam_auto.core.labels import Labels
+from masam_auto.core.machine import check_memory
 from masam_auto.core.partial import remove_abandoned
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, Plan
 from masam_auto.core.raw_files import are_unchanged, note_files
 from masam_auto.core.turning import STAY
 from masam_auto.formats.io import read_case, read_case_labels, read_geometry
-from masam_auto.formats.room import check_memory
 from masam_auto.formats.storage import array_files, check_name_length, find_locations, write_array, write_locations
 from masam_auto.imaging.crop import crop_to, nonzero_box
 from masam_auto.imaging.normalize import find_normalizer, normalize

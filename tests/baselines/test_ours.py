@@ -8,7 +8,7 @@ import torch
 
 from masam_auto.baselines import ours
 from masam_auto.baselines.compared_method import Method
-from masam_auto.baselines.variants import BASELINES
+from masam_auto.baselines.ours import BASELINES
 from masam_auto.core.atomic import write_bytes
 from masam_auto.core.errors import ModelError
 from masam_auto.core.jsonio import write_json

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+from dataset_conversion.dicom_structures import fill_contours, read_contours
 from masam_auto.core.dataset import parse_description, read_description
 from masam_auto.core.errors import MasamError
 from masam_auto.core.fingerprint import Fingerprint
@@ -16,7 +17,6 @@ from masam_auto.core.postprocessing import read_postprocessing
 from masam_auto.formats.box_files import read_boxes
 from masam_auto.formats.dicom import read_series
 from masam_auto.formats.dicom_series import find_dicom_files, find_series
-from masam_auto.formats.dicom_structures import fill_contours, read_contours
 from masam_auto.formats.io import read_geometry, read_image, read_labels
 from masam_auto.formats.probability_files import open_probabilities, read_probabilities, values_bytes
 from masam_auto.formats.storage import open_array, read_locations

@@ -11,11 +11,13 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
-from masam_auto.core.dataset import Dataset, open_dataset
+from masam_auto.core.dataset import Dataset, DatasetDescription, open_dataset, parse_description
 from masam_auto.core.errors import CaseErrors, DatasetError
+from masam_auto.core.file_names import IMAGE_ENDINGS
 from masam_auto.core.paths import Paths
+from masam_auto.formats.io import READERS
 from masam_auto.preprocessing import verify
-from masam_auto.preprocessing.verify import verify_dataset
+from masam_auto.preprocessing.verify import READER_NAMES, check_reader, verify_dataset
 from tests import raw_data
 
 FIRST = "imagesTr/case_000_0000.nii.gz"
@@ -316,3 +318,22 @@ def test_real_data_sets_are_whole(shared_data: Path) -> None:
     dataset = opened(folder)
     verify_dataset(dataset, workers=0)
     assert len(dataset.cases) == 200
+
+
+def description(ending: str = ".nii.gz", **extra: object) -> DatasetDescription:
+    plain = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": 1}, "file_ending": ending, **extra}
+    return parse_description(plain, name="D")
+
+
+def test_nnunets_names_are_understood() -> None:
+    assert tuple(READERS) == IMAGE_ENDINGS and set(READERS) == {
+        ending for endings in READER_NAMES.values() for ending in endings
+    }
+    check_reader(description())
+    check_reader(description(overwrite_image_reader_writer="None"))
+    for name, endings in READER_NAMES.items():
+        check_reader(description(ending=endings[0], overwrite_image_reader_writer=name))
+    with pytest.raises(DatasetError, match=r"'MyIO'; known readers: SimpleITKIO, NibabelIO, .*Tiff3DIO"):
+        check_reader(description(overwrite_image_reader_writer="MyIO"))
+    with pytest.raises(DatasetError, match=r"Tiff3DIO reads .tif, .tiff, not .nii.gz"):
+        check_reader(description(overwrite_image_reader_writer="Tiff3DIO"))

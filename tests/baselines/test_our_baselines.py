@@ -4,7 +4,7 @@ import pytest
 
 from masam_auto.baselines.nnunet import VARIANTS
 from masam_auto.baselines.nnunet_runner import TRAINERS
-from masam_auto.baselines.variants import BASELINES
+from masam_auto.baselines.ours import BASELINES
 from masam_auto.cli.compare import OTHERS
 from masam_auto.network.build import build_network, count_parameters
 from masam_auto.planning.overrides import override

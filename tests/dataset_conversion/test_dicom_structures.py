@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from matplotlib.path import Path as Outline
 
+from dataset_conversion.dicom_structures import Contour, fill_contours, fill_polygons, read_contours
 from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry
-from masam_auto.formats.dicom_structures import Contour, fill_contours, fill_polygons, read_contours
 from tests import dicom_files, raw_data
 
 SHAPE = (7, 12, 15)

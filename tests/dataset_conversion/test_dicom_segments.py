@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dataset_conversion.dicom_segments import read_segments, segment_mask
 from masam_auto.core.errors import DatasetError, ImageError
 from masam_auto.core.geometry import Geometry
 from masam_auto.formats.dicom import read_series
 from masam_auto.formats.dicom_seg import write_dicom_seg
-from masam_auto.formats.dicom_segments import read_segments, segment_mask
 from tests import dicom_files, raw_data
 
 pytest.importorskip("highdicom", reason="the optional library highdicom (extra `dicom`) is not installed")

@@ -13,9 +13,11 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
+from masam_auto.core import machine
 from masam_auto.core.errors import ImageError
-from masam_auto.formats import room, volumes
+from masam_auto.formats import volumes
 from masam_auto.formats.io import read_geometry, read_image
+from masam_auto.formats.raw_image import check_room
 
 SHAPE = (4, 6, 5)
 
@@ -39,7 +41,7 @@ ENDINGS = [".nii", ".nii.gz", ".mgz", ".mha", ".nrrd", ".mhd", ".png", ".bmp", "
 def test_more_than_there_is_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
     path = write(tmp_path / f"a{ending}")
     read_image(path)
-    monkeypatch.setattr(room, "free_memory", lambda: 10)
+    monkeypatch.setattr(machine, "free_memory", lambda: 10)
     with pytest.raises(MemoryError, match=rf"a\{ending} needs \d+ bytes, and 10 bytes are free"):
         read_image(path)
 
@@ -105,6 +107,6 @@ def test_pictures_of_other_kinds_are_not_decoded(tmp_path: Path, monkeypatch: py
 
 def test_what_is_packed_as_tightly_as_can_be_is_read(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(bytes(1000))
-    room.check_room(tmp_path / "a.bin", 1_032_000)
+    check_room(tmp_path / "a.bin", 1_032_000)
     with pytest.raises(ImageError):
-        room.check_room(tmp_path / "a.bin", 10_000_001)
+        check_room(tmp_path / "a.bin", 10_000_001)
