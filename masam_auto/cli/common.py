@@ -18,6 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from masam_auto import __version__
+from masam_auto.cli.wording import worded
 from masam_auto.compute.cluster import Cluster
 from masam_auto.compute.parallel import is_out_of_memory
 from masam_auto.core.atomic import WRITE_FAILURES
@@ -176,7 +177,7 @@ def start(parsed: argparse.Namespace) -> Paths:
 
 def start_without_roots(parsed: argparse.Namespace) -> None:
     """Set up logging and execute the plug-ins: the first thing after the arguments are parsed."""
-    setup_logging(verbose=parsed.verbose)
+    setup_logging(verbose=parsed.verbose, word=worded)
     use_plugins(*parsed.plugins)
 
 
@@ -320,5 +321,5 @@ def _report_memory(error: BaseException) -> int:
 
 def _report(message: str, code: int) -> int:
     with contextlib.suppress(OSError):
-        print(f"error: {shown(message)}", file=sys.stderr, flush=True)
+        print(f"error: {shown(worded(message))}", file=sys.stderr, flush=True)
     return code

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from masam_auto.cli.common import DONE, add_workers, fold, known_dataset, make_parser, run, start
+from masam_auto.cli.wording import worded
+from masam_auto.core.jsonio import write_bytes
 from masam_auto.core.selection import TEXT_NAME
 
 
@@ -13,10 +15,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _make_parser().parse_args(arguments)
     paths = start(parsed)
 
-    from masam_auto.evaluation.find_best_configuration import find_best_configuration
+    from masam_auto.evaluation.find_best_configuration import find_best_configuration, instructions
 
     name = known_dataset(paths, parsed.dataset)
-    find_best_configuration(
+    selection = find_best_configuration(
         paths,
         name,
         configurations=parsed.configurations,
@@ -24,8 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folds=parsed.folds,
         workers=parsed.workers,
     )
+    text = worded(instructions(selection, paths))
     file = paths.results / name / TEXT_NAME
-    print(file.read_text(encoding="utf-8"))
+    write_bytes(file, text.encode())
+    print(text)
     print(f"written: {file}, and the same as .json for masam_predict")
     return DONE
 

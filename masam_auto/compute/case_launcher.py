@@ -64,7 +64,7 @@ def launch_for_cases(module: str, arguments: Sequence[str], environment: Mapping
                 if code < 0 and restarts == 0:
                     raise MasamError(
                         f"processes were killed (signal {-code}) again and again, most often for want of memory. Files "
-                        "that were finished are kept: go on with --continue_prediction and fewer processes."
+                        "that were finished are kept: go on with `continue_prediction` and fewer processes."
                     )
                 if code < 0:
                     restarts -= 1

@@ -98,7 +98,7 @@ def _connect(cluster: Cluster) -> tuple[Any, Any]:
         from distributed import Client, as_completed  # an optional package, and slow to import
     except ImportError as error:
         raise MasamError(
-            "--scheduler needs the package distributed. Install the extra: pip install masam_auto[cluster]"
+            "`scheduler` needs the package distributed. Install the extra: pip install masam_auto[cluster]"
         ) from error
     for name in ("distributed", "distributed.client"):  # they print tracebacks of what is said below in one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -166,7 +166,7 @@ def _outcome(future: Any, cluster: Cluster, *, what: str) -> tuple[Any, str | No
     except KilledWorker as error:
         raise MasamError(
             f"{what}: every worker of {cluster.scheduler} that tried it died, most often for want of memory. Give the workers "
-            "more (--memory-limit), or run it here with --workers 0 to see the error."
+            "more, or run it here with `workers=0` to see the error."
         ) from error
     except (CancelledError, OSError) as error:  # OSError: the connection closed while the result came
         raise MasamError(

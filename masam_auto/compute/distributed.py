@@ -171,7 +171,7 @@ def share_of(world: World, configuration: Configuration) -> Share:
         name = configuration.name
         raise PlanError(
             f"{world.size} processes cannot share {configuration.accumulation} batches of {configuration.batch_size} "
-            f"windows evenly. Give --set {name}.batch_size={_multiple(configuration.batch_size, members)}, which "
+            f"windows evenly. Give `{name}.batch_size={_multiple(configuration.batch_size, members)}`, which "
             "trains with larger batches, or fewer processes."
         )
     team, place = divmod(world.rank, members)
@@ -250,7 +250,7 @@ def joined(world: World, device: torch.device) -> Iterator[World]:
         if _is_lost_connection(error):
             raise ModelError(
                 f"another process of this training has ended ({_line(error)}). The last checkpoint is unharmed: "
-                "continue with --c."
+                "continue with `resume`."
             ) from error
         raise
     # What still refers to the group must go first: its threads are not to be taken down by the interpreter's end.

@@ -28,8 +28,8 @@ def check_processes(device: torch.device, processes: int) -> None:
     there = {"cpu": processes, "cuda": torch.cuda.device_count()}.get(device.type, 1)
     if there < processes:
         raise MasamError(
-            f"-num_gpus {processes}: this machine has {there} device{'s' if there != 1 else ''} of the kind "
-            f"{device.type}. Give -num_gpus {there}."
+            f"`num_gpus={processes}`: this machine has {there} device{'s' if there != 1 else ''} of the kind "
+            f"{device.type}. Give `num_gpus={there}`."
         )
 
 

@@ -214,7 +214,7 @@ def _in_pool(
             except BrokenProcessPool as error:
                 raise RuntimeError(
                     f"{what}: a worker process died while working on {names[index]} or a case beside it, most often for "
-                    "want of memory. Try fewer workers (--workers 1) or --workers 0 to see the error in this process."
+                    "want of memory. Try fewer workers (`workers=1`) or `workers=0` to see the error in this process."
                 ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,10 +18,12 @@ LINE_LIMIT, LINES_LIMIT = 1200, 200  # a screen is not more
 
 
 class _Formatter(logging.Formatter):
-    """Names from files cannot command the terminal."""
+    """Names from files cannot command the terminal; `word` puts options as the user types them."""
+
+    word: Callable[[str], str] = staticmethod(str)
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return shown(super().formatMessage(record))
+        return shown(self.word(super().formatMessage(record)))
 
 
 def shown(message: str) -> str:
@@ -45,8 +47,9 @@ class _BarSafeHandler(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def setup_logging(*, verbose: bool = False) -> None:
-    """Send the package's messages to standard error. Called by `cli/` alone."""
+def setup_logging(*, verbose: bool = False, word: Callable[[str], str] = str) -> None:
+    """Send the package's messages to standard error, and have them worded by `word`. Called by `cli/` alone."""
+    _Formatter.word = staticmethod(word)
     logger = logging.getLogger(LOGGER_NAME)
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
     logger.propagate = False

@@ -88,7 +88,7 @@ def find_dataset_name(identifier: str, roots: list[Path]) -> str:
         listed += f"; not called DatasetXXX_Name, with three digits: {', '.join(misnamed)}"
     raise DatasetError(
         f"data set {identifier!r} not found in {places} (there: {listed}). Choose one that "
-        "is there, or say with --raw, --preprocessed or --results where it is."
+        "is there, or say with `raw`, `preprocessed` or `results` where it is."
     )
 
 

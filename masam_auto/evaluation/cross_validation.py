@@ -76,7 +76,9 @@ def gather(
         PlanError: a summary is damaged.
     """
     if "all" in (folds or ()):
-        raise ModelError(f"{WHY_NOT_ALL} Leave it out of -f, and train numbered folds: masam_train {dataset.name} 0")
+        raise ModelError(
+            f"{WHY_NOT_ALL} Leave it out of `folds`, and train numbered folds: masam_train {dataset.name} 0"
+        )
     found, notes = [], []
     for model in find_models(paths.results):
         wanted = (configurations is None or model.configuration in configurations) and (
@@ -104,7 +106,7 @@ def _said_of_flips(models: Sequence[CrossValidation], dataset_name: str) -> list
     if len(without) == len(models):
         return [f"{text} The Dice of new images is usually a little higher."]
     commands = "; ".join(
-        f"masam_train {dataset_name} {fold} -c {model.model.configuration} -p {model.model.plan_name} --val --mirror"
+        f"`masam_train {dataset_name} {fold} configuration={model.model.configuration} plan_name={model.model.plan_name} validate mirror`"
         for model in without
         for fold in model.model.folds
     )
@@ -126,7 +128,7 @@ def common_cases(models: Sequence[CrossValidation], dataset: Dataset) -> tuple[l
         listed = "; ".join(f"{model.name}: {folds_text(model.model.folds)}" for model in models)
         raise ModelError(
             f"the models of {dataset.name} have no held-out case in common ({listed}). Train the same folds, or choose "
-            "models with -c and -p."
+            "models with `configuration` and `plan_name`."
         )
     notes = []
     identifiers = [case.identifier for case in dataset.cases]
@@ -147,9 +149,9 @@ def save_probabilities_commands(model: CrossValidation, cases: Iterable[Case], d
     """The commands that write the probabilities that a model lacks; none where it has those of all cases."""
     lacking = {model.fold_of[case.identifier] for case in cases if not model.probabilities(case).is_file()}
     chosen, checkpoint = model.model, model.model.checkpoint
-    kind = "" if checkpoint == "best" else f" -chk {checkpoint}"
+    kind = "" if checkpoint == "best" else f" checkpoint={checkpoint}"
     return [
-        f"masam_train {dataset_name} {fold} -c {chosen.configuration} -p {chosen.plan_name}{kind} --val --save_probabilities"
+        f"`masam_train {dataset_name} {fold} configuration={chosen.configuration} plan_name={chosen.plan_name}{kind} validate save_probabilities`"
         for fold in sorted(lacking)
     ]
 
@@ -170,13 +172,15 @@ def _gather_model(
     """One model's held-out predictions, None where there are none; and what is left out of them."""
     _check_labels(model, dataset)
     name, notes = model.folder.name, []
-    command = f"masam_train {dataset.name} {{}} -c {model.configuration} -p {model.plan_name} --val"
+    command = (
+        f"masam_train {dataset.name} {{}} configuration={model.configuration} plan_name={model.plan_name} validate"
+    )
     if "all" in model.folds:
         notes.append(f"{name}: fold all is left out. {WHY_NOT_ALL}")
     used: list[int] = []
     for fold in sorted(int(fold) for fold in model.folds if fold != "all" and (folds is None or fold in folds)):
         if problem := _why_not(validation_folder(model.folder, fold)):
-            notes.append(f"{name}: fold {fold} is left out because {problem}; do it with {command.format(fold)}.")
+            notes.append(f"{name}: fold {fold} is left out because {problem}; do it with `{command.format(fold)}`.")
         else:
             used.append(fold)
     fold_of: dict[str, int] = {}
@@ -191,7 +195,7 @@ def _gather_model(
         listed = ", ".join(f"fold {fold}: {checkpoint}" for fold, checkpoint in checkpoints.items())
         raise ModelError(
             f"{name} was validated by different checkpoints ({listed}), but is used with one. Validate its folds alike: "
-            f"{command.format('FOLD')} -chk best"
+            f"`{command.format('FOLD')} checkpoint=best`"
         )
     plan = open_model(model)[0]
     mirrored = {
@@ -201,7 +205,7 @@ def _gather_model(
         listed = ", ".join(f"fold {fold}: {'with' if mirror else 'without'}" for fold, mirror in mirrored.items())
         raise ModelError(
             f"{name} was validated with flips in some folds and without in others ({listed}). Validate its folds alike: "
-            f"{command.format('FOLD')} --mirror"
+            f"`{command.format('FOLD')} mirror`"
         )
     wanted = plan.inference.mirror and bool(plan.configuration(model.configuration).mirror_axes)
     chosen = SelectedModel(
@@ -217,7 +221,7 @@ def _check_labels(model: TrainedModel, dataset: Dataset) -> None:
     if description.labels != dataset.description.labels:
         raise ModelError(
             f"{model.folder} was trained with other labels than {dataset.folder / 'dataset.json'} has now, and cannot be "
-            "judged by them. Bring the labels back, or choose other models with -c and -p."
+            "judged by them. Bring the labels back, or choose other models with `configuration` and `plan_name`."
         )
 
 
@@ -236,7 +240,7 @@ def _summarised(folder: Path, ending: str) -> set[str]:
         return {Path(entry["prediction_file"]).name.removesuffix(ending) for entry in summary["metric_per_case"]}
     except (KeyError, TypeError) as error:
         raise PlanError(
-            f"{folder / SUMMARY_NAME} is no summary of a validation ({type(error).__name__}: {error}). Validate again: masam_train ... --val"
+            f"{folder / SUMMARY_NAME} is no summary of a validation ({type(error).__name__}: {error}). Validate again: `masam_train ... validate`"
         ) from error
 
 

@@ -18,7 +18,7 @@ from masam_auto.core.jsonio import write_json
 from masam_auto.core.labels import Labels
 from masam_auto.core.paths import Paths
 from masam_auto.core.postprocessing import POSTPROCESSING_NAME
-from masam_auto.core.selection import SELECTION_NAME, TEXT_NAME, Candidate, Selection
+from masam_auto.core.selection import SELECTION_NAME, Candidate, Selection
 from masam_auto.core.summary import SUMMARY_NAME
 from masam_auto.evaluation.cross_validation import (
     CrossValidation,
@@ -69,7 +69,7 @@ def find_best_configuration(
 
     A pair averages saved probabilities. Candidates are compared by the mean Dice over the classes; a pair is chosen only
     where it is better than both of its members. The postprocessing is found for the chosen one. Writes
-    results/<data set>/inference_instructions.json and .txt, and the chosen one's predictions below crossval_results.
+    results/<data set>/inference_instructions.json, and the chosen one's predictions below crossval_results.
 
     Args:
         paths: root folders; the raw data set must be there for its reference labels.
@@ -98,7 +98,7 @@ def _select(
     notes = [*notes, *said, *lacking]
     ranked = _compare(models, pairs, cases, dataset, workers)
     members = ranked[0][0]
-    folder = paths.results / dataset.name / RESULTS_NAME / "___".join(member.name for member in members)
+    folder = results_folder(paths, dataset.name, [member.name for member in members])
     findings = _write_results(members, cases, dataset, folder, workers)
     names = list(dataset.description.labels.foreground)
     selection = Selection(
@@ -112,18 +112,18 @@ def _select(
         reasons=(*_reasons(ranked, findings, len(cases)), *notes),
     )
     results = paths.results / dataset.name
-    write_bytes(results / TEXT_NAME, instructions(selection, folder).encode())
     write_json(results / SELECTION_NAME, selection)  # last: what it speaks of is there
     return selection
 
 
-def instructions(selection: Selection, folder: Path) -> str:
-    """The selection for readers: what to run, the candidates' Dice, and why.
+def results_folder(paths: Paths, dataset_name: str, names: Sequence[str]) -> Path:
+    """Where the cross-validated results of a candidate are; `names` of its models, as "masam__axis0"."""
+    return paths.results / dataset_name / RESULTS_NAME / "___".join(names)
 
-    Args:
-        selection: what was chosen.
-        folder: of its cross-validated results.
-    """
+
+def instructions(selection: Selection, paths: Paths) -> str:
+    """The selection for readers: what to run, the candidates' Dice, and why. Commands name options as Python does."""
+    folder = results_folder(paths, selection.dataset_name, [member.folder_name for member in selection.members])
     rows = [(" + ".join(candidate.members), candidate.dice) for candidate in selection.candidates]
     width = max(len(row[0]) for row in rows)
     table = [f"  {who.ljust(width)}  {dice:.4f}" for who, dice in rows]
@@ -134,10 +134,10 @@ def instructions(selection: Selection, folder: Path) -> str:
         f"cross-validated Dice {selection.dice:.4f} ({by_class}) over {selection.cases} cases",
         "",
         "Predict with it, all in one:",
-        f"  masam_predict -i IMAGES -o SEGMENTATIONS -d {selection.dataset_name}",
+        f"  `masam_predict images=IMAGES output=SEGMENTATIONS dataset={selection.dataset_name}`",
         "",
         "The same step by step:",
-        *(f"  {command}" for command in _commands(selection, folder)),
+        *(f"  `{command}`" for command in _commands(selection, folder)),
         "",
         "Mean Dice of the candidates, before postprocessing:",
         *table,
@@ -153,15 +153,17 @@ def _commands(selection: Selection, folder: Path) -> list[str]:
     members = selection.members
     outputs = [f"OUT_{number}" for number in range(1, len(members) + 1)] if len(members) > 1 else ["OUT"]
     commands = [
-        f"masam_predict -i IMAGES -o {output} -d {selection.dataset_name} -c {member.configuration} -p {member.plan_name} "
-        f"-f {' '.join(map(str, member.folds))} -chk {member.checkpoint}"
+        f"masam_predict images=IMAGES output={output} dataset={selection.dataset_name} configuration={member.configuration} plan_name={member.plan_name} "
+        f"folds={' '.join(map(str, member.folds))} checkpoint={member.checkpoint}"
         for member, output in zip(members, outputs, strict=True)
     ]
     if len(members) > 1:
-        commands = [f"{command} --save_probabilities" for command in commands]
-        commands.append(f"masam_ensemble -i {' '.join(outputs)} -o OUT")
+        commands = [f"{command} save_probabilities" for command in commands]
+        commands.append(f"masam_ensemble images={' '.join(outputs)} output=OUT")
     if selection.postprocessing.steps:
-        commands.append(f"masam_apply_postprocessing -i OUT -o SEGMENTATIONS -pp {folder / POSTPROCESSING_NAME}")
+        commands.append(
+            f"masam_apply_postprocessing images=OUT output=SEGMENTATIONS postprocessing={folder / POSTPROCESSING_NAME}"
+        )
     return commands
 
 
@@ -238,7 +240,7 @@ def _count(
     if [prediction.shape for prediction in predictions] != [reference.shape for reference in references]:
         raise DatasetError(
             f"{case.identifier}: {file} has another shape than the reference now has. Validate the model again: "
-            "masam_train ... --val"
+            "`masam_train ... validate`"
         )
     return [count_confusion(a, b, case.labels) for a, b in zip(predictions, references, strict=True)]
 

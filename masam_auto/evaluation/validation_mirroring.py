@@ -95,6 +95,6 @@ def choose_validation_mirroring(
     if seconds > MIRRORING_SHARE * state.wall_seconds:
         return (
             False,
-            f"{text}, which is more than {MIRRORING_SHARE:.0%}; --val --mirror validates with them all the same",
+            f"{text}, which is more than {MIRRORING_SHARE:.0%}; `validate mirror` validates with them all the same",
         )
     return True, f"{text}; up to {MIRRORING_SHARE:.0%} are fine"

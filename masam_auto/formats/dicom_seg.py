@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 DICOM_SEG = ".dcm"
-REMEDY = "Choose another form, as with --output_format .nii.gz."
+REMEDY = "Choose another form, as with `output_format=.nii.gz`."
 MAY_BE_EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime",
     "ReferringPhysicianName",
@@ -37,7 +37,7 @@ def check_can_write_seg() -> None:
     if importlib.util.find_spec("highdicom") is None:
         raise OutputError(
             "writing DICOM SEG needs highdicom. Install it (pip install 'masam_auto[dicom]'), or choose another form "
-            "with --output_format .nii.gz."
+            "with `output_format=.nii.gz`."
         )
 
 

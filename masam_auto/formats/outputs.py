@@ -41,12 +41,12 @@ def choose_endings(cases: Sequence[Case], description: DatasetDescription, chose
     """
     known = (*OUTPUT_FORMATS, *added_names("readers"))
     if chosen is not None and chosen not in known:
-        raise OutputError(f"--output_format {chosen}: known endings are {', '.join(known)}. Choose one of them.")
+        raise OutputError(f"`output_format={chosen}`: known endings are {', '.join(known)}. Choose one of them.")
     endings = {case.identifier: chosen or _usual_ending(case, description) for case in cases}
     other = [case.identifier for case in cases if endings[case.identifier] == DICOM_SEG and not case.series]
     if other:
         raise OutputError(
-            f"--output_format {DICOM_SEG}: DICOM SEG is written for DICOM images only, and {other[0]} is none. "
+            f"`output_format={DICOM_SEG}`: DICOM SEG is written for DICOM images only, and {other[0]} is none. "
             "Choose another form, such as .nii.gz."
         )
     if DICOM_SEG in endings.values():

@@ -233,9 +233,9 @@ def load_checkpoint(fold_folder: Path) -> Checkpoint:
     if problems:
         raise ModelError(
             f"{fold_folder}: no checkpoint can be continued: {problems[-1]} To train the fold anew in its place, give "
-            "--overwrite instead of --c."
+            "`overwrite` instead of `resume`."
         )
-    raise ModelError(f"{fold_folder} holds no checkpoint to continue from. Leave out --c to start the training.")
+    raise ModelError(f"{fold_folder} holds no checkpoint to continue from. Leave out `resume` to start the training.")
 
 
 def read_model(folder: Path) -> tuple[ModelHeader, dict[str, torch.Tensor]]:
@@ -304,7 +304,7 @@ def _load(folder: Path) -> Checkpoint:
     if not (folder / TRAINING_FILE).is_file():
         raise ModelError(
             f"{folder} came from elsewhere, without the state of its training, which cannot be continued. Start a new one "
-            f"from it: -pretrained_weights {folder}."
+            f"from it: `pretrained_weights={folder}`."
         )
     header, model = read_model(folder)
     weights: dict[str, torch.Tensor] = {}
@@ -324,7 +324,7 @@ def _load(folder: Path) -> Checkpoint:
 def _new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside `folder`, which takes its place when the block ends without an error."""
     there = has_checkpoint(folder.parent)
-    kept = "the checkpoint that was there has been kept. Continue with --c."
+    kept = "the checkpoint that was there has been kept. Continue with `resume`."
     lost = "no epoch has been saved yet. Then start again."
     aside = folder.with_name(PREVIOUS if folder.name == LATEST else ASIDE)
     with told_if_unwritable(folder, kept if there else lost), atomic_folder(folder, aside=aside) as new:

@@ -76,7 +76,7 @@ def export_model(
     if output.suffix != ".zip":
         raise OutputError(f"{output}: the archive needs a name that ends in .zip, such as {output.name}.zip")
     if output.exists() and not overwrite:
-        raise OutputError(f"{output} is there already. Give --overwrite to replace it, or another name with -o.")
+        raise OutputError(f"{output} is there already. Give `overwrite` to replace it, or another name with `output`.")
     wishes = _Wishes(licence=licence, case_names=case_names, selection=selection)
     with scratch_folder(partial_path(output.absolute().with_name("scratch"))) as staged:
         names = {_stage(member, staged, wishes) for member in members}
@@ -165,7 +165,7 @@ def read_summary(path: Path, *, case_names: bool) -> dict[str, Any] | None:
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise PlanError(
-            f"{path} is no summary of a validation ({type(error).__name__}: {error}). Validate again: masam_train ... --val"
+            f"{path} is no summary of a validation ({type(error).__name__}: {error}). Validate again: `masam_train ... validate`"
         ) from error
 
 

@@ -61,7 +61,7 @@ def fetch_weights(file: SamFile, folder: Path, *, mirror: str = SOURCE, overwrit
             partial.unlink()
             raise ModelError(
                 f"{url}: what came is not {file.name} (its SHA-256 is not {file.sha256[:12]}...), and has been removed. "
-                "Run the command again, or give another source with --url."
+                "Run the command again, or give another source with `url`."
             )
         with partial.open("rb") as handle:
             os.fsync(handle.fileno())
@@ -75,14 +75,14 @@ def _is_there(target: Path, file: SamFile, overwrite: bool) -> bool:
     if overwrite:
         return False
     raise OutputError(
-        f"{target} is there, but it is not the official file (its size or SHA-256 differs). Give --overwrite to replace it, "
+        f"{target} is there, but it is not the official file (its size or SHA-256 differs). Give `overwrite` to replace it, "
         "or move it away."
     )
 
 
 def _address(mirror: str, file: SamFile) -> str:
     if not mirror.startswith(("http://", "https://")):
-        raise ModelError(f"--url {mirror}: expected an address that begins with http:// or https://")
+        raise ModelError(f"`url={mirror}`: expected an address that begins with http:// or https://")
     return mirror if mirror.endswith(file.name) else f"{mirror.rstrip('/')}/{file.name}"
 
 
@@ -106,7 +106,7 @@ def _receive_all(file: SamFile, url: str, partial: Path) -> None:
             if failed > len(WAITS):
                 raise ModelError(
                     f"{url}: {dropped}; {_size(partial) / 1e6:.1f} of {file.size / 1e6:.1f} MB are there. Check the network and "
-                    "run the command again: it continues from there. Or give another source with --url."
+                    "run the command again: it continues from there. Or give another source with `url`."
                 ) from dropped
             logger.info("%s: %s; trying again in %g s", file.name, dropped, WAITS[failed - 1])
             time.sleep(WAITS[failed - 1])
@@ -119,7 +119,7 @@ def _receive(file: SamFile, url: str, partial: Path, received: int) -> None:
         _Dropped: it may be tried again; what came is in the partial file.
         ModelError: the server does not have the file.
     """
-    other = f"Give another source with --url, or bring {file.name} into {partial.parent} by other means."
+    other = f"Give another source with `url`, or bring {file.name} into {partial.parent} by other means."
     headers = {"User-Agent": f"masam_auto/{__version__}"} | ({"Range": f"bytes={received}-"} if received else {})
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)

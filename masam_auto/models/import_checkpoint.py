@@ -76,9 +76,9 @@ def reference_normalization(
         find_normalizer(scheme)
     lower, upper = intensity or CT_RANGE
     if not lower < upper:
-        raise PlanError(f"--intensity {lower:g} {upper:g}: the lowest intensity must be below the highest")
+        raise PlanError(f"`intensity={lower:g} {upper:g}`: the lowest intensity must be below the highest")
     if intensity is not None and scheme not in (None, *FIXED_RANGE):
-        raise PlanError(f"--intensity has no use with --normalization {scheme}; leave one of them out")
+        raise PlanError(f"`intensity` has no use with `normalization={scheme}`; leave one of them out")
     usual = {"ct": "clip_to_0_1", "zscore": "quantile_to_0_1"}
     plans = []
     for name in channel_names:
@@ -119,8 +119,8 @@ def reference_configuration(
     if planned is not None:
         if axis is not None and axis != planned.axis_order[0]:
             raise PlanError(
-                f"--axis {axis}: configuration {planned.name} of the data set's plan slices along axis "
-                f"{planned.axis_order[0]}. Choose another one with -c."
+                f"`axis={axis}`: configuration {planned.name} of the data set's plan slices along axis "
+                f"{planned.axis_order[0]}. Choose another one with `configuration`."
             )
         own = planned.spacing if spacing is None else _permuted(spacing, planned.axis_order)
         return dataclasses.replace(
@@ -129,7 +129,7 @@ def reference_configuration(
         )  # fmt: skip
     if spacing is None:
         raise PlanError(
-            "--spacing Z Y X is needed: the voxel spacing in mm of the volumes that the checkpoint was trained on (their "
+            "`spacing=Z Y X` is needed: the voxel spacing in mm of the volumes that the checkpoint was trained on (their "
             "median), in the order of the file's axes. Or plan the data set first (masam_plan), and its geometry is taken."
         )
     axis = axis or 0
@@ -219,13 +219,13 @@ def _check_data(variant: Variant, description: DatasetDescription, origin: str) 
     if labels.has_regions:
         raise ModelError(
             f"{description.name} has regions as labels, but {origin} was trained on classes that exclude each other. Give "
-            "a dataset.json with one value a class (--dataset_json)."
+            "a dataset.json with one value a class (`dataset_json`)."
         )
     if labels.num_outputs != variant.num_outputs:
         raise ModelError(
             f"{origin} has {variant.num_outputs} outputs (background and {variant.num_outputs - 1} classes), but "
             f"{description.name} has {labels.num_outputs} labels with the background ({', '.join(labels.values)}). Give the "
-            "dataset.json of the data that it was trained on (--dataset_json)."
+            "dataset.json of the data that it was trained on (`dataset_json`)."
         )
     if description.num_channels not in (1, 3):
         raise ModelError(
@@ -241,7 +241,7 @@ def _usual_sam(variant: Variant, weights_folder: Path, origin: str) -> SamWeight
     if encoder is None:
         raise ModelError(
             f"{origin} adapts an encoder of {variant.depth} blocks of width {variant.dim}, which is none of "
-            f"{', '.join(sizes.values())}. Name its SAM checkpoint with --sam_checkpoint PATH."
+            f"{', '.join(sizes.values())}. Name its SAM checkpoint with `sam_checkpoint=PATH`."
         )
     return weights_to_start_from(encoder, file=None, folder=weights_folder)
 
@@ -315,10 +315,12 @@ def _refuse_what_is_there(folder: Path, *, overwrite: bool) -> None:
     trained = [fold for fold in folds if fold != "all" or (folder / "fold_all" / "metrics.jsonl").exists()]
     if trained:
         raise OutputError(
-            f"{folder} holds trained folds ({', '.join(trained)}). Give the imported model another name with -p."
+            f"{folder} holds trained folds ({', '.join(trained)}). Give the imported model another name with `plan_name`."
         )
     if not overwrite:
-        raise OutputError(f"{folder} is there already. Give --overwrite to replace it, or another name with -p.")
+        raise OutputError(
+            f"{folder} is there already. Give `overwrite` to replace it, or another name with `plan_name`."
+        )
 
 
 def _stretch(planned: Configuration, spacing: Triple, canvas: tuple[int, int]) -> float:

@@ -51,8 +51,8 @@ def _install(
     there = [name for name in names if (dataset / name).exists()]
     if there and not overwrite:
         raise OutputError(
-            f"{dataset / there[0]} is there already. Give --overwrite to replace it with all of its folds, or another "
-            "folder with --results."
+            f"{dataset / there[0]} is there already. Give `overwrite` to replace it with all of its folds, or another "
+            "folder with `results`."
         )
     with new_models(dataset) as new:
         extract_archive(archive, new)

@@ -131,7 +131,7 @@ def weights_of_model(
     )
     raise ModelError(
         f"{model} stands on SAM weights whose SHA-256 begins with {sha256[:12]}, but {problem}. {remedy}, or name the file with "
-        "--sam_checkpoint PATH."
+        "`sam_checkpoint=PATH`."
     )
 
 
@@ -149,7 +149,7 @@ def _candidates(recorded: Path, encoder: str, file: Path | None, folder: Path | 
 def _existing(file: Path) -> Path:
     if not file.is_file():
         raise ModelError(
-            f"--sam_checkpoint {file}: no such file; give the path of a SAM checkpoint, .pth or .safetensors"
+            f"`sam_checkpoint={file}`: no such file; give the path of a SAM checkpoint, .pth or .safetensors"
         )
     return file
 
@@ -169,6 +169,6 @@ def _patterns(encoder: str) -> tuple[str, ...]:
 def _how_to_get(encoder: str) -> str:
     fetch = f"Fetch them (masam_fetch_weights {encoder}), name" if encoder in SAM_FILES else "Name"
     return (
-        f"{fetch} a file (--sam_checkpoint PATH) or another folder (--weights, MASAM_WEIGHTS), or go on without SAM's "
-        "knowledge (--from_scratch)."
+        f"{fetch} a file (`sam_checkpoint=PATH`) or another folder (`weights`, MASAM_WEIGHTS), or go on without SAM's "
+        "knowledge (`from_scratch`)."
     )

@@ -49,8 +49,8 @@ def sam_to_start_from(network: NetworkPlan, *, file: Path | None, folder: Path) 
     if network.weights == "none":
         if file is not None:
             raise ModelError(
-                "this plan trains from scratch (network.weights=none), so --sam_checkpoint has no use. Leave it out, or "
-                "plan again with a SAM encoder, e.g. -backbone vit_b."
+                "this plan trains from scratch (network.weights=none), so `sam_checkpoint` has no use. Leave it out, or "
+                "plan again with a SAM encoder, e.g. `backbone=vit_b`."
             )
         return None
     found = weights_to_start_from(network.encoder, file=file, folder=folder)
@@ -58,7 +58,7 @@ def sam_to_start_from(network: NetworkPlan, *, file: Path | None, folder: Path) 
     for official in SAM_FILES.values():
         if found.path.name == official.name and found.sha256 != official.sha256:
             logger.warning(
-                "%s is not the official file of that name. If that is not meant: masam_fetch_weights %s --overwrite",
+                "%s is not the official file of that name. If that is not meant: `masam_fetch_weights %s overwrite`",
                 found.path,
                 official.encoder,
             )
@@ -79,7 +79,7 @@ def sam_of_model(header: ModelHeader, model: Path, *, file: Path | None, folder:
     """
     if not header.network.stands_on_sam:
         if file is not None:
-            raise ModelError(f"{model} holds all of its weights, so --sam_checkpoint has no use. Leave it out.")
+            raise ModelError(f"{model} holds all of its weights, so `sam_checkpoint` has no use. Leave it out.")
         return None
     assert header.sam_sha256 is not None and header.sam_file is not None
     return weights_of_model(

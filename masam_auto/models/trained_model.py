@@ -68,7 +68,9 @@ def choose_model(
         return model_in(folder)
     models = find_models(results)
     if not models:
-        raise ModelError(f"no trained model below {results}. Train one (masam_train), or give --results or -m FOLDER.")
+        raise ModelError(
+            f"no trained model below {results}. Train one (masam_train), or give `results` or `model=FOLDER`."
+        )
     name = find_dataset_name(Path(dataset).name, [results]) if dataset is not None else None
     wanted = {"dataset_name": name, "configuration": configuration, "plan_name": plan_name}
     fitting = [
@@ -79,7 +81,9 @@ def choose_model(
     said = ", ".join(f"{field.removesuffix('_name')} {value}" for field, value in wanted.items() if value)
     if fitting:
         listed = "\n".join(f"  - {model}" for model in fitting)
-        raise ModelError(f"several trained models fit; choose with -d, -c, -p or -m:\n{listed}")
+        raise ModelError(
+            f"several trained models fit; choose with `dataset`, `configuration`, `plan_name` or `model`:\n{listed}"
+        )
     listed = "\n".join(f"  - {model}" for model in models)
     raise ModelError(f"no trained model with {said}. There are:\n{listed}")
 
@@ -117,7 +121,7 @@ def choose_folds(model: TrainedModel, folds: Sequence[int | str] | None, checkpo
             trained = ", ".join(map(str, model.folds)) or "none"
             raise ModelError(
                 f"fold {fold} of {model.folder} has no checkpoint ({path.name} is missing; folds with one: {trained}). "
-                f"Train it: masam_train {model.dataset_name} {fold} -c {model.configuration} -p {model.plan_name}"
+                f"Train it: `masam_train {model.dataset_name} {fold} configuration={model.configuration} plan_name={model.plan_name}`"
             )
     return tuple(chosen)
 

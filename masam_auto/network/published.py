@@ -241,7 +241,7 @@ def _attention_reach(
         if tuple(side // SAM_PATCH for side in canvas) != grid:
             raise ModelError(
                 f"{origin}: made for {grid[0] * SAM_PATCH} x {grid[1] * SAM_PATCH} px, where it cannot be told which "
-                "blocks attend within windows; give --canvas with these sides"
+                "blocks attend within windows; give `canvas` with these sides"
             )
         return ENCODERS["vit_b"].window, global_blocks
     sides = {length for pair in windowed for length in pair}

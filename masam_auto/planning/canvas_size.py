@@ -75,7 +75,9 @@ def _canvas_within_budget(
         because = f"they are hardly more than the {encoder.budget} px that {encoder.name} works at"
     elif min(limits) == 1.0:
         because = f'the smallest class, "{smallest}", is {diameter:.1f} px across and needs no magnification'
-    rounded = "" if magnification == min(limits) else f", less a little to fill whole {encoder.windowed}-token windows"
+    rounded = (
+        "" if magnification == min(limits) else f", less a little to fill whole windows of {encoder.windowed} tokens"
+    )
     resized = "at their own resolution" if magnification == 1 else f"magnified {magnification:.3g} times"
     return CanvasChoice(
         canvas=(_side(float(extent[0]) * magnification, encoder), _side(float(extent[1]) * magnification, encoder)),

@@ -25,7 +25,7 @@ def override(plan: Plan, assignments: Sequence[str]) -> Plan:
         try:
             plan = _override_one(plan, assignment)
         except (PlanError, msgspec.ValidationError) as error:
-            raise PlanError(f"--set {assignment}: {error}") from error
+            raise PlanError(f"{assignment}: {error}") from error
     return plan
 
 

@@ -105,7 +105,7 @@ def choose_training(
         }
     else:
         reasons = {
-            "num_epochs": f"{steps} steps; shorter with --budget or --set ({_MEASURED})",
+            "num_epochs": f"{steps} steps; shorter with a budget ({_MEASURED})",
             "optimizer": f"learns fastest from scratch ({_MEASURED})",
             "learning_rate": _MEASURED,
             "weight_decay": _MEASURED,

@@ -31,7 +31,7 @@ def is_recorded(folder: Path) -> bool:
 def refuse_another_model(folder: Path, predictor: Predictor) -> None:
     """Raise OutputError where `record_model` would replace what another model left; how it predicts may have changed."""
     file, plan = folder / "plan.json", _plan_of(predictor)
-    remedy = "Choose another folder, or give --overwrite to write there nevertheless."
+    remedy = "Choose another folder, or give `overwrite` to write there nevertheless."
     try:
         found = read_json(file, Plan, what="plan") if file.exists() else plan
         raw = read_plain(folder / "dataset.json", what="data set") if (folder / "dataset.json").exists() else None
@@ -54,8 +54,8 @@ def refuse_to_overwrite(folder: Path, names: Sequence[str]) -> None:
     present = [name for name in names if (folder / name).exists()]
     if present:
         raise OutputError(
-            f"{folder} already holds {first_few(present)}. Give --overwrite to replace them, another folder, or to "
-            "masam_predict --continue_prediction to predict only the others."
+            f"{folder} already holds {first_few(present)}. Give `overwrite` to replace them, another folder, or to "
+            "`masam_predict continue_prediction` to predict only the others."
         )
 
 
@@ -66,7 +66,7 @@ def check_output(source: Path, folder: Path) -> None:
         raise OutputError(f"{folder} is a file; the output must be a folder")
     if not folder.exists() and is_image(folder):
         raise OutputError(
-            f"{folder} is called like an image, but the output is a folder of them. Give the folder: -o {folder.parent}"
+            f"{folder} is called like an image, but the output is a folder of them. Give the folder: `output={folder.parent}`"
         )
     if folder.resolve() == images.resolve():
         raise OutputError(f"the output folder is the input folder ({folder}). Choose another one.")

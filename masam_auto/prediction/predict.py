@@ -159,7 +159,7 @@ class Predictor:
             )
         if self.members[0].plan.network.prompt != "box":
             raise ModelError(
-                "this model was trained without boxes. Leave the boxes out, or train one with --set network.prompt=box."
+                "this model was trained without boxes. Leave the boxes out, or train one with `network.prompt=box`."
             )
 
     def prepare(

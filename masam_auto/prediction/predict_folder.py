@@ -189,7 +189,7 @@ def predict_folder(
     if boxes is not None:
         predictor.check_takes_boxes()
         if options.save_probabilities:
-            raise ModelError("boxes give labels only. Leave out --boxes or --save_probabilities.")
+            raise ModelError("boxes give labels only. Leave out `boxes` or `save_probabilities`.")
     (first, step), shared = options.part, shared or SharedCases()
     found = find_inputs(source, predictor.description)
     chosen = [case for case in found if only is None or case.identifier in only][first::step]
@@ -279,7 +279,7 @@ def _note(job: _Job, case: Case, error: Exception | None) -> None:
         _free_memory(error)
         job.shared.finish(
             name,
-            f"case {name}: not enough memory, even with no other case beside it. Predict it with -device cpu, on a machine "
+            f"case {name}: not enough memory, even with no other case beside it. Predict it with `device=cpu`, on a machine "
             "with more memory, or cut the image into parts.",
         )
     elif isinstance(error, MasamError) and not isinstance(error, OutputError):  # the next could not be written either

@@ -138,7 +138,7 @@ def _checked(source: Iterator[dict[str, Any]]) -> Iterator[dict[str, np.ndarray]
         except RuntimeError as error:
             raise RuntimeError(
                 "a process that prepares windows died, most often for want of memory. "
-                "Try fewer workers, or --workers 0 to prepare them in the training process."
+                "Try fewer workers, or `workers=0` to prepare them in the training process."
             ) from error
         if "error" in batch:
             if batch["kind"] == "mendable":

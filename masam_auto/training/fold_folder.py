@@ -46,14 +46,16 @@ def claim_folder(
     """
     if fold_folder.is_symlink():
         raise OutputError(
-            f"{fold_folder} is a link, which is not trained into. Remove it, or give the training a name (-p)."
+            f"{fold_folder} is a link, which is not trained into. Remove it, or give the training a name (`plan_name`)."
         )
     trained = has_checkpoint(fold_folder)
     if resume and not trained:
-        raise ModelError(f"{fold_folder} holds no checkpoint to continue from. Leave out --c to start the training.")
+        raise ModelError(
+            f"{fold_folder} holds no checkpoint to continue from. Leave out `resume` to start the training."
+        )
     if trained and not resume and not overwrite:
         raise OutputError(
-            f"{fold_folder} holds a training already. Continue it with --c, or give --overwrite to start anew."
+            f"{fold_folder} holds a training already. Continue it with `resume`, or give `overwrite` to start anew."
         )
     _refuse_mixed_plans(fold_folder, plan, configuration)
     if not resume:
@@ -168,8 +170,8 @@ def _refuse_mixed_plans(fold_folder: Path, plan: Plan, configuration: Configurat
     known = there.configurations.get(configuration.name)
     if known is None or plan_digest(there, known) != plan_digest(plan, configuration):
         raise OutputError(
-            f"{others[0]} was trained with another plan. All folds of a model share one: repeat the same --set as "
-            f"then (the plan is in {plan_file}), give this one another name (-p NAME), or remove {model_folder}."
+            f"{others[0]} was trained with another plan. All folds of a model share one: repeat the changes that were made "
+            f"then (the plan is in {plan_file}), give this one another name (`plan_name=NAME`), or remove {model_folder}."
         )
 
 
@@ -183,8 +185,8 @@ def _refuse_mixed_folds(fold_folder: Path, splits: Path, few_shot: Folds | None)
     shots = _shots_of(there)
     if shots != _shots_of(few_shot):
         raise ModelError(
-            f"{others[0].name} was trained {f'with --shots {shots}' if shots else 'without --shots'}. All folds of a model "
-            f"are trained alike: do the same here, or give this training another name with -p."
+            f"{others[0].name} was trained {f'with `shots={shots}`' if shots else 'without `shots`'}. All folds of a model "
+            f"are trained alike: do the same here, or give this training another name with `plan_name`."
         )
     if there != (read_plain(splits, what="splits file") if few_shot is None else few_shot):
         raise ModelError(

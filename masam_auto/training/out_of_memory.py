@@ -68,8 +68,8 @@ def out_of_memory_message(plan: Plan, configuration: Configuration, load: Load, 
     return (
         f"the device ran out of memory in training ({asked}). The plan's estimate is "
         f"{_gib(load, batch, checkpointing)}{room}. Free memory that other programs take, or change the plan: "
-        f"{'; '.join(ways)}. With a changed plan start again (--overwrite); with the same, the last checkpoint goes on "
-        "with --c."
+        f"{'; '.join(ways)}. With a changed plan start again (`overwrite`); with the same, the last checkpoint goes on "
+        "with `resume`."
     )
 
 
@@ -87,17 +87,17 @@ def _ways(plan: Plan, configuration: Configuration, load: Load) -> list[str]:
     found, name = [], configuration.name
     if batch > 1:
         found.append(
-            f"--set {name}.batch_size={batch // 2} {name}.accumulation={configuration.accumulation * 2} "
+            f"`{name}.batch_size={batch // 2}` `{name}.accumulation={configuration.accumulation * 2}` "
             f"({_gib(load, batch // 2, checkpointing)})"
         )
     if not checkpointing:
-        found.append(f"--set training.activation_checkpointing=true ({_gib(load, batch, True)})")
+        found.append(f"`training.activation_checkpointing=true` ({_gib(load, batch, True)})")
     if load.window > 1:
         shorter = max(1, (load.window // 2) | 1) if load.window > 3 else 1
-        found.append(f"--set {name}.window={shorter} ({_gib(replace(load, window=shorter), batch, checkpointing)})")
+        found.append(f"`{name}.window={shorter}` ({_gib(replace(load, window=shorter), batch, checkpointing)})")
     if plan.network.encoder in SMALLER:
-        found.append(f"plan again with -backbone {SMALLER[plan.network.encoder]}")
-    return [*found, f"or with a smaller --set {name}.canvas"]
+        found.append(f"plan again with `backbone={SMALLER[plan.network.encoder]}`")
+    return [*found, f"or with a smaller `{name}.canvas`"]
 
 
 def _gib(load: Load, batch: int, checkpointing: bool) -> str:

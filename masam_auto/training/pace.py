@@ -94,7 +94,7 @@ class Pace:
             return "how long the training takes cannot be told yet"
         if self.budget.kind == "steps":
             steps = round(self.budget.amount * (1 - progress))
-            return f"the {steps} steps that are left take about {duration(left)} (--budget makes it shorter)"
+            return f"the {steps} steps that are left take about {duration(left)} (`budget` makes it shorter)"
         assert self._begun is not None
         steps = round(left * self._timed / (now - self._begun[0]))
         return f"about {steps} steps in the {duration(left)} that this training has left"

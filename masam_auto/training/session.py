@@ -202,7 +202,7 @@ class Session:
         assert self.stop.signal_number is not None
         raise Interrupted(
             f"training of fold {self.job.fold} stopped in epoch {self.state.epoch}: all {self.state.step} steps are saved; "
-            "continue with --c.",
+            "continue with `resume`.",
             signal_number=self.stop.signal_number,
         )
 
@@ -246,8 +246,8 @@ def open_session(
     clock = Clock(earlier_wall=state.wall_seconds, earlier_cpu=state.cpu_seconds, processes=job.world.size)
     if budget.progress(steps=state.step, wall=clock.wall, cpu=clock.cpu) >= 1 and not state.unfinished.steps:
         raise ModelError(
-            f"{job.folder}: this training is finished ({state.epoch} epochs). Give a larger --budget to go on, or "
-            "--overwrite to start anew."
+            f"{job.folder}: this training is finished ({state.epoch} epochs). Give a larger `budget` to go on, or "
+            "`overwrite` to start anew."
         )
     store = CaseStore(cases=job.training.cases, memory=cache_memory(max(job.workers, 1) * job.world.local_size))
     run = Run(

@@ -97,7 +97,7 @@ def check_sinks(names: Sequence[str]) -> None:
     """
     for name in names:
         if name not in SINKS:
-            raise ModelError(f"--log_to {name} is unknown; choose among {', '.join(SINKS)}")
+            raise ModelError(f"`log_to={name}` is unknown; choose among {', '.join(SINKS)}")
         _package(name)
 
 
@@ -149,8 +149,8 @@ def _package(name: str) -> Any:
     except ImportError as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
-            f"--log_to {name} needs the package {name}, which cannot be imported here ({reason}). Install it (pip install "
-            f"{name}), or leave --log_to out: metrics.jsonl and progress.png are written in any case."
+            f"`log_to={name}` needs the package {name}, which cannot be imported here ({reason}). Install it (pip install "
+            f"{name}), or leave `log_to` out: metrics.jsonl and progress.png are written in any case."
         ) from error
 
 
@@ -163,7 +163,7 @@ def _only_warned(name: str) -> Iterator[list[Exception]]:
     except Exception as error:
         failures.append(error)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        logger.warning("--log_to %s failed (%s); the training goes on, and metrics.jsonl holds all of it", name, reason)
+        logger.warning("`log_to=%s` failed (%s); the training goes on, and metrics.jsonl holds all of it", name, reason)
 
 
 def _known_id(run: Run, name: str) -> str | None:

@@ -187,6 +187,6 @@ def _stop_where_asked(job: Job, stop: StopRequest) -> None:
     number = job.world.largest(stop.signal_number or 0)[0]
     if number:
         raise Interrupted(
-            f"training of fold {job.fold} is finished and saved; its validation has not begun: --c does it.",
+            f"training of fold {job.fold} is finished and saved; its validation has not begun: `resume` does it.",
             signal_number=int(number),
         )

@@ -115,7 +115,7 @@ def plan_for_budget(plan: Plan, name: str, budget: str | None, fold_folder: Path
             chosen = with_size(plan, name, there.size)
             because = (
                 f", as {others[0].name} of {model_plan.parent.name} was trained. For a model of its own, whatever another training "
-                "was made with, give it a name: -p NAME"
+                "was made with, give it a name: `plan_name=NAME`"
             )
     before, after = configuration.size, chosen.configuration(name).size
     if after != before:
@@ -224,13 +224,13 @@ def checkpoint_to_resume(job: Job) -> Checkpoint:
     if checkpoint.header.version < 2:
         raise ModelError(
             f"{job.folder} was trained by an older version of masam_auto, whose trainings cannot be continued. Its model "
-            "predicts as it is; give --overwrite to start anew."
+            "predicts as it is; give `overwrite` to start anew."
         )
     found = header_differences(checkpoint.header, job.plan, job.configuration, job.description)
     if found or checkpoint.header.plan_digest != plan_digest(job.plan, job.configuration):
         raise ModelError(
             f"{job.folder} was trained with another plan ({'; '.join(found) or 'its training or configuration differ'}). "
-            "Continue with the plan it was started with, without other --set, or give --overwrite to start anew."
+            "Continue with the plan it was started with, without other changes, or give `overwrite` to start anew."
         )
     return checkpoint
 

@@ -63,8 +63,8 @@ def check_loss(
     rate = training.learning_rate
     raise ModelError(
         f"the loss is {what} at step {step}; {where}. The last saved epoch is unharmed. Train with a lower rate "
-        f"(--set training.learning_rate={rate / 3:.1g}) or in float32 (--set training.precision=float32); if it happens at "
-        "once, look for extreme values in the images (masam_plan_and_preprocess --verify_dataset_integrity)."
+        f"(`training.learning_rate={rate / 3:.1g}`) or in float32 (`training.precision=float32`); if it happens at "
+        "once, look for extreme values in the images (`masam_plan_and_preprocess verify_dataset_integrity`)."
     )
 
 
@@ -102,7 +102,7 @@ def count_left_out(before: int, fault: str | None, *, step: int) -> int:
     if before + 1 >= LIMIT:
         raise ModelError(
             f"{fault} at step {step}; {LIMIT} steps in a row had to be left out. The last saved epoch is unharmed. "
-            "Train with a lower --set training.learning_rate, or with --set training.precision=float32."
+            "Train with a lower `training.learning_rate`, or with `training.precision=float32`."
         )
     logger.warning("step %s is left out: %s", step, fault)
     return before + 1

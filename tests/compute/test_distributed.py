@@ -117,7 +117,7 @@ def test_the_first_failure_is_told_and_the_others_are_silent(two: dist.Store, er
 
 
 def test_a_lost_connection_is_explained(two: dist.Store) -> None:
-    with pytest.raises(ModelError, match=r"another process .* --c"), joined(World(rank=0, size=2), CPU):
+    with pytest.raises(ModelError, match=r"another process .* `resume`"), joined(World(rank=0, size=2), CPU):
         raise RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer\nmore")
 
 

@@ -19,7 +19,9 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     check_processes(torch.device("cpu"), 64)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     check_processes(torch.device("cuda"), 1)
-    with pytest.raises(MasamError, match=r"-num_gpus 2: this machine has 1 device of the kind cuda\. Give -num_gpus 1"):
+    with pytest.raises(
+        MasamError, match=r"`num_gpus=2`: this machine has 1 device of the kind cuda\. Give `num_gpus=1`"
+    ):
         check_processes(torch.device("cuda"), 2)
     with pytest.raises(MasamError, match="kind mps"):
         check_processes(torch.device("mps"), 2)

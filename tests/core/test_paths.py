@@ -41,7 +41,7 @@ def test_a_number_or_a_name_finds_the_data_set(tmp_path: Path) -> None:
 
 
 def test_what_is_not_found_is_listed(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"not found in .* \(there: none\).*--raw"):
+    with pytest.raises(DatasetError, match=r"not found in .* \(there: none\).*`raw`"):
         find_dataset_name("1", [tmp_path])
     for name in ("Dataset001_A", "Dataset001_B"):
         (tmp_path / name).mkdir()

@@ -85,16 +85,16 @@ def test_override_of_configurations_and_augmentation():
         ("nothing.num_epochs=3", "unknown section 'nothing'; known: training, network, inference, axis0"),
         ("training.epochs=3", "unknown field 'epochs'; known: num_epochs"),
         ("axis0.name=axis1", "unknown field 'name'"),
-        ("training.num_epochs=many", "--set training.num_epochs=many"),
+        ("training.num_epochs=many", "training.num_epochs=many"),
         ("training.num_epochs=0", "must be at least 1"),
         ("axis0.window=4", "window must be odd"),
-        ("axis0.canvas=448", "--set axis0.canvas=448"),
+        ("axis0.canvas=448", "axis0.canvas=448"),
         ("training.augmentation=3", "name a field of augmentation"),
         ("training.augmentation.spin=3", "unknown field 'spin'"),
         ("training.augmentation.scaling=0,1", "training.augmentation.scaling must be at least 0.001"),
-        ("training.learning_rate=nan", "--set training.learning_rate=nan"),
+        ("training.learning_rate=nan", "training.learning_rate=nan"),
         ("training.num_epochs.more=3", "no fields of its own"),
-        ("inference.depth=sideways", "--set inference.depth"),
+        ("inference.depth=sideways", "inference.depth"),
         ("inference.tile_overlap=0.9999999", "inference.tile_overlap must be within 0..0.95"),
         ("inference.max_slices=1000000000", "inference.max_slices must be at least 1 and at most 4096"),
         ("inference.slice_stride=0", "inference.slice_stride must be at least 1"),
@@ -269,7 +269,7 @@ def test_decoder_only_is_one_field_and_leaves_out_what_would_not_learn():
     [("adapters=some", "both, before, after, none"), ("trained=some", "adapted, all, none")],
 )
 def test_a_variant_that_is_unknown_is_refused_while_planning(assignment, known):
-    with pytest.raises(PlanError, match=rf"--set network\.{assignment}: \w+ must be one of {known}$"):
+    with pytest.raises(PlanError, match=rf"^network\.{assignment}: \w+ must be one of {known}$"):
         override(PLAN, [f"network.{assignment}"])
 
 

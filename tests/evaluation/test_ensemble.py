@@ -186,7 +186,7 @@ def test_folders_that_cannot_be_averaged(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="folder not found"):
         ensemble_folders([source, tmp_path / "missing"], tmp_path / "out")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match=r"empty: no probabilities .*masam_predict \.\.\. --save_probabilities"):
+    with pytest.raises(DatasetError, match=r"empty: no probabilities .*`masam_predict \.\.\. save_probabilities`"):
         ensemble_folders([source, tmp_path / "empty"], tmp_path / "out")
     write(tmp_path / "bare" / "p.npz")
     with pytest.raises(DatasetError, match=r"bare has no dataset\.json"):
@@ -214,7 +214,7 @@ def test_the_description_of_another_model_is_kept(tmp_path: Path) -> None:
     source = write_folder(tmp_path / "a", "p")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "dataset.json").write_text('{"labels": {}}')
-    with pytest.raises(OutputError, match=r"already holds dataset\.json\. Give --overwrite"):
+    with pytest.raises(OutputError, match=r"already holds dataset\.json\. Give `overwrite`"):
         ensemble_folders([source], tmp_path / "out", workers=0)
     assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ['{"labels": {}}']
 
@@ -236,7 +236,7 @@ def test_no_frame_of_a_video_is_overwritten_unasked(tmp_path: Path, frame: str) 
     write_json(source / "dataset.json", {**description, "file_ending": ".png", "sequences": {"clip": frames}})
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / frame).write_text("mine")
-    with pytest.raises(OutputError, match=rf"already holds {frame}\. Give --overwrite"):
+    with pytest.raises(OutputError, match=rf"already holds {frame}\. Give `overwrite`"):
         ensemble_folders([source], tmp_path / "out", workers=0)
     assert [path.read_text() for path in (tmp_path / "out").iterdir()] == ["mine"]
 

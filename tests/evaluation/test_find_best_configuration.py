@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from masam_auto.cli.wording import worded
 from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import open_dataset
 from masam_auto.core.errors import CaseErrors, ModelError, OutputError, PlanError
 from masam_auto.core.jsonio import write_json
 from masam_auto.core.paths import Paths
 from masam_auto.core.postprocessing import Postprocessing, read_postprocessing
-from masam_auto.core.selection import SELECTION_NAME, TEXT_NAME, SelectedModel, Selection, read_selection
+from masam_auto.core.selection import SELECTION_NAME, SelectedModel, Selection, read_selection
 from masam_auto.evaluation.ensemble import average_files
 from masam_auto.evaluation.evaluate import evaluate_folder
-from masam_auto.evaluation.find_best_configuration import find_best_configuration
+from masam_auto.evaluation.find_best_configuration import find_best_configuration, instructions
 from masam_auto.formats.io import read_labels, write_labels
 from tests import cross_validated
 from tests import tiny_training as tiny
@@ -133,7 +134,7 @@ def test_missing_probabilities_are_asked_for_and_the_others_paired(house: House)
     house.models({"name": A}, {"name": B, "without": (1,), "checkpoint": "checkpoint_latest"}, {"name": C})
     selection = house.find()
     assert set(dice_of(selection)) == {(A,), (B,), (C,), (A, C)}
-    command = f"masam_train {house.raw.name} 1 -c axis1 -p masam -chk latest --val --save_probabilities"
+    command = f"`masam_train {house.raw.name} 1 configuration=axis1 plan_name=masam checkpoint=latest validate save_probabilities`"
     assert f"{B} is not tried in pairs because its probabilities are missing; write them with: {command}" in text_of(
         selection
     )
@@ -161,7 +162,7 @@ def test_a_fold_that_is_not_validated_is_said_how_to(house: House) -> None:
     selection = house.find()
     assert selection.members[0].folds == (0,)
     assert (
-        f"fold 1 is left out because it is not validated; do it with masam_train {house.raw.name} 1 -c axis0 -p masam --val"
+        f"fold 1 is left out because it is not validated; do it with `masam_train {house.raw.name} 1 configuration=axis0 plan_name=masam validate`"
         in text_of(selection)
     )
 
@@ -186,7 +187,7 @@ def test_fold_all_is_explained(house: House) -> None:
         ModelError, match=r"no cross-validated model.*fold all is left out.*those that it was trained on"
     ):
         house.find(configurations=["axis0"])
-    with pytest.raises(ModelError, match=r"Fold all cannot be cross-validated.*Leave it out of -f"):
+    with pytest.raises(ModelError, match=r"Fold all cannot be cross-validated.*Leave it out of `folds`"):
         house.find(folds=["all"])
 
 
@@ -217,7 +218,7 @@ def test_models_without_a_common_case_are_refused(house: House) -> None:
 def test_models_of_other_labels_or_mixed_checkpoints_are_refused(house: House) -> None:
     house.models({"name": A})
     write_json(house.validation(A, 1) / "predicted_with.json", {"checkpoint": "checkpoint_latest"})
-    with pytest.raises(ModelError, match=r"different checkpoints \(fold 0: best, fold 1: latest\).*-chk best"):
+    with pytest.raises(ModelError, match=r"different checkpoints \(fold 0: best, fold 1: latest\).*checkpoint=best`"):
         house.find()
     description = json.loads((house.results / A / "dataset.json").read_text())
     description["labels"] = {"background": 0, "one": 1}
@@ -229,7 +230,7 @@ def test_models_of_other_labels_or_mixed_checkpoints_are_refused(house: House) -
 def test_folds_validated_with_and_without_flips_are_not_mixed(house: House) -> None:
     house.models({"name": A})
     write_json(house.validation(A, 1) / "predicted_with.json", {"checkpoint": "checkpoint_best", "mirror": False})
-    with pytest.raises(ModelError, match=r"fold 0: with, fold 1: without.*axis0 -p masam --val --mirror"):
+    with pytest.raises(ModelError, match=r"fold 0: with, fold 1: without.*axis0 plan_name=masam validate mirror`"):
         house.find()
 
 
@@ -241,7 +242,7 @@ def test_models_validated_without_flips_are_named(house: House, caplog: pytest.L
         )
     text = text_of(house.find())
     assert f"{A}: validated without flips, which masam_predict makes. That puts them at a disadvantage here" in text
-    assert f"masam_train {house.raw.name} 1 -c axis0 -p masam --val --mirror" in text
+    assert f"`masam_train {house.raw.name} 1 configuration=axis0 plan_name=masam validate mirror`" in text
     assert "That puts them at a disadvantage" in caplog.text
     only = text_of(house.find(configurations=["axis0"]))
     assert f"{A}: validated without flips, which masam_predict makes. The Dice of new images" in only
@@ -268,8 +269,8 @@ def test_damaged_files_are_reported(house: House) -> None:
 
 def test_the_text_says_what_to_run(house: House) -> None:
     house.models({"name": A}, {"name": B})
-    house.find()
-    text = (house.results / TEXT_NAME).read_text()
+    selection = house.find()
+    text = worded(instructions(selection, house.paths))
     folder = house.results / "crossval_results" / f"{A}___{B}"
     for line in (
         f"masam_predict -i IMAGES -o SEGMENTATIONS -d {house.raw.name}\n",
@@ -280,7 +281,7 @@ def test_the_text_says_what_to_run(house: House) -> None:
     ):
         assert line in text
     selection = house.find(configurations=["axis0"])
-    text = (house.results / TEXT_NAME).read_text()
+    text = worded(instructions(selection, house.paths))
     assert "masam_ensemble" not in text
     assert "--save_probabilities" not in text
     assert selection.name == A

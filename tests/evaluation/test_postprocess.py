@@ -172,7 +172,7 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
     source, folder = tmp_path / "predicted", tmp_path / "out"
     folder.mkdir()
     (folder / "1.nii.gz").write_text("mine")
-    with pytest.raises(OutputError, match=r"already holds 1\.nii\.gz.*--overwrite"):
+    with pytest.raises(OutputError, match=r"already holds 1\.nii\.gz.*`overwrite`"):
         postprocess_folder(source, folder, LARGEST, workers=0)
     assert [path.name for path in folder.iterdir()] == ["1.nii.gz"]
     assert postprocess_folder(source, folder, LARGEST, overwrite=True, workers=0).problems == ()
@@ -187,7 +187,7 @@ def test_the_plan_of_another_model_is_kept(tmp_path: Path) -> None:
     write_json(source / "plan.json", {"a": 1})
     write_json(folder / "dataset.json", {"a": 1})
     write_json(folder / "plan.json", {"a": 2})
-    with pytest.raises(OutputError, match=r"already holds plan\.json\. Give --overwrite"):
+    with pytest.raises(OutputError, match=r"already holds plan\.json\. Give `overwrite`"):
         postprocess_folder(source, folder, LARGEST, workers=0)
     assert sorted(path.name for path in folder.iterdir()) == ["dataset.json", "plan.json"]
     assert postprocess_folder(source, folder, LARGEST, overwrite=True, workers=0).problems == ()

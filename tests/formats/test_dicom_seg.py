@@ -103,7 +103,7 @@ def test_nothing_found_is_written_all_the_same(tmp_path: Path) -> None:
 def test_a_source_without_frame_of_reference(tmp_path: Path) -> None:
     grid = Geometry(shape=(7, 5, 6), spacing=(2.5, 0.7, 0.9))
     files = dicom_files.write_series(tmp_path / "in", STORED, grid, FrameOfReferenceUID=None)
-    with pytest.raises(ImageError, match=r"IM0000: has no FrameOfReferenceUID.*--output_format .nii.gz"):
+    with pytest.raises(ImageError, match=r"IM0000: has no FrameOfReferenceUID.*`output_format=.nii.gz`"):
         write_dicom_seg(tmp_path / "out.dcm", make_labels(), grid, files, NAMES)
 
 

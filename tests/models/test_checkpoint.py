@@ -103,7 +103,7 @@ def test_when_nothing_can_be_read_it_says_so(tmp_path: Path) -> None:
     assert not has_checkpoint(tmp_path)
     save_checkpoint(tmp_path, make_checkpoint(), best=False)
     (tmp_path / LATEST / TRAINING_FILE).write_bytes(b"")
-    with pytest.raises(ModelError, match="--overwrite"):
+    with pytest.raises(ModelError, match="`overwrite`"):
         load_checkpoint(tmp_path)
 
 
@@ -115,7 +115,7 @@ def test_a_full_disk_keeps_the_old_one(tmp_path: Path, best: bool, monkeypatch: 
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(OutputError, match=r"space.*has been kept.*--c"):
+    with pytest.raises(OutputError, match=r"space.*has been kept.*`resume`"):
         save_checkpoint(tmp_path, make_checkpoint(2), best=best)
     monkeypatch.undo()
     assert load_checkpoint(tmp_path).header.epoch == 1

@@ -214,7 +214,7 @@ def test_fold_all_is_not_called_validated(tmp_path: Path) -> None:
 
 def test_a_training_does_not_go_on_from_an_installed_model(model: Path, tmp_path: Path) -> None:
     folder = install(export(model, tmp_path / "model.zip"), tmp_path)
-    with pytest.raises(ModelError, match=r"came from elsewhere.*-pretrained_weights .*anew in its place"):
+    with pytest.raises(ModelError, match=r"came from elsewhere.*`pretrained_weights=.*anew in its place"):
         load_checkpoint(folder / "fold_0")
 
 
@@ -275,12 +275,12 @@ def test_what_is_there_is_kept_unless_told_otherwise(model: Path, tmp_path: Path
     archive = export(model, tmp_path / "model.zip")
     with pytest.raises(OutputError, match=r"folder: the archive needs a name that ends in \.zip, such as folder\.zip"):
         export(model, tmp_path / "folder")
-    with pytest.raises(OutputError, match=r"model\.zip is there already\. Give --overwrite"):
+    with pytest.raises(OutputError, match=r"model\.zip is there already\. Give `overwrite`"):
         export(model, archive)
     export(model, archive, overwrite=True)
     folder = install(archive, tmp_path)
     (folder / "fold_7").mkdir()
-    with pytest.raises(OutputError, match=r"masam__axis0 is there already\. Give --overwrite"):
+    with pytest.raises(OutputError, match=r"masam__axis0 is there already\. Give `overwrite`"):
         install(archive, tmp_path)
     assert (folder / "fold_7").exists()
     install(archive, tmp_path, overwrite=True)

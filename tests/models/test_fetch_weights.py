@@ -111,7 +111,7 @@ def test_a_mirror_may_be_the_files_whole_address(fetch: Fetch, server: Server, t
     assert fetch(mirror=f"{server.address}/elsewhere/{FILE.name}")
     assert server.asked == [("/sam/elsewhere/sam_vit_b_toy.pth", None)]
     (tmp_path / "weights" / FILE.name).unlink()
-    with pytest.raises(ModelError, match=r"--url /mnt/sam: expected an address that begins with http"):
+    with pytest.raises(ModelError, match=r"`url=/mnt/sam`: expected an address that begins with http"):
         fetch(mirror="/mnt/sam")
     with pytest.raises(ModelError, match=r"http://\[x/.*: not an address"):
         fetch(mirror="http://[x")
@@ -207,7 +207,7 @@ def test_a_page_in_the_files_place_is_not_kept(fetch: Fetch, server: Server, tmp
 def test_a_server_that_cannot_go_on(fetch: Fetch, server: Server, tmp_path: Path) -> None:
     partial = put(tmp_path, f"{FILE.name}.partial", CONTENT[:1000])
     server.codes = [416]
-    with pytest.raises(ModelError, match=r"the server answers 416 .*Give another source with --url"):
+    with pytest.raises(ModelError, match=r"the server answers 416 .*Give another source with `url`"):
         fetch()
     assert partial.read_bytes() == CONTENT[:1000]
 
@@ -223,7 +223,7 @@ def test_a_wrong_mirror_does_not_cost_what_was_received(fetch: Fetch, server: Se
 
 def test_answers_that_are_no_file(fetch: Fetch, server: Server, tmp_path: Path) -> None:
     server.codes = [404]
-    with pytest.raises(ModelError, match=r"the server answers 404 Not Found\. Give another source with --url"):
+    with pytest.raises(ModelError, match=r"the server answers 404 Not Found\. Give another source with `url`"):
         fetch()
     assert len(server.asked) == 1
     server.codes = [503, 503]
@@ -243,7 +243,7 @@ def test_no_server_at_all(fetch: Fetch, tmp_path: Path) -> None:
 
 def test_another_file_of_that_name_is_not_overwritten_unasked(fetch: Fetch, server: Server, tmp_path: Path) -> None:
     wrong = put(tmp_path, FILE.name, bytes(len(CONTENT)))
-    with pytest.raises(OutputError, match=r"it is not the official file .*--overwrite"):
+    with pytest.raises(OutputError, match=r"it is not the official file .*`overwrite`"):
         fetch()
     assert wrong.read_bytes() == bytes(len(CONTENT)) and server.asked == []
     assert fetch(overwrite=True) is True

@@ -253,7 +253,7 @@ def test_the_sam_checkpoint_of_a_named_encoder_is_looked_up(made: Path, tmp_path
     state = torch.load(made / "masam_auto.pth", weights_only=True)
     published = Published(checkpoint=made / "masam_auto.pth")
     options: dict[str, Any] = {"weights_folder": tmp_path / "weights"}
-    with pytest.raises(ModelError, match=r"2 blocks of width 32, which is none of vit_b, .*--sam_checkpoint PATH"):
+    with pytest.raises(ModelError, match=r"2 blocks of width 32, which is none of vit_b, .*`sam_checkpoint=PATH`"):
         import_checkpoint(published, None, describe(tmp_path), configure(), tmp_path, **options)
     cores = {f"{letter}_FacTs_{block:03d}": torch.ones(3, 3) for letter in "qv" for block in range(12)}
     torch.save(state | cores | {"image_encoder.FacTu.weight": torch.ones(3, 768)}, tmp_path / "big.pth")
@@ -264,7 +264,7 @@ def test_the_sam_checkpoint_of_a_named_encoder_is_looked_up(made: Path, tmp_path
 
 def test_an_imported_model_is_replaced_only_when_asked(do_import: Callable[..., Path], tmp_path: Path) -> None:
     folder = do_import()
-    refuses(do_import, tmp_path, "is there already. Give --overwrite", OutputError)
+    refuses(do_import, tmp_path, "is there already. Give `overwrite`", OutputError)
     (folder / "old").touch()
     assert do_import(overwrite=True) == folder
     assert not (folder / "old").exists()
@@ -274,10 +274,10 @@ def test_an_imported_model_is_replaced_only_when_asked(do_import: Callable[..., 
 def test_a_training_is_never_replaced(do_import: Callable[..., Path], tmp_path: Path) -> None:
     folder = do_import()
     shutil.copytree(folder / "fold_all", folder / "fold_2")
-    refuses(do_import, tmp_path, r"holds trained folds \(2\).*-p", OutputError, overwrite=True)
+    refuses(do_import, tmp_path, r"holds trained folds \(2\).*`plan_name`", OutputError, overwrite=True)
     shutil.rmtree(folder / "fold_2")
     (folder / "fold_all" / "metrics.jsonl").touch()  # as masam_train leaves it
-    refuses(do_import, tmp_path, r"holds trained folds \(all\).*-p", OutputError, overwrite=True)
+    refuses(do_import, tmp_path, r"holds trained folds \(all\).*`plan_name`", OutputError, overwrite=True)
 
 
 def test_a_folder_that_cannot_be_written_is_named(do_import: Callable[..., Path], tmp_path: Path) -> None:
@@ -311,9 +311,9 @@ def test_intensities_are_the_references(channel: str, options: dict[str, Any], e
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scheme": "magic"}, "unknown normalisation 'magic'; known: ct, zscore"),
-        ({"intensity": (250.0, -200.0)}, "--intensity 250 -200: the lowest intensity must be below the highest"),
-        ({"scheme": "zscore", "intensity": (0.0, 9.0)}, "--intensity has no use with --normalization zscore"),
+        ({"scheme": "magic"}, "normalization.scheme 'magic' is unknown; known: ct, zscore"),
+        ({"intensity": (250.0, -200.0)}, "`intensity=250 -200`: the lowest intensity must be below the highest"),
+        ({"scheme": "zscore", "intensity": (0.0, 9.0)}, "`intensity` has no use with `normalization=zscore`"),
     ],
 )
 def test_intensities_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
@@ -348,11 +348,11 @@ def test_a_plans_geometry_is_taken(planned_window: int, window: int) -> None:
 
 def test_geometry_that_is_not_said_or_said_twice_is_refused() -> None:
     intensities = reference_normalization(["CT"])
-    with pytest.raises(PlanError, match="--spacing Z Y X is needed"):
+    with pytest.raises(PlanError, match="`spacing=Z Y X` is needed"):
         reference_configuration(None, normalization=intensities)
     with pytest.raises(PlanError, match="window must be at least 1 and at most 1023, got 0"):
         reference_configuration(None, normalization=intensities, spacing=(3.0, 1.0, 1.0), window=0)
-    with pytest.raises(PlanError, match="--axis 2: configuration axis0 of the data set's plan slices along axis 0"):
+    with pytest.raises(PlanError, match="`axis=2`: configuration axis0 of the data set's plan slices along axis 0"):
         reference_configuration(tiny.make_configuration(), normalization=intensities, axis=2)
 
 

@@ -59,13 +59,13 @@ def test_missing_weights_say_where_what_and_how(tmp_path: Path) -> None:
         "vit_b.safetensors",
         "sam_vit_b*.pth",
         "masam_fetch_weights vit_b",
-        "--sam_checkpoint PATH",
+        "`sam_checkpoint=PATH`",
         "MASAM_WEIGHTS",
-        "--from_scratch",
+        "`from_scratch`",
     ):
         assert part in message
     assert "\n" not in message
-    with pytest.raises(ModelError, match=r"no SAM weights of custom in .*\. Name a file \(--sam_checkpoint"):
+    with pytest.raises(ModelError, match=r"no SAM weights of custom in .*\. Name a file \(`sam_checkpoint=PATH`"):
         find_sam_file(tmp_path, "custom")
 
 
@@ -74,7 +74,7 @@ def test_a_training_starts_from_the_named_file_or_the_folders(tmp_path: Path) ->
     for file, expected in ((None, own), (named, named)):
         found = weights_to_start_from("vit_b", file=file, folder=tmp_path / "weights")
         assert found == SamWeights(path=expected, sha256=sha256(expected.read_bytes()))
-    with pytest.raises(ModelError, match=r"--sam_checkpoint .*none\.pth: no such file"):
+    with pytest.raises(ModelError, match=r"`sam_checkpoint=.*none\.pth`: no such file"):
         weights_to_start_from("vit_b", file=tmp_path / "none.pth", folder=tmp_path / "weights")
 
 
@@ -103,7 +103,7 @@ def test_a_changed_file_is_named_with_both_digests(tmp_path: Path) -> None:
         find(tmp_path)
     message = str(caught.value)
     assert sha256(b"then")[:12] in message and sha256(b"now")[:12] in message
-    assert "then.pth has changed" in message and "Bring that file back" in message and "--sam_checkpoint" in message
+    assert "then.pth has changed" in message and "Bring that file back" in message and "`sam_checkpoint" in message
 
 
 def test_where_the_named_file_is_another_the_recorded_one_is_taken(

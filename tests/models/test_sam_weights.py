@@ -21,7 +21,7 @@ def tiny_vit_b(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_plan_from_scratch_takes_no_file(tmp_path: Path) -> None:
     plan = tiny.make_plan().network
     assert sam_to_start_from(plan, file=None, folder=tmp_path) is None
-    with pytest.raises(ModelError, match=r"trains from scratch .*--sam_checkpoint has no use.*-backbone vit_b"):
+    with pytest.raises(ModelError, match=r"trains from scratch .*`sam_checkpoint` has no use.*`backbone=vit_b`"):
         sam_to_start_from(plan, file=tmp_path / "sam.pth", folder=tmp_path)
 
 
@@ -29,7 +29,7 @@ def test_a_file_that_only_has_the_official_name_is_announced(tmp_path: Path, cap
     path = tiny.write_sam_file(tmp_path / SAM_FILES["vit_b"].name)
     found = sam_to_start_from(tiny.make_sam_plan().network, file=None, folder=tmp_path)
     assert found is not None and found.path == path
-    assert "is not the official file of that name" in caplog.text and "--overwrite" in caplog.text
+    assert "is not the official file of that name" in caplog.text and "overwrite`" in caplog.text
     caplog.clear()
     path.rename(tmp_path / "vit_b.pth")
     sam_to_start_from(tiny.make_sam_plan().network, file=None, folder=tmp_path)

@@ -33,7 +33,9 @@ def test_several_models_are_listed(tmp_path: Path) -> None:
     for dataset in ("Dataset001_Toy", "Dataset002_Other"):
         for name in ("masam__axis0", "masam__2d"):
             make_model(tmp_path, dataset, name, ("0",))
-    with pytest.raises(ModelError, match="several trained models fit; choose with -d, -c, -p or -m") as caught:
+    with pytest.raises(
+        ModelError, match="several trained models fit; choose with `dataset`, `configuration`, `plan_name` or `model`"
+    ) as caught:
         choose_model(tmp_path)
     assert str(caught.value).count("\n  - ") == 4
     with pytest.raises(ModelError, match="several"):
@@ -90,5 +92,7 @@ def test_a_model_trained_on_all_cases_alone(tmp_path: Path) -> None:
 def test_a_model_that_is_not_there_has_no_folds(tmp_path: Path) -> None:
     model = describe_model(tmp_path / "Dataset001_Toy" / "masam__axis0")
     assert (model.dataset_name, model.configuration, model.folds) == ("Dataset001_Toy", "axis0", ())
-    with pytest.raises(ModelError, match=r"folds with one: none.*Train it: masam_train Dataset001_Toy 0 -c axis0"):
+    with pytest.raises(
+        ModelError, match=r"folds with one: none.*Train it: `masam_train Dataset001_Toy 0 configuration=axis0"
+    ):
         choose_folds(model, [0], "best")

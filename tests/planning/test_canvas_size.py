@@ -40,7 +40,7 @@ def test_magnify_until_a_token_is_a_quarter_of_the_smallest_class():
 def test_magnify_until_the_budget_is_used_in_whole_attention_windows():
     choice = canvas_of((128, 100), VIT_B, diameter=5.0)
     assert choice.canvas == (448, 352) and choice.magnification == pytest.approx(3.5)
-    assert "14-token" in choice.magnification_reason
+    assert "whole windows of 14 tokens" in choice.magnification_reason
 
 
 def test_magnify_eight_times_at_most():

@@ -22,7 +22,7 @@ def test_outputs_never_go_among_the_inputs(raw_dataset: Make, tmp_path: Path) ->
         predict_folder(predictor, raw / "imagesTr", raw / "imagesTr" / ".." / "imagesTr")
     with pytest.raises(OutputError, match="is a file"):
         predict_folder(predictor, raw / "imagesTr", raw / "dataset.json")
-    with pytest.raises(OutputError, match=r"is called like an image.*Give the folder: -o "):
+    with pytest.raises(OutputError, match=r"is called like an image.*Give the folder: `output="):
         predict_folder(predictor, raw / "imagesTr", tmp_path / "seg" / "a.nii.gz")
     assert not (tmp_path / "seg").exists()
     with pytest.raises(OutputError, match="the output folder is a raw data set"):
@@ -79,7 +79,7 @@ def other_data_set(predictor: Predictor) -> Predictor:
             other_configuration,
             r"another model's predictions \(Dataset001_Toy, plan masam, configuration axis0, says its plan\.json\)\. Choose another folder",
         ),
-        (other_data_set, r"dataset\.json of another data set\. Choose another folder, or give --overwrite"),
+        (other_data_set, r"dataset\.json of another data set\. Choose another folder, or give `overwrite`"),
     ],
 )
 @pytest.mark.parametrize("options", [{}, {"continue_prediction": True}])

@@ -79,7 +79,7 @@ def test_existing_segmentations_are_not_overwritten_unasked(raw_dataset: Callabl
     predictor, out = intensity_model.make_predictor(raw), tmp_path / "out"
     predict_folder(predictor, raw / "imagesTr", out)
     (out / "case_001.nii.gz").write_bytes(b"mine")
-    with pytest.raises(OutputError, match=r"already holds case_000.nii.gz, case_001.nii.gz. Give --overwrite"):
+    with pytest.raises(OutputError, match=r"already holds case_000.nii.gz, case_001.nii.gz. Give `overwrite`"):
         predict_folder(predictor, raw / "imagesTr", out)
     (out / "case_000.nii.gz").unlink()
     outcome = predict_folder(predictor, raw / "imagesTr", out, PredictionOptions(continue_prediction=True))
@@ -164,7 +164,7 @@ def test_boxes_and_probabilities_exclude_each_other(
     raw = raw_dataset(cases=1)
     monkeypatch.setattr(Predictor, "check_takes_boxes", lambda self: None)
     boxes = {"case_000": [VoxelBox(box=((0, 3), (0, 9), (0, 9)))]}
-    with pytest.raises(ModelError, match=r"Leave out --boxes or --save_probabilities"):
+    with pytest.raises(ModelError, match=r"Leave out `boxes` or `save_probabilities`"):
         predict_folder(
             intensity_model.make_predictor(raw),
             raw / "imagesTr",

@@ -93,7 +93,7 @@ def test_a_dead_worker_is_explained() -> None:
         raise RuntimeError("One or more background workers are no longer alive")
         yield
 
-    with pytest.raises(RuntimeError, match="--workers 0"):
+    with pytest.raises(RuntimeError, match="`workers=0`"):
         next(module._checked(dying()))
 
 
@@ -158,7 +158,7 @@ def test_half_a_message_of_a_killed_worker_holds_nobody_up(tmp_path: Path, monke
     thread.start()
     thread.join(timeout=60)
     assert not thread.is_alive(), "still reads the pipe"
-    assert len(errors) == 1 and "--workers 0" in str(errors[0])
+    assert len(errors) == 1 and "`workers=0`" in str(errors[0])
 
 
 def test_memory_is_shared_between_workers() -> None:

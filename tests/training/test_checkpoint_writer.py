@@ -82,7 +82,7 @@ def test_one_at_a_time_in_order_and_all_at_the_end(tmp_path: Path, monkeypatch: 
 
 
 def test_a_failure_reaches_the_next_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OutputError, match=r"space.*has been kept.*--c"), open_writer(tmp_path) as writer:
+    with pytest.raises(OutputError, match=r"space.*has been kept.*`resume`"), open_writer(tmp_path) as writer:
         writer.save(make_checkpoint(1), best=True)
         writer.finish()
         fill_the_disk(monkeypatch)

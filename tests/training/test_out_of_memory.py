@@ -61,10 +61,10 @@ def test_it_names_what_helps_this_plan_with_estimates() -> None:
     for part in (
         "batch_size 4, window 5, canvas 512 x 512 px, vit_b, without activation",
         "the device has 16.0 GiB",
-        "--set axis0.batch_size=2 axis0.accumulation=4",
-        "--set training.activation_checkpointing=true",
-        "--set axis0.window=3",
-        "-backbone vit_t",
+        "`axis0.batch_size=2` `axis0.accumulation=4`",
+        "`training.activation_checkpointing=true`",
+        "`axis0.window=3`",
+        "`backbone=vit_t`",
     ):
         assert part in text
     assert "\n" not in text
@@ -82,7 +82,7 @@ def test_it_names_nothing_that_is_used_up() -> None:
     text = message(plan, replace(CONFIGURATION, batch_size=1, window=1))
     for part in ("batch_size=", "checkpointing=true", "window=", "backbone"):
         assert part not in text
-    assert "--set axis0.canvas" in text
+    assert "`axis0.canvas`" in text
 
 
 def test_only_the_devices_memory_is_explained() -> None:

@@ -43,7 +43,7 @@ def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 def test_the_first_steps_tell_how_long_the_fold_takes(said: pytest.LogCaptureFixture) -> None:
     Trial("20000steps", seconds=1.25).epoch(8, first=20.0)
-    assert said.messages == ["0.8 steps/s: the 19994 steps that are left take about 6.9 h (--budget makes it shorter)"]
+    assert said.messages == ["0.8 steps/s: the 19994 steps that are left take about 6.9 h (`budget` makes it shorter)"]
 
 
 def test_where_nothing_is_left_nothing_is_said(said: pytest.LogCaptureFixture) -> None:

@@ -51,7 +51,7 @@ def test_folds_of_a_model_share_a_size_and_it_is_said_why(
     (checkpoint / "checkpoint.json").write_text("{}")
     with caplog.at_level(logging.INFO):
         second = plan_for_budget(plan, "axis0", None, tmp_path / "fold_1", CPU)
-    assert f"as fold_0 of {tmp_path.name} was trained" in caplog.text and "-p NAME" in caplog.text
+    assert f"as fold_0 of {tmp_path.name} was trained" in caplog.text and "`plan_name=NAME`" in caplog.text
     assert second.configurations == first.configurations and second.inference == first.inference
 
 

@@ -125,7 +125,7 @@ def test_values_are_numbers_under_plain_names() -> None:
 @pytest.mark.parametrize("name", SINKS)
 def test_a_missing_package_is_one_clear_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, module._MODULES[name], None)  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match=f"--log_to {name} needs the package {name}.*pip install") as caught:
+    with pytest.raises(ModelError, match=f"`log_to={name}` needs the package {name}.*pip install") as caught:
         check_sinks([name])
     assert "\n" not in str(caught.value)
 
@@ -145,7 +145,7 @@ def test_a_sink_that_fails_is_left_out_and_the_others_go_on(
     with open_records(["mlflow", "wandb"], run()) as record:
         record(metrics(0))
         record(metrics(1))
-    assert caplog.text.count("--log_to mlflow failed (no route to host)") == 1
+    assert caplog.text.count("`log_to=mlflow` failed (no route to host)") == 1
     assert [call[2] for call in calls if call[0] == "values"] == [0, 1]
 
 

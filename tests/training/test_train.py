@@ -142,7 +142,7 @@ def test_a_signal_saves_the_very_step(
     train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     tiny.before_step(monkeypatch, 5, lambda: send(number))
-    with pytest.raises(Interrupted, match="in epoch 1: all 5 steps are saved; continue with --c") as stopped:
+    with pytest.raises(Interrupted, match="in epoch 1: all 5 steps are saved; continue with `resume`") as stopped:
         train()
     assert stopped.value.signal_number == number
     monkeypatch.undo()
@@ -310,7 +310,7 @@ def test_it_refuses_to_overwrite_and_to_continue_nothing(train: Train) -> None:
     with pytest.raises(ModelError, match="no checkpoint to continue"):
         train(resume=True)
     folder = train()
-    with pytest.raises(OutputError, match="--overwrite"):
+    with pytest.raises(OutputError, match="`overwrite`"):
         train()
     with pytest.raises(ModelError, match="finished"):
         train(resume=True)
@@ -323,7 +323,9 @@ def test_it_refuses_checkpoints_of_another_plan(train: Train) -> None:
     train()
     with pytest.raises(ModelError, match="another plan"):
         train(resume=True, plan=tiny.make_plan(num_epochs=5))
-    with pytest.raises(OutputError, match=r"share one: repeat the same --set .* another name \(-p NAME\)"):
+    with pytest.raises(
+        OutputError, match=r"share one: repeat the changes that were made .* another name \(`plan_name=NAME`\)"
+    ):
         train(fold="all", plan=tiny.make_plan(num_epochs=5))
     assert train(fold="all").name == "fold_all"
 

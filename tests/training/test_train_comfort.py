@@ -195,7 +195,7 @@ def test_what_does_not_fit_is_one_clear_line(train: Train) -> None:
         (
             tiny.make_sam_plan(),
             sam,
-            "stands on the SAM weights .*Give that file with --sam_checkpoint",
+            "stands on the SAM weights .*Give that file with `sam_checkpoint`",
             {"sam_seed": 1},
         ),
         (scratch_plan, sam, "but the plan starts from scratch", {}),

@@ -173,13 +173,13 @@ def test_full_fine_tuning_needs_its_sam_file_no_more(
     assert same_files(whole, parts)
     assert load_checkpoint(parts).header.sam_sha256 == sha256
     load(parts, plan)
-    with pytest.raises(ModelError, match=r"holds all of its weights, so --sam_checkpoint has no use"):
+    with pytest.raises(ModelError, match=r"holds all of its weights, so `sam_checkpoint` has no use"):
         load(parts, plan, sam_checkpoint=weights / "vit_b.safetensors")
 
 
 def test_without_weights_it_says_how_to_get_them_or_to_go_without(train: Train, weights: Path) -> None:
     (weights / "vit_b.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"no SAM weights of vit_b in .*masam_fetch_weights vit_b.*--from_scratch"):
+    with pytest.raises(ModelError, match=r"no SAM weights of vit_b in .*masam_fetch_weights vit_b.*`from_scratch`"):
         train()
     plan = override(tiny.make_sam_plan(), ["network.weights=none", "network.trained=all"])
     folder = train(plan=plan)

@@ -124,7 +124,7 @@ def test_a_disk_that_fills_up_while_writing_ends_the_training_which_continues_ex
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "save_file", full)
-        with pytest.raises(OutputError, match=r"No space left.*has been kept\. Continue with --c"):
+        with pytest.raises(OutputError, match=r"No space left.*has been kept\. Continue with `resume`"):
             train(plan, tmp_path / "parts")
     (folder,) = (tmp_path / "parts").rglob("fold_0")
     assert load_checkpoint(folder).state.epoch == 1
@@ -145,7 +145,7 @@ def test_killed_within_a_long_epoch_it_continues_within_it_exactly(
     (folder,) = (tmp_path / "parts").rglob("fold_0")
     state = load_checkpoint(folder).state
     assert (state.epoch, state.unfinished.steps, state.step) == (epoch, steps, last - 1)
-    with pytest.raises(OutputError, match="Continue it with --c"):
+    with pytest.raises(OutputError, match="Continue it with `resume`"):
         train(plan, tmp_path / "parts")
     parts = train(plan, tmp_path / "parts", resume=True)
     assert outcome(parts) == outcome(train(plan, tmp_path / "whole"))

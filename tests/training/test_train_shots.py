@@ -71,12 +71,12 @@ def test_it_stays_apart_from_other_trainings(train: Train) -> None:
     folder = train()
     with pytest.raises(OutputError, match="holds a training already"):
         train(shots=2)
-    with pytest.raises(ModelError, match=r"fold_0 was trained without --shots.*another name with -p"):
+    with pytest.raises(ModelError, match=r"fold_0 was trained without `shots`.*another name with `plan_name`"):
         train(fold=1, shots=2)
     assert "shots" not in fold_of(folder)
     train(shots=2, overwrite=True)
     assert fold_of(folder)["shots"] == 2
     for fold in (1, "all"):
-        with pytest.raises(ModelError, match="fold_0 was trained with --shots 2"):
+        with pytest.raises(ModelError, match="fold_0 was trained with `shots=2`"):
             train(fold=fold)
     assert train(fold=1, shots=2).name == "fold_1"

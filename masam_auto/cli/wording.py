@@ -1,0 +1,73 @@
+"""Options in messages. The library names them as Python does, in backquotes; here they become what one types.
+
+"give `overwrite`" is shown as "give --overwrite", "`training.num_epochs=50`" as "--set training.num_epochs=50", and
+"`masam_train 4 0 configuration=axis0 validate`" as "masam_train 4 0 -c axis0 --val".
+"""
+
+import re
+
+FLAGS = {
+    "axis": "--axis",
+    "backbone": "-backbone",
+    "boxes": "--boxes",
+    "budget": "--budget",
+    "canvas": "--canvas",
+    "checkpoint": "-chk",
+    "configuration": "-c",
+    "continue_prediction": "--continue_prediction",
+    "dataset": "-d",
+    "dataset_json": "--dataset_json",
+    "device": "-device",
+    "folds": "-f",
+    "from_scratch": "--from_scratch",
+    "images": "-i",
+    "intensity": "--intensity",
+    "log_to": "--log_to",
+    "mirror": "--mirror",
+    "model": "-m",
+    "normalization": "--normalization",
+    "num_gpus": "-num_gpus",
+    "output": "-o",
+    "output_format": "--output_format",
+    "overwrite": "--overwrite",
+    "plan_name": "-p",
+    "postprocessing": "-pp",
+    "preprocessed": "--preprocessed",
+    "pretrained_weights": "-pretrained_weights",
+    "raw": "--raw",
+    "results": "--results",
+    "resume": "--c",
+    "sam_checkpoint": "--sam_checkpoint",
+    "save_probabilities": "--save_probabilities",
+    "scheduler": "--scheduler",
+    "shots": "--shots",
+    "spacing": "--spacing",
+    "url": "--url",
+    "validate": "--val",
+    "verify_dataset_integrity": "--verify_dataset_integrity",
+    "weights": "--weights",
+    "workers": "--workers",
+}
+
+
+def worded(text: str) -> str:
+    """A message with the options that stand in backquotes as flags; other words in backquotes stay.
+
+    Example:
+        >>> worded("Give `overwrite` or `training.num_epochs=50`.")
+        'Give --overwrite or --set training.num_epochs=50.'
+    """
+    return re.sub(r"`([^`\n]+)`", _typed, text)
+
+
+def _typed(match: re.Match[str]) -> str:
+    words = match[1].split(" ")
+    typed = [_option(word) for word in words]
+    return " ".join(typed) if typed != words or words[0].startswith("masam_") else match[0]
+
+
+def _option(word: str) -> str:
+    name, _, value = word.partition("=")
+    if re.fullmatch(r"\w+(\.\w+)+", name):
+        return f"--set {word}"
+    return f"{FLAGS[name]} {value}".strip() if name in FLAGS else word
