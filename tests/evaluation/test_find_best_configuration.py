@@ -161,8 +161,8 @@ def test_a_fold_that_is_not_validated_is_said_how_to(house: House) -> None:
     selection = house.find()
     assert selection.members[0].folds == (0,)
     assert (
-        f"fold 1 is left out because it is not validated; do it with masam_train {house.raw.name} 1 -c axis0 -p masam --val"
-        in text_of(selection)
+        f"fold 1 is left out because it is not validated; do it with masam_train {house.raw.name} 1 -c axis0 -p masam "
+        "--val" in text_of(selection)
     )
 
 
