@@ -77,7 +77,8 @@ def predict_with_reference_boxes(
     ]
     if not cases:
         raise DatasetError(
-            f"no image of {images} has a reference ID{ending} in {references}. Give the images of these references with -i."
+            f"no image of {images} has a reference ID{ending} in {references}. Give the images of these references "
+            "with -i."
         )
     _refuse_references_without_image(references, ending, {frame for case in cases for frame in case.frames}, images)
     boxes = reference_boxes(cases, references, ending, description.labels, protocol)
@@ -95,8 +96,8 @@ def _refuse_references_without_image(references: Path, ending: str, known: Colle
     missing = sorted(set(names) - set(known))
     if missing:
         raise DatasetError(
-            f"{images} has no image for {len(missing)} of the references in {references}: {first_few(missing)}. Add the images, or take "
-            "these references out of the folder."
+            f"{images} has no image for {len(missing)} of the references in {references}: {first_few(missing)}. Add "
+            "the images, or take these references out of the folder."
         )
 
 

@@ -132,13 +132,15 @@ def common_cases(models: Sequence[CrossValidation], dataset: Dataset) -> tuple[l
     identifiers = [case.identifier for case in dataset.cases]
     if uncovered := [name for name in identifiers if name not in known]:
         notes.append(
-            f"{len(uncovered)} of {len(identifiers)} cases are not covered by any fold that is validated: {first_few(uncovered)}."
+            f"{len(uncovered)} of {len(identifiers)} cases are not covered by any fold that is validated: "
+            f"{first_few(uncovered)}."
         )
     if partly := [name for name in identifiers if name in known - shared]:
         lacking = [m for m in models if any(name not in m.fold_of for name in partly)]
         notes.append(
             f"{len(partly)} cases are left out of the comparison because "
-            f"{' and '.join(f'{m.name} ({folds_text(m.model.folds)})' for m in lacking)} did not predict all of them: {first_few(partly)}."
+            f"{' and '.join(f'{m.name} ({folds_text(m.model.folds)})' for m in lacking)} did not predict all of them: "
+            f"{first_few(partly)}."
         )
     return common, notes
 
@@ -149,7 +151,8 @@ def save_probabilities_commands(model: CrossValidation, cases: Iterable[Case], d
     chosen, checkpoint = model.model, model.model.checkpoint
     kind = "" if checkpoint == "best" else f" -chk {checkpoint}"
     return [
-        f"masam_train {dataset_name} {fold} -c {chosen.configuration} -p {chosen.plan_name}{kind} --val --save_probabilities"
+        f"masam_train {dataset_name} {fold} -c {chosen.configuration} -p {chosen.plan_name}{kind} --val "
+        "--save_probabilities"
         for fold in sorted(lacking)
     ]
 
@@ -190,8 +193,8 @@ def _gather_model(
     if len(set(checkpoints.values())) > 1:
         listed = ", ".join(f"fold {fold}: {checkpoint}" for fold, checkpoint in checkpoints.items())
         raise ModelError(
-            f"{name} was validated by different checkpoints ({listed}), but is used with one. Validate its folds alike: "
-            f"{command.format('FOLD')} -chk best"
+            f"{name} was validated by different checkpoints ({listed}), but is used with one. Validate its folds "
+            f"alike: {command.format('FOLD')} -chk best"
         )
     plan = open_model(model)[0]
     mirrored = {
@@ -200,8 +203,8 @@ def _gather_model(
     if len(set(mirrored.values())) > 1:
         listed = ", ".join(f"fold {fold}: {'with' if mirror else 'without'}" for fold, mirror in mirrored.items())
         raise ModelError(
-            f"{name} was validated with flips in some folds and without in others ({listed}). Validate its folds alike: "
-            f"{command.format('FOLD')} --mirror"
+            f"{name} was validated with flips in some folds and without in others ({listed}). Validate its folds "
+            f"alike: {command.format('FOLD')} --mirror"
         )
     wanted = plan.inference.mirror and bool(plan.configuration(model.configuration).mirror_axes)
     chosen = SelectedModel(
@@ -216,8 +219,8 @@ def _check_labels(model: TrainedModel, dataset: Dataset) -> None:
     _, description = open_model(model)
     if description.labels != dataset.description.labels:
         raise ModelError(
-            f"{model.folder} was trained with other labels than {dataset.folder / 'dataset.json'} has now, and cannot be "
-            "judged by them. Bring the labels back, or choose other models with -c and -p."
+            f"{model.folder} was trained with other labels than {dataset.folder / 'dataset.json'} has now, and cannot "
+            "be judged by them. Bring the labels back, or choose other models with -c and -p."
         )
 
 
@@ -236,7 +239,8 @@ def _summarised(folder: Path, ending: str) -> set[str]:
         return {Path(entry["prediction_file"]).name.removesuffix(ending) for entry in summary["metric_per_case"]}
     except (KeyError, TypeError) as error:
         raise PlanError(
-            f"{folder / SUMMARY_NAME} is no summary of a validation ({type(error).__name__}: {error}). Validate again: masam_train ... --val"
+            f"{folder / SUMMARY_NAME} is no summary of a validation ({type(error).__name__}: {error}). Validate again: "
+            "masam_train ... --val"
         ) from error
 
 

@@ -1,4 +1,5 @@
-"""Which trained model, or pair of models, segments a data set best, and with which postprocessing: by cross-validation."""
+"""Which trained model, or pair of models, segments a data set best, and with which postprocessing: by
+cross-validation."""
 
 import itertools
 import math
@@ -67,8 +68,8 @@ def find_best_configuration(
 ) -> Selection:
     """Compare all single models and pairs on the cases that none of them was trained on, and record the best.
 
-    A pair averages saved probabilities. Candidates are compared by the mean Dice over the classes; a pair is chosen only
-    where it is better than both of its members. The postprocessing is found for the chosen one. Writes
+    A pair averages saved probabilities. Candidates are compared by the mean Dice over the classes; a pair is chosen
+    only where it is better than both of its members. The postprocessing is found for the chosen one. Writes
     results/<data set>/inference_instructions.json and .txt, and the chosen one's predictions below crossval_results.
 
     Args:
@@ -153,8 +154,8 @@ def _commands(selection: Selection, folder: Path) -> list[str]:
     members = selection.members
     outputs = [f"OUT_{number}" for number in range(1, len(members) + 1)] if len(members) > 1 else ["OUT"]
     commands = [
-        f"masam_predict -i IMAGES -o {output} -d {selection.dataset_name} -c {member.configuration} -p {member.plan_name} "
-        f"-f {' '.join(map(str, member.folds))} -chk {member.checkpoint}"
+        f"masam_predict -i IMAGES -o {output} -d {selection.dataset_name} -c {member.configuration} -p "
+        f"{member.plan_name} -f {' '.join(map(str, member.folds))} -chk {member.checkpoint}"
         for member, output in zip(members, outputs, strict=True)
     ]
     if len(members) > 1:
@@ -265,8 +266,10 @@ def _write_results(
     _evaluate(folder, truths, description.labels, workers)
     findings = determine_postprocessing(
         [(folder / name, truth) for name, truth in truths.items()],
-        description.labels, each_slice=description.is_video, workers=workers,
-    )  # fmt: skip
+        description.labels,
+        each_slice=description.is_video,
+        workers=workers,
+    )
     write_json(folder / POSTPROCESSING_NAME, findings.postprocessing)
     if findings.postprocessing.steps:
         done = folder / "postprocessed"
