@@ -28,8 +28,8 @@ ABOUT = {
     "description": "Abdominal CT and MRI from several centres and scanners",
     "licence": "as its Zenodo record says",
     "source": "https://zenodo.org/records/7262581",
-    "citation": "Ji et al., AMOS: A Large-Scale Abdominal Multi-Organ Benchmark for Versatile Medical Image Segmentation, "
-    "NeurIPS 2022",
+    "citation": "Ji et al., AMOS: A Large-Scale Abdominal Multi-Organ Benchmark for Versatile Medical Image "
+    "Segmentation, NeurIPS 2022",
 }
 
 
@@ -100,7 +100,8 @@ def _is_amos(folder: Path) -> bool:
 
 
 def _read_lists(path: Path) -> dict[str, list[str]]:
-    """Identifiers by part, from the lists of dataset.json, whose entries are files or {"image": file, "label": file}."""
+    """Identifiers by part, from the lists of dataset.json, whose entries are files or {"image": file, "label":
+    file}."""
     plain = read_plain(path, what="dataset.json")
     listed: dict[str, list[str]] = {}
     for part in PARTS:
@@ -111,7 +112,8 @@ def _read_lists(path: Path) -> dict[str, list[str]]:
         found = [re.fullmatch(r"(amos_\d{4})\.nii\.gz", Path(str(file)).name) for file in files]
         if not found or None in found:
             raise DatasetError(
-                f'{path}: expected a list "{part}" of images like ./images{PARTS[part]}/amos_0001.nii.gz. Is it the release '
+                f'{path}: expected a list "{part}" of images like ./images{PARTS[part]}/amos_0001.nii.gz. Is it the '
+                "release "
                 "at https://zenodo.org/records/7262581?"
             )
         listed[part] = [match[1] for match in found if match]

@@ -13,7 +13,8 @@ from masam_auto.core.splits import Split
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceImage:
-    """One image of the download. `label_member`: the label file's name inside the archive `label`, where it is in one."""
+    """One image of the download. `label_member`: the label file's name inside the archive `label`, where it is in
+    one."""
 
     identifier: str
     image: Path
@@ -28,7 +29,8 @@ class SourceImage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceCase:
-    """One case: an image of its own identifier, or the frames of a video in order. `group`: its site, for scores by site."""
+    """One case: an image of its own identifier, or the frames of a video in order. `group`: its site, for scores by
+    site."""
 
     identifier: str
     images: tuple[SourceImage, ...]
@@ -56,8 +58,9 @@ class Conversion:
     `number` and `name` make DatasetXXX_Name. `settings` is all that decides what is written: data set and options.
     `about` goes into dataset.json: description, licence, source, citation. `channel_files` is the number of image files
     a case has. `write` makes the files of one image and says what it had to decide; it is called in worker processes.
-    `missing` lists what the download should hold and does not, `notes` what else is worth knowing. `splits` are by case;
-    None makes five folds of the training cases, in which those of one of `patients` (case -> a number) stay together.
+    `missing` lists what the download should hold and does not, `notes` what else is worth knowing. `splits` are by
+    case; None makes five folds of the training cases, in which those of one of `patients` (case -> a number) stay
+    together.
     """
 
     number: int

@@ -194,8 +194,8 @@ def _check_room(conversion: Conversion, raw_folder: Path) -> None:
         )
     if gone := sorted(_known_cases(folder).keys() - {case.identifier for case in conversion.cases}):
         raise OutputError(
-            f"{folder} holds cases that the download no longer has: {first_few(gone)}. Complete the download, remove the "
-            "folder, or choose another number with -d."
+            f"{folder} holds cases that the download no longer has: {first_few(gone)}. Complete the download, remove "
+            "the folder, or choose another number with -d."
         )
 
 
@@ -294,7 +294,8 @@ def _convert_case(task: _CaseToWrite) -> CaseRecord:
 
 
 def _write_description(conversion: Conversion, folder: Path) -> None:
-    """patients.json where some have several cases, splits.json, and last dataset.json, without which it is no data set."""
+    """patients.json where some have several cases, splits.json, and last dataset.json, without which it is no data
+    set."""
     training = [case for case in conversion.cases if not case.test]
     raw: dict[str, Any] = {
         "name": conversion.name,

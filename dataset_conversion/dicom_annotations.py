@@ -28,9 +28,9 @@ FRAMES = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 class Annotation:
     """One RTSTRUCT or SEG object.
 
-    `series` are the UIDs of the series that it refers to; where it names none, `images` are those of the images, and `frames` of
-    its frames of reference. `rois` are the numbers and names, as written, of all that are drawn. `patient` and `study` are
-    only compared. `made` is its date and time, which sorts as text.
+    `series` are the UIDs of the series that it refers to; where it names none, `images` are those of the images, and
+    `frames` of its frames of reference. `rois` are the numbers and names, as written, of all that are drawn. `patient`
+    and `study` are only compared. `made` is its date and time, which sorts as text.
     """
 
     file: Path
@@ -132,7 +132,8 @@ def _segment_references(tags: "Dataset") -> tuple[list[str], list[str]]:
 
 
 def _image_references(file: Path) -> frozenset[str]:
-    """UIDs of the images that the frames of a SEG, or the contours of an RTSTRUCT, were drawn on, wherever they stand in it."""
+    """UIDs of the images that the frames of a SEG, or the contours of an RTSTRUCT, were drawn on, wherever they stand
+    in it."""
     tags = read_tags(file, (*FRAMES, "SourceImageSequence", "ROIContourSequence"))
     derived = (
         source

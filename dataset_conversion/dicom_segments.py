@@ -141,8 +141,8 @@ def _place_frames(file: Path, image: Geometry) -> tuple[np.ndarray, Geometry]:
     even = [step for step in steps if step > 0 and np.abs(heights / step - (heights / step).round()).max() < EVEN_STEP]
     if not even:
         raise ImageError(
-            f"{file}: its frames lie neither on the slices of its image nor {first.depth:g} mm apart, as it says. Export it "
-            "again."
+            f"{file}: its frames lie neither on the slices of its image nor {first.depth:g} mm apart, as it says. "
+            "Export it again."
         )
     slots = (heights / even[0]).round().astype(int)
     lowest, highest = int(slots.argmin()), int(slots.argmax())

@@ -56,7 +56,8 @@ def read_contours(file: Path) -> dict[int, tuple[Contour, ...]]:
 def fill_contours(contours: Sequence[Contour], grid: Geometry, *, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
     """The voxels inside the closed contours of a ROI, each contour on the slice that is nearest to it.
 
-    A point that an even number of the contours of a slice goes around is outside (a hole). Voxels count by their middles.
+    A point that an even number of the contours of a slice goes around is outside (a hole). Voxels count by their
+    middles.
 
     Args:
         contours: of one ROI.
@@ -105,7 +106,8 @@ def fill_polygons(polygons: Sequence[np.ndarray], shape: tuple[int, int]) -> np.
     neighbours share no pixel, and the two sides of a keyhole's channel, which coincide, cancel each other.
 
     Args:
-        polygons: (n, 2) corners (x, y) in pixels, whole numbers being pixels' middles; they may reach out of the picture.
+        polygons: (n, 2) corners (x, y) in pixels, whole numbers being pixels' middles; they may reach out of the
+            picture.
         shape: (Y, X).
 
     Returns:
@@ -128,7 +130,8 @@ def fill_polygons(polygons: Sequence[np.ndarray], shape: tuple[int, int]) -> np.
 
 
 def _points(contour: "Dataset") -> np.ndarray:
-    """(n, 3), taken from the text in the file: pydicom would make an object of each number, which takes ten times as long."""
+    """(n, 3), taken from the text in the file: pydicom would make an object of each number, which takes ten times as
+    long."""
     value = contour.get_item("ContourData").value if "ContourData" in contour else b""
     text = (value or b"").decode("ascii").rstrip("\0 ")
     return np.array(text.split("\\") if text else [], np.float64).reshape(-1, 3)
@@ -141,7 +144,7 @@ def _on_slices(contour: Contour, grid: Geometry, where: str) -> tuple[float, np.
     height = round(float(voxels[:, 2].mean()), DIGITS)
     if np.abs(voxels[:, 2] - height).max() > 0.5:
         raise ImageError(
-            f"{where}: a contour near ({', '.join(f'{v:.1f}' for v in contour.points[0])}) mm does not lie along the slices "
-            "of its image. Was it drawn on another series?"
+            f"{where}: a contour near ({', '.join(f'{v:.1f}' for v in contour.points[0])}) mm does not lie along the "
+            "slices of its image. Was it drawn on another series?"
         )
     return height, voxels[:, :2]

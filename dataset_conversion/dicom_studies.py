@@ -16,8 +16,8 @@ from masam_auto.formats.dicom_series import Series, find_dicom_files, find_serie
 class Studies:
     """What a folder holds, by the series' keys.
 
-    `series` are those that may be taken, `drawn` what is drawn on them, newest first. `names` are for files; `patients` are
-    only compared, never written. `missing` lists annotations that cannot be used.
+    `series` are those that may be taken, `drawn` what is drawn on them, newest first. `names` are for files; `patients`
+    are only compared, never written. `missing` lists annotations that cannot be used.
     """
 
     series: tuple[Series, ...]
@@ -95,7 +95,8 @@ def _belong_together(
         elif taken:
             listed = "; ".join(map(str, taken))
             missing.append(
-                f"{annotation.file}: refers to several series ({listed}). Choose with --modality or --series_description"
+                f"{annotation.file}: refers to several series ({listed}). Choose with --modality or "
+                "--series_description"
             )
         elif fitting:
             passed.append(f"{annotation.file}: left out with its series, which was not asked for")

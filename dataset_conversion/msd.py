@@ -130,7 +130,8 @@ def _labels(names: dict[int, str], folder: Path, *, tumor_only: bool) -> tuple[d
     tumours = [value for value, name in names.items() if re.search("cancer|tumou?r", name, flags=re.IGNORECASE)]
     if len(tumours) != 1:
         raise DatasetError(
-            f"{folder}: --tumor_only needs one label called tumour or cancer, but the labels are {', '.join(names.values())}"
+            f"{folder}: --tumor_only needs one label called tumour or cancer, but the labels are "
+            f"{', '.join(names.values())}"
         )
     return {"background": 0, "tumour": 1}, {value: int(value == tumours[0]) for value in names}
 

@@ -25,8 +25,8 @@ ROUNDING = 1e-2
 class VolumeOptions:
     """What a user may ask for.
 
-    `ignore_label_geometry`: labels are taken voxel by voxel, whatever grid their header tells. `reorient`: voxel axes are
-    turned, so that x, y and z point to the left, the back and the head; no value changes.
+    `ignore_label_geometry`: labels are taken voxel by voxel, whatever grid their header tells. `reorient`: voxel axes
+    are turned, so that x, y and z point to the left, the back and the head; no value changes.
     """
 
     ignore_label_geometry: bool = False
@@ -101,7 +101,8 @@ def _grid_notes(path: Path, image: Geometry, labels: Geometry, *, ignore: bool) 
     """What to say of labels whose header differs from the image's. Raises ImageError where it cannot be accepted."""
     if image.shape != labels.shape:
         raise ImageError(
-            f"{path}: {image.difference(labels)} of its labels. They must have as many voxels; replace one of the files."
+            f"{path}: {image.difference(labels)} of its labels. They must have as many voxels; replace one of the "
+            "files."
         )
     difference = image.difference(labels, tolerance=1e-6)
     if difference is None:

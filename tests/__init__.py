@@ -1,1 +1,2 @@
-"""The tests, a package: test modules and processes that they start import its helpers (`from tests import raw_data`)."""
+"""The tests, a package: test modules and processes that they start import its helpers (`from tests import
+raw_data`)."""

@@ -1,7 +1,8 @@
 """One process of several that predict a folder, as torchrun starts it: predicting_rank.py SETTINGS.json.
 
-The settings: `raw`, `output`, `options` (of predict_folder) and `disturb`: {case: what}, where `what` is "deadly" (it kills
-any process), "kill" (it kills the first process), "slow" or "unwritable". Writes who has written what to OUTPUT.log.
+The settings: `raw`, `output`, `options` (of predict_folder) and `disturb`: {case: what}, where `what` is "deadly" (it
+kills any process), "kill" (it kills the first process), "slow" or "unwritable". Writes who has written what to
+OUTPUT.log.
 """
 
 import json

@@ -14,11 +14,17 @@ import pytest
 EXAMPLE = Path(__file__).resolve().parent / "example_plugin"
 FILE = EXAMPLE / "masam_example.py"
 CHANGES = [
-    "network.decoder=linear", "network.increment=scale", "training.loss=focal", "training.optimizer=sgd",
-    "training.schedule=linear", "training.num_epochs=1", "training.steps_per_epoch=1",
-    "training.augmentation.added.blur=0.5,1.5", "training.augmentation.intensity_probability=1",
+    "network.decoder=linear",
+    "network.increment=scale",
+    "training.loss=focal",
+    "training.optimizer=sgd",
+    "training.schedule=linear",
+    "training.num_epochs=1",
+    "training.steps_per_epoch=1",
+    "training.augmentation.added.blur=0.5,1.5",
+    "training.augmentation.intensity_probability=1",
     "axis0.normalization.0.scheme=percentile",
-]  # fmt: skip
+]
 # One process for all commands, to import torch once; each starts workers of its own.
 COMMANDS = """
 import importlib, json, sys
@@ -68,13 +74,17 @@ def test_everything_that_can_be_added_works_together(tmp_path: Path, way: str) -
         ["plan_and_preprocess", "-d", "77", "-c", "axis0", "--workers", "1", "-gpu_memory_target", "1",
          "-backbone", "vit_small", "--set", *CHANGES],
         ["train", "77", "0", "-c", "axis0", "-device", "cpu", "--workers", "1"],
-        ["predict", "-d", "77", "-c", "axis0", "-i", images, "-o", result, "-device", "cpu", "-num_gpus", "2" if plugin else "1"],
+        ["predict", "-d", "77", "-c", "axis0", "-i", images, "-o", result, "-device", "cpu",
+         "-num_gpus", "2" if plugin else "1"],
         ["evaluate", result, images.replace("images", "labels"), "--metrics", "centre_distance_mm", "--workers", "0"],
     ]  # fmt: skip
     run = subprocess.run(
-        [sys.executable, "-c", COMMANDS, json.dumps(commands)], cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(tmp_path / "path"), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )  # fmt: skip
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     summary = json.loads((tmp_path / result / "summary.json").read_text())
     assert sorted(path.name for path in (tmp_path / result).glob("*.npz")) == ["a.npz", "b.npz", "c.npz"]

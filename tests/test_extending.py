@@ -46,9 +46,11 @@ if __name__ == "__main__":
     geometry = Geometry(shape=(2, 3, 4), spacing=(1.0, 1.0, 1.0))
     write_labels(Path("labels.npy"), (image[0] > 11).astype(np.int16), geometry)
     print("reader", read_labels(Path("labels.npy"))[0].sum(), read_image(Path("labels.npy"))[1] == geometry)
-    print("metric", measure(compare_masks(image[0] > 5, image[0] > 11, spacing=(1, 1, 1)), ["volume_ratio"])["volume_ratio"])
+    compared = compare_masks(image[0] > 5, image[0] > 11, spacing=(1, 1, 1))
+    print("metric", measure(compared, ["volume_ratio"])["volume_ratio"])
     from masam_auto.cli.convert_dataset import main
-    print("converter", main(["clinic", "-i", "download", "--workers", "1"]), Path("masam_data/raw/Dataset080_Clinic/dataset.json").is_file())
+    code = main(["clinic", "-i", "download", "--workers", "1"])
+    print("converter", code, Path("masam_data/raw/Dataset080_Clinic/dataset.json").is_file())
 """
 
 
@@ -60,12 +62,21 @@ def test_the_examples_work(tmp_path: Path) -> None:
     write_volume(tmp_path / "download" / "a.nii.gz", np.zeros((3, 4, 5), np.float32))
     write_volume(tmp_path / "download" / "a_seg.nii.gz", np.ones((3, 4, 5), np.uint8))
     run = subprocess.run(
-        [sys.executable, "use.py"], cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "use.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PAGE.parents[1])},
-    )  # fmt: skip
+    )
     assert run.returncode == 0, run.stderr
-    for line in ("loss True encoder True", "augmentation True", "normalisation 0.0 1.0", "reader 12 True", "metric 1.5",
-                 "converter 0 True"):  # fmt: skip
+    for line in (
+        "loss True encoder True",
+        "augmentation True",
+        "normalisation 0.0 1.0",
+        "reader 12 True",
+        "metric 1.5",
+        "converter 0 True",
+    ):
         assert line in run.stdout.splitlines()
 
 

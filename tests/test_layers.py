@@ -86,7 +86,8 @@ def functions(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def at_import(tree: ast.Module) -> ast.Module:
-    """What is imported with a module: at its top, in classes and conditions, but not in functions nor for types only."""
+    """What is imported with a module: at its top, in classes and conditions, but not in functions nor for types
+    only."""
     statements: list[ast.stmt] = []
     waiting: list[ast.AST] = [tree]
     while waiting:
@@ -185,7 +186,8 @@ def cli_imports_no_torch(trees: Trees) -> list[str]:
 
 
 def environment_read_in_cli_only(trees: Trees) -> list[str]:
-    """Environment variables are read in cli (they may be set for child processes elsewhere), and those of plug-ins there."""
+    """Environment variables are read in cli (they may be set for child processes elsewhere), and those of plug-ins
+    there."""
     names = ("environ", "environb", "getenv")
     problems = []
     for module, tree in trees.items():
@@ -235,38 +237,71 @@ BROKEN: list[tuple[Rule, dict[str, str], int]] = [
     (rooms_import_leftwards, {"masam_auto.imaging.a": "from ..planning import make_plan"}, 1),
     (rooms_import_leftwards, {"masam_auto.core.a": "from dataset_conversion.synthetic import make_case"}, 1),
     (every_module_has_a_room, {"masam_auto.utils.a": "", "masam_auto.core.a": ""}, 1),
-    (no_cycles, {"masam_auto.core.a": "from masam_auto.core.b import x", "masam_auto.core.b": "from masam_auto.core import a"}, 1),
-    (no_local_imports, {"masam_auto.core.a": "def f():\n    from masam_auto.core import b", "masam_auto.core.b": ""}, 1),
+    (
+        no_cycles,
+        {"masam_auto.core.a": "from masam_auto.core.b import x", "masam_auto.core.b": "from masam_auto.core import a"},
+        1,
+    ),
+    (
+        no_local_imports,
+        {"masam_auto.core.a": "def f():\n    from masam_auto.core import b", "masam_auto.core.b": ""},
+        1,
+    ),
     (no_local_imports, {"masam_auto.core.a": "class A:\n    def f(self):\n        import masam_auto.core.b"}, 1),
     (core_is_light, {"masam_auto.core.a": "import torch.nn"}, 1),
     (core_is_light, {"masam_auto.core.a": "def f():\n    from SimpleITK import ReadImage"}, 1),
     (cli_imports_no_torch, {"masam_auto.cli.a": "import torch"}, 1),
-    (cli_imports_no_torch, {"masam_auto.cli.a": "from masam_auto.core import b",
-                            "masam_auto.core.b": "from masam_auto.core.c import d",
-                            "masam_auto.core.c": "import torch"}, 1),
+    (
+        cli_imports_no_torch,
+        {
+            "masam_auto.cli.a": "from masam_auto.core import b",
+            "masam_auto.core.b": "from masam_auto.core.c import d",
+            "masam_auto.core.c": "import torch",
+        },
+        1,
+    ),
     (environment_read_in_cli_only, {"masam_auto.core.a": "import os\nx = os.environ['HOME']"}, 1),
     (environment_read_in_cli_only, {"masam_auto.core.a": "import os\nx = os.environ.get('HOME'), os.getenv('A')"}, 2),
     (environment_read_in_cli_only, {"masam_auto.core.a": "from os import environ"}, 1),
     (nothing_is_unpickled, {"masam_auto.core.a": "import pickle\npickle.load(open('a', 'rb'))"}, 1),
     (nothing_is_unpickled, {"masam_auto.core.a": "from pickle import loads, UnpicklingError"}, 1),
     (nothing_is_unpickled, {"masam_auto.core.a": "import joblib"}, 1),
-    (nothing_is_unpickled, {"masam_auto.core.a": "import torch\ntorch.load('a')\ntorch.load('a', weights_only=False)"}, 2),
-    (nothing_is_unpickled, {"masam_auto.core.a": "import numpy as np\nnp.load('a')\nnp.load('a', allow_pickle=True)"}, 2),
-]  # fmt: skip
+    (
+        nothing_is_unpickled,
+        {"masam_auto.core.a": "import torch\ntorch.load('a')\ntorch.load('a', weights_only=False)"},
+        2,
+    ),
+    (
+        nothing_is_unpickled,
+        {"masam_auto.core.a": "import numpy as np\nnp.load('a')\nnp.load('a', allow_pickle=True)"},
+        2,
+    ),
+]
 
 ALLOWED: list[tuple[Rule, dict[str, str]]] = [
-    (rooms_import_leftwards, {"masam_auto.cli.a": "from masam_auto.planning import make_plan", "masam_auto.planning.make_plan": ""}),
+    (
+        rooms_import_leftwards,
+        {"masam_auto.cli.a": "from masam_auto.planning import make_plan", "masam_auto.planning.make_plan": ""},
+    ),
     (no_local_imports, {"masam_auto.cli.a": "def main():\n    from masam_auto.planning.make_plan import make_plan"}),
     (no_local_imports, {"masam_auto.core.a": "def f():\n    import matplotlib"}),
     (no_cycles, {"masam_auto.core.a": "import masam_auto.core.b", "masam_auto.core.b": "import os"}),
     (cli_imports_no_torch, {"masam_auto.cli.a": "def main():\n    import torch"}),
-    (cli_imports_no_torch, {"masam_auto.cli.a": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"}),
+    (
+        cli_imports_no_torch,
+        {"masam_auto.cli.a": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"},
+    ),
     (environment_read_in_cli_only, {"masam_auto.core.a": "import os\nos.environ['A'] = '1'"}),
     (environment_read_in_cli_only, {"masam_auto.cli.a": "import os\nx = os.environ['A']"}),
     (nothing_is_unpickled, {"masam_auto.core.a": "import pickle\nx = pickle.UnpicklingError"}),
-    (nothing_is_unpickled, {"masam_auto.core.a": "import torch, numpy as np\ntorch.load('a', weights_only=True)\n"
-                                                 "np.load('a', allow_pickle=False)"}),
-]  # fmt: skip
+    (
+        nothing_is_unpickled,
+        {
+            "masam_auto.core.a": "import torch, numpy as np\ntorch.load('a', weights_only=True)\n"
+            "np.load('a', allow_pickle=False)"
+        },
+    ),
+]
 
 RULES = tuple(dict.fromkeys(rule for rule, _, _ in BROKEN))
 

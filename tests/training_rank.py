@@ -1,9 +1,9 @@
 """One process of a tiny training, as torchrun starts it: training_rank.py SETTINGS.json.
 
-The settings: `folder` (with preprocessed data), `plan` (changes of the training plan), `configuration` (changes), `prompt`,
-`norm`, `resume`, `workers`, `pretrained` (a folder), `record` (whether to give TensorBoard, by a stand-in, what each rank
-records), and `disturb`: {"step", "rank", "what"}, where `what` is "kill", "error", "ended" (by a signal that is not waited
-for), "nan", "stop" (the file that ends a training) or a signal's name; rank -1 means all.
+The settings: `folder` (with preprocessed data), `plan` (changes of the training plan), `configuration` (changes),
+`prompt`, `norm`, `resume`, `workers`, `pretrained` (a folder), `record` (whether to give TensorBoard, by a stand-in,
+what each rank records), and `disturb`: {"step", "rank", "what"}, where `what` is "kill", "error", "ended" (by a signal
+that is not waited for), "nan", "stop" (the file that ends a training) or a signal's name; rank -1 means all.
 """
 
 import json

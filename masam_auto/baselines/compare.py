@@ -158,8 +158,11 @@ def _score(
     if result.disagreement is not None and not result.disagreement <= TOLERANCE:
         logger.warning(
             "%s: our Dice and nnU-Net's differ by up to %.3g. Compare %s with %s.",
-            result.name, result.disagreement, folder / SUMMARY_NAME, folder / "nnunet_summary.json",
-        )  # fmt: skip
+            result.name,
+            result.disagreement,
+            folder / SUMMARY_NAME,
+            folder / "nnunet_summary.json",
+        )
     return result
 
 

@@ -14,8 +14,9 @@ from masam_auto.core.jsonio import digest
 class Training:
     """What a training was and used.
 
-    `seconds` of wall clock; `cpu_seconds` of all threads and workers; `memory_gib` is the peak, of the GPU where there is one,
-    else of the training process. `parameters` are those that learn. `planned_batch` is what the method's own planning wants.
+    `seconds` of wall clock; `cpu_seconds` of all threads and workers; `memory_gib` is the peak, of the GPU where there
+    is one, else of the training process. `parameters` are those that learn. `planned_batch` is what the method's own
+    planning wants.
     """
 
     seconds: float
@@ -37,7 +38,8 @@ class PredictionCost:
 
 
 def raw_digest(dataset: Dataset) -> str:
-    """Of dataset.json, of the label files' content, and of the images' names and sizes; copies have the same at other times."""
+    """Of dataset.json, of the label files' content, and of the images' names and sizes; copies have the same at other
+    times."""
 
     def described(case: Case) -> list[Any]:
         images = [[(file.name, file.stat().st_size) for file in frame] for frame in case.images]
@@ -54,9 +56,9 @@ def nothing_there() -> None:
 class Method:
     """One method on one fold.
 
-    `request` is what was asked of it, as plain JSON (budget, batch, ...): results of another request are not reused. `train`
-    leaves a model where `predict` finds it; `predict` writes ID.ext for each case, or frame of it, into a folder.
-    `trained` tells of the model that is there now, if any: what an earlier one predicted does not count for it.
+    `request` is what was asked of it, as plain JSON (budget, batch, ...): results of another request are not reused.
+    `train` leaves a model where `predict` finds it; `predict` writes ID.ext for each case, or frame of it, into a
+    folder. `trained` tells of the model that is there now, if any: what an earlier one predicted does not count for it.
     """
 
     name: str

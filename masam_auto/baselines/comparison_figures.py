@@ -85,9 +85,14 @@ def draw_extremes(
         shown = image[0, number : number + 1] if case.is_sequence else image[0]
         names = {values[0]: label for label, values in description.labels.foreground.items()}
         draw_overlays(
-            folder / f"case_{word}.png", shown, rows, names=names, pixel_aspect=geometry.spacing[1] / geometry.spacing[2],
-            columns=4, title=f"{word} case of {results[0].name}: {name}; mean Dice behind the methods' names",
-        )  # fmt: skip
+            folder / f"case_{word}.png",
+            shown,
+            rows,
+            names=names,
+            pixel_aspect=geometry.spacing[1] / geometry.spacing[2],
+            columns=4,
+            title=f"{word} case of {results[0].name}: {name}; mean Dice behind the methods' names",
+        )
     return [f"case_{word}.png" for word in chosen]
 
 

@@ -33,11 +33,13 @@ def describe_comparison(
         "\n".join(lines),
         "## Accuracy",
         score_table(results, found),
-        f"Ours minus theirs: mean over the cases, in brackets its {LEVEL:.0%} interval from {RESAMPLES:,} bootstrap resamples of "
-        "the cases; p of Wilcoxon's signed-rank test, two-sided, not corrected for several tests. "
+        f"Ours minus theirs: mean over the cases, in brackets its {LEVEL:.0%} interval from {RESAMPLES:,} bootstrap "
+        "resamples of the cases; p of Wilcoxon's signed-rank test, two-sided, not corrected for several tests. "
         "They tell of the cases, not of what another training of the same method would reach. "
-        "(n) is the number of cases with a value, where it is not all: a distance needs both masks, a Dice at least one. "
-        "Cases where either method has no value are not in the difference. The frames of a video count as one case there.",
+        "(n) is the number of cases with a value, where it is not all: a distance needs both masks, a Dice at least "
+        "one. "
+        "Cases where either method has no value are not in the difference. The frames of a video count as one case "
+        "there.",
         "## Cost",
         cost_table(results),
         agreement(results),
@@ -64,18 +66,34 @@ def score_table(results: Sequence[Result], found: Mapping[str, Mapping[str, Pair
 def cost_table(results: Sequence[Result]) -> str:
     """Rows of methods: what training and prediction took."""
     header = [
-        "method", "training, s", "CPU-s", "iterations", "batch", "parameters that learn, millions", "peak memory, GiB",
-        "a case, s", "CPU-s", "remarks",
-    ]  # fmt: skip
+        "method",
+        "training, s",
+        "CPU-s",
+        "iterations",
+        "batch",
+        "parameters that learn, millions",
+        "peak memory, GiB",
+        "a case, s",
+        "CPU-s",
+        "remarks",
+    ]
     rows = []
     for result in results:
         training, prediction = result.training, result.prediction
-        rows.append([
-            result.name, f"{training.seconds:.0f}", f"{training.cpu_seconds:.0f}", f"{training.iterations:,}",
-            f"{training.batch}", f"{training.parameters / 1e6:.2f}", f"{training.memory_gib:.2f}",
-            f"{statistics.median(prediction.seconds.values()):.2f}",
-            f"{statistics.median(prediction.cpu_seconds.values()):.2f}", "; ".join(training.remarks),
-        ])  # fmt: skip
+        rows.append(
+            [
+                result.name,
+                f"{training.seconds:.0f}",
+                f"{training.cpu_seconds:.0f}",
+                f"{training.iterations:,}",
+                f"{training.batch}",
+                f"{training.parameters / 1e6:.2f}",
+                f"{training.memory_gib:.2f}",
+                f"{statistics.median(prediction.seconds.values()):.2f}",
+                f"{statistics.median(prediction.cpu_seconds.values()):.2f}",
+                "; ".join(training.remarks),
+            ]
+        )
     note = "A case: median, from the raw image to the written segmentation."
     places: dict[str, list[str]] = {}
     for result in results:
@@ -97,8 +115,8 @@ def agreement(results: Sequence[Result]) -> str:
         else " **They do not agree**: compare the methods' summary.json and nnunet_summary.json."
     )
     return (
-        f"{who} were scored by masam_evaluate and by the function behind nnUNetv2_evaluate_folder; their Dice of a case and "
-        f"class differ by {largest:.1g} at most.{verdict}"
+        f"{who} were scored by masam_evaluate and by the function behind nnUNetv2_evaluate_folder; their Dice of a "
+        f"case and class differ by {largest:.1g} at most.{verdict}"
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import psutil
 
-# masam_train saves its step on it, however often it comes; SIGTERM a second time, after the batch system's, would not let it
+# masam_train saves its step on it, however often it comes; SIGTERM a second time, after the batch system's, would not
+# let it
 ENDING = getattr(signal, "SIGUSR1", signal.SIGTERM)
 GRACE_SECONDS = 60.0
 

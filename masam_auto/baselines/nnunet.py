@@ -26,7 +26,8 @@ logger = logging.getLogger(__name__)
 RUNNER = Path(__file__).with_name("nnunet_runner.py")
 ITERATIONS_PER_EPOCH = 250
 LAST_LINES = 3
-# What a user may tell nnU-Net about the machine; its other variables (other folders, wandb) would change what is compared.
+# What a user may tell nnU-Net about the machine; its other variables (other folders, wandb) would change what is
+# compared.
 KEPT_VARIABLES = ("nnUNet_compile", "nnUNet_n_proc_DA")
 
 # name -> nnU-Net's configuration and trainer
@@ -40,7 +41,8 @@ VARIANTS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NnUNet:
-    """nnU-Net beside us: its Python, the folder for its raw (a link), preprocessed and results folders, its variables."""
+    """nnU-Net beside us: its Python, the folder for its raw (a link), preprocessed and results folders, its
+    variables."""
 
     python: Path
     folder: Path
@@ -75,9 +77,8 @@ def open_nnunet(python: Path, folder: Path, environment: Mapping[str, str]) -> N
 def environment_for(device: torch.device, environment: Mapping[str, str]) -> dict[str, str]:
     """Variables for nnU-Net: ours, without those of other uses of it; it sees the chosen GPU as its first."""
     kept = {
-        name: value for name, value in environment.items()
-        if not name.startswith("nnUNet_") or name in KEPT_VARIABLES
-    }  # fmt: skip
+        name: value for name, value in environment.items() if not name.startswith("nnUNet_") or name in KEPT_VARIABLES
+    }
     if device.type == "cuda" and device.index:
         visible = environment.get("CUDA_VISIBLE_DEVICES", "")
         kept["CUDA_VISIBLE_DEVICES"] = visible.split(",")[device.index] if visible else str(device.index)

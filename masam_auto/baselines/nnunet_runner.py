@@ -1,9 +1,9 @@
 """One job of nnU-Net v2, run by nnU-Net's own Python: `python -I nnunet_runner.py JOB.json`.
 
-A script for `baselines.nnunet`, never imported by the package: it imports nnU-Net and nothing of ours. The job names its
-action (`ACTIONS`), nnU-Net's three folders, and the file for its result: what the action returns, or {"refused": why} where
-nnU-Net cannot do it. Trainer classes are imported here by name, because nnU-Net's search imports every trainer that there is,
-and fails where one of their libraries is broken.
+A script for `baselines.nnunet`, never imported by the package: it imports nnU-Net and nothing of ours. The job names
+its action (`ACTIONS`), nnU-Net's three folders, and the file for its result: what the action returns, or {"refused":
+why} where nnU-Net cannot do it. Trainer classes are imported here by name, because nnU-Net's search imports every
+trainer that there is, and fails where one of their libraries is broken.
 """
 
 import contextlib
@@ -33,7 +33,8 @@ class Refused(Exception):
 
 
 class Account:
-    """What a training has used, with earlier sessions: iterations, wall clock, and CPU-seconds of threads and workers."""
+    """What a training has used, with earlier sessions: iterations, wall clock, and CPU-seconds of threads and
+    workers."""
 
     def __init__(self, iterations: int = 0, seconds: float = 0.0, cpu_seconds: float = 0.0) -> None:
         self.iterations = iterations
@@ -126,10 +127,14 @@ def predict(job: Job) -> dict[str, Any]:
     weights = torch.load(Path(trainer.output_folder) / WEIGHTS, map_location=trainer.device, weights_only=True)
     predictor = nnUNetPredictor(device=trainer.device, allow_tqdm=False)
     predictor.manual_initialization(
-        network, trainer.plans_manager, trainer.configuration_manager,
+        network,
+        trainer.plans_manager,
+        trainer.configuration_manager,
         [{name.removeprefix("_orig_mod."): value for name, value in weights.items()}],
-        trainer.dataset_json, job["trainer"], trainer.inference_allowed_mirroring_axes,
-    )  # fmt: skip
+        trainer.dataset_json,
+        job["trainer"],
+        trainer.inference_allowed_mirroring_axes,
+    )
     seconds, cpu_seconds = {}, {}
     for name, files in job["images"].items():
         started, started_cpu = time.perf_counter(), time.process_time()
@@ -150,9 +155,16 @@ def evaluate(job: Job) -> dict[str, Any]:
     reader = determine_reader_writer_from_dataset_json(description, str(example))()
     labels = [tuple(label) if isinstance(label, list) else label for label in job["labels"]]
     compute_metrics_on_folder(
-        str(references), job["predictions"], job["summary"], reader, job["file_ending"], labels,
-        ignore_label=job["ignore"], num_processes=job["processes"], chill=False,
-    )  # fmt: skip
+        str(references),
+        job["predictions"],
+        job["summary"],
+        reader,
+        job["file_ending"],
+        labels,
+        ignore_label=job["ignore"],
+        num_processes=job["processes"],
+        chill=False,
+    )
     return {}
 
 
@@ -166,15 +178,18 @@ ACTIONS: dict[str, Callable[[Job], dict[str, Any]]] = {
 
 
 def _train_within(trainer: Any, account: Account, *, kind: str, amount: float) -> None:
-    """Train until the budget is used; the learning rate goes down by nnU-Net's schedule over the budget instead of its epochs.
+    """Train until the budget is used; the learning rate goes down by nnU-Net's schedule over the budget instead of its
+    epochs.
 
-    nnU-Net's look at validation patches after each epoch chooses nothing that it predicts with, and is left out, so that all
-    of the budget goes into learning. Every `SAVE_SECONDS` a checkpoint is saved.
+    nnU-Net's look at validation patches after each epoch chooses nothing that it predicts with, and is left out, so
+    that all of the budget goes into learning. Every `SAVE_SECONDS` a checkpoint is saved.
     """
     losses: list[Any] = []
     clocks: dict[str, Callable[[], float]] = {
-        "wall": account.seconds, "cpu": account.cpu_seconds, "steps": lambda: account.iterations
-    }  # fmt: skip
+        "wall": account.seconds,
+        "cpu": account.cpu_seconds,
+        "steps": lambda: account.iterations,
+    }
     clock = clocks[kind]
     used, saved = clock() / amount, account.seconds()
     while used < 1:
@@ -250,9 +265,12 @@ def _make_trainer(job: Job, plans_file: Path) -> tuple[Any, int]:
     configuration["batch_size"] = min(planned, job["batch"] or planned)
     kind = getattr(importlib.import_module(TRAINERS[job["trainer"]]), job["trainer"])
     trainer = kind(
-        plans={**plans, "continue_training": False}, configuration=job["configuration"], fold=job["fold"],
-        dataset_json=_read(plans_file.with_name("dataset.json")), device=torch.device(job["device"]),
-    )  # fmt: skip
+        plans={**plans, "continue_training": False},
+        configuration=job["configuration"],
+        fold=job["fold"],
+        dataset_json=_read(plans_file.with_name("dataset.json")),
+        device=torch.device(job["device"]),
+    )
     return trainer, planned
 
 

@@ -48,19 +48,22 @@ class Baseline:
     overrides: tuple[str, ...] = ()
 
 
-# Source: SAMed (Zhang and Liu, arXiv 2304.13785): LoRA of rank 4 without dropout in the image encoder, SAM's own mask decoder,
-# slices one by one.
+# Source: SAMed (Zhang and Liu, arXiv 2304.13785): LoRA of rank 4 without dropout in the image encoder, SAM's own mask
+# decoder, slices one by one.
 BASELINES = {
     "samed": Baseline(
         plan_name="samed",
         overrides=(
-            "network.increment=lora", "network.increment_rank=4", "network.increment_dropout=0", "network.adapters=none",
+            "network.increment=lora",
+            "network.increment_rank=4",
+            "network.increment_dropout=0",
+            "network.adapters=none",
             "network.decoder=sam",
         ),
     ),
     "2d": Baseline(configuration="2d"),
     "decoder_only": Baseline(plan_name="decoder_only", overrides=("network.trained=none",)),
-}  # fmt: skip
+}
 
 
 def our_method(
@@ -75,8 +78,8 @@ def our_method(
 ) -> Method:
     """Our own training of a fold, or one of `BASELINES` in the same pipeline.
 
-    A training that is there and finished is used as it is; one that was interrupted is continued. A baseline with a plan of
-    its own must have been trained by that plan.
+    A training that is there and finished is used as it is; one that was interrupted is continued. A baseline with a
+    plan of its own must have been trained by that plan.
 
     Args:
         name: "ours", or of `BASELINES`.
@@ -138,21 +141,22 @@ def _check_taken_over(
     remedy = "or train under another name: -p NAME." if expected is None else "or remove it to train it anew."
     if state.budget != budget:
         raise ModelError(
-            f"{folder} was trained with {_said(state.budget)}, but the comparison asks for {_said(budget)}. Compare with that "
-            f"budget, {remedy}"
+            f"{folder} was trained with {_said(state.budget)}, but the comparison asks for {_said(budget)}. Compare "
+            f"with that budget, {remedy}"
         )
     own, given = splits_of(model.folder, source), source / "splits.json"
     if read_plain(own, what="splits file") != read_plain(given, what="splits file"):
         raise ModelError(
-            f"{folder} was trained on other folds ({own}) than the comparison is on ({given}). Bring those back, {remedy}"
+            f"{folder} was trained on other folds ({own}) than the comparison is on ({given}). Bring those back, "
+            f"{remedy}"
         )
     if expected is None:
         return
     there, name = open_model(model)[0], model.configuration
     if plan_digest(there, there.configuration(name)) != plan_digest(expected, expected.configuration(name)):
         raise ModelError(
-            f"{model.folder} was trained by another plan than this baseline has on the data set's present plan. Remove it to "
-            "train it anew."
+            f"{model.folder} was trained by another plan than this baseline has on the data set's present plan. Remove "
+            "it to train it anew."
         )
 
 

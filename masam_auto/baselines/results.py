@@ -22,8 +22,8 @@ Scores = dict[str, dict[str, dict[str, float]]]
 class Result:
     """One method: `scores` is case (file name without ending) -> class, and "mean" over the classes -> metric -> value.
 
-    `hardware` is what it ran on. `disagreement` is the largest difference of a Dice between our evaluation and nnU-Net's;
-    None where nnU-Net is not there.
+    `hardware` is what it ran on. `disagreement` is the largest difference of a Dice between our evaluation and
+    nnU-Net's; None where nnU-Net is not there.
     """
 
     name: str
@@ -72,7 +72,8 @@ def largest_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, me
 def score_differences(
     ours: Result, other: Result, case_of: Mapping[str, str], *, metric: str = "Dice"
 ) -> dict[str, PairedDifference]:
-    """Ours minus the other, by class and for their mean; `case_of` names the video of each frame, else the case itself."""
+    """Ours minus the other, by class and for their mean; `case_of` names the video of each frame, else the case
+    itself."""
     cases = [case_of[name] for name in sorted(ours.scores)]
     return {
         label: compare_pairs(ours.values(label, metric), other.values(label, metric), cases)

@@ -34,9 +34,13 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("-i", "--input", type=Path, required=True, metavar="SEGS", help="folder of segmentations")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the results go")
     parser.add_argument(
-        "-pp", "--postprocessing", type=Path, required=True, metavar="FILE",
+        "-pp",
+        "--postprocessing",
+        type=Path,
+        required=True,
+        metavar="FILE",
         help="postprocessing.json, below crossval_results in the data set's results",
-    )  # fmt: skip
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     add_workers(parser)
     return parser

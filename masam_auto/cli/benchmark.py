@@ -116,9 +116,11 @@ def _make_parser() -> argparse.ArgumentParser:
         "masam_benchmark", "How fast this machine trains and predicts: random weights and images, nothing is written."
     )
     parser.add_argument(
-        "-d", "--dataset", metavar="DATASET",
+        "-d",
+        "--dataset",
+        metavar="DATASET",
         help="measure what this data set's plan asks for, and estimate its training time",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "-c", "--configuration", metavar="NAME", help="of the plan (default: the plan's default_configuration)"
     )

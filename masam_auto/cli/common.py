@@ -33,9 +33,9 @@ DONE, FAILED, PARTLY = 0, 2, 3
 INTERRUPTED, PIPE_CLOSED = 130, 141
 # SIGUSR1 is what batch systems are told to send some time before they end a job; Windows has none.
 ENDING_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
-# How often a waiting thread of OpenMP looks for work before it sleeps. With libgomp's own 300,000 it takes the core from
-# other processes, and from the very thread that it waits for: with two threads on two cores at a load of 4 to 5, this
-# makes predictions 2 x and training steps 1.4 x as fast or more. On a quiet machine it changes nothing measurable.
+# How often a waiting thread of OpenMP looks for work before it sleeps. With libgomp's own 300,000 it takes the core
+# from other processes, and from the very thread that it waits for: with two threads on two cores at a load of 4 to 5,
+# this makes predictions 2 x and training steps 1.4 x as fast or more. On a quiet machine it changes nothing measurable.
 SPINS = "1000"
 
 
@@ -97,8 +97,8 @@ def _report_end(error: Terminated) -> int:
 def run_rank(main: Main) -> NoReturn:
     """`run`, and end this process, which may be one of several that torchrun has started to train together.
 
-    Such a process ends without taking the interpreter down: threads of gloo may still hold tensors that are Python's, and
-    then it aborts, with an exit code that says nothing (https://github.com/pytorch/pytorch/pull/179291).
+    Such a process ends without taking the interpreter down: threads of gloo may still hold tensors that are Python's,
+    and then it aborts, with an exit code that says nothing (https://github.com/pytorch/pytorch/pull/179291).
     """
     try:
         code = run(main)
@@ -146,9 +146,14 @@ def make_parser(command: str, description: str, *, roots: bool = True) -> argpar
     parser.add_argument("--version", action="version", version=f"masam_auto {__version__}")
     parser.add_argument("--verbose", action="store_true", help="say more about what is done")
     parser.add_argument(
-        "--plugin", action="append", type=Path, default=[], dest="plugins", metavar="FILE.py",
+        "--plugin",
+        action="append",
+        type=Path,
+        default=[],
+        dest="plugins",
+        metavar="FILE.py",
         help="use this plug-in, which adds losses, readers, ...: the file is executed (environment: MASAM_PLUGINS)",
-    )  # fmt: skip
+    )
     if roots:
         _add_roots(parser)
     return parser
@@ -184,18 +189,24 @@ def start_without_roots(parsed: argparse.Namespace) -> None:
 def add_datasets(parser: argparse.ArgumentParser) -> None:
     """-d, one or several data sets."""
     parser.add_argument(
-        "-d", "--dataset", nargs="+", required=True, metavar="DATASET",
+        "-d",
+        "--dataset",
+        nargs="+",
+        required=True,
+        metavar="DATASET",
         help="data sets: number (1, 001), name (Dataset001_Name) or path",
-    )  # fmt: skip
+    )
 
 
 def add_workers(parser: argparse._ActionsContainer) -> None:
     """--workers; None lets the stage decide."""
     parser.add_argument(
-        "--workers", type=whole_number, metavar="N",
+        "--workers",
+        type=whole_number,
+        metavar="N",
         help="worker processes; 0 does everything in this process, where errors are easier to read "
         "(default: from the cores and the free memory)",
-    )  # fmt: skip
+    )
 
 
 def add_executor(parser: argparse.ArgumentParser) -> None:
@@ -203,34 +214,47 @@ def add_executor(parser: argparse.ArgumentParser) -> None:
     group = parser.add_mutually_exclusive_group()
     add_workers(group)
     group.add_argument(
-        "--scheduler", type=scheduler, dest="workers", metavar="ADDRESS",
+        "--scheduler",
+        type=scheduler,
+        dest="workers",
+        metavar="ADDRESS",
         help="work on the Dask cluster of the scheduler at this address, such as tcp://host:8786",
-    )  # fmt: skip
+    )
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """--set section.field=value, repeatable."""
     parser.add_argument(
-        "--set", action="extend", nargs="+", default=[], dest="overrides",
-        metavar="SECTION.FIELD=VALUE", help="change fields of the plan, e.g. training.num_epochs=50 axis0.window=3",
-    )  # fmt: skip
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        dest="overrides",
+        metavar="SECTION.FIELD=VALUE",
+        help="change fields of the plan, e.g. training.num_epochs=50 axis0.window=3",
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """-device; None takes the best there is."""
     parser.add_argument(
-        "-device", "--device", metavar="NAME",
+        "-device",
+        "--device",
+        metavar="NAME",
         help="cpu, cuda, cuda:1 or mps (default: a GPU where there is one)",
-    )  # fmt: skip
+    )
 
 
 def add_sam_checkpoint(parser: argparse._ActionsContainer) -> None:
     """--sam_checkpoint."""
     parser.add_argument(
-        "--sam_checkpoint", type=Path, metavar="PATH",
-        help="SAM weights, .pth or .safetensors (default: by the encoder's name in the weights folder, or for a trained "
+        "--sam_checkpoint",
+        type=Path,
+        metavar="PATH",
+        help="SAM weights, .pth or .safetensors (default: by the encoder's name in the weights folder, or for a "
+        "trained "
         "model those it was trained on)",
-    )  # fmt: skip
+    )
 
 
 def add_sam_choice(parser: argparse.ArgumentParser) -> None:

@@ -36,8 +36,14 @@ logger = logging.getLogger(__name__)
 
 # VARIANTS of baselines.nnunet, and BASELINES of baselines.ours
 OTHERS = (
-    "nnunet_3d_fullres", "nnunet_3d_fullres_nomirror", "nnunet_2d", "nnunet_2d_nomirror", "samed", "2d", "decoder_only",
-)  # fmt: skip
+    "nnunet_3d_fullres",
+    "nnunet_3d_fullres_nomirror",
+    "nnunet_2d",
+    "nnunet_2d_nomirror",
+    "samed",
+    "2d",
+    "decoder_only",
+)
 ENVIRONMENT = Path(".nnunet_env/bin/python")  # where `make nnunet-env` puts it
 
 
@@ -68,7 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     methods = _methods(parsed, paths, dataset, nnunet, device)
     references = [reference for case in cases for reference in case.labels or ()]
     results = compare_methods(
-        methods, dataset, cases, root / f"fold_{parsed.fold}",
+        methods,
+        dataset,
+        cases,
+        root / f"fold_{parsed.fold}",
         heading=[
             f"{name}, fold {parsed.fold}: {len(cases)} validation cases",
             f"Budget of each training: {parsed.budget or 'its own default'}.",
@@ -76,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hardware=_hardware(device),
         second_opinion=None if nnunet is None else functools.partial(evaluate_with_nnunet, nnunet, dataset),
         workers=workers_for(references, bytes_per_voxel=EVALUATION_BYTES, asked=parsed.workers),
-    )  # fmt: skip
+    )
     print_table(
         ["method", *SHOWN],
         [[result.name, *(f"{mean_of_known(result.values(MEAN, name)):.4f}" for name in SHOWN)] for result in results],
@@ -92,26 +101,39 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("dataset", metavar="DATASET", help="number (1, 001), name (Dataset001_Name) or path")
     parser.add_argument("fold", type=fold, metavar="FOLD", help="0, 1, ... (or fold0, ...)")
     parser.add_argument(
-        "--with", nargs="+", required=True, choices=OTHERS, dest="others", metavar="METHOD",
+        "--with",
+        nargs="+",
+        required=True,
+        choices=OTHERS,
+        dest="others",
+        metavar="METHOD",
         help=f"methods to compare with: {', '.join(OTHERS)}",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "-c", "--configuration", metavar="NAME", help="ours: axis0, 2d, ... (default: the plan's default_configuration)"
     )
     parser.add_argument("-p", "--plan", metavar="NAME", help="ours: name of the training (default: the plan's name)")
     parser.add_argument(
-        "--budget", metavar="AMOUNT",
+        "--budget",
+        metavar="AMOUNT",
         help="the same for each training: 1000cpus (CPU-seconds), 600s, 30min, 2h, 500steps, or 20epochs of its own "
         "(default: each method's own number of epochs)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--nnunet_python", type=Path, metavar="PATH",
+        "--nnunet_python",
+        type=Path,
+        metavar="PATH",
         help=f"Python that has nnU-Net v2 (default: MASAM_NNUNET_PYTHON, else {ENVIRONMENT}, made by make nnunet-env)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--nnunet_batch", nargs="+", type=_batch, default=[], action="extend", metavar="CONFIGURATION=N",
+        "--nnunet_batch",
+        nargs="+",
+        type=_batch,
+        default=[],
+        action="extend",
+        metavar="CONFIGURATION=N",
         help="cut nnU-Net's planned batch to N patches: 3d_fullres=2 2d=64 (default: as it plans)",
-    )  # fmt: skip
+    )
     add_device(parser)
     add_workers(parser)
     return parser
@@ -176,9 +198,16 @@ def _methods(
             continue
         assert nnunet is not None
         method = nnunet_method(
-            nnunet, name, dataset, paths.preprocessed / dataset.name / "splits.json", parsed.fold,
-            budget=parsed.budget, batch=batches.get(VARIANTS[name][0]), device=device.type, processes=processes,
-        )  # fmt: skip
+            nnunet,
+            name,
+            dataset,
+            paths.preprocessed / dataset.name / "splits.json",
+            parsed.fold,
+            budget=parsed.budget,
+            batch=batches.get(VARIANTS[name][0]),
+            device=device.type,
+            processes=processes,
+        )
         found.append(method)
     return found
 

@@ -70,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "masam_convert_dataset",
-        "Make a raw data set of a public one, as it was downloaded and extracted, or of DICOM studies with RTSTRUCT or SEG. "
+        "Make a raw data set of a public one, as it was downloaded and extracted, or of DICOM studies with RTSTRUCT or "
+        "SEG. "
         "The download is only read. Run again, it goes on where it stopped.",
         roots=False,
     )
@@ -79,33 +80,45 @@ def _make_parser() -> argparse.ArgumentParser:
         "-i", "--input", type=Path, required=True, metavar="DOWNLOAD", help="folder of the extracted download"
     )
     parser.add_argument(
-        "-o", "--output", type=Path, metavar="RAW",
+        "-o",
+        "--output",
+        type=Path,
+        metavar="RAW",
         help="root of raw data sets (default: MASAM_RAW, nnUNet_raw, else ./masam_data/raw)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "-d", "--dataset", type=whole_number, metavar="NUMBER",
-        help="number of the data set, or of the first of several (default: one for each, see documentation/datasets.md)",
-    )  # fmt: skip
+        "-d",
+        "--dataset",
+        type=whole_number,
+        metavar="NUMBER",
+        help="number of the data set, or of the first of several (default: one for each, see "
+        "documentation/datasets.md)",
+    )
     parser.add_argument("--allow_missing", action="store_true", help="go on where the download lacks cases")
     add_workers(parser)
     group = parser.add_argument_group("options of single data sets")
     group.add_argument(
-        "--ignore_label_geometry", action="store_true",
-        help="NIfTI downloads: take labels voxel by voxel, even where their header tells another place than the image's",
-    )  # fmt: skip
+        "--ignore_label_geometry",
+        action="store_true",
+        help="NIfTI downloads: take labels voxel by voxel, even where their header tells another place than the "
+        "image's",
+    )
     group.add_argument(
-        "--reorient", action="store_true",
+        "--reorient",
+        action="store_true",
         help="NIfTI downloads: turn the voxel axes of all volumes to the left, the back and the head",
-    )  # fmt: skip
+    )
     group.add_argument("--merge_adrenals", action="store_true", help="btcv: one class for both adrenal glands")
     group.add_argument("--joint", action="store_true", help="prostate: one data set of all sites")
     group.add_argument(
         "--tumor_only", action="store_true", help="msd: the tumour is the only class; for Task07 with the paper's split"
     )
     group.add_argument(
-        "--splits", type=Path, metavar="FILE",
+        "--splits",
+        type=Path,
+        metavar="FILE",
         help='msd: folds in the form of nnU-Net\'s splits_final.json; cases in "test" lists are held out',
-    )  # fmt: skip
+    )
     group.add_argument(
         "--modality", help="amos22: CT (default), MRI or both; dicom: series of this modality only, such as CT or MR"
     )
@@ -114,9 +127,11 @@ def _make_parser() -> argparse.ArgumentParser:
         "--list_rois", action="store_true", help="dicom: only print which ROIs there are, in how many series"
     )
     group.add_argument(
-        "--rois", nargs="+", metavar="ROI",
+        "--rois",
+        nargs="+",
+        metavar="ROI",
         help="dicom: the ROIs to take, in the order of their labels; later ones lie on top (default: all, by name)",
-    )  # fmt: skip
+    )
     group.add_argument(
         "--roi_map", type=Path, metavar="FILE", help='dicom: JSON {"name as written": "name in the data set", ...}'
     )

@@ -72,7 +72,8 @@ def prepare_folder(folder: Path, record: dict[str, Any], *, overwrite: bool) -> 
     elif found is not None and found != record:
         changed = ", ".join(f"{key} {found.get(key)}" for key in record if found.get(key) != record[key])
         raise OutputError(
-            f"{folder} holds a demo of other settings ({changed}). Give --overwrite to delete it, or another folder with -o."
+            f"{folder} holds a demo of other settings ({changed}). Give --overwrite to delete it, or another folder "
+            "with -o."
         )
     elif found is not None:
         print(f"{folder} holds an earlier demo; what is finished is kept.")
@@ -147,11 +148,14 @@ def draw_picture(folder: Path) -> Path:
     reference_file = min((raw / "labelsTs").glob("*.nii.gz"))
     image, geometry = read_image(raw / "imagesTs" / reference_file.name.replace(".nii.gz", "_0000.nii.gz"))
     draw_overlay(
-        folder / "overlay.png", image[0], read_labels(reference_file)[0],
+        folder / "overlay.png",
+        image[0],
+        read_labels(reference_file)[0],
         read_labels(folder / "segmentations" / reference_file.name)[0],
-        names=class_names(folder), pixel_aspect=geometry.spacing[1] / geometry.spacing[2],
+        names=class_names(folder),
+        pixel_aspect=geometry.spacing[1] / geometry.spacing[2],
         title=f"masam_demo: held-out patient {reference_file.name.removesuffix('.nii.gz')}",
-    )  # fmt: skip
+    )
     return folder / "overlay.png"
 
 

@@ -32,9 +32,15 @@ def _make_parser() -> argparse.ArgumentParser:
         "masam_ensemble", "Segment images by the mean of the probabilities that several models saved.", roots=False
     )
     parser.add_argument(
-        "-i", "--input", type=Path, nargs="+", required=True, metavar="FOLDER",
-        help="folders with ID.npz of the same cases (masam_predict --save_probabilities, or a fold's validation folder)",
-    )  # fmt: skip
+        "-i",
+        "--input",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
+        help="folders with ID.npz of the same cases (masam_predict --save_probabilities, or a fold's validation "
+        "folder)",
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where segmentations go")
     parser.add_argument(
         "--save_probabilities", "--npz", action="store_true", help="also write the mean probabilities, ID.npz"

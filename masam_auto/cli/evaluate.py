@@ -46,9 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     references = sorted(parsed.references.glob(f"*{ending}"))
     workers = workers_for(references, bytes_per_voxel=BYTES_PER_VOXEL, asked=parsed.workers)
     summary = evaluate_folder(
-        parsed.predictions, parsed.references, labels, ending, scoring=scoring, subsets=subsets_of(description, ending),
-        workers=workers, protocol=protocol,
-    )  # fmt: skip
+        parsed.predictions,
+        parsed.references,
+        labels,
+        ending,
+        scoring=scoring,
+        subsets=subsets_of(description, ending),
+        workers=workers,
+        protocol=protocol,
+    )
     print_summary(summary, labels)
     print(f"summary: {parsed.predictions / 'summary.json'}")
     return DONE
@@ -60,24 +66,34 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("references", type=Path, metavar="REF", help="folder of reference segmentations")
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
-        "--labels", type=Path, metavar="FILE",
+        "--labels",
+        type=Path,
+        metavar="FILE",
         help="dataset.json that names the labels (default: the one in PRED, in REF or in REF's parent folder)",
-    )  # fmt: skip
+    )
     which.add_argument("-d", "--dataset", metavar="DATASET", help="take the labels (and the model) of this data set")
     parser.add_argument(
-        "--label_map", metavar="MAP",
+        "--label_map",
+        metavar="MAP",
         help="score a model of one data set on another: a JSON file, or the name of one that comes with masam_auto "
         "(btcv_to_amos22)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--tolerance", type=_tolerance, nargs="+", default=[], metavar="MM",
+        "--tolerance",
+        type=_tolerance,
+        nargs="+",
+        default=[],
+        metavar="MM",
         help="distance within which two surfaces agree, in mm, for the normalised surface Dice (default: 2), of single "
         "classes where named: liver=3 spleen=1",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--lesions", nargs="+", default=[], metavar="CLASS",
+        "--lesions",
+        nargs="+",
+        default=[],
+        metavar="CLASS",
         help="count the connected components of these classes that are found, made up and missed; all for all classes",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--metrics", nargs="+", default=[], metavar="NAME", help="also compute these metrics, which plug-ins add"
     )
@@ -86,13 +102,16 @@ def _make_parser() -> argparse.ArgumentParser:
         "prediction with boxes", "first segment IMAGES into PRED, each case within a box made from its reference"
     )
     group.add_argument(
-        "--boxes_from_labels", choices=("tight", "relaxed"),
+        "--boxes_from_labels",
+        choices=("tight", "relaxed"),
         help="box around all foreground of the reference, or one that is larger on every side",
-    )  # fmt: skip
+    )
     group.add_argument(
-        "--relaxation", type=positive_number, metavar="SHARE",
+        "--relaxation",
+        type=positive_number,
+        metavar="SHARE",
         help="by how much of its length a relaxed box grows at either end (default: 0.2)",
-    )  # fmt: skip
+    )
     group.add_argument("-i", "--input", type=Path, metavar="IMAGES", help="folder of images")
     group.add_argument("--overwrite", action="store_true", help="replace segmentations that are there")
     add_model_choice(group)
@@ -115,7 +134,8 @@ def _check_combination(parsed: argparse.Namespace, parser: argparse.ArgumentPars
 
 
 def _check_folders(parsed: argparse.Namespace) -> None:
-    """Refuse folders that are not there, and to write among raw data, as with the two changed for one another. Raises MasamError."""
+    """Refuse folders that are not there, and to write among raw data, as with the two changed for one another. Raises
+    MasamError."""
     from masam_auto.core.paths import is_in_raw_data
 
     for folder in (parsed.references,) if parsed.boxes_from_labels else (parsed.predictions, parsed.references):
@@ -123,8 +143,8 @@ def _check_folders(parsed: argparse.Namespace) -> None:
             raise MasamError(f"{folder} is no folder. Give the folder of segmentations, then that of references.")
     if is_in_raw_data(parsed.predictions):
         raise MasamError(
-            f"{parsed.predictions} is part of a raw data set, where summary.json must not be written. Give the folder of "
-            "segmentations first, then that of references."
+            f"{parsed.predictions} is part of a raw data set, where summary.json must not be written. Give the folder "
+            "of segmentations first, then that of references."
         )
 
 
@@ -197,7 +217,8 @@ def _find_labels(parsed: argparse.Namespace, paths: Paths, predictor: "Predictor
             return predictor.description
         if not found:
             raise MasamError(
-                f"no dataset.json in {', '.join(map(str, places))}: say with --labels FILE or -d DATASET which labels these are"
+                f"no dataset.json in {', '.join(map(str, places))}: say with --labels FILE or -d DATASET which labels "
+                "these are"
             )
         file = found[0]
     return read_description(file, name=file.absolute().parent.name)

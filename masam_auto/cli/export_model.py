@@ -24,11 +24,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     members, selection = _find_members(parsed, paths)
     manifest = export_model(
-        members, parsed.output, selection=selection, licence=parsed.licence, case_names=parsed.case_names,
+        members,
+        parsed.output,
+        selection=selection,
+        licence=parsed.licence,
+        case_names=parsed.case_names,
         overwrite=parsed.overwrite,
-    )  # fmt: skip
+    )
     print(
-        f"{parsed.output}: {', '.join(manifest.models)} of {manifest.dataset_name}, {parsed.output.stat().st_size / 1e6:.1f} MB"
+        f"{parsed.output}: {', '.join(manifest.models)} of {manifest.dataset_name}, "
+        f"{parsed.output.stat().st_size / 1e6:.1f} MB"
     )
     return DONE
 
@@ -36,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "masam_export_model",
-        "Write a trained model into one file, with a model card; masam_install_model installs it elsewhere. Where no option "
+        "Write a trained model into one file, with a model card; masam_install_model installs it elsewhere. Where no "
+        "option "
         "names a model: what masam_find_best_configuration chose, else the only one there is.",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.zip", help="the archive to write")
@@ -44,9 +50,11 @@ def _make_parser() -> argparse.ArgumentParser:
     add_which_model(parser)
     parser.add_argument("--licence", metavar="TEXT", help="licence of the model, for its card, e.g. CC-BY-4.0")
     parser.add_argument(
-        "--case_names", action="store_true",
-        help="also tell which cases each fold was trained on, and the results of every case; their names may say who they are",
-    )  # fmt: skip
+        "--case_names",
+        action="store_true",
+        help="also tell which cases each fold was trained on, and the results of every case; their names may say who "
+        "they are",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an archive that is there")
     return parser
 

@@ -76,43 +76,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "masam_import_checkpoint",
-        "Make a model folder from an adapted checkpoint of the reference implementation of MA-SAM and the SAM checkpoint "
-        "it stands on. Encoder, rank, adapters, decoder and number of classes are read off the tensors; the rest is the "
+        "Make a model folder from an adapted checkpoint of the reference implementation of MA-SAM and the SAM "
+        "checkpoint it stands on. Encoder, rank, adapters, decoder and number of classes are read off the tensors; the "
+        "rest is the "
         "reference's unless said otherwise.",
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the adapted checkpoint, .pth")
     add_sam_checkpoint(parser)
     parser.add_argument(
-        "-d", "--dataset", required=True, metavar="DATASET",
+        "-d",
+        "--dataset",
+        required=True,
+        metavar="DATASET",
         help="data set the model is for: number or name of one that is there, or a new DatasetXXX_Name",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--dataset_json", type=Path, metavar="FILE",
+        "--dataset_json",
+        type=Path,
+        metavar="FILE",
         help="its labels and channel names, in nnU-Net's form (default: the data set's own, with its plan's geometry)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "-c", "--configuration", metavar="NAME", help="configuration of the data set's plan whose geometry is taken"
     )
     parser.add_argument("-p", "--plan", default="imported", metavar="NAME", help="name of the model's plan")
     parser.add_argument(
-        "--spacing", nargs=3, type=positive_number, metavar=("Z", "Y", "X"),
-        help="median voxel spacing in mm of the volumes it was trained on, in the order of the file's axes; needed where "
+        "--spacing",
+        nargs=3,
+        type=positive_number,
+        metavar=("Z", "Y", "X"),
+        help="median voxel spacing in mm of the volumes it was trained on, in the order of the file's axes; needed "
+        "where "
         "the data set has no plan",
-    )  # fmt: skip
+    )
     parser.add_argument("--axis", type=int, choices=(0, 1, 2), help="slice axis among the file's (default: 0)")
     parser.add_argument(
-        "--canvas", nargs="+", type=whole_number, metavar="PIXELS",
+        "--canvas",
+        nargs="+",
+        type=whole_number,
+        metavar="PIXELS",
         help="side, or height and width, of its input (default: 512)",
-    )  # fmt: skip
+    )
     parser.add_argument("--window", type=whole_number, metavar="N", help="slices it saw together (default: 5)")
     parser.add_argument(
-        "--intensity", nargs=2, type=float, metavar=("LOW", "HIGH"),
+        "--intensity",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
         help="cut intensities off there and scale them to 0..1 (default for CT: -200 250)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--normalization", metavar="SCHEME",
+        "--normalization",
+        metavar="SCHEME",
         help="another scheme for all channels, e.g. quantile_to_0_1 (the default of channels other than CT)",
-    )  # fmt: skip
+    )
     parser.add_argument("--scale", type=positive_number, default=1.0, metavar="S", help="factor on FacT's increments")
     parser.add_argument("--prompt", choices=("none", "box"), default="none", help="whether it was trained with boxes")
     add_overrides(parser)

@@ -27,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "masam_install_model",
-        "Put the models of an archive among the trained ones, after checking all of it. Read README.md in the model's folder.",
+        "Put the models of an archive among the trained ones, after checking all of it. Read README.md in the model's "
+        "folder.",
     )
     parser.add_argument("archive", type=Path, metavar="FILE", help="the archive, as masam_export_model writes it")
     parser.add_argument(

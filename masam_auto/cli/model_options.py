@@ -51,9 +51,11 @@ def load_model(parsed: argparse.Namespace, paths: Paths) -> "Predictor":
     device = choose_device(parsed.device)
     if selection := find_selection(parsed, paths):
         logger.info(
-            "predicting with %s, postprocessing: %s, as chosen in %s", selection.name, selection.postprocessing,
+            "predicting with %s, postprocessing: %s, as chosen in %s",
+            selection.name,
+            selection.postprocessing,
             paths.results / selection.dataset_name / SELECTION_NAME,
-        )  # fmt: skip
+        )
         return load_selection(
             selection, paths.results, device=device, sam_checkpoint=parsed.sam_checkpoint, weights=paths.weights
         )
@@ -68,9 +70,13 @@ def load_model(parsed: argparse.Namespace, paths: Paths) -> "Predictor":
     folds = ", ".join(folder.parent.name for folder in choose_folds(model, parsed.folds, checkpoint))
     logger.info("predicting with %s: %s, checkpoint %s", model.folder, folds, checkpoint)
     return Predictor.from_folder(
-        model.folder, device, folds=parsed.folds, checkpoint=checkpoint,
-        sam_checkpoint=parsed.sam_checkpoint, weights=paths.weights,
-    )  # fmt: skip
+        model.folder,
+        device,
+        folds=parsed.folds,
+        checkpoint=checkpoint,
+        sam_checkpoint=parsed.sam_checkpoint,
+        weights=paths.weights,
+    )
 
 
 def report_outcome(outcome: "Outcome", *, done: str = "predicted") -> int:

@@ -26,21 +26,31 @@ BYTES_PER_VOXEL = 24  # and channel, while a case is measured: six float32 copie
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
     """What may be said about the plan before it is made."""
     parser.add_argument(
-        "-gpu_memory_target", "--gpu_memory_target", type=memory, metavar="GB",
+        "-gpu_memory_target",
+        "--gpu_memory_target",
+        type=memory,
+        metavar="GB",
         help="GPU memory to plan for, 0 for a machine without one (default: this machine's)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "-overwrite_target_spacing", "--overwrite_target_spacing", nargs=3, type=positive_number,
-        metavar=("Z", "Y", "X"), help="target spacing in mm, in the order of the file's axes (default: from the data)",
-    )  # fmt: skip
+        "-overwrite_target_spacing",
+        "--overwrite_target_spacing",
+        nargs=3,
+        type=positive_number,
+        metavar=("Z", "Y", "X"),
+        help="target spacing in mm, in the order of the file's axes (default: from the data)",
+    )
     parser.add_argument(
-        "-backbone", "--backbone", metavar="NAME",
+        "-backbone",
+        "--backbone",
+        metavar="NAME",
         help="image encoder: vit_t, vit_b, vit_l or vit_h (default: the largest that fits the memory)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--budget", metavar="AMOUNT",
+        "--budget",
+        metavar="AMOUNT",
         help="how long a fold shall train, as masam_train's --budget: the plan is shaped for it and keeps it",
-    )  # fmt: skip
+    )
     add_sam_choice(parser)
     add_overrides(parser)
 
@@ -53,9 +63,11 @@ def memory(text: str) -> float:
 def add_verify_options(parser: argparse.ArgumentParser) -> None:
     """Whether the raw data are checked first."""
     parser.add_argument(
-        "--verify_dataset_integrity", action=argparse.BooleanOptionalAction, default=True,
+        "--verify_dataset_integrity",
+        action=argparse.BooleanOptionalAction,
+        default=True,
         help="check the raw data first (the default)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--no_verify",
         action="store_false",
@@ -70,9 +82,12 @@ def add_preprocess_options(parser: argparse.ArgumentParser) -> None:
         "-c", "--configurations", nargs="+", metavar="NAME", help="configurations to preprocess (default: all)"
     )
     parser.add_argument(
-        "--overwrite", "--clean", action="store_true", dest="overwrite",
+        "--overwrite",
+        "--clean",
+        action="store_true",
+        dest="overwrite",
         help="preprocess all cases again; otherwise those that are done are kept",
-    )  # fmt: skip
+    )
 
 
 def fingerprint_step(dataset: "Dataset", paths: Paths, parsed: argparse.Namespace) -> "Fingerprint":
@@ -117,9 +132,11 @@ def plan_step(fingerprint: "Fingerprint", paths: Paths, parsed: argparse.Namespa
     for assignment in parsed.overrides:
         if (field := assignment.partition("=")[0].strip()).endswith(".spacing"):
             logger.warning(
-                "warning: %s is set by hand, and all else of it (median shape, canvas, window) is planned for another spacing. "
-                "--overwrite_target_spacing Z Y X plans the whole for it", field,
-            )  # fmt: skip
+                "warning: %s is set by hand, and all else of it (median shape, canvas, window) is planned for another "
+                "spacing. "
+                "--overwrite_target_spacing Z Y X plans the whole for it",
+                field,
+            )
     path = paths.preprocessed / fingerprint.dataset_name / "plan.json"
     if path.is_file() and _is_another(path, plan):
         write_bytes(path.with_name("plan.previous.json"), path.read_bytes())
@@ -147,8 +164,8 @@ def _encoder_of(parsed: argparse.Namespace) -> str | None:
     encoder = encoder_of_file(parsed.sam_checkpoint)
     if parsed.backbone not in (None, encoder):
         raise PlanError(
-            f"--sam_checkpoint {parsed.sam_checkpoint} is of {encoder}, but -backbone says {parsed.backbone}. Leave one of "
-            "them out."
+            f"--sam_checkpoint {parsed.sam_checkpoint} is of {encoder}, but -backbone says {parsed.backbone}. Leave "
+            "one of them out."
         )
     return encoder
 
@@ -160,8 +177,8 @@ def read_dataset_plan(paths: Paths, dataset_name: str) -> "Plan":
     path = paths.preprocessed / dataset_name / "plan.json"
     if not path.is_file():
         raise PlanError(
-            f"plan not found: {path}. Make it: masam_plan_and_preprocess -d {shlex.quote(dataset_name)}, or say where it "
-            "is with --preprocessed."
+            f"plan not found: {path}. Make it: masam_plan_and_preprocess -d {shlex.quote(dataset_name)}, or say where "
+            "it is with --preprocessed."
         )
     plan = read_json(path, Plan, what="plan")
     if plan.dataset_name != dataset_name:
@@ -177,7 +194,8 @@ def check_is_preprocessed(paths: Paths, dataset_name: str, file: str) -> None:
     if not path.is_file():
         raise PlanError(
             f"{dataset_name} is not preprocessed: {path} is missing. Run masam_plan_and_preprocess -d "
-            f"{shlex.quote(dataset_name)} (or masam_preprocess, which keeps the plan), or say where it is with --preprocessed."
+            f"{shlex.quote(dataset_name)} (or masam_preprocess, which keeps the plan), or say where it is with "
+            "--preprocessed."
         )
 
 

@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _make_parser().parse_args(given)
     if not parsed.part_id < parsed.num_parts:
         raise MasamError(
-            f"-part_id {parsed.part_id} of -num_parts {parsed.num_parts}: parts are numbered from 0 to {parsed.num_parts - 1}."
+            f"-part_id {parsed.part_id} of -num_parts {parsed.num_parts}: parts are numbered from 0 to "
+            f"{parsed.num_parts - 1}."
         )
     paths = start(parsed)
 
@@ -81,48 +82,69 @@ def _make_parser() -> argparse.ArgumentParser:
         "masam_predict", "Segment images with a trained model. Without -d, -c, -p or -m: the only one there is."
     )
     parser.add_argument(
-        "-i", "--input", type=Path, required=True, metavar="IMAGES",
-        help="folder of images (ID_0000.ext, ID_0001.ext, ..., or ID.ext for one channel), of DICOM series or videos, or one file",
-    )  # fmt: skip
+        "-i",
+        "--input",
+        type=Path,
+        required=True,
+        metavar="IMAGES",
+        help="folder of images (ID_0000.ext, ID_0001.ext, ..., or ID.ext for one channel), of DICOM series or videos, "
+        "or one file",
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where segmentations go")
     parser.add_argument(
-        "--output_format", metavar="ENDING",
+        "--output_format",
+        metavar="ENDING",
         help="write segmentations as .nii.gz, .nrrd, .mha, .png, ... (default: the training data's ending; for DICOM "
         "images .dcm, which is DICOM SEG)",
-    )  # fmt: skip
+    )
     parser.add_argument("-d", "--dataset", metavar="DATASET", help="the model of this data set: number or name")
     add_model_choice(parser)
     parser.add_argument(
-        "--boxes", type=Path, metavar="FILE",
+        "--boxes",
+        type=Path,
+        metavar="FILE",
         help="segment within boxes: boxes.json, a .mrk.json of 3D Slicer, or a folder of ID.mrk.json; "
         "needs a model trained with network.prompt=box",
-    )  # fmt: skip
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace segmentations that are there")
     parser.add_argument(
         "--continue_prediction", action="store_true", help="keep segmentations that are there, predict the others"
     )
     parser.add_argument(
-        "--save_probabilities", "--npz", action="store_true",
+        "--save_probabilities",
+        "--npz",
+        action="store_true",
         help="also write the probabilities of each case: ID.npz, float16, on the image's grid",
-    )  # fmt: skip
+    )
     parser.add_argument("--disable_tta", action="store_true", help="do not average over mirrored images")
     parser.add_argument(
-        "-step_size", "--step_size", type=positive_number, metavar="SHARE",
+        "-step_size",
+        "--step_size",
+        type=positive_number,
+        metavar="SHARE",
         help="step from window to window and from tile to tile, as a share of their length: 0.5, 1, ... (default: as "
         "the plan says)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "-num_parts", "--num_parts", type=counting_number, default=1, metavar="N",
+        "-num_parts",
+        "--num_parts",
+        type=counting_number,
+        default=1,
+        metavar="N",
         help="predict one of N parts of the cases, for commands that are started independently of one another",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "-part_id", "--part_id", type=whole_number, default=0, metavar="K", help="which part: 0, 1, ..., N - 1"
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "-num_gpus", "--num_gpus", type=counting_number, default=1, metavar="N",
+        "-num_gpus",
+        "--num_gpus",
+        type=counting_number,
+        default=1,
+        metavar="N",
         help="processes that share the cases out among them on this machine, one a GPU (with -device cpu: processes on "
         "the CPU)",
-    )  # fmt: skip
+    )
     add_device(parser)
     return parser
 

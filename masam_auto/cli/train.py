@@ -90,16 +90,26 @@ def _train_and_validate(parsed: argparse.Namespace, paths: Paths, device: "torch
         except MasamError as error:  # training needs no raw data; the validation after it does
             logger.warning("%s\nTraining goes on without; validate later with --val.", error)
         options = TrainingOptions(
-            device=device, workers=parsed.workers, budget=parsed.budget, resume=resume, overwrite=parsed.overwrite,
-            sam_checkpoint=parsed.sam_checkpoint, log_to=tuple(parsed.log_to),
-            pretrained_weights=None if resume else parsed.pretrained_weights, shots=None if resume else parsed.shots,
-        )  # fmt: skip
+            device=device,
+            workers=parsed.workers,
+            budget=parsed.budget,
+            resume=resume,
+            overwrite=parsed.overwrite,
+            sam_checkpoint=parsed.sam_checkpoint,
+            log_to=tuple(parsed.log_to),
+            pretrained_weights=None if resume else parsed.pretrained_weights,
+            shots=None if resume else parsed.shots,
+        )
         train_fold(paths, name, plan, configuration, parsed.fold, options, world=world)
     how = ValidationOptions(
-        device=device, checkpoint=parsed.checkpoint, redo=parsed.val, workers=parsed.workers,
-        sam_checkpoint=parsed.sam_checkpoint, save_probabilities=parsed.save_probabilities,
+        device=device,
+        checkpoint=parsed.checkpoint,
+        redo=parsed.val,
+        workers=parsed.workers,
+        sam_checkpoint=parsed.sam_checkpoint,
+        save_probabilities=parsed.save_probabilities,
         mirror=_asked_mirroring(parsed, plan),
-    )  # fmt: skip
+    )
     summary = validate_fold(paths, name, plan, configuration, parsed.fold, how, world=world)
     if not world.first:
         return DONE
@@ -122,52 +132,78 @@ def _make_parser() -> argparse.ArgumentParser:
         "-c", "--configuration", metavar="NAME", help="axis0, 2d, ... (default: the plan's default_configuration)"
     )
     parser.add_argument(
-        "-p", "--plan", metavar="NAME",
-        help="name under which this training is kept, so that variants of a plan do not meet (default: the plan's name)",
-    )  # fmt: skip
+        "-p",
+        "--plan",
+        metavar="NAME",
+        help="name under which this training is kept, so that variants of a plan do not meet (default: the plan's "
+        "name)",
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--c", "--continue", action="store_true", dest="c", help="go on with an interrupted training")
     how.add_argument("--val", action="store_true", help="only validate, all cases anew")
     how.add_argument("--overwrite", action="store_true", help="start again where a training is already")
     parser.add_argument(
-        "--budget", metavar="AMOUNT",
+        "--budget",
+        metavar="AMOUNT",
         help="train for so long instead of the plan's epochs: 1000cpus (CPU-seconds), 600s, 30min, 2h, 20epochs, "
         "500steps",
-    )  # fmt: skip
+    )
     parser.add_argument("--seed", type=whole_number, metavar="N", help="short for --set training.seed=N")
     parser.add_argument(
-        "-chk", "--checkpoint", choices=tuple(CHECKPOINTS), default="best",
+        "-chk",
+        "--checkpoint",
+        choices=tuple(CHECKPOINTS),
+        default="best",
         help="what to validate; final: the averaged weights at the end, which latest holds then",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--mirror", action=argparse.BooleanOptionalAction,
+        "--mirror",
+        action=argparse.BooleanOptionalAction,
         help="validate with (or without) averaging over the plan's flips (default: with them; after a --budget of time "
         "without, where they would take more than a fifth of the training's time)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--save_probabilities", "--npz", action="store_true",
+        "--save_probabilities",
+        "--npz",
+        action="store_true",
         help="also write the probabilities of the validation cases: validation/ID.npz, float16, on the original grid",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "-pretrained_weights", "--pretrained_weights", type=Path, metavar="PATH",
+        "-pretrained_weights",
+        "--pretrained_weights",
+        type=Path,
+        metavar="PATH",
         help="start from a trained model: a model.safetensors, or the folder of a checkpoint or a fold",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--shots", type=_at_least_one, metavar="K",
-        help="few-shot: train on so few of the fold's cases that every class has K cases that hold it, chosen by the seed",
-    )  # fmt: skip
+        "--shots",
+        type=_at_least_one,
+        metavar="K",
+        help="few-shot: train on so few of the fold's cases that every class has K cases that hold it, chosen by the "
+        "seed",
+    )
     parser.add_argument(
-        "--log_to", nargs="+", default=[], choices=("tensorboard", "wandb", "mlflow"),
+        "--log_to",
+        nargs="+",
+        default=[],
+        choices=("tensorboard", "wandb", "mlflow"),
         help="record the epochs there, too; its package must be installed (default: nowhere, nothing is sent)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "-num_gpus", "--num_gpus", type=counting_number, default=1, metavar="N",
+        "-num_gpus",
+        "--num_gpus",
+        type=counting_number,
+        default=1,
+        metavar="N",
         help="processes that train together on this machine, one a GPU (with -device cpu: processes on the CPU)",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--max_restarts", type=whole_number, default=0, metavar="N",
+        "--max_restarts",
+        type=whole_number,
+        default=0,
+        metavar="N",
         help="with -num_gpus: how often to go on from the last checkpoint when a process has died",
-    )  # fmt: skip
+    )
     add_sam_choice(parser)
     add_overrides(parser)
     add_device(parser)
@@ -184,7 +220,8 @@ def _at_least_one(text: str) -> int:
 
 
 def _read_plan(paths: Paths, name: str, parsed: argparse.Namespace, device: "torch.device") -> "Plan":
-    """The data set's plan with the command line's changes, shaped for its budget; with --val and --c the model's own."""
+    """The data set's plan with the command line's changes, shaped for its budget; with --val and --c the model's
+    own."""
     from masam_auto.core.jsonio import read_json
     from masam_auto.core.plan import Plan
     from masam_auto.planning.overrides import override

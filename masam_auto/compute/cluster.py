@@ -55,14 +55,16 @@ def run_on_cluster(
         index of the item, and what the function returned.
 
     Raises:
-        MasamError: the scheduler does not answer or is lost, a case's workers died, or a worker has another masam_auto or does
-            not see a folder.
+        MasamError: the scheduler does not answer or is lost, a case's workers died, or a worker has another masam_auto
+            or does not see a folder.
     """
     if is_open(cluster.scheduler):
         logger.warning(
-            "warning: %s is neither encrypted nor on this machine: whoever reaches it, or its workers, can run code there and "
-            "here. Use it within a network that you trust, or tls:// (documentation/cluster.md)", cluster.scheduler,
-        )  # fmt: skip
+            "warning: %s is neither encrypted nor on this machine: whoever reaches it, or its workers, can run code "
+            "there and "
+            "here. Use it within a network that you trust, or tls:// (documentation/cluster.md)",
+            cluster.scheduler,
+        )
     client, as_completed = _connect(cluster)
     try:
         _look_at_workers(client, cluster, what)
@@ -107,13 +109,14 @@ def _connect(cluster: Cluster) -> tuple[Any, Any]:
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise MasamError(
-            f"no Dask scheduler answers at {cluster.scheduler} ({reason}). Start one with `dask scheduler`, give the address "
-            "that it prints, and let this machine reach its port."
+            f"no Dask scheduler answers at {cluster.scheduler} ({reason}). Start one with `dask scheduler`, give the "
+            "address that it prints, and let this machine reach its port."
         ) from error
 
 
 def _look_at_workers(client: Any, cluster: Cluster, what: str) -> None:
-    """Say how many there are. Raises MasamError where one lacks this module: it would die of the first case it is sent."""
+    """Say how many there are. Raises MasamError where one lacks this module: it would die of the first case it is
+    sent."""
     module = __name__
 
     def find_module() -> None:  # nested, so that it travels whole and needs nothing of ours
@@ -126,7 +129,8 @@ def _look_at_workers(client: Any, cluster: Cluster, what: str) -> None:
         workers = len(client.run(find_module))
     except ImportError as error:
         raise MasamError(
-            f"{what}: a worker of {cluster.scheduler} cannot import masam_auto ({error}). Install the same version on all workers."
+            f"{what}: a worker of {cluster.scheduler} cannot import masam_auto ({error}). Install the same version on "
+            "all workers."
         ) from error
     logger.info("%s: %d workers of %s", what, workers, cluster.scheduler)
 
@@ -147,7 +151,8 @@ def _work(
     for folder in folders:
         if not Path(folder).is_dir():
             raise MasamError(
-                f"{here} does not see {folder}. All workers need the same folders under the same paths: mount them there."
+                f"{here} does not see {folder}. All workers need the same folders under the same paths: mount them "
+                "there."
             )
     try:
         if plugins:
@@ -170,5 +175,6 @@ def _outcome(future: Any, cluster: Cluster, *, what: str) -> tuple[Any, str | No
         ) from error
     except (CancelledError, OSError) as error:  # OSError: the connection closed while the result came
         raise MasamError(
-            f"{what}: the scheduler at {cluster.scheduler} is gone. What was finished is kept; start it, and run this again."
+            f"{what}: the scheduler at {cluster.scheduler} is gone. What was finished is kept; start it, and run this "
+            "again."
         ) from error

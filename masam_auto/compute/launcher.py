@@ -109,7 +109,8 @@ def launch(
         restarts: how often all of them may be started again when one has died.
 
     Returns:
-        the exit code: 0, 128 + the signal that stopped one of them or the launcher, or that of the one which failed first.
+        the exit code: 0, 128 + the signal that stopped one of them or the launcher, or that of the one which failed
+            first.
     """
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the processes say what is wrong

@@ -1,7 +1,7 @@
 """Cases in a pipeline: while one is worked on, the next ones are loaded and the last ones saved, by threads.
 
-Threads rather than processes: decoders, numpy, torch and zlib let other threads run while they work, and an array handed
-to a thread is not copied. What was measured stands in documentation/log.md.
+Threads rather than processes: decoders, numpy, torch and zlib let other threads run while they work, and an array
+handed to a thread is not copied. What was measured stands in documentation/log.md.
 """
 
 from collections import deque

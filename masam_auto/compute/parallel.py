@@ -80,8 +80,8 @@ def map_cases(
     results: dict[int, Result] = {}
     problems: dict[int, str] = {}
     guarded = functools.partial(_guarded, function)
-    # closed at once where an error ends it: the garbage collector would close it in the middle of anything, and a client of a
-    # cluster that closes while another one starts waits for it for ever
+    # closed at once where an error ends it: the garbage collector would close it in the middle of anything, and a
+    # client of a cluster that closes while another one starts waits for it for ever
     with contextlib.closing(_executor(workers)(guarded, items, names=names, what=what, folders=folders)) as outcomes:
         for index, result, problem in progress(outcomes, what=what, total=len(items)):
             if isinstance(problem, _OutOfMemory):

@@ -1,8 +1,9 @@
-"""Processes that share out cases among them, each for itself but for a store: who does which case, and what became of it.
+"""Processes that share out cases among them, each for itself but for a store: who does which case, and what became of
+it.
 
 Unlike in training nobody waits for anybody, but the first process, at the end, for all results. The store is that of
-torchrun, or of `compute.case_launcher`; a process alone has one in its own memory. It outlives a process that is killed:
-the one that is started in its place, with the same rank, takes over what that one had begun.
+torchrun, or of `compute.case_launcher`; a process alone has one in its own memory. It outlives a process that is
+killed: the one that is started in its place, with the same rank, takes over what that one had begun.
 """
 
 import contextlib

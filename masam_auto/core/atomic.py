@@ -58,8 +58,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ImageError(
-                f"cannot write {path}: the disk does not take names as long as this. Rename the case, or choose a folder with a "
-                "shorter path."
+                f"cannot write {path}: the disk does not take names as long as this. Rename the case, or choose a "
+                "folder with a shorter path."
             ) from error
         if not path.parent.is_dir():
             raise OutputError(
@@ -79,12 +79,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path, *, aside: Path | None = None) -> Iterator[Path]:
-    """Give a new folder beside `folder`, which takes its place, with what is in it, when the block ends without an error.
+    """Give a new folder beside `folder`, which takes its place, with what is in it, when the block ends without an
+    error.
 
     Args:
         folder: may be there already, and is replaced.
-        aside: what the old one is called between the two renames that replace it, if somebody is to find it there after the
-            process was killed at that moment.
+        aside: what the old one is called between the two renames that replace it, if somebody is to find it there after
+            the process was killed at that moment.
 
     Raises:
         OSError: it cannot be written; what was there has been kept.

@@ -77,7 +77,8 @@ def voxels_of(given: GivenBox, geometry: Geometry, *, where: str) -> Box:
 
 
 def is_oblique(given: GivenBox, geometry: Geometry) -> bool:
-    """Whether a box's sides run along other directions than the image's axes, so that its voxels enclose more than it."""
+    """Whether a box's sides run along other directions than the image's axes, so that its voxels enclose more than
+    it."""
     if isinstance(given, VoxelBox):
         return False
     turned = np.linalg.solve(np.reshape(geometry.direction, (3, 3)), np.reshape(given.axes, (3, 3)))

@@ -7,8 +7,8 @@ from typing import Literal
 from masam_auto.core.errors import PlanError
 from masam_auto.core.plan import TrainingPlan
 
-# A budget of time is cut into so many epochs, of which about 20 come true: each goes on to the end of its last step, and
-# what follows it (the look at the validation windows, the checkpoint) takes time too, at most BETWEEN_SHARE of all.
+# A budget of time is cut into so many epochs, of which about 20 come true: each goes on to the end of its last step,
+# and what follows it (the look at the validation windows, the checkpoint) takes time too, at most BETWEEN_SHARE of all.
 EPOCHS_OF_A_BUDGET = 25
 BETWEEN_SHARE = 0.1
 
@@ -26,13 +26,15 @@ class Budget:
         return min(used / self.amount, 1.0)
 
     def ends_epoch(self, now: float, *, begun: float, between: float) -> bool:
-        """Whether an epoch ends before its planned steps, so that a short time, too, has epochs to choose the best from.
+        """Whether an epoch ends before its planned steps, so that a short time, too, has epochs to choose the best
+        from.
 
         Budgets of steps and epochs have the plan's epochs.
 
         Args:
             now, begun: shares of the budget that are used now, and were when the epoch began.
-            between: share that was used between the last two epochs: the look at the validation windows, the checkpoint.
+            between: share that was used between the last two epochs: the look at the validation windows, the
+                checkpoint.
         """
         if self.kind == "steps":
             return False

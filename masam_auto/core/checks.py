@@ -36,8 +36,8 @@ def check_finite(where: str, section: Any) -> None:
 def check_limits(where: str, section: Any, limits: Mapping[str, int]) -> None:
     """Refuse whole numbers that are not from 1 to their limit.
 
-    Nothing sensible comes near the limits: they keep a plan that was mistyped, or that came from elsewhere, from asking for
-    years or for all memory.
+    Nothing sensible comes near the limits: they keep a plan that was mistyped, or that came from elsewhere, from asking
+    for years or for all memory.
 
     Args:
         where: how the section is called in the plan, e.g. "network.".
@@ -71,7 +71,8 @@ def check_name(field: str, name: str) -> None:
     """Refuse names that cannot be part of a folder's name beside others, which "__" separates. Raises PlanError."""
     check(
         NAME.fullmatch(name) is not None and "__" not in name,
-        f"{field} must be made of letters, digits, '.', '_' and '-', without '__' and not starting with '.', got {name!r}",
+        f"{field} must be made of letters, digits, '.', '_' and '-', without '__' and not starting with '.', got "
+        f"{name!r}",
     )
 
 

@@ -1,7 +1,7 @@
 """One process at a time works on what it would otherwise spoil for another.
 
-The lock is the operating system's, on a small hidden file: it ends with the process that holds it, however that ends, so
-that no stale one is left to be taken over.
+The lock is the operating system's, on a small hidden file: it ends with the process that holds it, however that ends,
+so that no stale one is left to be taken over.
 """
 
 import contextlib
@@ -43,8 +43,8 @@ def claimed(folder: Path, what: str, *, together: bool = False) -> Iterator[None
         handle = _acquire(path, together=together)
     except BlockingIOError as error:
         raise OutputError(
-            f"{folder}: another process works on {what} there ({_holder(path)}). Wait for it, or stop it; nothing has been "
-            "changed."
+            f"{folder}: another process works on {what} there ({_holder(path)}). Wait for it, or stop it; nothing has "
+            "been changed."
         ) from error
     except OSError as error:
         raise OutputError(f"cannot write {path}: {os.strerror(error.errno or 0)}. Choose another folder.") from error

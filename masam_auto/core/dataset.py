@@ -160,7 +160,8 @@ def parse_description(raw: Any, *, name: str) -> DatasetDescription:
     ending = raw["file_ending"]
     if not isinstance(ending, str) or ending.lower() not in image_endings():
         raise DatasetError(
-            f'dataset.json: "file_ending" must be one of {", ".join(image_endings())}, got {ending!a}. Correct it, or convert '
+            f'dataset.json: "file_ending" must be one of {", ".join(image_endings())}, got {ending!a}. Correct it, or '
+            "convert "
             "the files to one of these."
         )
     reader = raw.get("overwrite_image_reader_writer")

@@ -22,7 +22,8 @@ LARGEST_MLP_RATIO = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConvSpec:
-    """`norm` names an entry of `network.stem.NORMS`; `across`: each in-plane convolution is followed by one across slices."""
+    """`norm` names an entry of `network.stem.NORMS`; `across`: each in-plane convolution is followed by one across
+    slices."""
 
     norm: str
     across: bool
@@ -45,11 +46,11 @@ class LevelSpec:
 class EncoderSpec:
     """Sizes of an encoder and of the decoder parts that go with it.
 
-    `global_blocks` attend over the whole slice, the others within windows of `window` x `window` tokens. `stem`: channels
-    of the convolutional levels before the tokens, () for SAM's patch embedding. `neck`: SAM's convolutions to
+    `global_blocks` attend over the whole slice, the others within windows of `window` x `window` tokens. `stem`:
+    channels of the convolutional levels before the tokens, () for SAM's patch embedding. `neck`: SAM's convolutions to
     `embedding` channels, or a layer norm alone (embedding = dim). `levels`: what a multi-scale decoder fuses, finest
-    first; without a stem each is the output of one block of `taps`. `conv`: the stem's and multi-scale decoder's blocks.
-    `decoder_heads`, `decoder_mlp`: SAM's two-way transformer. `adapter_channels` is what a plan should choose.
+    first; without a stem each is the output of one block of `taps`. `conv`: the stem's and multi-scale decoder's
+    blocks. `decoder_heads`, `decoder_mlp`: SAM's two-way transformer. `adapter_channels` is what a plan should choose.
     """
 
     dim: int
@@ -89,7 +90,8 @@ class EncoderSpec:
         )
         check(
             all(0 <= block < self.depth for block in (*self.global_blocks, *self.taps)),
-            f"{where}: global_blocks and taps must be within 0..{self.depth - 1}, got {self.global_blocks}, {self.taps}",
+            f"{where}: global_blocks and taps must be within 0..{self.depth - 1}, got {self.global_blocks}, "
+            f"{self.taps}",
         )
         check(self.neck == "conv" or self.embedding == self.dim, f"{where}: with neck norm, embedding must be dim")
         check(bool(self.stem) != bool(self.taps), f"{where}: give either stem or taps, where the levels come from")
@@ -100,7 +102,8 @@ class EncoderSpec:
 
     @property
     def patch(self) -> int:
-        """Side of the patch that one token is made from, in pixels of what comes before (canvas, or stem's last level)."""
+        """Side of the patch that one token is made from, in pixels of what comes before (canvas, or stem's last
+        level)."""
         return self.token_stride // 2 ** (len(self.stem) - 1) if self.stem else self.token_stride
 
 
@@ -115,7 +118,8 @@ def sam_encoder(
     embedding: int = 256,
     decoder_mlp: int = 2048,
 ) -> EncoderSpec:
-    """An encoder in SAM's form; a multi-scale decoder fuses the first three global blocks' outputs, the earliest finest.
+    """An encoder in SAM's form; a multi-scale decoder fuses the first three global blocks' outputs, the earliest
+    finest.
 
     Where fewer blocks are global, it fuses those, and where none is, the last block's output.
     """
@@ -186,8 +190,9 @@ class PlannedEncoder:
     """An encoder that the planner may choose, and the inputs that suit it.
 
     `detail`: side in px of the smallest thing the decoder can draw from features alone: the token, or the stem's finest
-    level. `budget`: largest canvas side in px. `longest_window`: most slices in a training window. `whole_from`: slices in
-    a training window from which on a whole volume may be predicted as one window. `decoder`: the one that goes with it. `sam`: starts from SAM's weights and is adapted; otherwise trained from scratch.
+    level. `budget`: largest canvas side in px. `longest_window`: most slices in a training window. `whole_from`: slices
+    in a training window from which on a whole volume may be predicted as one window. `decoder`: the one that goes with
+    it. `sam`: starts from SAM's weights and is adapted; otherwise trained from scratch.
     """
 
     name: str

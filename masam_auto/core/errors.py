@@ -50,8 +50,8 @@ class Interrupted(MasamError):
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGUSR1 arrived where there is nothing to save: unwinds the stack, so that temporary files go and workers
-    stop. Exit code as `Interrupted`.
+    """SIGTERM or SIGUSR1 arrived where there is nothing to save: unwinds the stack, so that temporary files go and
+    workers stop. Exit code as `Interrupted`.
     """
 
     def __init__(self, signal_number: int) -> None:

@@ -7,8 +7,8 @@ from masam_auto.core.errors import DatasetError, ImageError
 from masam_auto.core.plugins import added_names
 
 IMAGE_ENDINGS = (
-    ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".mgz", ".mgh", ".png", ".bmp", ".jpg", ".jpeg", ".tif",
-    ".tiff",
+    ".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".mgz", ".mgh", ".png", ".bmp", ".jpg", ".jpeg",
+    ".tif", ".tiff",
 )  # fmt: skip
 """Of the images that can be read without plug-ins; the first one that fits a name is the right one."""
 
@@ -33,8 +33,8 @@ def check_file_name(name: str, *, what: str) -> None:
     """
     if not name or name.startswith(".") or "/" in name or "\\" in name or visible(name) != name:
         raise DatasetError(
-            f"{what} {name!a}: cannot name a case, because files are named after it: it must not be empty, start with a dot "
-            "or hold a slash, a line end or another control character. Rename it."
+            f"{what} {name!a}: cannot name a case, because files are named after it: it must not be empty, start with "
+            "a dot or hold a slash, a line end or another control character. Rename it."
         )
 
 

@@ -29,9 +29,9 @@ class ClassMeasurement:
 
     `volume` is in cubic mm. `centroid` is in mm from the corner of the cropped image. `extent` is the side lengths of
     the bounding box. `diameters[a]` is the median, over the slices across axis a that hold the class, of the diameter
-    of the disc of the same area; `slices[a]` is how many such slices there are. `components[a]` is the same of the connected
-    components in these slices, without the smallest that together hold a tenth of the area (stray voxels); None in
-    fingerprints of earlier versions. `mean` and `std` have one entry a channel, in the file's units.
+    of the disc of the same area; `slices[a]` is how many such slices there are. `components[a]` is the same of the
+    connected components in these slices, without the smallest that together hold a tenth of the area (stray voxels);
+    None in fingerprints of earlier versions. `mean` and `std` have one entry a channel, in the file's units.
     """
 
     volume: float
@@ -126,9 +126,10 @@ class Fingerprint:
 
     `is_video`: cases are sequences along axis 0. `dimensions`: 2 for plain pictures, 3 for volumes and videos.
     `histogram_edges`: one row a channel, see ClassSummary. `num_outputs`: channels of the logits (see Labels).
-    `axes`: the most frequent axes of the cases (see CaseMeasurement), "unknown" where no file says, None in fingerprints of
-    older releases. `slices_along`: the letter of `axes` across the slices of most cases, where these lie far apart or are
-    single ones.
+    `axes`: the most frequent axes of the cases (see CaseMeasurement), "unknown" where no file says, None in
+    fingerprints of
+    older releases. `slices_along`: the letter of `axes` across the slices of most cases, where these lie far apart or
+    are single ones.
     """
 
     version: int = 1

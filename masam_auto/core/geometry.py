@@ -43,7 +43,8 @@ class Geometry:
             raise ImageError(f"image has an empty axis: shape {self.shape} (Z, Y, X)")
         if not all(NARROWEST <= s <= WIDEST for s in self.spacing):
             raise ImageError(
-                f"spacing must be positive, from {NARROWEST:g} to {WIDEST:g} mm, got {self.spacing} (Z, Y, X). Correct the header."
+                f"spacing must be positive, from {NARROWEST:g} to {WIDEST:g} mm, got {self.spacing} (Z, Y, X). Correct "
+                "the header."
             )
         if len(self.direction) != 9 or not all(map(math.isfinite, self.direction)):
             raise ImageError(f"direction must be nine finite numbers, got {self.direction}")
@@ -85,7 +86,8 @@ class Geometry:
         return first if evident else None
 
     def axes_with_slices(self, along: str | None) -> str | None:
-        """As `axes`, but evident slices across a direction near `along` (a letter of a code) are taken to be across it."""
+        """As `axes`, but evident slices across a direction near `along` (a letter of a code) are taken to be across
+        it."""
         if self.axes is None or along is None or self.slice_axis is None:
             return self.axes
         steepest = 0.0 if self.shape[self.slice_axis] == 1 else STEEP  # nothing lies across a single slice
@@ -145,9 +147,9 @@ class Geometry:
 class CaseProperties:
     """What `restore_case` needs to bring a result back onto the image's own grid.
 
-    Preprocessing goes: read -> crop to `crop` (original order) -> permute by `axis_order` -> reverse `reversed_axes` (of
-    the permuted order) -> resample to `resampled_shape` (permuted order). `raw` are the image and label files as they
-    were read; empty where nobody noted them (prediction, and data of earlier versions).
+    Preprocessing goes: read -> crop to `crop` (original order) -> permute by `axis_order` -> reverse `reversed_axes`
+    (of the permuted order) -> resample to `resampled_shape` (permuted order). `raw` are the image and label files as
+    they were read; empty where nobody noted them (prediction, and data of earlier versions).
     """
 
     identifier: str

@@ -41,8 +41,8 @@ def parse_json(content: bytes | str, *, pairs: Callable[[list[tuple[str, Any]]],
         pairs: makes an object of its keys and values.
 
     Raises:
-        ValueError: not JSON, nested deeper than Python follows, numbers of thousands of digits, or text that is none (halves of
-            characters), which could not be written again.
+        ValueError: not JSON, nested deeper than Python follows, numbers of thousands of digits, or text that is none
+            (halves of characters), which could not be written again.
     """
     try:
         plain = json.loads(content, object_pairs_hook=pairs)

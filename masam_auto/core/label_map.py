@@ -17,7 +17,8 @@ LARGEST = np.iinfo(np.int16).max
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelMap:
-    """`labels` are the classes that are scored; `prediction` and `reference` give a label value of a file its new one."""
+    """`labels` are the classes that are scored; `prediction` and `reference` give a label value of a file its new
+    one."""
 
     labels: Labels
     prediction: dict[int, int] = field(default_factory=dict)

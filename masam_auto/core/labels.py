@@ -43,7 +43,8 @@ class Labels:
         declared = self.declared
         if max(len(self.values), len(declared)) > LIMIT:
             raise DatasetError(
-                f'dataset.json: "labels" has {max(len(self.values), len(declared))} classes; at most {LIMIT} are taken. Join '
+                f'dataset.json: "labels" has {max(len(self.values), len(declared))} classes; at most {LIMIT} are '
+                "taken. Join "
                 "some, or leave some out."
             )
         if self.ignore is None and declared != tuple(range(len(declared))):
@@ -52,7 +53,8 @@ class Labels:
             )
         if self.ignore is not None and (*declared, self.ignore) != tuple(range(len(declared) + 1)):
             raise DatasetError(
-                f"dataset.json: label values must be consecutive from 0 with ignore last, got {declared} and ignore {self.ignore}"
+                f"dataset.json: label values must be consecutive from 0 with ignore last, got {declared} and ignore "
+                f"{self.ignore}"
             )
         if not self.has_regions and any(len(value) != 1 for value in self.values.values()):
             raise DatasetError('dataset.json: a label with several values is a region and needs "regions_class_order"')
@@ -65,7 +67,8 @@ class Labels:
             order = self.regions_class_order
             if order is None or len(order) != len(self.foreground):
                 raise DatasetError(
-                    f'dataset.json: "regions_class_order" must list one value for each of the {len(self.foreground)} regions, got {order}'
+                    f'dataset.json: "regions_class_order" must list one value for each of the {len(self.foreground)} '
+                    f"regions, got {order}"
                 )
             if undeclared := sorted(set(order) - set(declared)):
                 raise DatasetError(f'dataset.json: "regions_class_order" has undeclared values {undeclared}')
@@ -73,9 +76,10 @@ class Labels:
                 written = self.written(value)
                 if self._regions_with(written) != self._regions_with(value):
                     raise DatasetError(
-                        f'dataset.json: "regions_class_order" {list(order)} writes label {value} as {written}, which belongs to '
-                        "other regions, so that it gets lost. Later regions are written over earlier ones: order them from "
-                        "the largest to those inside, each with the value that is left in it."
+                        f'dataset.json: "regions_class_order" {list(order)} writes label {value} as {written}, which '
+                        "belongs to "
+                        "other regions, so that it gets lost. Later regions are written over earlier ones: order them "
+                        "from the largest to those inside, each with the value that is left in it."
                     )
 
     def written(self, value: int) -> int:

@@ -8,7 +8,8 @@ import psutil
 
 GIB = 1 << 30
 OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-# Files of Linux's control groups, version 2 and 1: the limit, what is used, and what of that are pages of files that may go.
+# Files of Linux's control groups, version 2 and 1: the limit, what is used, and what of that are pages of files that
+# may go.
 SECOND = ("memory.max", "memory.current", "inactive_file")
 FIRST = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 

@@ -1,7 +1,8 @@
 """Unfinished files and folders: their names tell whose they are, and those of processes that are gone are removed.
 
-A killed process leaves what it was writing. The next one that writes in the same folder removes it: at once where both ran
-on one machine since it was started, after a day where the name is another machine's, whose processes nobody can see from here.
+A killed process leaves what it was writing. The next one that writes in the same folder removes it: at once where both
+ran on one machine since it was started, after a day where the name is another machine's, whose processes nobody can see
+from here.
 The times of files are not asked whether a process is gone: a file server may have another clock.
 """
 
@@ -30,7 +31,8 @@ def partial_prefix(process: int | None = None) -> str:
 
 
 def partial_path(path: Path) -> Path:
-    """A new name beside `path` for what is not finished. It keeps the whole ending, and the end of a name that is too long.
+    """A new name beside `path` for what is not finished. It keeps the whole ending, and the end of a name that is too
+    long.
 
     What processes that are gone left in the folder goes, the first time that this process asks for a name there.
     """

@@ -15,7 +15,8 @@ MISNAMED = re.compile(r"(dataset|task)_?\d", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Paths:
-    """Root folders of raw data, preprocessed data, results and SAM weights; nnU-Net's preprocessed data, for its folds."""
+    """Root folders of raw data, preprocessed data, results and SAM weights; nnU-Net's preprocessed data, for its
+    folds."""
 
     raw: Path
     preprocessed: Path

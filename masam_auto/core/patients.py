@@ -46,7 +46,8 @@ def patients_of(identifiers: Collection[str], folder: Path) -> dict[str, str]:
     if known and identifiers and not known.keys() & set(identifiers):
         raise DatasetError(
             f"{file}: names none of the cases (it has {first_few(sorted(known))}; cases are called "
-            f"{first_few(sorted(identifiers))}). Write the cases as they are called without channel and ending, or take it out."
+            f"{first_few(sorted(identifiers))}). Write the cases as they are called without channel and ending, or "
+            "take it out."
         )
     if lacking := sorted(set(identifiers) - known.keys()) if known else []:
         logger.warning("warning: %s does not say the patient of %s: taken for one each", file, first_few(lacking))

@@ -111,7 +111,8 @@ class StepSize:
 class Configuration:
     """One view of the data set: how volumes become windows.
 
-    `axis_order` refers to the turned image's (Z, Y, X). Everything after it is in the permuted order: slices, height, width.
+    `axis_order` refers to the turned image's (Z, Y, X). Everything after it is in the permuted order: slices, height,
+    width.
     """
 
     name: str
@@ -189,7 +190,8 @@ class Configuration:
         )
         check(
             self.axes is None or self.axes == UNKNOWN_AXES or is_axes_code(self.axes),
-            f"{where}: axes must name three axes by where they point, like LPS or RAS, or be {UNKNOWN_AXES}, got {self.axes}",
+            f"{where}: axes must name three axes by where they point, like LPS or RAS, or be {UNKNOWN_AXES}, got "
+            f"{self.axes}",
         )
         check(len(self.normalization) >= 1, f"{where}: normalization needs one entry a channel")
         orders = (self.order_image, self.order_labels, self.order_slices)
@@ -292,7 +294,8 @@ class NetworkPlan:
         )
         check(
             not (self.trained == "none" and self.neck_trained),
-            'network.neck_trained needs a learning encoder, but network.trained is "none"; give network.trained=adapted '
+            'network.neck_trained needs a learning encoder, but network.trained is "none"; give '
+            "network.trained=adapted "
             "with network.increment=none and network.adapters=none to train neck and decoder alone",
         )
         check(self.increment_scale != 0, "network.increment_scale must not be 0; for none give network.increment=none")
@@ -523,7 +526,8 @@ class Plan:
             check(name == configuration.name, f"configuration {name!r} calls itself {configuration.name!r}")
             check(
                 len(configuration.normalization) == len(self.channel_names),
-                f"configuration {name}: {len(configuration.normalization)} normalisations for {len(self.channel_names)} channels",
+                f"configuration {name}: {len(configuration.normalization)} normalisations for "
+                f"{len(self.channel_names)} channels",
             )
 
     def configuration(self, name: str | None) -> Configuration:
@@ -532,6 +536,7 @@ class Plan:
             return self.configurations[self.default_configuration]
         if name not in self.configurations:
             raise PlanError(
-                f"configuration {name!r} is not in the plan of {self.dataset_name}; it has {', '.join(self.configurations)}"
+                f"configuration {name!r} is not in the plan of {self.dataset_name}; it has "
+                f"{', '.join(self.configurations)}"
             )
         return self.configurations[name]

@@ -1,8 +1,9 @@
 """What others add: entry points of installed packages, and plug-in files that the user names.
 
-Each kind of thing that can be named (a loss, a reader, ...) has a dict in the module that owns it, such as `LOSSES`. A package
-adds to it with an entry point of the group "masam_auto.losses", a plug-in file with a dict `LOSSES` of its own. Nothing of a
-package is imported before one of its names is asked for, so that a broken package harms only those who use it.
+Each kind of thing that can be named (a loss, a reader, ...) has a dict in the module that owns it, such as `LOSSES`. A
+package adds to it with an entry point of the group "masam_auto.losses", a plug-in file with a dict `LOSSES` of its own.
+Nothing of a package is imported before one of its names is asked for, so that a broken package harms only those who use
+it.
 """
 
 import functools
@@ -22,7 +23,8 @@ T = TypeVar("T")
 
 GROUP = "masam_auto."
 KINDS = (
-    "augmentations", "converters", "decoders", "encoders", "increments", "losses", "metrics", "normalizers", "optimizers",
+    "augmentations", "converters", "decoders", "encoders", "increments", "losses", "metrics", "normalizers",
+    "optimizers",
     "readers", "schedules",
 )  # fmt: skip
 VARIABLE = "MASAM_PLUGINS"
@@ -55,15 +57,15 @@ def find_entry(kind: str, name: str, own: Mapping[str, T], *, field: str, form: 
     owners = [*(["masam_auto"] if name in own else []), *(one.origin for one in added)]
     if len(owners) > 1:
         raise PlanError(
-            f"{field}: the name {name!r} is taken twice, by {' and by '.join(owners)}. Rename it in the plug-in, or leave the "
-            "plug-in out."
+            f"{field}: the name {name!r} is taken twice, by {' and by '.join(owners)}. Rename it in the plug-in, or "
+            "leave the plug-in out."
         )
     if name in own:
         return own[name]
     if not added:
         raise PlanError(
-            f"{field} {name!r} is unknown; known: {', '.join(known_names(kind, own))}. Correct the name, or install or name the "
-            "plug-in that adds it (documentation/extending.md)."
+            f"{field} {name!r} is unknown; known: {', '.join(known_names(kind, own))}. Correct the name, or install or "
+            "name the plug-in that adds it (documentation/extending.md)."
         )
     entry: T = added[0].load()
     if not (callable(entry) if form is None else isinstance(entry, form)):
@@ -85,15 +87,16 @@ def added_names(kind: str) -> tuple[str, ...]:
 
 
 def use_plugins(*files: Path | str) -> None:
-    """Use plug-in files, in this process and in those that it starts. The files are executed: name only those you trust.
+    """Use plug-in files, in this process and in those that it starts. The files are executed: name only those you
+    trust.
 
     Example:
         >>> from masam_auto import use_plugins
         >>> use_plugins()  # none: only those that the environment variable MASAM_PLUGINS names
 
     Args:
-        files: Python files with dicts such as `LOSSES = {"focal": focal}`; see documentation/extending.md. A file that has
-            changed since is executed again.
+        files: Python files with dicts such as `LOSSES = {"focal": focal}`; see documentation/extending.md. A file that
+            has changed since is executed again.
 
     Raises:
         MasamError: a file is missing, fails, or has no such dict.

@@ -1,7 +1,7 @@
 """Whether raw files are still those that something was made from.
 
-A file's date says nothing about that: corrected files often keep an older one (rsync, unzip, a restored backup). So size
-and date must be *equal*; where only the date differs, the content decides.
+A file's date says nothing about that: corrected files often keep an older one (rsync, unzip, a restored backup). So
+size and date must be *equal*; where only the date differs, the content decides.
 """
 
 import functools

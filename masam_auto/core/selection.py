@@ -15,7 +15,8 @@ CHECKPOINTS = {"best": "checkpoint_best", "latest": "checkpoint_latest", "final"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectedModel:
-    """One trained configuration below results/<data set>, and which folds and checkpoint of it ("best", ...) are used."""
+    """One trained configuration below results/<data set>, and which folds and checkpoint of it ("best", ...) are
+    used."""
 
     plan_name: str
     configuration: str
@@ -53,8 +54,9 @@ class Candidate:
 class Selection:
     """inference_instructions.json: the chosen model, or the models whose probabilities are averaged.
 
-    `dice` is the cross-validated foreground mean of the choice with its postprocessing, `dice_by_class` the mean of every
-    class or region by its name, and `cases` the number of cases that they are over. `candidates` are in falling order.
+    `dice` is the cross-validated foreground mean of the choice with its postprocessing, `dice_by_class` the mean of
+    every class or region by its name, and `cases` the number of cases that they are over. `candidates` are in falling
+    order.
     """
 
     version: int = 1

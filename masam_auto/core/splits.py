@@ -30,8 +30,8 @@ def make_splits(
 
     Args:
         identifiers: of the cases.
-        patients: case -> patient; the patients are dealt out, and their cases stay together. Where there is one patient only,
-            the cases are dealt out.
+        patients: case -> patient; the patients are dealt out, and their cases stay together. Where there is one patient
+            only, the cases are dealt out.
         folds: at most so many.
         seed: of the shuffling.
 
@@ -113,8 +113,8 @@ def find_split(splits: Sequence[Split], fold: int | str, *, where: Path) -> Spli
 def choose_shots(classes: Mapping[str, Collection[str]], shots: int, *, seed: int) -> tuple[str, ...]:
     """Cases for few-shot training: for each class `shots` that hold it, or all where there are fewer.
 
-    Classes are gone through from the rarest to the commonest, cases in an order drawn from the seed; a case that was chosen
-    for one class counts for the others that it holds, so that common classes may get more than `shots`.
+    Classes are gone through from the rarest to the commonest, cases in an order drawn from the seed; a case that was
+    chosen for one class counts for the others that it holds, so that common classes may get more than `shots`.
 
     Args:
         classes: case -> the classes that it holds.
@@ -139,7 +139,8 @@ def _collapsed(fold: dict[str, list[str]], owner: dict[str, Case], count: int, *
     for side in ("train", "val"):
         if unknown := [name for name in fold[side] if name not in owner]:
             raise PlanError(
-                f"{where}: unknown cases in {side}: {first_few(unknown)}. Take them out, add their cases, or remove the file to make new folds for new trainings."
+                f"{where}: unknown cases in {side}: {first_few(unknown)}. Take them out, add their cases, or remove "
+                "the file to make new folds for new trainings."
             )
         if repeated := [name for name, count in Counter(fold[side]).items() if count > 1]:
             raise PlanError(f"{where}: twice in {side}: {first_few(repeated)}. Name every case once.")

@@ -24,8 +24,8 @@ def summarise_cases(per_case: Sequence[Entry]) -> dict[str, Any]:
             one, all of the same classes. Not every class needs every metric.
 
     Returns:
-        "foreground_mean", "mean" by class, the two mIoU as means over cases, and "metric_per_case". What is not-a-number
-        does not count in a mean.
+        "foreground_mean", "mean" by class, the two mIoU as means over cases, and "metric_per_case". What is
+        not-a-number does not count in a mean.
     """
     return _means(per_case) | {"metric_per_case": list(per_case)}
 

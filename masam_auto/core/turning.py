@@ -1,7 +1,8 @@
 """Which way the voxel axes of an image point in the patient, and the turn (a permutation and flips) to other axes.
 
-Codes such as "RAS" name the voxel axes x, y, z in this order, each by the side that it runs to: Left or Right, Posterior
-or Anterior, Superior or Inferior. Arrays are (Z, Y, X), so that the last letter is that of an array's first axis.
+Codes such as "RAS" name the voxel axes x, y, z in this order, each by the side that it runs to: Left or Right,
+Posterior or Anterior, Superior or Inferior. Arrays are (Z, Y, X), so that the last letter is that of an array's first
+axis.
 """
 
 import itertools
@@ -26,7 +27,8 @@ TIE = 1e-3  # directions, and sums of them, that differ by less are equal: files
 class Turn:
     """A permutation and flips of the last three axes of an array: it moves voxels and changes none.
 
-    `order` is that of `np.transpose`; `reversed_axes` are those of the permuted array (0, 1, 2) that then run backwards.
+    `order` is that of `np.transpose`; `reversed_axes` are those of the permuted array (0, 1, 2) that then run
+    backwards.
     """
 
     order: Order = (0, 1, 2)
@@ -81,9 +83,10 @@ def nearest_axes(
 ) -> str:
     """The code of the axes that a direction matrix (ITK's, see `Geometry`) lies nearest to.
 
-    `slices`: the voxel axis (0 x, 1 y, 2 z) across thick slices and the world axis that it is taken for, where the cosine of
-    their angle is at least `steepest`: slices of the heart, say, lie between the body's planes, and must not become a cut across slices where they lean a little
-    further than others.
+    `slices`: the voxel axis (0 x, 1 y, 2 z) across thick slices and the world axis that it is taken for, where the
+    cosine of
+    their angle is at least `steepest`: slices of the heart, say, lie between the body's planes, and must not become a
+    cut across slices where they lean a little further than others.
 
     Where two codes are equally near, as at 45 degrees, the choice depends on how the voxel axes lie in space and not on
     their order or signs, so that all ways to store an image agree.

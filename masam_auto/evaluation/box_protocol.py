@@ -95,8 +95,8 @@ def _refuse_references_without_image(references: Path, ending: str, known: Colle
     missing = sorted(set(names) - set(known))
     if missing:
         raise DatasetError(
-            f"{images} has no image for {len(missing)} of the references in {references}: {first_few(missing)}. Add the images, or take "
-            "these references out of the folder."
+            f"{images} has no image for {len(missing)} of the references in {references}: {first_few(missing)}. Add "
+            "the images, or take these references out of the folder."
         )
 
 

@@ -134,13 +134,15 @@ def common_cases(models: Sequence[CrossValidation], dataset: Dataset) -> tuple[l
     identifiers = [case.identifier for case in dataset.cases]
     if uncovered := [name for name in identifiers if name not in known]:
         notes.append(
-            f"{len(uncovered)} of {len(identifiers)} cases are not covered by any fold that is validated: {first_few(uncovered)}."
+            f"{len(uncovered)} of {len(identifiers)} cases are not covered by any fold that is validated: "
+            f"{first_few(uncovered)}."
         )
     if partly := [name for name in identifiers if name in known - shared]:
         lacking = [m for m in models if any(name not in m.fold_of for name in partly)]
         notes.append(
             f"{len(partly)} cases are left out of the comparison because "
-            f"{' and '.join(f'{m.name} ({folds_text(m.model.folds)})' for m in lacking)} did not predict all of them: {first_few(partly)}."
+            f"{' and '.join(f'{m.name} ({folds_text(m.model.folds)})' for m in lacking)} did not predict all of them: "
+            f"{first_few(partly)}."
         )
     return common, notes
 

@@ -74,10 +74,13 @@ def average_files(files: Sequence[Path], labels: Labels, *, saved: Path | None =
         if saved is not None:
             kept = stack.enter_context(
                 new_probabilities(
-                    saved, crop=box, geometry=members[0].geometry,
-                    outputs=members[0].outputs, has_regions=labels.has_regions,
+                    saved,
+                    crop=box,
+                    geometry=members[0].geometry,
+                    outputs=members[0].outputs,
+                    has_regions=labels.has_regions,
                 )
-            )  # fmt: skip
+            )
         for z, rows, mean in _mean_slabs(members, box):
             target[z, rows] = decide_labels(mean, labels, are_logits=False).numpy()
             if kept is not None:
@@ -157,11 +160,14 @@ def average_cases(
     """
     cases = [
         _AveragedCase(
-            identifier=identifier, files=parts, folder=folder, description=description,
+            identifier=identifier,
+            files=parts,
+            folder=folder,
+            description=description,
             save_probabilities=save_probabilities,
         )
         for identifier, parts in files.items()
-    ]  # fmt: skip
+    ]
     if workers is None:
         workers = _choose_workers(list(files.values()))
     results = map_cases(_ensemble_case, cases, names=list(files), what="averaging", workers=workers)
@@ -173,8 +179,8 @@ def write_case_labels(
 ) -> None:
     """Write (Z, Y, X) labels as ID.ext, or a video as one file a frame.
 
-    Frames of a video that is none of the data set's are numbered: ID_0000.ext, ID_0001.ext, ... `source` is a folder with
-    segmentations of the same images; where they are NIfTI, these say in the same words where they lie.
+    Frames of a video that is none of the data set's are numbered: ID_0000.ext, ID_0001.ext, ... `source` is a folder
+    with segmentations of the same images; where they are NIfTI, these say in the same words where they lie.
     """
     ending = label_ending(description.file_ending)
     depth = geometry.shape[0]
@@ -290,12 +296,14 @@ def _check_members(files: Sequence[Path], members: Sequence[Probabilities], labe
     for file, member in zip(files, members, strict=True):
         if member.outputs != expected or member.has_regions != labels.has_regions:
             raise ImageError(
-                f"{file}: holds probabilities of {', '.join(member.outputs)}, but dataset.json has {', '.join(expected)}. "
+                f"{file}: holds probabilities of {', '.join(member.outputs)}, but dataset.json has "
+                f"{', '.join(expected)}. "
                 "Write it again with the present model."
             )
         if difference := members[0].geometry.difference(member.geometry):
             raise ImageError(
-                f"{file}: lies on another grid than {files[0]}: {difference}. Both must be predictions of the same image."
+                f"{file}: lies on another grid than {files[0]}: {difference}. Both must be predictions of the same "
+                "image."
             )
 
 

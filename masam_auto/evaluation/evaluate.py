@@ -1,4 +1,5 @@
-"""Segmentations against references: a summary in nnU-Net's schema, with distances, volumes and lesions beside the overlap."""
+"""Segmentations against references: a summary in nnU-Net's schema, with distances, volumes and lesions beside the
+overlap."""
 
 import functools
 import logging
@@ -32,9 +33,9 @@ BYTES_PER_VOXEL = 40  # while two label files are compared: both, masks, and sur
 class Scoring:
     """How segmentations are scored; stands as "scoring" in the summary.
 
-    `tolerance` of surfaces in mm, `tolerances` that of single classes by name; `lesions` names the classes whose connected
-    components are counted. `metrics` names those that plug-ins add. `prediction_values` and `reference_values` give label values of the files new ones
-    (`core.label_map`).
+    `tolerance` of surfaces in mm, `tolerances` that of single classes by name; `lesions` names the classes whose
+    connected components are counted. `metrics` names those that plug-ins add. `prediction_values` and
+    `reference_values` give label values of the files new ones (`core.label_map`).
     """
 
     tolerance: float = 2.0
@@ -84,7 +85,8 @@ def evaluate_folder(
         As `evaluate_files`.
 
     Raises:
-        DatasetError: a folder is missing, there are no references, or some have no segmentation; or as `evaluate_files`.
+        DatasetError: a folder is missing, there are no references, or some have no segmentation; or as
+            `evaluate_files`.
         CaseErrors: files that cannot be read, or that lie on different grids.
         OutputError: the summary cannot be written.
     """
@@ -108,7 +110,8 @@ def evaluate_files(
 ) -> dict[str, Any]:
     """Compare segmentations with references and write a summary.
 
-    They are compared by their place in the patient: where the voxel axes have another order or direction, they are turned.
+    They are compared by their place in the patient: where the voxel axes have another order or direction, they are
+        turned.
 
     Args:
         pairs: (segmentation, reference), at least one.
@@ -122,8 +125,8 @@ def evaluate_files(
         checked: the references are a data set's own, see `imaging.placement.labels_on_grid`.
 
     Returns:
-        The summary: "foreground_mean", "mean" per label, "mIoU", "metric_per_case", "scoring" and the subsets. Values that
-        are not-a-number (class in neither segmentation nor reference) do not count in the means.
+        The summary: "foreground_mean", "mean" per label, "mIoU", "metric_per_case", "scoring" and the subsets. Values
+        that are not-a-number (class in neither segmentation nor reference) do not count in the means.
 
     Raises:
         DatasetError: the scoring names a class that is not among the labels.
@@ -226,7 +229,8 @@ def _find_pairs(prediction_folder: Path, reference_folder: Path, file_ending: st
         )
     if missing := [references[name].name for name in sorted(references.keys() - predictions.keys())]:
         raise DatasetError(
-            f"{prediction_folder}: {len(missing)} of {len(references)} segmentations are missing: {first_few(missing)}. "
+            f"{prediction_folder}: {len(missing)} of {len(references)} segmentations are missing: "
+            f"{first_few(missing)}. "
             "Predict them, or take their references out of the folder."
         )
     if extra := [predictions[name].name for name in sorted(predictions.keys() - references.keys())]:
@@ -283,7 +287,8 @@ def _warn_of_undeclared(path: Path, values: np.ndarray, labels: Labels) -> None:
 
 
 def check_classes(scoring: Scoring, labels: Labels) -> None:
-    """Raise DatasetError where a class that the scoring names is not among the labels, PlanError for an unknown metric."""
+    """Raise DatasetError where a class that the scoring names is not among the labels, PlanError for an unknown
+    metric."""
     for name in scoring.metrics:
         find_metric(name)
     if unknown := sorted({*scoring.tolerances, *scoring.lesions} - set(labels.foreground)):

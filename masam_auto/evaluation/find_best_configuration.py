@@ -1,4 +1,5 @@
-"""Which trained model, or pair of models, segments a data set best, and with which postprocessing: by cross-validation."""
+"""Which trained model, or pair of models, segments a data set best, and with which postprocessing: by
+cross-validation."""
 
 import itertools
 import math
@@ -267,8 +268,10 @@ def _write_results(
     _evaluate(folder, truths, description.labels, workers)
     findings = determine_postprocessing(
         [(folder / name, truth) for name, truth in truths.items()],
-        description.labels, each_slice=description.is_video, workers=workers,
-    )  # fmt: skip
+        description.labels,
+        each_slice=description.is_video,
+        workers=workers,
+    )
     write_json(folder / POSTPROCESSING_NAME, findings.postprocessing)
     if findings.postprocessing.steps:
         done = folder / "postprocessed"

@@ -150,7 +150,8 @@ def postprocess_folder(
 
 
 def _check_classes(source: Path, postprocessing: Postprocessing) -> None:
-    """Raise DatasetError where the segmentations' dataset.json, if there is one, has other classes than the steps are for."""
+    """Raise DatasetError where the segmentations' dataset.json, if there is one, has other classes than the steps are
+    for."""
     file = source / "dataset.json"
     try:
         labels = read_description(file, name=source.name).labels
@@ -161,8 +162,9 @@ def _check_classes(source: Path, postprocessing: Postprocessing) -> None:
         if set(known.get(step.target, ())) != set(step.values):
             listed = ", ".join(f"{name} ({', '.join(map(str, values))})" for name, values in labels.foreground.items())
             raise DatasetError(
-                f"{file}: the postprocessing is of other classes: it has {step.target} as {', '.join(map(str, step.values))}, "
-                f"and these segmentations have {listed}. Give the file that belongs to them."
+                f"{file}: the postprocessing is of other classes: it has {step.target} as "
+                f"{', '.join(map(str, step.values))}, and these segmentations have {listed}. Give the file that "
+                "belongs to them."
             )
 
 

@@ -44,12 +44,13 @@ CLOCK = 5 * 10**9  # nanoseconds by which the clocks of file servers go wrong
 class ValidationOptions:
     """How a fold is validated.
 
-    `device`: where to compute. `checkpoint`: "best", "latest" or "final" (`core.selection.CHECKPOINTS`). `redo`: predict
+    `device`: where to compute. `checkpoint`: "best", "latest" or "final" (`core.selection.CHECKPOINTS`). `redo`:
+    predict
     all cases again. `workers`: processes for the evaluation; 0 works in this one, None lets cores and memory decide.
     `sam_checkpoint`: the SAM file that the model stands on, where it is neither where it was nor in the weights folder.
-    `save_probabilities`: also write ID.npz for each case (`formats.probability_files`). `mirror`: whether to average over the
-    flips that the plan allows; None as this checkpoint was validated before, else as planned, unless it was trained with a
-    budget of time, where their cost decides (`evaluation.validation_mirroring`).
+    `save_probabilities`: also write ID.npz for each case (`formats.probability_files`). `mirror`: whether to average
+    over the flips that the plan allows; None as this checkpoint was validated before, else as planned, unless it was
+    trained with a budget of time, where their cost decides (`evaluation.validation_mirroring`).
     """
 
     device: torch.device
@@ -125,9 +126,13 @@ def validate_fold(
         for case in progress(waiting, what="validating") if world.first else waiting:
             if world.claim(f"validation of {case.identifier}"):
                 predict_preprocessed(
-                    validation.predictor, case, validation.preprocessed, output, validation.ending,
+                    validation.predictor,
+                    case,
+                    validation.preprocessed,
+                    output,
+                    validation.ending,
                     save_probabilities=options.save_probabilities,
-                )  # fmt: skip
+                )
         world.meet()
         return _evaluate(validation) if world.first else {}
 
@@ -145,9 +150,13 @@ def _open_validation(
     model = describe_model(paths.model_folder(dataset_name, plan.name, configuration.name))
     choose_folds(model, [fold], options.checkpoint)  # before the plan is read, which an untrained model lacks as well
     predictor = Predictor.from_folder(
-        model.folder, options.device, folds=[fold], checkpoint=options.checkpoint,
-        sam_checkpoint=options.sam_checkpoint, weights=paths.weights,
-    )  # fmt: skip
+        model.folder,
+        options.device,
+        folds=[fold],
+        checkpoint=options.checkpoint,
+        sam_checkpoint=options.sam_checkpoint,
+        weights=paths.weights,
+    )
     preprocessed = paths.configuration_folder(dataset_name, configuration.name)
     cases = validation_cases(dataset, fold, splits_of(model.folder, preprocessed.parent), preprocessed)
     check_preprocessed(preprocessed, configuration, [case.identifier for case in cases])
@@ -166,14 +175,21 @@ def _open_validation(
 def _decide_mirroring(
     validation: _Validation, plan: Plan, configuration: Configuration, world: World
 ) -> tuple[_Validation, int]:
-    """The validation with or without flips, and since when (nanoseconds) predictions are by it; both are written down."""
+    """The validation with or without flips, and since when (nanoseconds) predictions are by it; both are written
+    down."""
     predictor, preprocessed, asked = validation.predictor, validation.preprocessed, validation.options.mirror
     names = [case.identifier for case in validation.cases]
     sizes = {name: prod(open_array(array_files(preprocessed, name).image).shape) for name in names}
     chosen, why = choose_validation_mirroring(
-        plan, configuration, validation.output, validation.state_file, sizes, asked=asked, processes=world.size,
+        plan,
+        configuration,
+        validation.output,
+        validation.state_file,
+        sizes,
+        asked=asked,
+        processes=world.size,
         predict=lambda name: predictor.changed(mirror=False).segment(_prepared(name, preprocessed)),
-    )  # fmt: skip
+    )
     if asked is not None or configuration.mirror_axes:
         logger.info("validation with%s flips: %s", "" if chosen else "out", why)
     inference = replace(plan.inference, mirror=chosen)
@@ -187,8 +203,8 @@ def _waiting(validation: _Validation, since: int) -> list[Case]:
     dates = {case.identifier: _changed(validation.preprocessed, case, since) for case in cases}
     if max(dates.values()) > time.time_ns() + CLOCK:
         logger.warning(
-            "warning: the checkpoint or preprocessed arrays are dated in the future, so that predictions seem older than "
-            "what they were made with, and are made again. Set the clock right, or touch these files."
+            "warning: the checkpoint or preprocessed arrays are dated in the future, so that predictions seem older "
+            "than what they were made with, and are made again. Set the clock right, or touch these files."
         )
     waiting = [case for case in cases if options.redo or not _is_done(case, validation, dates[case.identifier])]
     if len(waiting) < len(cases):
@@ -207,10 +223,14 @@ def _evaluate(validation: _Validation) -> dict[str, Any]:
     workers = workers_for([truth for _, truth in pairs], bytes_per_voxel=BYTES_PER_VOXEL, asked=options.workers)
     mirrored = validation.predictor.members[0].plan.inference.mirror
     return evaluate_files(
-        pairs, description.labels, output=output / SUMMARY_NAME, workers=workers,
-        subsets=subsets_of(description, validation.ending), protocol={"checkpoint": options.checkpoint, "mirror": mirrored},
+        pairs,
+        description.labels,
+        output=output / SUMMARY_NAME,
+        workers=workers,
+        subsets=subsets_of(description, validation.ending),
+        protocol={"checkpoint": options.checkpoint, "mirror": mirrored},
         checked=True,
-    )  # fmt: skip
+    )
 
 
 def open_raw_data(paths: Paths, dataset_name: str) -> Dataset:

@@ -36,7 +36,8 @@ def _known_mirroring(output: Path, checkpoint: Path) -> tuple[bool, str] | None:
 
 
 def _mirroring_of_other_folds(output: Path) -> tuple[bool, str] | None:
-    """How the model's other folds were validated: the figures of all are to be comparable. None where they are not alike."""
+    """How the model's other folds were validated: the figures of all are to be comparable. None where they are not
+    alike."""
     folds = sorted(output.parents[1].glob(f"fold_*/validation/{RECORD_NAME}"))
     others = {file.parents[1].name: read_record(file.parent).get("mirror", True) for file in folds}
     others.pop(output.parent.name, None)
@@ -89,8 +90,8 @@ def choose_validation_mirroring(
     predict(timed)
     seconds = flips * (time.perf_counter() - started) * sum(sizes.values()) / sizes[timed] / processes
     text = (
-        f"{len(sizes)} cases in {flips} flips each take about {duration(seconds)}, {seconds / state.wall_seconds:.0%} of "
-        f"the training's {duration(state.wall_seconds)}"
+        f"{len(sizes)} cases in {flips} flips each take about {duration(seconds)}, {seconds / state.wall_seconds:.0%} "
+        f"of the training's {duration(state.wall_seconds)}"
     )
     if seconds > MIRRORING_SHARE * state.wall_seconds:
         return (

@@ -1,4 +1,5 @@
-"""Which label values meet which in a segmentation and its reference: all that Dice needs of a case, in one small table."""
+"""Which label values meet which in a segmentation and its reference: all that Dice needs of a case, in one small
+table."""
 
 from collections.abc import Sequence
 

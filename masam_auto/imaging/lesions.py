@@ -24,8 +24,8 @@ class LesionCounts:
 def count_lesions(prediction: np.ndarray, reference: np.ndarray) -> LesionCounts:
     """Match lesions one to one: pairs whose IoU is at least `MATCHING_IOU`, as many as there can be.
 
-    Lesions are connected components, corners included. A predicted lesion that covers two of the reference's finds one of
-    them at most.
+    Lesions are connected components, corners included. A predicted lesion that covers two of the reference's finds one
+    of them at most.
 
     Args:
         prediction: (Z, Y, X) bool.

@@ -199,7 +199,8 @@ def find_metric(name: str) -> Callable[[Comparison], float]:
 
 
 def measure(comparison: Comparison, added: Sequence[str] = ()) -> dict[str, float]:
-    """All METRICS of a comparison by name, those of plug-ins that are asked for, and LESION_METRICS where lesions were."""
+    """All METRICS of a comparison by name, those of plug-ins that are asked for, and LESION_METRICS where lesions
+    were."""
     measured = {name: metric(comparison) for name, metric in METRICS.items()}
     measured |= {name: float(find_metric(name)(comparison)) for name in added}
     if comparison.lesions is not None:

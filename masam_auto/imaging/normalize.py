@@ -20,8 +20,8 @@ def choose_scheme(channel_name: str) -> str:
     """Name of the normalisation for a channel called so in dataset.json; case does not matter.
 
     Returns:
-        The scheme of that name ("CT" -> "ct"), else "zscore". A scheme that a plug-in adds is chosen in a plan, never by
-        a channel's name: it would change data sets that have such a channel.
+        The scheme of that name ("CT" -> "ct"), else "zscore". A scheme that a plug-in adds is chosen in a plan, never
+        by a channel's name: it would change data sets that have such a channel.
     """
     return CHOSEN_BY_NAME.get(channel_name.casefold(), DEFAULT_SCHEME)
 
@@ -32,7 +32,10 @@ def not_finite(image: np.ndarray) -> str | None:
         if np.isfinite(image.sum(dtype=np.float64)):  # any of them shows in the sum, which makes no copy
             return None
     count = image.size - np.count_nonzero(np.isfinite(image))
-    return f"{count} of {image.size} voxels are not finite (NaN or infinite). Replace them, e.g. by the background's value."
+    return (
+        f"{count} of {image.size} voxels are not finite (NaN or infinite). "
+        "Replace them, e.g. by the background's value."
+    )
 
 
 def normalize(image: np.ndarray, plans: Sequence[NormalizationPlan]) -> np.ndarray:

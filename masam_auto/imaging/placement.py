@@ -1,4 +1,5 @@
-"""Two label files by place in the patient: voxel axes in another order or direction are turned, another grid is told."""
+"""Two label files by place in the patient: voxel axes in another order or direction are turned, another grid is
+told."""
 
 import logging
 from pathlib import Path
@@ -30,7 +31,8 @@ def check_same_shape(found: tuple[int, ...], expected: tuple[int, ...], *, what:
     """Check that two arrays are of one shape (Z, Y, X). Raises DatasetError with their names."""
     if found != expected:
         raise DatasetError(
-            f"{what} has shape {found}, but {other} {expected} (Z, Y, X). Both must lie on one grid: replace one of the files."
+            f"{what} has shape {found}, but {other} {expected} (Z, Y, X). Both must lie on one grid: replace one of "
+            "the files."
         )
 
 
@@ -56,8 +58,8 @@ def labels_on_grid(
         return labels
     if own.oriented and grid.oriented and not checked and (shift := grid.shift(own)) > SAME_PLACE:
         raise DatasetError(
-            f"{path} lies on another grid than {reference}: {difference} there, so that voxels are up to {shift:.3g} voxels "
-            "apart. Resample one onto the other's grid, or correct the header that is wrong."
+            f"{path} lies on another grid than {reference}: {difference} there, so that voxels are up to {shift:.3g} "
+            "voxels apart. Resample one onto the other's grid, or correct the header that is wrong."
         )
     logger.warning("%s: grid differs from the reference's: %s; the reference's counts", path, difference)
     return labels

@@ -249,15 +249,16 @@ def iterate_slabs(
     At most two slices are held at a time: those that interpolation between slices needs.
 
     Args:
-        slices: numbers, rising, and (K, y, x) logits of any floating type on any device, of `before`; those that the wanted
-            slices lie between must be among them.
+        slices: numbers, rising, and (K, y, x) logits of any floating type on any device, of `before`; those that the
+            wanted slices lie between must be among them.
         before: (Z, Y, X) of the logits.
         shape: wanted (Z, Y, X).
         nearest_slices: take the nearest slice instead of interpolating between two.
         only: the wanted slices; all of them by default.
 
     Yields:
-        Slice number, range of rows, and their (K, rows, X) float32 values; all K classes, of about BLOCK_BYTES. Together they cover `shape`, or the wanted slices of it.
+        Slice number, range of rows, and their (K, rows, X) float32 values; all K classes, of about BLOCK_BYTES.
+        Together they cover `shape`, or the wanted slices of it.
     """
     depth, height, width = shape
     first, second, weights = linear_index(before[0], depth)

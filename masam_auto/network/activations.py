@@ -53,8 +53,8 @@ class EncoderMemory:
     """Bytes that the image encoder takes, of a slice but for `tables`.
 
     In training: `tables` are kept once, `stem` and `blocks` for the backward pass; where blocks are computed again,
-    `residuals` between them, and `again` for the largest one. `levels` are what a multi-scale decoder fuses. In prediction:
-    `block` for the largest block, `held` besides.
+    `residuals` between them, and `again` for the largest one. `levels` are what a multi-scale decoder fuses. In
+    prediction: `block` for the largest block, `held` besides.
     """
 
     tables: float
@@ -104,8 +104,8 @@ def _attention_values(load: Load) -> float:
 def _grid_attention_values(load: Load, height: int, width: int, *, scores: int) -> float:
     """Queries, keys, values, and as many (tokens x tokens) arrays as `scores` says; fused: padded values, the result.
 
-    What the projection gives is kept besides, because queries and values are parts of it: 1 and 1.5 times the channels by
-    measurement.
+    What the projection gives is kept besides, because queries and values are parts of it: 1 and 1.5 times the channels
+    by measurement.
     """
     encoder, tokens = load.encoder, height * width
     channels = encoder.heads * _wide(encoder, height, width)

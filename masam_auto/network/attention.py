@@ -19,7 +19,8 @@ def attend(
 ) -> Float[Tensor, "s t n _"]:
     """Softmax attention of products times `scale`; `s` slices or windows, `t` tokens, `n` heads.
 
-    The first D channels of the result count: where a fused kernel wants values as wide as queries and keys, zeros follow.
+    The first D channels of the result count: where a fused kernel wants values as wide as queries and keys, zeros
+        follow.
     """
     slices, tokens, heads, width = q.shape
     if q.device.type == "cpu" and slices * heads * tokens**2 <= PLAIN_SCORES:
@@ -68,7 +69,8 @@ class TakeRows(torch.autograd.Function):
 def window_places(
     slices: int, size: tuple[int, int], grid: tuple[int, int], device: torch.device
 ) -> Int[Tensor, "tokens"]:
-    """Where the tokens of slices of `size`, in their order, lie in windows of `grid`: (windows x tokens of each) rows."""
+    """Where the tokens of slices of `size`, in their order, lie in windows of `grid`: (windows x tokens of each)
+    rows."""
     rows, columns = grid
     down, right = -(-size[0] // rows), -(-size[1] // columns)
     places = torch.arange(slices * down * right * rows * columns, device=device)
@@ -82,8 +84,8 @@ class Attention(nn.Module):
     """Multi-head self-attention over (rows, columns) of tokens, or within windows of them; SAM's names and shapes.
 
     The relative-position terms are extra channels of queries and keys, `q' = [q, rel_h / scale, rel_w / scale]` and
-    `k' = [k, onehot(row), onehot(column)]`, so that one product of q' and k', times scale, gives the biased scores. Zeros
-    make both a multiple of 8 wide, without which the fused kernels copy them again.
+    `k' = [k, onehot(row), onehot(column)]`, so that one product of q' and k', times scale, gives the biased scores.
+    Zeros make both a multiple of 8 wide, without which the fused kernels copy them again.
 
     From the projection to the result, tokens are rows with all heads side by side: kernels take heads by their strides,
     and a token moves as one piece, into its window and back.
@@ -140,7 +142,8 @@ class Attention(nn.Module):
         return filled.index_copy(0, places, qkv)
 
     def _positions(self, dtype: torch.dtype) -> tuple[Float[Tensor, "t e k"], Float[Tensor, "t k"]]:
-        """For each token of the grid: what makes its row and column terms of its query; its own row and column, one-hot."""
+        """For each token of the grid: what makes its row and column terms of its query; its own row and column,
+        one-hot."""
         rows, columns = self.grid
         device = self.rel_pos_h.device
         in_rows = self.rel_pos_h[relative_index(rows, device)][:, None].expand(-1, columns, -1, -1)

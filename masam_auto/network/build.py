@@ -106,10 +106,10 @@ def assemble(
 def mark_trainable(network: MaSam) -> None:
     """Freeze what the plan says, and what never receives a gradient in the plan's mode.
 
-    The increments, adapters and mask decoder learn, the rest of the image encoder only with `trained="all"`, and none of
-    it with `trained="none"`, for which increments and adapters are not even built (`NetworkPlan.as_built`). The patch
-    embedding learns also for channel counts that SAM has no weights for, and the neck with `neck_trained`. Of the prompt
-    encoder learns what the prompt mode and the decoder use; SAM's IoU head is used by none.
+    The increments, adapters and mask decoder learn, the rest of the image encoder only with `trained="all"`, and none
+    of it with `trained="none"`, for which increments and adapters are not even built (`NetworkPlan.as_built`). The
+    patch embedding learns also for channel counts that SAM has no weights for, and the neck with `neck_trained`. Of the
+    prompt encoder learns what the prompt mode and the decoder use; SAM's IoU head is used by none.
     """
     plan = network.plan
     prompt_parts = _PROMPT_PARTS[network.mask_decoder.prompt, plan.prompt]
@@ -258,15 +258,15 @@ def check_state(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> 
         origin: the checkpoint, for messages.
 
     Raises:
-        ModelError: the checkpoint is of another network: tensors are missing, unknown, of another shape or kind; or values
-            are not finite.
+        ModelError: the checkpoint is of another network: tensors are missing, unknown, of another shape or kind; or
+            values are not finite.
     """
     own, expected = network.state_dict(), set(trainable_state_dict(network))
     advice = "it was made by another plan or version"
     if found := network_differences(state, {name: own[name] for name in expected}):
         raise ModelError(
-            f"{origin}: the checkpoint is of another network: {'; '.join(found)}. Use the plan that it was trained with, "
-            "or train again."
+            f"{origin}: the checkpoint is of another network: {'; '.join(found)}. Use the plan that it was trained "
+            "with, or train again."
         )
     for name in sorted(expected - set(state)):
         raise ModelError(f"{origin}: {name} is missing; {advice}")
@@ -275,7 +275,8 @@ def check_state(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> 
             raise ModelError(f"{origin}: {name} is unknown to this network; {advice}")
         if value.shape != own[name].shape:
             raise ModelError(
-                f"{origin}: {name} has shape {tuple(value.shape)}, this network needs {tuple(own[name].shape)}; {advice}"
+                f"{origin}: {name} has shape {tuple(value.shape)}, this network needs {tuple(own[name].shape)}; "
+                f"{advice}"
             )
         if problem := wrong_values(value, own[name]):
             raise ModelError(f"{origin}: {name} {problem}. Take another checkpoint, or train again.")

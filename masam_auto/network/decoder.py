@@ -144,8 +144,9 @@ def _up(in_channels: int, out_channels: int, factor: int) -> nn.ConvTranspose2d:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderMemory:
-    """Bytes that a decoder takes of one slice: `kept` for the backward pass; in prediction `held`, and `part` besides for
-    what a CPU works through slice by slice (network/slicewise.py). The encoder's levels and the logits are not counted.
+    """Bytes that a decoder takes of one slice: `kept` for the backward pass; in prediction `held`, and `part` besides
+    for what a CPU works through slice by slice (network/slicewise.py). The encoder's levels and the logits are not
+    counted.
     """
 
     kept: float

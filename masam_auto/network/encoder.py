@@ -62,7 +62,8 @@ class Block(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """SAM's LayerNorm2d, over channels at each pixel, by the fused kernel: same names and numbers, a third of the memory."""
+    """SAM's LayerNorm2d, over channels at each pixel, by the fused kernel: same names and numbers, a third of the
+    memory."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -113,7 +113,8 @@ class MaSam(nn.Module):
         return torch.autocast(kind, enabled=False)
 
     def train(self, mode: bool = True) -> "MaSam":
-        """Training mode for what learns. Parts that are frozen whole stay in evaluation: no dropout, no new statistics."""
+        """Training mode for what learns. Parts that are frozen whole stay in evaluation: no dropout, no new
+        statistics."""
         super().train(mode)
         if mode:
             for module in self.modules():

@@ -83,5 +83,11 @@ def _encoder(state: Tensors) -> str | None:
 
 # Those that say most come first.
 DESCRIPTIONS: tuple[Callable[[Tensors], str | None], ...] = (
-    _encoder, _increments, _adapters, _decoder, _outputs, _channels, _canvas,
-)  # fmt: skip
+    _encoder,
+    _increments,
+    _adapters,
+    _decoder,
+    _outputs,
+    _channels,
+    _canvas,
+)

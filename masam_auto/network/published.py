@@ -77,8 +77,8 @@ def fit_published(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, 
             )
         if value.shape != wanted[name].shape:
             raise ModelError(
-                f"{origin}: {published} has shape {tuple(value.shape)}, but the SAM checkpoint and the other tensors ask "
-                f"for {tuple(wanted[name].shape)}"
+                f"{origin}: {published} has shape {tuple(value.shape)}, but the SAM checkpoint and the other tensors "
+                f"ask for {tuple(wanted[name].shape)}"
             )
         if problem := wrong_values(value, wanted[name]):
             raise ModelError(f"{origin}: {published} {problem}. Take another checkpoint.")
@@ -117,8 +117,8 @@ def read_variant(state: Mapping[str, Tensor], *, origin: str) -> Variant:
         if name not in own or own[name].ndim != 2 or own[name].numel() == 0:
             published = "image_encoder.FacTu.weight" if name == _U else name
             raise ModelError(
-                f"{origin}: {published} is missing; expected an adapted MA-SAM checkpoint as the reference implementation "
-                "saves it (q_FacTs_000, image_encoder.FacTu.weight, mask_decoder..., prompt_encoder...)"
+                f"{origin}: {published} is missing; expected an adapted MA-SAM checkpoint as the reference "
+                "implementation saves it (q_FacTs_000, image_encoder.FacTu.weight, mask_decoder..., prompt_encoder...)"
             )
     rank, dim = own[_U].shape
     downs = {name: value for name, value in own.items() if ".adapter_" in name and name.endswith(".down.weight")}

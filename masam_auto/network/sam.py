@@ -101,8 +101,8 @@ def fit_state(
         A tensor for each wanted name; position tables resized and the patch embedding's channels fitted.
 
     Raises:
-        ModelError: a tensor is missing, has a shape that resizing does not explain, or values that are not finite; or the
-            checkpoint's encoder has more blocks.
+        ModelError: a tensor is missing, has a shape that resizing does not explain, or values that are not finite; or
+            the checkpoint's encoder has more blocks.
     """
     # What is fitted comes last, so that the message for a wrong encoder shows widths and not canvases or channels.
     names = sorted(

@@ -71,8 +71,8 @@ def predict_slices(
             it does not touch get zeros, which stand for background.
 
     Yields:
-        The slice's number and its (K, Y, X) float16 logits on `device`; each slice once, in order, with a box those of its
-        range.
+        The slice's number and its (K, Y, X) float16 logits on `device`; each slice once, in order, with a box those of
+        its range.
 
     Raises:
         ModelError: a network gives logits that are not finite.
@@ -120,7 +120,8 @@ def predict_volume(
     device: torch.device,
     precision: str = "float32",
 ) -> torch.Tensor:
-    """The slices of `predict_slices` together: (K, Z, Y, X) float16 on the host. For volumes that are small, or measured."""
+    """The slices of `predict_slices` together: (K, Z, Y, X) float16 on the host. For volumes that are small, or
+    measured."""
     result = torch.empty((num_outputs, *image.shape[1:]), dtype=torch.float16)
     slices = predict_slices(
         networks, image, configuration, inference, num_outputs=num_outputs, device=device, precision=precision
@@ -222,7 +223,8 @@ def _read(image: Volume, window: SliceWindow, seen: range) -> torch.Tensor:
 
 
 def _used_slices(weighted: WeightedWindow, seen: range, wanted: range) -> list[tuple[int, int, float]]:
-    """(slice number, position within the window, share) of the wanted slices with a share; windows lie on the seen ones."""
+    """(slice number, position within the window, share) of the wanted slices with a share; windows lie on the seen
+    ones."""
     inside = weighted.window.inside(len(seen))
     places = [
         (seen.start + weighted.window.start + position, position) for position in range(inside.start, inside.stop)

@@ -1,4 +1,5 @@
-"""Files of SAM-format weights, whoever wrote them: nothing in them is executed, and they take no more memory than they hold."""
+"""Files of SAM-format weights, whoever wrote them: nothing in them is executed, and they take no more memory than they
+hold."""
 
 import pickle
 import pickletools
@@ -19,8 +20,8 @@ from masam_auto.core.errors import ModelError
 
 # What torch and safetensors raise for files that are damaged or something else.
 _DAMAGED = (
-    OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, MemoryError, AssertionError,
-    SafetensorError, struct.error, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError,
+    OSError, EOFError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError,
+    MemoryError, AssertionError, SafetensorError, struct.error, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError,
 )  # fmt: skip
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Of what torch lets a pickle call, these make something as large as a number in it says.
@@ -37,8 +38,8 @@ def load_sam_checkpoint(path: Path, *, what: str = "SAM") -> dict[str, Tensor]:
     are read too. Floating-point tensors become float32, on the CPU. `what` says in messages whose weights they are.
 
     Raises:
-        ModelError: the file is missing, damaged, holds something else than named tensors, or asks for more memory than it
-            has content.
+        ModelError: the file is missing, damaged, holds something else than named tensors, or asks for more memory than
+            it has content.
     """
     if not path.is_file():
         raise ModelError(f"{path}: no such file; expected a {what} checkpoint, .pth or .safetensors")
@@ -50,8 +51,8 @@ def load_sam_checkpoint(path: Path, *, what: str = "SAM") -> dict[str, Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
         raise ModelError(
-            f"{path}: cannot be read as weights ({_reason(error)}); expected a {what} state dict, .pth or .safetensors. "
-            "Download the file again, or save the state dict alone: torch.save(model.state_dict(), ...)."
+            f"{path}: cannot be read as weights ({_reason(error)}); expected a {what} state dict, .pth or "
+            ".safetensors. Download the file again, or save the state dict alone: torch.save(model.state_dict(), ...)."
         ) from error
     for wrapper in ("model", "state_dict"):
         if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
@@ -74,7 +75,8 @@ def _reason(error: BaseException) -> str:
 
 
 def wrong_values(value: Tensor, wanted: Tensor) -> str | None:
-    """What is wrong with a tensor's values, whatever its shape, where another one's place is meant; None where nothing is."""
+    """What is wrong with a tensor's values, whatever its shape, where another one's place is meant; None where nothing
+    is."""
     fits = value.dtype in FLOATS if wanted.is_floating_point() else value.dtype == wanted.dtype
     if not fits:
         return f"holds values of type {value.dtype}, not {wanted.dtype}"
@@ -82,7 +84,8 @@ def wrong_values(value: Tensor, wanted: Tensor) -> str | None:
 
 
 def _check_pickle(path: Path) -> None:
-    """Raises what is among `_DAMAGED` for a file that unpacks to more than it is, or whose pickle makes more than tensors."""
+    """Raises what is among `_DAMAGED` for a file that unpacks to more than it is, or whose pickle makes more than
+    tensors."""
     with path.open("rb") as file:
         if (
             file.read(len(_ZIP)) != _ZIP

@@ -24,8 +24,8 @@ def write_companions(dataset: Dataset, folder: Path, *, nnunet_preprocessed: Pat
     """Write dataset.json, raw_data.json and, unless it is there already, splits.json.
 
     Folds are those of a splits.json or nnU-Net's splits_final.json in the raw folder, or of a splits_final.json in
-    `folder` or in nnU-Net's preprocessed folder, or else made here. Folds that are there stay, because trained models rest
-    on them; that others were found, cases that stand in none, and patients on both sides are announced.
+    `folder` or in nnU-Net's preprocessed folder, or else made here. Folds that are there stay, because trained models
+    rest on them; that others were found, cases that stand in none, and patients on both sides are announced.
 
     Args:
         dataset: the raw data set.
@@ -54,22 +54,35 @@ def write_companions(dataset: Dataset, folder: Path, *, nnunet_preprocessed: Pat
         if (number := len(set(patients.values()))) not in (1, len(identifiers)):
             logger.info(
                 "folds: %d cases are of %d patients (%s), whose cases stay on one side of each fold",
-                len(identifiers), number, _said(patients),
-            )  # fmt: skip
+                len(identifiers),
+                number,
+                _said(patients),
+            )
     if divided := divided_patients(read_splits(path, dataset.cases), patients):
         patient, (trained, validated) = next(iter(divided.items()))
         logger.warning(
-            "warning: the folds of %s put %d of %d patients on both sides (%s: %s is trained on, %s is validated), so that their "
+            "warning: the folds of %s put %d of %d patients on both sides (%s: %s is trained on, %s is validated), so "
+            "that their "
             "Dice is too good. Remove the file to make folds by patient.",
-            path, len(divided), len(set(patients.values())), patient, trained, validated,
-        )  # fmt: skip
+            path,
+            len(divided),
+            len(set(patients.values())),
+            patient,
+            trained,
+            validated,
+        )
     known = {name for split in read_splits(path, dataset.cases) for name in (*split.train, *split.val)}
     if new := [name for name in identifiers if name not in known]:
         logger.warning(
-            "%s of %s cases stand in no fold of %s (%s): left out of the folds, or added after they were made. They are preprocessed, but "
-            "only fold `all` learns from them. Put them into the file, or remove it to make new folds for new trainings.",
-            len(new), len(identifiers), path, first_few(new),
-        )  # fmt: skip
+            "%s of %s cases stand in no fold of %s (%s): left out of the folds, or added after they were made. They "
+            "are preprocessed, but "
+            "only fold `all` learns from them. Put them into the file, or remove it to make new folds for new "
+            "trainings.",
+            len(new),
+            len(identifiers),
+            path,
+            first_few(new),
+        )
 
 
 def given_splits(raw: Path, preprocessed: Path, nnunet_preprocessed: Path | None) -> list[Path]:
@@ -92,13 +105,17 @@ def warn_of_other_splits(path: Path, given: Sequence[Path]) -> None:
         with _only_told(file):
             if read_plain(path, what="splits file") != read_plain(file, what="splits file"):
                 logger.warning(
-                    "warning: %s has other folds than %s and is not used: that stays. Remove it and preprocess again to take "
-                    "those (nothing else is made again).", file, path,
-                )  # fmt: skip
+                    "warning: %s has other folds than %s and is not used: that stays. Remove it and preprocess again "
+                    "to take "
+                    "those (nothing else is made again).",
+                    file,
+                    path,
+                )
 
 
 def _fitting(given: Sequence[Path], dataset: Dataset) -> list[Path]:
-    """The given files that fit the data set. Raises PlanError where one in the raw folder does not: it was put there for it."""
+    """The given files that fit the data set. Raises PlanError where one in the raw folder does not: it was put there
+    for it."""
     fitting = []
     for file in given:
         with contextlib.nullcontext() if file.parent == dataset.folder else _only_told(file):

@@ -181,9 +181,12 @@ def summarise(description: DatasetDescription, measured: Sequence[_Measured]) ->
     present = {name: [m.class_samples[name] for m in measured if name in m.class_samples] for name in names}
     if missing := [name for name, parts in present.items() if not parts]:
         logger.warning(
-            "warning: no case of %s holds %s: nothing can be learnt of it. Was it lost when the labels were made? Then correct "
-            "them, or take it out of dataset.json.", description.name, ", ".join(f'"{name}"' for name in missing),
-        )  # fmt: skip
+            "warning: no case of %s holds %s: nothing can be learnt of it. Was it lost when the labels were made? Then "
+            "correct "
+            "them, or take it out of dataset.json.",
+            description.name,
+            ", ".join(f'"{name}"' for name in missing),
+        )
     pooled = {name: np.concatenate(parts, axis=1) for name, parts in present.items() if parts}
     edges = _histogram_edges(list(pooled.values()), channels=len(samples))
     kept = [math.prod(m.case.shape_after_cropping) / math.prod(m.case.shape) for m in measured]
@@ -234,13 +237,15 @@ def _say_axes(fingerprint: Fingerprint) -> None:
         listed = ", ".join(f"{axes} in {count}" for axes, count in counts.most_common())
         logger.warning(
             "the voxel axes (x, y, z) of the training images point in different directions (%s): all are turned to %s",
-            listed, fingerprint.axes,
-        )  # fmt: skip
+            listed,
+            fingerprint.axes,
+        )
     if silent:
         logger.info(
             "%s of %s training images do not say where their axes point: they are taken as they are stored",
-            silent, len(fingerprint.cases),
-        )  # fmt: skip
+            silent,
+            len(fingerprint.cases),
+        )
 
 
 def _measure_file(item: tuple[Case, DatasetDescription, int]) -> _Measured:
@@ -287,8 +292,8 @@ def _measure_class(mask: np.ndarray, box: Box, intensities: np.ndarray, geometry
 def _component_diameter(mask: np.ndarray, axis: int) -> float:
     """Median diameter, px, of the discs as large as the connected components in the slices across an axis.
 
-    A class may be a hundred specks. Stray voxels of a large one are not what it is made of: the smallest components, which
-    together hold less than a tenth of its area, do not count.
+    A class may be a hundred specks. Stray voxels of a large one are not what it is made of: the smallest components,
+    which together hold less than a tenth of its area, do not count.
     """
     within = ndimage.generate_binary_structure(3, 1)
     within[tuple(slice(None, None, 2) if other == axis else slice(None) for other in range(3))] = False

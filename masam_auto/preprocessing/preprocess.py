@@ -1,7 +1,7 @@
 """Images to the arrays that the network sees.
 
-`preprocess_case` serves training and prediction alike; `prediction.restore` undoes its geometry. `preprocess_dataset` writes
-a whole data set; it may be stopped at any moment, and makes only what is missing when it is run again.
+`preprocess_case` serves training and prediction alike; `prediction.restore` undoes its geometry. `preprocess_dataset`
+writes a whole data set; it may be stopped at any moment, and makes only what is missing when it is run again.
 """
 
 import contextlib
@@ -147,7 +147,8 @@ def preprocess_dataset(
     configurations: Sequence[str] | None = None,
     workers: Workers | None = None,
 ) -> None:
-    """Preprocess all training cases of a data set, each read once for all configurations, and lay its folds beside them.
+    """Preprocess all training cases of a data set, each read once for all configurations, and lay its folds beside
+    them.
 
     Cases whose arrays are there, and whose raw files have not changed since, are skipped; arrays of another plan, or of
     other labels, are removed and made again.
@@ -163,7 +164,8 @@ def preprocess_dataset(
         CaseErrors: cases that cannot be preprocessed, all together.
         OutputError: the folder is not writable, the disk is full, or another process is at it.
         DatasetError: a case whose name is too long.
-        PlanError: unknown configuration or normalisation, folds that do not fit the data set, or arrays of a newer version of masam_auto.
+        PlanError: unknown configuration or normalisation, folds that do not fit the data set, or arrays of a newer
+            version of masam_auto.
     """
     chosen = [plan.configuration(name) for name in configurations or plan.configurations]
     for scheme in {channel.scheme for configuration in chosen for channel in configuration.normalization}:
@@ -320,6 +322,7 @@ def _estimate(pending: _PendingCase) -> tuple[float, float]:
         resampled.append(raw * float(np.prod(geometry.spacing) / np.prod(configuration.spacing)))
     channels = pending.description.num_channels
     turned = any(configuration.turn_of(geometry) != STAY for configuration, _ in pending.configurations)
-    # raw, turned, normalised and resampled image; one channel's float32 between the axes; labels, a score and its maximum
+    # raw, turned, normalised and resampled image; one channel's float32 between the axes; labels, a score and its
+    # maximum
     peak = raw * ((12 if turned else 8) * channels + 8) + max(resampled) * (4 * channels + 20)
     return raw * len(resampled) + sum(resampled), peak

@@ -51,7 +51,8 @@ def verify_dataset(dataset: Dataset, *, workers: Workers) -> None:
     check_reader(description)
     if "dataset" not in description.raw and label_ending(description.file_ending) != description.file_ending:
         raise DatasetError(
-            f"{dataset.folder}: labels cannot be JPEG, which alters their values. Convert images and labels to .png, or "
+            f"{dataset.folder}: labels cannot be JPEG, which alters their values. Convert images and labels to .png, "
+            "or "
             'list the files in a "dataset" entry of dataset.json.'
         )
     problems = [*_folder_problems(dataset), *_identifier_problems(dataset), *_split_problems(dataset)]
@@ -108,13 +109,13 @@ def _folder_problems(dataset: Dataset) -> list[str]:
     labelled = {path.name[: -len(ending)] for path in _files(dataset.folder / "labelsTr", ending)}
     for identifier in sorted(identifiers - labelled):
         problems.append(
-            f"{dataset.folder / 'imagesTr' / identifier}_0000{ending}: has no labelsTr/{identifier}{ending}. Add the label "
-            "file, or move the image to imagesTs."
+            f"{dataset.folder / 'imagesTr' / identifier}_0000{ending}: has no labelsTr/{identifier}{ending}. Add the "
+            "label file, or move the image to imagesTs."
         )
     for identifier in sorted(labelled - identifiers):
         problems.append(
-            f"{dataset.folder / 'labelsTr' / identifier}{ending}: has no imagesTr/{identifier}_0000{ending}. Add the image, "
-            "or take the label file out."
+            f"{dataset.folder / 'labelsTr' / identifier}{ending}: has no imagesTr/{identifier}_0000{ending}. Add the "
+            "image, or take the label file out."
         )
     for case in dataset.cases:
         for name, files in zip(case.frames, case.images, strict=True):
@@ -123,7 +124,8 @@ def _folder_problems(dataset: Dataset) -> list[str]:
                 continue  # a gap, which is reported with the names of the missing channels when the case is read
             if numbers != list(range(len(numbers))):
                 problems.append(
-                    f"{files[0].parent / name}: its channel files are numbered {', '.join(f'{n:04d}' for n in numbers)}. "
+                    f"{files[0].parent / name}: its channel files are numbered "
+                    f"{', '.join(f'{n:04d}' for n in numbers)}. "
                     "Number them from 0000 without gaps."
                 )
     return problems
@@ -200,7 +202,8 @@ def _dataset_warnings(dataset: Dataset) -> list[str]:
     for value in labels.declared if labels.has_regions else ():
         if (written := labels.written(value)) != value:
             warnings.append(
-                f"label {value} belongs to the same regions as label {written} and will be written as {written} in predictions"
+                f"label {value} belongs to the same regions as label {written} and will be written as {written} in "
+                "predictions"
             )
     if dataset.description.reader == "NibabelIOWithReorient":
         warnings.append(

@@ -35,8 +35,8 @@ def verify_case(item: tuple[Case, DatasetDescription]) -> CaseReport:
         first = first or grid
         if case.is_sequence and (grid.shape != first.shape or grid.shape[0] != 1):
             problems.append(
-                f"{files[0]}: frame of shape {grid.shape} (Z, Y, X) in sequence {case.identifier}, whose first frame has "
-                f"{first.shape}. All frames of a sequence must be pictures of one size; resize or take it out."
+                f"{files[0]}: frame of shape {grid.shape} (Z, Y, X) in sequence {case.identifier}, whose first frame "
+                f"has {first.shape}. All frames of a sequence must be pictures of one size; resize or take it out."
             )
     return CaseReport(problems=tuple(problems), warnings=tuple(warnings))
 
@@ -100,7 +100,8 @@ def _compare(
     turned = geometry.turned(geometry.turn_to(grid.axes))
     if turned.axes != geometry.axes and grid.difference(turned) is None:
         warnings.append(
-            f"{path}: its axes (x, y, z) point to {geometry.axes}, those of {reference.name} to {grid.axes}: it is turned"
+            f"{path}: its axes (x, y, z) point to {geometry.axes}, those of {reference.name} to {grid.axes}: it is "
+            "turned"
         )
     elif problem := grid_difference(geometry, grid):
         problems.append(f"{path}: does not lie on the grid of {reference.name}: {problem} there. {SAME_GRID}")
@@ -117,6 +118,6 @@ def _channel_problem(files: tuple[Path, ...], name: str, found: int, description
         missing = [file for file in wanted if file not in present]
         return f"{files[0].parent / name}: has {found} of the channels, {expected}. Missing: {', '.join(missing)}."
     return (
-        f"{files[0]}: {name} has {found} channels in {len(files)} files, but {expected}. A colour picture counts as three. "
-        "Correct channel_names, or the files."
+        f"{files[0]}: {name} has {found} channels in {len(files)} files, but {expected}. A colour picture counts as "
+        "three. Correct channel_names, or the files."
     )

@@ -12,7 +12,8 @@ import pytest
 from masam_auto.baselines import external_program as program
 from masam_auto.baselines.external_program import run_program
 
-# Starts a worker, notes both process numbers, and waits; on the signal that asks it to end it leaves a note, or does nothing.
+# Starts a worker, notes both process numbers, and waits; on the signal that asks it to end it leaves a note, or does
+# nothing.
 WAITING = """
 import os, pathlib, signal, subprocess, sys, time
 folder, stubborn = pathlib.Path(sys.argv[1]), len(sys.argv) > 2

@@ -1,4 +1,5 @@
-"""nnU-Net through its runner: a stand-in for its Python answers; the real one where MASAM_NNUNET_PYTHON says where it is."""
+"""nnU-Net through its runner: a stand-in for its Python answers; the real one where MASAM_NNUNET_PYTHON says where it
+is."""
 
 import functools
 import json

@@ -20,7 +20,8 @@ from masam_auto.training.clock import peak_memory_gib
 
 
 class Trainer:
-    """Counts what is asked of it, as nnU-Net's trainer would be asked; its only weight is the number of its iterations."""
+    """Counts what is asked of it, as nnU-Net's trainer would be asked; its only weight is the number of its
+    iterations."""
 
     num_epochs, num_iterations_per_epoch, batch_size = 1000, 4, 2
     device = torch.device("cpu")

@@ -1,9 +1,10 @@
 """What preparing a window costs, and whether many ranks that share their cores are kept fed by it.
 
-The data path is the real one: stored arrays, draws, augmentation, loader, worker processes and their pipes. The network is
-a sleep. So that 8 and 64 ranks can be looked at on few cores, the sleep is as much longer as a rank has fewer cores here
-than it is taken to have: what the ranks need of the cores together is then what they would need there. All ranks wait for
-the slowest after each step, as they do when they average gradients.
+The data path is the real one: stored arrays, draws, augmentation, loader, worker processes and their pipes. The network
+is a sleep. So that 8 and 64 ranks can be looked at on few cores, the sleep is as much longer as a rank has fewer cores
+here
+than it is taken to have: what the ranks need of the cores together is then what they would need there. All ranks wait
+for the slowest after each step, as they do when they average gradients.
 
 `python -m tests.benchmarks.data_path --ranks 8 64 --cores 4 --network 0.02`
 """
@@ -247,7 +248,8 @@ def main() -> int:
     parsed = parser.parse_args()
     torch.set_num_threads(1)
     print(
-        "| ranks | network, stretched | efficiency | waiting for data | load of the cores by it |\n|---|---|---|---|---|"
+        "| ranks | network, stretched | efficiency | waiting for data | load of the cores by it "
+        "|\n|---|---|---|---|---|"
     )
     with tempfile.TemporaryDirectory() as name:
         sampling = make_sampling(Path(name), parsed.canvas)

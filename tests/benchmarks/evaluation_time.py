@@ -15,7 +15,8 @@ CLASSES = 14
 
 
 def measure(data: Path | None = None) -> dict[str, str]:
-    """Seconds for a prediction that is off by some voxels and by a bump, and for one that is far off. `data` is not used."""
+    """Seconds for a prediction that is off by some voxels and by a bump, and for one that is far off. `data` is not
+    used."""
     labels = Labels(values={"background": (0,)} | {f"organ{n}": (n,) for n in range(1, CLASSES + 1)})
     reference = _organs(shift=(0, 0, 0), bumps=0.0)
     found = {}

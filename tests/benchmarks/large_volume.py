@@ -1,4 +1,5 @@
-"""Peak memory of segmenting 1000 slices of 512 x 512 voxels into 120 classes, all but the network, in a process of its own."""
+"""Peak memory of segmenting 1000 slices of 512 x 512 voxels into 120 classes, all but the network, in a process of its
+own."""
 
 import json
 import resource

@@ -2,9 +2,9 @@
 
 `python -m tests.benchmarks.network_speed forward|training|volume [--encoder vit_b] [--canvas 448] [--rounds 3] ...`
 
-Times are medians of interleaved calls (plain, ours, plain, ours, ...). On a CPU they are CPU-seconds, so that other work
-on the machine disturbs less; on a GPU, wall clock. Peak memory is that of a process of its own for each variant: on Linux
-the resident set's peak less what it was before the network was built, on a GPU what torch allocated.
+Times are medians of interleaved calls (plain, ours, plain, ours, ...). On a CPU they are CPU-seconds, so that other
+work on the machine disturbs less; on a GPU, wall clock. Peak memory is that of a process of its own for each variant:
+on Linux the resident set's peak less what it was before the network was built, on a GPU what torch allocated.
 """
 
 import argparse

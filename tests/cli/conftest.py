@@ -8,7 +8,8 @@ import pytest
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An empty folder whose raw, preprocessed, results and weights are the root folders while the module's tests run."""
+    """An empty folder whose raw, preprocessed, results and weights are the root folders while the module's tests
+    run."""
     folder = tmp_path_factory.mktemp("house")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RAW", "PREPROCESSED", "RESULTS", "WEIGHTS"):

@@ -146,8 +146,8 @@ def test_a_command_runs_no_module_of_the_current_folder(tmp_path: Path) -> None:
     command.write_text(
         "import multiprocessing, subprocess, sys\nfrom masam_auto.cli.common import run\n"
         "def main(arguments):\n"
-        "    process = multiprocessing.get_context('spawn').Process(target=print)\n    process.start()\n    process.join()\n"
-        "    subprocess.run([sys.executable, '-m', 'masam_auto.cli.train', '--version'], check=True)\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=print)\n    process.start()\n    "
+        "process.join()\n    subprocess.run([sys.executable, '-m', 'masam_auto.cli.train', '--version'], check=True)\n"
         "    return process.exitcode\n"
         "if __name__ == '__main__':\n    sys.exit(run(main))"
     )
@@ -238,7 +238,19 @@ def test_folds(text: str, expected: int | str) -> None:
     assert fold(text) == expected
 
 
-@pytest.mark.parametrize(("kind", "text"), [(fold, "x"), (fold, "-1"), (whole_number, "-2"), (counting_number, "0"), (counting_number, "x"), (positive_number, "0"), (positive_number, "nan"), (positive_number, "x")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (fold, "x"),
+        (fold, "-1"),
+        (whole_number, "-2"),
+        (counting_number, "0"),
+        (counting_number, "x"),
+        (positive_number, "0"),
+        (positive_number, "nan"),
+        (positive_number, "x"),
+    ],
+)
 def test_arguments_that_are_refused(kind: object, text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="must be"):
         kind(text)  # type: ignore[operator]

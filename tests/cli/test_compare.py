@@ -1,4 +1,5 @@
-"""masam_compare on a tiny data set: our training is taken over, baselines are trained by masam_train, folds and budgets match."""
+"""masam_compare on a tiny data set: our training is taken over, baselines are trained by masam_train, folds and budgets
+match."""
 
 import json
 import re

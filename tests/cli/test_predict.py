@@ -1,4 +1,5 @@
-"""masam_predict: what its options change. Whole runs: test_end_to_end.py; several processes: prediction/test_predict_together.py."""
+"""masam_predict: what its options change. Whole runs: test_end_to_end.py; several processes:
+prediction/test_predict_together.py."""
 
 from collections.abc import Callable
 from pathlib import Path

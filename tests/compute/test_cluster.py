@@ -174,7 +174,8 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 class FakeClient:
-    """Stands for distributed's client of a cluster that no test can have: workers or the scheduler go wrong in its way."""
+    """Stands for distributed's client of a cluster that no test can have: workers or the scheduler go wrong in its
+    way."""
 
     loop = None
 

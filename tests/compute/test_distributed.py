@@ -1,4 +1,5 @@
-"""Who computes what of an update, and what is said where it cannot be. Training itself: training/test_train_together.py."""
+"""Who computes what of an update, and what is said where it cannot be. Training itself:
+training/test_train_together.py."""
 
 from collections.abc import Iterator
 from typing import Any

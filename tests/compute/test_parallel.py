@@ -158,7 +158,8 @@ def test_workers_are_limited_by_cases_cores_and_memory(monkeypatch: pytest.Monke
 
 
 def test_what_goes_wrong_midway_closes_the_workers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And not when the garbage is collected: a client of a cluster that closes while another one starts waits for ever."""
+    """And not when the garbage is collected: a client of a cluster that closes while another one starts waits for
+    ever."""
     closed = []
 
     def outcomes(cluster: Cluster, function: Any, items: Any, **options: Any) -> Generator[tuple[int, Any, str | None]]:

@@ -119,7 +119,8 @@ def test_unknown_colours_are_told_with_file_and_count(download: Path, converted:
     folder, record = converted(find_endovis18(download))
     assert record.case_notes == [
         "seq_06: frame001.png (seq_06_frame001): colour (1, 2, 3) is not in the table: 9 pixels taken as background",
-        "seq_06: frame001.png (seq_06_frame001): colour (255, 0, 255) is not in the table: 1 pixels taken as background",
+        "seq_06: frame001.png (seq_06_frame001): colour (255, 0, 255) is not in the table: 1 pixels taken as "
+        "background",
     ]
     assert read_labels(folder / "labelsTr" / "seq_06_frame001.png")[0].sum() == 1
 

@@ -150,11 +150,13 @@ def test_tumour_alone_with_given_splits(pancreas: Path, converted: Callable, tmp
     [
         ([{"train": ["hippocampus_001"], "val": ["hippocampus_099"]}], "unknown cases in val: hippocampus_099"),
         ([{"train": ["hippocampus_001"], "val": ["hippocampus_003"], "test": ["x"]}], "unknown cases in test: x"),
-        ([{"train": ["hippocampus_001"], "val": ["hippocampus_003"], "test": ["hippocampus_003"]}], "in test and in train or val"),
+        ([{"train": ["hippocampus_001"], "val": ["hippocampus_003"], "test": ["hippocampus_003"]}],
+         "in test and in train or val"),
         ([{"train": ["hippocampus_001"], "val": ["hippocampus_003"], "test": ["hippocampus_004"]},
           {"train": ["hippocampus_001"], "val": ["hippocampus_003"]}], 'different "test" cases'),
         ([{"train": ["hippocampus_001"], "val": ["hippocampus_003"], "test": 5}], '"test" must be a list of cases'),
-        ([{"train": ["hippocampus_001"], "val": ["hippocampus_003"], "test": [["x"]]}], '"test" must be a list of cases'),
+        ([{"train": ["hippocampus_001"], "val": ["hippocampus_003"], "test": [["x"]]}],
+         '"test" must be a list of cases'),
         ({"train": []}, "expected a list"),
     ],
 )  # fmt: skip

@@ -67,7 +67,8 @@ def two_real_organs(prediction: np.ndarray, reference: np.ndarray) -> None:
 
 
 def small_real_lesions(prediction: np.ndarray, reference: np.ndarray) -> None:
-    """Two real lesions of 2 voxels (4 cubic mm), a false one of 1, and a real organ of 8 voxels beside a false one of 3."""
+    """Two real lesions of 2 voxels (4 cubic mm), a false one of 1, and a real organ of 8 voxels beside a false one of
+    3."""
     for array in (prediction, reference):
         array[2, 0, 14:16] = 2
         array[2, 4, 14:16] = 2

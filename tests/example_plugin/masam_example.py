@@ -89,10 +89,20 @@ def linear_memory(load):
 LINEAR = Decoder(build=LinearDecoder, memory=linear_memory)
 
 VIT_SMALL = EncoderSpec(
-    dim=8, depth=1, heads=2, global_blocks=(0,), token_stride=4, stem=(4, 8), neck="norm", embedding=8,
+    dim=8,
+    depth=1,
+    heads=2,
+    global_blocks=(0,),
+    token_stride=4,
+    stem=(4, 8),
+    neck="norm",
+    embedding=8,
     levels=(LevelSpec(channels=4, stride=1, width=4, target=1), LevelSpec(channels=8, stride=2, width=8, target=2)),
-    conv=ConvSpec(norm="batch", across=True), decoder_heads=2, decoder_mlp=8, adapter_channels=4,
-)  # fmt: skip
+    conv=ConvSpec(norm="batch", across=True),
+    decoder_heads=2,
+    decoder_mlp=8,
+    adapter_channels=4,
+)
 
 
 class ScaleIncrements(Increments):
@@ -136,17 +146,28 @@ def find_arrays(download):
     """A raw data set of a folder of ID_image.npz and ID_label.npz."""
     images = sorted(download.glob("*_image.npz"))
     sources = [
-        SourceImage(identifier=path.name.removesuffix("_image.npz"), image=path,
-                    label=path.with_name(path.name.replace("_image", "_label")))
+        SourceImage(
+            identifier=path.name.removesuffix("_image.npz"),
+            image=path,
+            label=path.with_name(path.name.replace("_image", "_label")),
+        )
         for path in images
-    ]  # fmt: skip
+    ]
     return (
         Conversion(
-            number=77, name="Arrays", download=download, settings={"data set": "arrays"}, about={"licence": "none"},
-            channel_names=("MRI",), channel_files=1, labels={"background": 0, "blob": 1}, file_ending=".npz",
-            cases=tuple(SourceCase(identifier=one.identifier, images=(one,)) for one in sources), write=copy,
+            number=77,
+            name="Arrays",
+            download=download,
+            settings={"data set": "arrays"},
+            about={"licence": "none"},
+            channel_names=("MRI",),
+            channel_files=1,
+            labels={"background": 0, "blob": 1},
+            file_ending=".npz",
+            cases=tuple(SourceCase(identifier=one.identifier, images=(one,)) for one in sources),
+            write=copy,
         ),
-    )  # fmt: skip
+    )
 
 
 def copy(source, target):

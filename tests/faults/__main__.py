@@ -1,7 +1,7 @@
 """`make faults`, or `python -m tests.faults [SCENARIO ...] [--sample N]`: break commands, run them again, compare.
 
-For every change that a command makes to a file, the command is run and killed there, told to end before or after it, or refused
-the change. Then it is run again. What must hold:
+For every change that a command makes to a file, the command is run and killed there, told to end before or after it, or
+refused the change. Then it is run again. What must hold:
 
     - a signal ends it as such; a refused change ends it with exit code 2 and a line, or is got over;
     - the second run ends well, and what then lies there is what a run leaves of which nothing went wrong;

@@ -1,6 +1,7 @@
 """A command in a process of its own, in which the n-th change of a file fails, or kills it.
 
-Python's audit events tell of every file that is opened, renamed, made or removed, before it happens; what the hook raises
+Python's audit events tell of every file that is opened, renamed, made or removed, before it happens; what the hook
+raises
 is what the caller gets. Writing itself has no event: a limit on the size of files stands for a disk that is full.
 """
 

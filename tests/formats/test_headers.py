@@ -1,4 +1,5 @@
-"""NRRD, MetaImage and GIPL: damage is told, headers that lie or name other files are refused, and whole files are read."""
+"""NRRD, MetaImage and GIPL: damage is told, headers that lie or name other files are refused, and whole files are
+read."""
 
 import zlib
 from pathlib import Path

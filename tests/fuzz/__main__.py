@@ -1,8 +1,9 @@
-"""`make fuzz`, or `python -m tests.fuzz [KIND ...] [--minutes M | --files N] [--seed S]`: damage files, read them, look.
+"""`make fuzz`, or `python -m tests.fuzz [KIND ...] [--minutes M | --files N] [--seed S]`: damage files, read them,
+look.
 
-What must hold of every file, however it was damaged: it is read, or refused by one line of at most a few hundred characters
-that names it; nothing crashes, nothing takes longer than `SECONDS` or more memory than `MEMORY`, and no file appears elsewhere.
-A finding is printed with its number; the same seed and number make the same file again (--only).
+What must hold of every file, however it was damaged: it is read, or refused by one line of at most a few hundred
+characters that names it; nothing crashes, nothing takes longer than `SECONDS` or more memory than `MEMORY`, and no file
+appears elsewhere. A finding is printed with its number; the same seed and number make the same file again (--only).
 """
 
 import argparse

@@ -13,8 +13,8 @@ NUMBERS = (
     b"99999999999999999999", b"9" * 5000,
 )  # fmt: skip
 LEAVES: tuple[Any, ...] = (
-    None, True, 0, -1, 1, 3.5, 1e308, float("nan"), 10**12, 10**40, "", "x", "../../x", "a\0b", "\x1b[2J", "\ud83d", "1" * 5000,
-    [], {}, [0], [[[]]], {"": 0}, ["a"] * 2000, {str(i): i for i in range(2000)},
+    None, True, 0, -1, 1, 3.5, 1e308, float("nan"), 10**12, 10**40, "", "x", "../../x", "a\0b", "\x1b[2J", "\ud83d",
+    "1" * 5000, [], {}, [0], [[[]]], {"": 0}, ["a"] * 2000, {str(i): i for i in range(2000)},
 )  # fmt: skip
 DEPTH = 40
 WORDS = (b"%s%n%n", b"../../../../etc/passwd", b"/dev/zero", b"LIST", b"\0", b"\xff\xfe", b"A" * 5000)
@@ -125,5 +125,6 @@ def _spliced(content: bytes, other: bytes, draw: random.Random) -> bytes:
 
 
 BYTES: tuple[Callable[[bytes, bytes, random.Random], bytes], ...] = (
-    _byte, _byte, _early_bytes, _early_bytes, _cut, _without, _repeated, _word, _integer, _integer, _number, _number, _spliced,
+    _byte, _byte, _early_bytes, _early_bytes, _cut, _without, _repeated, _word, _integer, _integer, _number,
+    _number, _spliced,
 )  # fmt: skip

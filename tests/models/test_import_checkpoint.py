@@ -108,7 +108,8 @@ def test_the_imported_network_gives_the_published_logits(do_import: Callable[...
 
 
 def assert_same_network(network: MaSam, assembled: MaSam, reference: Any, mode: str) -> None:
-    """All that the logits depend on is equal; products may differ in the last digit with the tensors' place in memory."""
+    """All that the logits depend on is equal; products may differ in the last digit with the tensors' place in
+    memory."""
     learned, expected = trainable_state_dict(network), trainable_state_dict(assembled)
     assert learned.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in learned.items())

@@ -41,10 +41,16 @@ def write_folds(folder: Path, plan: Plan, configurations: tuple[str, ...], **hea
         configuration = plan.configuration(name)
         network = tiny.build_tiny(plan.network, canvas=configuration.canvas, in_channels=1, num_outputs=3)
         given: dict[str, Any] = {
-            "dataset_name": plan.dataset_name, "configuration": name, "fold": str(fold), "epoch": 2,
-            "network": plan.network, "plan_digest": plan_digest(plan, configuration), "canvas": configuration.canvas,
-            "in_channels": 1, "num_outputs": 3,
-        }  # fmt: skip
+            "dataset_name": plan.dataset_name,
+            "configuration": name,
+            "fold": str(fold),
+            "epoch": 2,
+            "network": plan.network,
+            "plan_digest": plan_digest(plan, configuration),
+            "canvas": configuration.canvas,
+            "in_channels": 1,
+            "num_outputs": 3,
+        }
         checkpoint = Checkpoint(
             header=ModelHeader(**given | header),
             state=TrainingState(),

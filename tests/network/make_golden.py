@@ -3,9 +3,10 @@
 Run once, with the reference implementation (github.com/cchen-cc/MA-SAM at commit 0c3cd90; it is no dependency of the
 tests) in a folder: python -m tests.network.make_golden MA-SAM/MA-SAM [FILE]
 
-Its code runs as it is, in float32 on a CPU, in evaluation mode, without SAM's pixel normalisation. Only sizes differ, so
-that the file stays small: widths, depth, canvas, and eight adapter channels where its constructor has 384. Every weight is
-a float8 number, which float32 holds exactly.
+Its code runs as it is, in float32 on a CPU, in evaluation mode, without SAM's pixel normalisation. Only sizes differ,
+so
+that the file stays small: widths, depth, canvas, and eight adapter channels where its constructor has 384. Every weight
+is a float8 number, which float32 holds exactly.
 """
 
 import sys

@@ -1,9 +1,9 @@
 """MA-SAM written plainly, as a test double: the paper's formulas one after another, float32, nothing folded or fused.
 
-What it does and `masam_auto.network` does not: a (tokens x tokens) bias of relative positions is stored and added to the
-scores; FacT's increments V S U x are computed from the tokens in evaluation too; the adapters' convolution is a 3D one
-between two permutations; a volume is predicted by one window of N slices around every slice. SAM's own parts that both
-share (patch embedding, MLP, two-way transformer, prompt encoder) come from the segment-anything package.
+What it does and `masam_auto.network` does not: a (tokens x tokens) bias of relative positions is stored and added to
+the scores; FacT's increments V S U x are computed from the tokens in evaluation too; the adapters' convolution is a 3D
+one between two permutations; a volume is predicted by one window of N slices around every slice. SAM's own parts that
+both share (patch embedding, MLP, two-way transformer, prompt encoder) come from the segment-anything package.
 
 Source: Chen et al., MA-SAM, Medical Image Analysis 98 (2024) 103310; Kirillov et al., Segment Anything, ICCV 2023.
 """

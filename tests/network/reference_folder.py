@@ -1,4 +1,5 @@
-"""Folders of reference numbers (shared/reference/README.md): reading one, its network, and making one of other sizes."""
+"""Folders of reference numbers (shared/reference/README.md): reading one, its network, and making one of other
+sizes."""
 
 import dataclasses
 import functools

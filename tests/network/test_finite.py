@@ -33,14 +33,38 @@ def spoil(parameter: torch.Tensor) -> None:
 @pytest.mark.parametrize(
     ("place", "layer", "says"),
     [
-        ("image_encoder.patch_embed.proj.weight", r"image_encoder\.patch_embed\.proj \(Conv2d\)", "its parameter weight"),
-        ("image_encoder.pos_embed", r"image_encoder \(SliceEncoder\), what it gives to blocks\.0", "its parameter pos_embed"),
-        ("image_encoder.blocks.1.mlp.lin2.bias", r"image_encoder\.blocks\.1\.mlp\.lin2 \(Linear\)", "its parameter bias"),
-        ("image_encoder.blocks.2.attn.rel_pos_h", r"image_encoder\.blocks\.2\.attn \(Attention\)", "its parameter rel_pos_h"),
-        ("image_encoder.blocks.0.adapter_after.up.weight", r"blocks\.0\.adapter_after\.up \(Linear\)", "its parameter weight"),
-        ("mask_decoder.transformer.layers.1.mlp.lin1.weight", r"layers\.1\.mlp\.lin1 \(Linear\)", "its parameter weight"),
+        (
+            "image_encoder.patch_embed.proj.weight",
+            r"image_encoder\.patch_embed\.proj \(Conv2d\)",
+            "its parameter weight",
+        ),
+        (
+            "image_encoder.pos_embed",
+            r"image_encoder \(SliceEncoder\), what it gives to blocks\.0",
+            "its parameter pos_embed",
+        ),
+        (
+            "image_encoder.blocks.1.mlp.lin2.bias",
+            r"image_encoder\.blocks\.1\.mlp\.lin2 \(Linear\)",
+            "its parameter bias",
+        ),
+        (
+            "image_encoder.blocks.2.attn.rel_pos_h",
+            r"image_encoder\.blocks\.2\.attn \(Attention\)",
+            "its parameter rel_pos_h",
+        ),
+        (
+            "image_encoder.blocks.0.adapter_after.up.weight",
+            r"blocks\.0\.adapter_after\.up \(Linear\)",
+            "its parameter weight",
+        ),
+        (
+            "mask_decoder.transformer.layers.1.mlp.lin1.weight",
+            r"layers\.1\.mlp\.lin1 \(Linear\)",
+            "its parameter weight",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_layer_of_a_spoilt_parameter_is_named(training, place, layer, says):
     network = make_network(randomised=True).train(training)
     call = lambda: network(WINDOWS)  # noqa: E731
@@ -67,7 +91,8 @@ def test_the_input_is_blamed_first_and_missing_boxes_never():
     spoilt[0, 1, 0, 5, 7] = float("inf")
     found = find_nonfinite(network, lambda: network(spoilt))
     assert found == (
-        "the network's input: 1 of 12288 values are not finite, the first at [0, 1, 0, 5, 7] of 1 x 2 x 1 x 96 x 64 float32"
+        "the network's input: 1 of 12288 values are not finite, the first at [0, 1, 0, 5, 7] of 1 x 2 x 1 x 96 x 64 "
+        "float32"
     )
     boxes = torch.tensor([[[4.0, 6.0, 40.0, 50.0], [float("nan")] * 4]])
     assert find_nonfinite(network, lambda: network(WINDOWS, boxes)) is None

@@ -246,7 +246,8 @@ def test_large_logits_stay_finite_in_half_precision() -> None:
 
 
 class InBox(Stand):
-    """K = 2 logits: 1 and -1 within the box, -1 and 1 outside, plus a little of the first channel; remembers the boxes."""
+    """K = 2 logits: 1 and -1 within the box, -1 and 1 outside, plus a little of the first channel; remembers the
+    boxes."""
 
     def forward(self, windows: torch.Tensor, boxes: torch.Tensor | None = None) -> torch.Tensor:
         assert boxes is not None and boxes.shape == (*windows.shape[:2], 4)
@@ -346,9 +347,14 @@ def test_autocast_is_entered_for_the_network_alone(window: int, monkeypatch: pyt
 
     for precision in ("bf16", "float32"):
         slices = predict_slices(
-            [Seeing()], random_image(1, 7, 16, 16), configuration(window=window), InferencePlan(max_slices=5),
-            num_outputs=2, device=CPU, precision=precision,
-        )  # fmt: skip
+            [Seeing()],
+            random_image(1, 7, 16, 16),
+            configuration(window=window),
+            InferencePlan(max_slices=5),
+            num_outputs=2,
+            device=CPU,
+            precision=precision,
+        )
         for _ in slices:
             assert not torch.is_autocast_enabled("cpu")
         assert set(inside) == {precision == "bf16"}

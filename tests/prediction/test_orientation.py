@@ -308,7 +308,8 @@ def test_a_mixed_training_set_is_brought_to_its_most_frequent_axes(
     caplog: pytest.LogCaptureFixture,
     labels_too: bool,
 ) -> None:
-    """What follows is what would be if all had been stored so; also where label files are stored otherwise than images."""
+    """What follows is what would be if all had been stored so; also where label files are stored otherwise than
+    images."""
     options: dict[str, Any] = {"cases": 5, "channels": 2, "shape": (5, 14, 11)}
     raw_dataset(number=1, **options)
     mixed = raw_dataset(number=2, **options)
@@ -547,7 +548,8 @@ def test_postprocessing(raw: Path, tmp_path: Path, rule: Literal["keep_largest",
 def test_slices_between_the_bodys_planes_stay_slices(
     raw_dataset: Callable[..., Path], paths: Paths, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As short-axis views of hearts, which lean differently from patient to patient: some lie nearer to another plane."""
+    """As short-axis views of hearts, which lean differently from patient to patient: some lie nearer to another
+    plane."""
     raw = raw_dataset(cases=3, shape=(5, 14, 11), spacing=(8.0, 1.0, 1.0), oblique=False)
     for number, degrees in enumerate((40, 44, 50)):
         c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))

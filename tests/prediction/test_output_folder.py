@@ -77,7 +77,8 @@ def other_data_set(predictor: Predictor) -> Predictor:
     [
         (
             other_configuration,
-            r"another model's predictions \(Dataset001_Toy, plan masam, configuration axis0, says its plan\.json\)\. Choose another folder",
+            r"another model's predictions \(Dataset001_Toy, plan masam, configuration axis0, says its plan\.json\)\. "
+            r"Choose another folder",
         ),
         (other_data_set, r"dataset\.json of another data set\. Choose another folder, or give `overwrite`"),
     ],

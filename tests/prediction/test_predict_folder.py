@@ -186,7 +186,8 @@ def test_parts_are_disjoint_and_complete_and_look_at_their_own_files_only(raw_da
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, name: str, failures: dict[str, list[Exception]]) -> list[str]:
-    """Let a step of the pipeline raise the errors of a case, one at each call; gives the cases in order of the calls."""
+    """Let a step of the pipeline raise the errors of a case, one at each call; gives the cases in order of the
+    calls."""
     step, calls = getattr(stage, name), []
 
     def disturbed(*arguments: Any, **options: Any) -> Any:

@@ -77,7 +77,8 @@ def test_all_bad_cases_are_reported_together_and_the_same_from_workers(
         f"{FIRST}: the compressed data is truncated or damaged",
         "imagesTr/case_001_0000.nii.gz: 2 of 1568 voxels are not finite (NaN or infinite). Replace them",
         "labelsTr/case_002.nii.gz: has labels 7, but dataset.json declares 0, 1, 2. Declare them",
-        "labelsTr/case_004.nii.gz: does not lie on the grid of case_004_0000.nii.gz: shape (6, 15, 14) against (6, 16, 14)",
+        "labelsTr/case_004.nii.gz: does not lie on the grid of case_004_0000.nii.gz: shape (6, 15, 14) against (6, 16, "
+        "14)",
     )
     assert len(problems) == len(expected)
     for problem, start in zip(problems, expected, strict=True):

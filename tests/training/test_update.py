@@ -73,7 +73,8 @@ def infinite_gradient(logits: torch.Tensor) -> torch.Tensor:
 def test_a_loss_that_is_not_finite_ends_the_training_and_saves_nothing_of_it(train, tmp_path):
     with pytest.raises(
         ModelError,
-        match=r"^the loss is nan at step 2; every layer's output is finite, the loss itself overflows\. The last saved epoch",
+        match=r"^the loss is nan at step 2; every layer's output is finite, the loss itself overflows\. The last saved "
+        "epoch",
     ):
         train(change=lambda logits: logits * float("nan"), steps=range(2, 3))
     (folder,) = tmp_path.rglob("fold_0")
