@@ -237,10 +237,8 @@ def _read_plan(paths: Paths, name: str, parsed: argparse.Namespace, device: "tor
     plan = override(plan, changes)
     if parsed.val or parsed.c:
         return plan
-    from masam_auto.training.plan_names import check_names
     from masam_auto.training.training_job import plan_for_budget
 
-    check_names(plan)
     chosen = plan.configuration(parsed.configuration).name
     fold_folder = paths.model_folder(name, plan.name, chosen) / f"fold_{parsed.fold}"
     return plan_for_budget(plan, chosen, parsed.budget, fold_folder, device)

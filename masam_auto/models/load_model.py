@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from masam_auto.core.dataset import DatasetDescription
 from masam_auto.core.errors import ModelError
 from masam_auto.core.plan import Configuration, Plan
+from masam_auto.imaging.normalize import find_normalizer
 from masam_auto.models.checkpoint import ModelHeader, header_differences, plan_digest, read_model
 from masam_auto.models.sam_files import SamWeights
 from masam_auto.models.sam_weights import sam_of_model
@@ -68,7 +69,7 @@ def load_member(
 
     Raises:
         ModelError: a checkpoint is missing, damaged, or of another plan; its SAM file is missing or has changed.
-        PlanError: the plan has no such configuration.
+        PlanError: the plan has no such configuration, or names what no plug-in here adds.
     """
     networks, headers = [], []
     frozen: dict[SamWeights | None, Mapping[str, Tensor]] = {None: {}}
@@ -86,7 +87,10 @@ def load_member(
         }
         network.load_state_dict({**frozen[sam], **learned}, assign=True)  # shared, not copied
         networks.append(network.eval())
-    return Member(networks=tuple(networks), plan=plan, configuration=common_configuration(headers, plan))
+    configuration = common_configuration(headers, plan)
+    for channel in configuration.normalization:
+        find_normalizer(channel.scheme)  # now, and not for each image
+    return Member(networks=tuple(networks), plan=plan, configuration=configuration)
 
 
 def common_configuration(headers: Sequence[ModelHeader], plan: Plan) -> Configuration:

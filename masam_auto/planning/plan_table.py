@@ -35,7 +35,12 @@ def _lookup(plan: Plan, key: str) -> Any:
     section, *fields = key.split(".")
     value: Any = plan.configurations[section] if section in plan.configurations else getattr(plan, section, None)
     for field in fields:
-        value = getattr(value, field, None)
+        if isinstance(value, dict):
+            value = value.get(field)
+        elif isinstance(value, tuple):
+            value = value[int(field)]
+        else:
+            value = getattr(value, field, None)
     return value
 
 

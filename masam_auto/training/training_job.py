@@ -30,7 +30,8 @@ from masam_auto.preprocessing.preprocess import check_preprocessed
 from masam_auto.training.batches import BatchLoader, make_batch
 from masam_auto.training.box_augmentation import box_draws
 from masam_auto.training.fold_folder import Folds, few_shot_folds, fold_cases, other_folds, splits_of
-from masam_auto.training.loss import choose_loss
+from masam_auto.training.loss import choose_loss, here
+from masam_auto.training.plan_names import check_names
 from masam_auto.training.sampling import CaseStore, Sampling, find_case_files, find_holders
 from masam_auto.training.schedule import rate_share
 
@@ -187,13 +188,14 @@ def prepare_job(
 def try_out(job: Job) -> None:
     """Schedule, loss and one window, as the first step will ask for them. Raises PlanError for unknown names."""
     training, labels = job.plan.training, job.description.labels
+    check_names(job.plan)
     share_of(job.world, job.configuration)
     rate_share(training, 1.0)
     loss = choose_loss(training.loss)
     store = CaseStore(cases=job.training.cases, memory=0)
     target = torch.from_numpy(make_batch(store, job.training, 0, 0, 1)["target"])
     batch, window, height, width = target.shape
-    loss(torch.zeros(batch, window, labels.num_outputs, height, width), target, labels, training.loss_weights)
+    loss(torch.zeros(batch, window, labels.num_outputs, height, width), target, labels, training.loss_weights, here)
 
 
 def header_of(job: Job, sam: SamWeights | None, resumed: Checkpoint | None) -> ModelHeader:

@@ -96,3 +96,17 @@ def test_a_plan_that_has_changed_is_told(tmp_path: Path, caplog: pytest.LogCaptu
         load([place], plan)
     with pytest.raises(PlanError, match="other"):
         load(write_folds(tmp_path, two_configurations(), ("other",)), plan)
+
+
+@pytest.mark.parametrize("field", ["normalization.scheme", "network.encoder", "network.decoder", "network.increment"])
+def test_a_model_that_needs_a_plugin_says_so_when_it_is_loaded(tmp_path: Path, field: str) -> None:
+    plan = tiny.make_plan()
+    section, _, name = field.partition(".")
+    if section == "network":
+        theirs = replace(plan, network=replace(plan.network, **{name: "theirs"}))
+    else:
+        scheme = replace(plan.configuration(None).normalization[0], scheme="theirs")
+        theirs = replace(plan, configurations={"axis0": tiny.make_configuration(normalization=(scheme,))})
+    places = write_folds(tmp_path, plan, ("axis0",), network=theirs.network)
+    with pytest.raises(PlanError, match=rf"{field} 'theirs' is unknown; known: .*plug-in"):
+        load(places, theirs)
