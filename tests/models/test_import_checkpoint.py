@@ -311,7 +311,7 @@ def test_intensities_are_the_references(channel: str, options: dict[str, Any], e
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scheme": "magic"}, "unknown normalisation 'magic'; known: ct, zscore"),
+        ({"scheme": "magic"}, "normalization.scheme 'magic' is unknown; known: ct, zscore"),
         ({"intensity": (250.0, -200.0)}, "--intensity 250 -200: the lowest intensity must be below the highest"),
         ({"scheme": "zscore", "intensity": (0.0, 9.0)}, "--intensity has no use with --normalization zscore"),
     ],
