@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from masam_auto.core.atomic import write_bytes
-from masam_auto.core.dataset import Dataset
+from masam_auto.core.dataset import Case, Dataset
 from masam_auto.core.errors import PlanError, first_few
 from masam_auto.core.jsonio import read_plain, write_json
 from masam_auto.core.patients import divided_patients, patients_of
@@ -54,24 +54,23 @@ def write_companions(dataset: Dataset, folder: Path, *, nnunet_preprocessed: Pat
         if (number := len(set(patients.values()))) not in (1, len(identifiers)):
             logger.info(
                 "folds: %d cases are of %d patients (%s), whose cases stay on one side of each fold",
-                len(identifiers),
-                number,
-                _said(patients),
-            )
-    if divided := divided_patients(read_splits(path, dataset.cases), patients):
+                len(identifiers), number, _said(patients),
+            )  # fmt: skip
+    _warn_of_folds(path, dataset.cases, patients)
+
+
+def _warn_of_folds(path: Path, cases: Sequence[Case], patients: Mapping[str, str]) -> None:
+    """Say where folds put a patient on both sides, and which cases stand in none."""
+    splits, identifiers = read_splits(path, cases), [case.identifier for case in cases]
+    if divided := divided_patients(splits, patients):
         patient, (trained, validated) = next(iter(divided.items()))
         logger.warning(
             "warning: the folds of %s put %d of %d patients on both sides (%s: %s is trained on, %s is validated), so "
             "that their "
             "Dice is too good. Remove the file to make folds by patient.",
-            path,
-            len(divided),
-            len(set(patients.values())),
-            patient,
-            trained,
-            validated,
-        )
-    known = {name for split in read_splits(path, dataset.cases) for name in (*split.train, *split.val)}
+            path, len(divided), len(set(patients.values())), patient, trained, validated,
+        )  # fmt: skip
+    known = {name for split in splits for name in (*split.train, *split.val)}
     if new := [name for name in identifiers if name not in known]:
         logger.warning(
             "%s of %s cases stand in no fold of %s (%s): left out of the folds, or added after they were made. They "
