@@ -177,6 +177,7 @@ class Predictor:
         if boxes:
             self.check_takes_boxes()
         image, grid = check_image(self.members, self.description, image, geometry, identifier=identifier)
+        notes = turning_notes(self.members, grid) if isinstance(geometry, Geometry) else ()
         placed = place_boxes(boxes, grid, identifier=identifier) if boxes else ()
         known: dict[tuple[str, str | None], PreprocessedCase] = {}
         cases = []
@@ -189,7 +190,7 @@ class Predictor:
             images=tuple(case.image for case in cases),
             properties=tuple(case.properties for case in cases),
             boxes=placed,
-            notes=turning_notes(self.members, geometry) if isinstance(geometry, Geometry) else (),
+            notes=notes,
         )
 
     def segment(self, prepared: PreparedCase, *, probabilities: np.ndarray | None = None) -> np.ndarray:

@@ -4,6 +4,7 @@ import dataclasses
 import weakref
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ import torch
 from masam_auto.core.geometry import CaseProperties, Geometry
 from masam_auto.core.labels import Labels, parse_labels
 from masam_auto.core.plan import Configuration, NormalizationPlan
+from masam_auto.formats.probability_files import read_probabilities
 from masam_auto.imaging.resample import nearest_index, resample_image
 from masam_auto.prediction import restore
-from masam_auto.prediction.restore import MemberLogits, empty_probabilities, restore_case
+from masam_auto.prediction.restore import MemberLogits, empty_probabilities, new_case_probabilities, restore_case
 
 CLASSES = parse_labels({"background": 0, "organ": 1, "lesion": 2}, None)
 REGIONS = parse_labels({"background": 0, "whole": [1, 2], "core": 2, "rim": 1}, [1, 2, 1])
@@ -145,3 +147,21 @@ def test_an_ensemble_of_one_model_with_itself_is_that_model() -> None:
     alone = restore_case([make_member((0, 1, 2), (8, 9, 6))[0]], CLASSES)
     twice = restore_case([make_member((0, 1, 2), (8, 9, 6))[0] for _ in range(2)], CLASSES)
     assert (alone == twice).mean() > 0.995  # probabilities near 1 round to the same number
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"), [(CLASSES, ("background", "organ", "lesion")), (REGIONS, ("whole", "core", "rim"))]
+)
+def test_a_file_holds_what_memory_holds(labels: Labels, names: tuple[str, ...], tmp_path: Path) -> None:
+    member, _ = make_member((2, 0, 1), (8, 9, 6))
+    kept = empty_probabilities(member.properties, labels)
+    segmentation = restore_case([member], labels, probabilities=kept.values)
+    again, _ = make_member((2, 0, 1), (8, 9, 6))
+    with new_case_probabilities(tmp_path / "a.npz", again.properties, labels) as values:
+        np.testing.assert_array_equal(restore_case([again], labels, probabilities=values), segmentation)
+    found = read_probabilities(tmp_path / "a.npz")
+    np.testing.assert_array_equal(found.values, kept.values)
+    assert (found.outputs, found.has_regions) == (kept.outputs, kept.has_regions) == (names, labels is REGIONS)
+    assert found.crop == kept.crop == CROP
+    assert found.geometry == kept.geometry == member.properties.geometry
+    assert found.values.std() > 0.1
