@@ -70,6 +70,12 @@ def write_synthetic_dataset(
 
     Raises:
         OutputError: the folder is not writable or the disk is full.
+
+    Example:
+        >>> from dataset_conversion.synthetic import write_synthetic_dataset
+        >>> folder = write_synthetic_dataset(Path("made_up"), cases=1, test_cases=0)
+        >>> folder.name, sorted(path.name for path in folder.iterdir())
+        ('Dataset999_Demo', ['dataset.json', 'imagesTr', 'labelsTr'])
     """
     folder = Path(raw_folder) / f"Dataset{number:03d}_{name}"
     for split, count in (("Tr", cases), ("Ts", test_cases)):

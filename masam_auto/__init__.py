@@ -1,6 +1,9 @@
 """masam_auto: self-configuring medical image segmentation with MA-SAM.
 
 The names below are imported when they are first asked for, so that importing the package takes no time.
+
+Examples in docstrings use the names of documentation/python.md (`paths`, `dataset`, `fingerprint`, `plan`,
+`configuration`, `folder`, `predictor`, `predictions`), and `np`, `torch` and `Path`.
 """
 
 import importlib

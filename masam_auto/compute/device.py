@@ -14,6 +14,11 @@ def choose_device(name: str | None = None) -> torch.device:
 
     Raises:
         MasamError: the name is unknown or the machine has no such device.
+
+    Example:
+        >>> from masam_auto import choose_device
+        >>> choose_device("cpu")
+        device(type='cpu')
     """
     if name is None:
         if torch.cuda.is_available():

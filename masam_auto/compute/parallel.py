@@ -76,6 +76,11 @@ def map_cases(
         MemoryError: an item needed more memory than there is; the message names it, the cause holds the traceback.
         RuntimeError: an item failed with a bug (name and worker's traceback inside) or a worker died, most often
             for want of memory.
+
+    Example:
+        >>> from masam_auto.compute.parallel import map_cases
+        >>> map_cases(abs, [-1, 2, -3], names=["a", "b", "c"], what="counting", workers=0)
+        [1, 2, 3]
     """
     results: dict[int, Result] = {}
     problems: dict[int, str] = {}

@@ -53,6 +53,13 @@ def parse_budget(text: str | None, training: TrainingPlan) -> Budget:
 
     Raises:
         PlanError: not one of the known forms.
+
+    Example:
+        >>> from masam_auto.core.budget import parse_budget
+        >>> parse_budget("2h", plan.training)  # seconds
+        Budget(kind='wall', amount=7200.0)
+        >>> parse_budget(None, plan.training)  # the plan's epochs, as steps
+        Budget(kind='steps', amount=2)
     """
     text = training.budget or None if text is None else text
     if text is None:

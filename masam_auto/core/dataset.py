@@ -89,6 +89,14 @@ def open_dataset(paths: Paths, identifier: str) -> Dataset:
     Raises:
         DatasetError: not found, or dataset.json or the folder is not in the raw format. Problems inside single
             cases are left to `preprocessing.verify`, which reports them together.
+
+    Example:
+        >>> from masam_auto import open_dataset
+        >>> dataset = open_dataset(paths, "1")
+        >>> dataset.name, [case.identifier for case in dataset.cases]
+        ('Dataset001_Toy', ['case_000', 'case_001', 'case_002'])
+        >>> dataset.description.channel_names, list(dataset.description.labels.foreground)
+        (('CT',), ['organ1', 'organ2'])
     """
     folder = find_raw_folder(paths, identifier)
     description = read_description(folder / "dataset.json", name=folder.name)

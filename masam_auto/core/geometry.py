@@ -29,6 +29,14 @@ class Geometry:
     axes. The columns need not be orthogonal: sheared NIfTI files keep their shear. `dimensions` is 2 for a plain
     picture (then shape is (1, Y, X)), else 3. `oriented`: whether the file says where its axes point; pictures, videos
     and NIfTI files without forms do not, and their `direction` means nothing.
+
+    Example:
+        >>> from masam_auto.core.geometry import Geometry
+        >>> geometry = Geometry(shape=(20, 512, 512), spacing=(5.0, 0.7, 0.7))
+        >>> geometry.axes, geometry.slice_axis  # where x, y and z point; the array's axis across slices
+        ('LPS', 0)
+        >>> round(geometry.voxel_volume, 2)
+        2.45
     """
 
     shape: Shape

@@ -28,6 +28,12 @@ def write_json(path: Path, value: Any) -> None:
     """Write a dataclass, or plain data, as indented JSON, atomically.
 
     Not-a-number is written as `NaN`, as Python's json module and nnU-Net do.
+
+    Example:
+        >>> from masam_auto.core.jsonio import write_json
+        >>> write_json(Path("plan.json"), plan)
+        >>> Path("plan.json").read_text().splitlines()[:3]
+        ['{', '  "version": 1,', '  "name": "masam",']
     """
     text = json.dumps(to_plain(value), indent=2, ensure_ascii=False)
     write_bytes(path, (text + "\n").encode())
@@ -103,6 +109,13 @@ def read_json(path: Path, kind: type[T], *, what: str) -> T:
     Raises:
         PlanError: missing, not JSON, of a newer version, unknown or missing fields, or values that the
             dataclass refuses.
+
+    Example:
+        >>> from masam_auto.core.jsonio import read_json
+        >>> from masam_auto.core.plan import Plan
+        >>> plan = read_json(paths.model_folder(dataset.name, "masam", "axis0") / "plan.json", Plan, what="plan")
+        >>> plan.dataset_name, plan.configuration(None).name
+        ('Dataset001_Toy', 'axis0')
     """
     plain = read_plain(path, what=what)
     known = _known_version(kind)

@@ -16,7 +16,14 @@ MISNAMED = re.compile(r"(dataset|task)_?\d", re.IGNORECASE)
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Paths:
     """Root folders of raw data, preprocessed data, results and SAM weights; nnU-Net's preprocessed data, for its
-    folds."""
+    folds.
+
+    Example:
+        >>> from masam_auto import Paths
+        >>> paths = Paths.below("masam_data")  # masam_data/raw, masam_data/preprocessed, ...
+        >>> paths.model_folder("Dataset001_Toy", "masam", "axis0").relative_to(paths.results).as_posix()
+        'Dataset001_Toy/masam__axis0'
+    """
 
     raw: Path
     preprocessed: Path

@@ -36,6 +36,11 @@ def make_splits(
         seed: of the shuffling.
 
     Source: scikit-learn's KFold(5, shuffle=True, random_state=12345), as nnU-Net uses it; the same folds come out.
+
+    Example:
+        >>> from masam_auto.core.splits import make_splits
+        >>> make_splits(["a", "b", "c", "d"], folds=2)
+        (Split(train=('b', 'c'), val=('a', 'd')), Split(train=('a', 'd'), val=('b', 'c')))
     """
     names = sorted(identifiers)
     if len(names) == 1:
@@ -82,6 +87,12 @@ def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
 
     Raises:
         PlanError: not in that form, an unknown case, a case twice or on both sides, or a video that is divided.
+
+    Example:
+        >>> from masam_auto.core.splits import read_splits
+        >>> splits = read_splits(paths.preprocessed / dataset.name / "splits.json", dataset.cases)
+        >>> len(splits), splits[0].val
+        (3, ('case_000',))
     """
     return parse_splits(read_plain(path, what="splits file"), cases, where=path)
 

@@ -117,7 +117,17 @@ def nearest_axes(
 
 
 def turn_between(axes: str, target: str) -> Turn:
-    """The turn of arrays (Z, Y, X) from some axes to others, by their codes."""
+    """The turn of arrays (Z, Y, X) from some axes to others, by their codes.
+
+    Example:
+        >>> from masam_auto.core.turning import turn_between
+        >>> turn = turn_between("RAS", "LPS")
+        >>> turn
+        Turn(order=(0, 1, 2), reversed_axes=(1, 2))
+        >>> turn.array(np.array([[[1, 2], [3, 4]]]))  # (Z, Y, X)
+        array([[[4, 3],
+                [2, 1]]])
+    """
     own, wanted = ([world_axis(letter) for letter in reversed(code)] for code in (axes, target))
     z, y, x = (own.index(axis) for axis in wanted)
     pairs = zip((z, y, x), reversed(target), strict=True)

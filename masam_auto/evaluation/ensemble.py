@@ -63,6 +63,13 @@ def average_files(files: Sequence[Path], labels: Labels, *, saved: Path | None =
     Raises:
         ImageError: a file is missing or damaged, of another image, or of other classes.
         OutputError: no space.
+
+    Example:
+        >>> from masam_auto.evaluation.ensemble import average_files
+        >>> files = [Path("predictions/case_000.npz"), Path("predictions_2/case_000.npz")]
+        >>> labels, geometry = average_files(files, dataset.description.labels)
+        >>> labels.shape == geometry.shape, labels.shape  # (Z, Y, X)
+        (True, (5, 16, 14))
     """
     with contextlib.ExitStack() as stack:
         members = _turned_alike([stack.enter_context(open_probabilities(file)) for file in files])
@@ -110,6 +117,12 @@ def ensemble_folders(
         ModelError: the folders are of models with different labels.
         OutputError: files are there and `overwrite` is not given, the folder is one of the sources, or nothing can be
             written.
+
+    Example:
+        >>> from masam_auto.evaluation.ensemble import ensemble_folders
+        >>> outcome = ensemble_folders([Path("predictions"), Path("predictions_2")], Path("ensemble"), workers=0)
+        >>> outcome.predicted, outcome.problems
+        (('case_000', 'case_001', 'case_002'), ())
     """
     identifiers = _common_cases(sources)
     description = _common_description(sources)

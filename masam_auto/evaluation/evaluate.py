@@ -89,6 +89,15 @@ def evaluate_folder(
             `evaluate_files`.
         CaseErrors: files that cannot be read, or that lie on different grids.
         OutputError: the summary cannot be written.
+
+    Example:
+        >>> from masam_auto import evaluate
+        >>> labels = dataset.description.labels
+        >>> summary = evaluate(predictions, dataset.folder / "labelsTr", labels, ".nii.gz")
+        >>> sorted(summary["mean"]), len(summary["metric_per_case"])
+        (['1', '2'], 3)
+        >>> sorted(summary["foreground_mean"])[:5]
+        ['ASSD_mm', 'ASSD_voxels', 'Dice', 'FN', 'FP']
     """
     pairs = _find_pairs(prediction_folder, reference_folder, file_ending)
     output = prediction_folder / SUMMARY_NAME
@@ -196,6 +205,15 @@ def evaluate_arrays(
 
     Returns:
         Summary key -> metric -> value.
+
+    Example:
+        >>> from masam_auto.core.labels import parse_labels
+        >>> from masam_auto.evaluation.evaluate import evaluate_arrays
+        >>> truth = np.array([[[0, 0, 1, 1]]], np.int16)  # (Z, Y, X)
+        >>> labels = parse_labels({"background": 0, "organ": 1}, None)
+        >>> scores = evaluate_arrays(truth, truth, labels, spacing=(3.0, 1.0, 1.0))
+        >>> scores["1"]["Dice"]  # by label value
+        1.0
     """
     scoring = scoring or Scoring()
     valid = None if labels.ignore is None else reference != labels.ignore

@@ -83,6 +83,12 @@ def find_best_configuration(
         CaseErrors: files that cannot be read.
         DatasetError: the raw data set is gone.
         OutputError: the results cannot be written, or another process selects.
+
+    Example:
+        >>> from masam_auto.evaluation.find_best_configuration import find_best_configuration
+        >>> best = find_best_configuration(paths, dataset.name, folds=[0], workers=0)
+        >>> best.name, best.cases, [candidate.members for candidate in best.candidates]
+        ('masam__axis0', 1, [('masam__axis0',)])
     """
     dataset = open_raw_data(paths, dataset_name)
     models, notes = gather(paths, dataset, configurations=configurations, plan_names=plan_names, folds=folds)

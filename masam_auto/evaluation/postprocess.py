@@ -87,6 +87,13 @@ def determine_postprocessing(
         CaseErrors: files that cannot be read, or whose shapes differ.
 
     Source: nnU-Net's rule for the largest component; the volumes are ours.
+
+    Example:
+        >>> from masam_auto.evaluation.postprocess import determine_postprocessing
+        >>> truth = dataset.folder / "labelsTr" / "case_000.nii.gz"
+        >>> found = determine_postprocessing([(truth, truth)], dataset.description.labels, workers=0)
+        >>> found.postprocessing.steps, found.before  # nothing to do; Dice of each class
+        ((), array([1., 1.]))
     """
     count = workers_for([truth for _, truth in pairs], bytes_per_voxel=BYTES_PER_VOXEL, asked=workers)
     everything = tuple(value for value in labels.declared if value > 0)
@@ -122,6 +129,14 @@ def postprocess_folder(
     Raises:
         DatasetError: the folder is missing, holds no label files, or its dataset.json has other classes.
         OutputError: files are there and `overwrite` is not given, both folders are one, or nothing can be written.
+
+    Example:
+        >>> from masam_auto.core.postprocessing import Postprocessing, PostprocessingStep
+        >>> from masam_auto.evaluation.postprocess import postprocess_folder
+        >>> largest = PostprocessingStep(target="organ1", values=(1,), rule="keep_largest")
+        >>> outcome = postprocess_folder(predictions, Path("cleaned"), Postprocessing(steps=(largest,)), workers=0)
+        >>> outcome.predicted, outcome.problems
+        (('case_000.nii.gz', 'case_001.nii.gz', 'case_002.nii.gz'), ())
     """
     if not source.is_dir():
         raise DatasetError(f"folder not found: {source}")

@@ -51,6 +51,12 @@ class ValidationOptions:
     `save_probabilities`: also write ID.npz for each case (`formats.probability_files`). `mirror`: whether to average
     over the flips that the plan allows; None as this checkpoint was validated before, else as planned, unless it was
     trained with a budget of time, where their cost decides (`evaluation.validation_mirroring`).
+
+    Example:
+        >>> from masam_auto import ValidationOptions, choose_device
+        >>> how = ValidationOptions(device=choose_device("cpu"), checkpoint="latest")
+        >>> how.checkpoint, how.mirror  # None: as planned
+        ('latest', None)
     """
 
     device: torch.device
@@ -111,6 +117,13 @@ def validate_fold(
         PlanError: the preprocessed data are of another plan or incomplete, or the fold does not exist.
         DatasetError: the raw data set, or a case of it, is gone.
         OutputError: another process trains or validates the fold.
+
+    Example:
+        >>> from masam_auto import ValidationOptions, choose_device, validate
+        >>> how = ValidationOptions(device=choose_device("cpu"), workers=0)
+        >>> summary = validate(paths, dataset.name, plan, configuration, 0, how)
+        >>> sorted(summary["mean"]), 0 <= summary["foreground_mean"]["Dice"] <= 1  # by label value
+        (['1', '2'], True)
     """
     validation = _open_validation(paths, dataset_name, plan, configuration, fold, options)
     output = validation.output

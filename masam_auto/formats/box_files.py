@@ -34,6 +34,13 @@ def read_boxes(path: Path, identifiers: Sequence[str]) -> Boxes:
 
     Raises:
         DatasetError: no such file, damaged JSON, an unknown case, or a box that makes no sense; one line.
+
+    Example:
+        >>> from masam_auto.core.jsonio import write_json
+        >>> from masam_auto.formats.box_files import read_boxes
+        >>> write_json(Path("boxes.json"), {"case_000": {"unit": "voxel", "min": [1, 2, 3], "max": [4, 9, 8]}})
+        >>> read_boxes(Path("boxes.json"), ["case_000", "case_001"])
+        {'case_000': (VoxelBox(box=((1, 4), (2, 9), (3, 8))),)}
     """
     if path.is_dir():
         files = sorted(file for file in path.glob(f"*{MARKUP_ENDING}") if not file.name.startswith("."))

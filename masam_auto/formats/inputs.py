@@ -51,6 +51,12 @@ def find_inputs(source: Path, description: DatasetDescription) -> tuple[Case, ..
 
     Raises:
         DatasetError: nothing there, no images, names that make no sense together, or an optional library is missing.
+
+    Example:
+        >>> from masam_auto.formats.inputs import find_inputs
+        >>> cases = find_inputs(dataset.folder / "imagesTr", dataset.description)
+        >>> [(case.identifier, case.images[0][0].name) for case in cases][:2]
+        [('case_000', 'case_000_0000.nii.gz'), ('case_001', 'case_001_0000.nii.gz')]
     """
     if not source.exists():
         raise DatasetError(f"input not found: {source}")

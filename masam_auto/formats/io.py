@@ -96,6 +96,14 @@ def read_image(path: Path, *, channels: int = 1) -> tuple[np.ndarray, Geometry]:
 
     Raises:
         ImageError: missing, unreadable, truncated, unknown ending, complex voxels, or 4D.
+
+    Example:
+        >>> from masam_auto.formats.io import read_image
+        >>> image, geometry = read_image(dataset.folder / "imagesTr" / "case_000_0000.nii.gz")
+        >>> image.shape, image.dtype  # (C, Z, Y, X)
+        ((1, 5, 16, 14), dtype('float32'))
+        >>> geometry.shape, geometry.spacing  # (Z, Y, X); mm
+        ((5, 16, 14), (3.0, 1.0, 0.75))
     """
     raw = _guarded(path, find_reader(path).read)
     if channels == 1 and _is_grey_in_colour(raw):
@@ -114,6 +122,12 @@ def read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
 
     Raises:
         ImageError: as `read_image`; also for colours, JPEG, and values that are not whole numbers in int16.
+
+    Example:
+        >>> from masam_auto.formats.io import read_labels
+        >>> labels, geometry = read_labels(dataset.folder / "labelsTr" / "case_000.nii.gz")
+        >>> labels.shape, labels.dtype, np.unique(labels)  # (Z, Y, X)
+        ((5, 16, 14), dtype('int16'), array([0, 1, 2], dtype=int16))
     """
     reader = find_reader(path)
     if reader.read_labels is None:
@@ -155,6 +169,12 @@ def read_case(case: Case, description: DatasetDescription) -> tuple[np.ndarray, 
 
     Raises:
         ImageError: a file cannot be read, channels or frames do not lie on the same grid, or their number is wrong.
+
+    Example:
+        >>> from masam_auto.formats.io import read_case
+        >>> image, geometry = read_case(dataset.cases[1], dataset.description)
+        >>> image.shape  # (C, Z, Y, X)
+        (1, 6, 16, 14)
     """
     if case.series:
         return _read_series_channels(case, description)
@@ -257,6 +277,14 @@ def write_labels(path: Path, labels: np.ndarray, geometry: Geometry, *, like: Pa
     Raises:
         ImageError: unknown ending, or a format that cannot hold these labels.
         OutputError: the folder is not writable or the disk is full.
+
+    Example:
+        >>> from masam_auto.core.geometry import Geometry
+        >>> from masam_auto.formats.io import read_labels, write_labels
+        >>> geometry = Geometry(shape=(3, 4, 5), spacing=(2.0, 1.0, 1.0))  # (Z, Y, X)
+        >>> write_labels(Path("labels.nii.gz"), np.ones((3, 4, 5), np.int16), geometry)
+        >>> read_labels(Path("labels.nii.gz"))[1] == geometry
+        True
     """
     assert labels.shape == geometry.shape, f"labels {labels.shape} on a grid of {geometry.shape}"
     reader = find_reader(path)

@@ -83,6 +83,12 @@ def read_probabilities(path: Path) -> Probabilities:
 
     Raises:
         ImageError: it is missing, damaged or something else.
+
+    Example:
+        >>> from masam_auto.formats.probability_files import read_probabilities
+        >>> found = read_probabilities(predictions / "case_000.npz")
+        >>> found.outputs, found.values.shape, found.crop  # (K, z, y, x) of the box `crop` of the image
+        (('background', 'organ1', 'organ2'), (3, 5, 14, 12), ((0, 5), (1, 15), (1, 13)))
     """
     with _opened(path) as found:
         return _described(found["probabilities"], found, path)

@@ -150,6 +150,12 @@ def open_array(path: Path) -> StoredArray:
 
     Raises:
         ImageError: missing or damaged (a damaged slice is noticed when it is read).
+
+    Example:
+        >>> from masam_auto.formats.storage import open_array
+        >>> image = open_array(paths.configuration_folder(dataset.name, "axis0") / "case_000.b2nd")
+        >>> image.shape, image[:, 2:4].shape  # (C, Z, Y, X); only two slices are read
+        ((1, 5, 14, 12), (1, 2, 14, 12))
     """
     return StoredArray(path)
 

@@ -62,6 +62,12 @@ def canvas_map(size: tuple[int, int], canvas: tuple[int, int], magnification: fl
         size: (h, w) of the preprocessed slice.
         canvas: (H, W) of the network's input.
         magnification: canvas pixels per preprocessed pixel.
+
+    Example:
+        >>> from masam_auto.imaging.canvas import canvas_map
+        >>> tile = canvas_map((100, 80), (256, 256), 2.0)  # (rows, columns)
+        >>> tile.extent, tile.start  # the slice is 200 x 160 px on the canvas, with padding before it
+        ((200, 160), (-28, -48))
     """
     (rows, top), (columns, left) = (_fit_axis(size[axis], canvas[axis], magnification) for axis in (0, 1))
     return CanvasMap(size=size, canvas=canvas, magnification=magnification, extent=(rows, columns), start=(top, left))
@@ -73,6 +79,12 @@ def tiles_of(fitted: CanvasMap, overlap: float) -> tuple[CanvasMap, ...]:
     Args:
         fitted: from `canvas_map`.
         overlap: share of a tile's side that neighbours have in common, within [0, 1).
+
+    Example:
+        >>> from masam_auto.imaging.canvas import canvas_map, tiles_of
+        >>> tiles = tiles_of(canvas_map((300, 200), (256, 256), 1.0), 0.5)
+        >>> [tile.start for tile in tiles]  # (row, column)
+        [(0, -28), (44, -28)]
     """
     rows, columns = (_starts(fitted, axis, overlap) for axis in (0, 1))
     return tuple(fitted.shifted((row, column)) for row in rows for column in columns)
@@ -87,6 +99,12 @@ def place(window: torch.Tensor, tile: CanvasMap) -> torch.Tensor:
 
     Returns:
         (N, C, H, W); a view of `window` where it needs no padding.
+
+    Example:
+        >>> from masam_auto.imaging.canvas import canvas_map, place
+        >>> tile = canvas_map((100, 80), (256, 256), 2.0)
+        >>> place(torch.ones(5, 1, 100, 80), tile).shape  # (N, C, H, W)
+        torch.Size([5, 1, 256, 256])
     """
     if tile.magnification == 1:
         return crop_and_pad_nd(window, [[low, low + side] for low, side in zip(tile.start, tile.canvas, strict=True)])
@@ -127,6 +145,13 @@ def collect(logits: Iterable[torch.Tensor], tiles: Sequence[CanvasMap]) -> Itera
 
     Yields:
         (K, h, w) logits of each of the N slices; bilinear where the slices were magnified, else exact.
+
+    Example:
+        >>> from masam_auto.imaging.canvas import canvas_map, collect, tiles_of
+        >>> tiles = tiles_of(canvas_map((300, 200), (256, 256), 1.0), 0.5)
+        >>> logits = [torch.zeros(5, 3, 256, 256) for tile in tiles]  # (N, K, H, W) of each tile
+        >>> [part.shape for part in collect(logits, tiles)][0]  # (K, h, w) of each slice
+        torch.Size([3, 300, 200])
     """
     if len(tiles) == 1:
         (merged,), whole = logits, tiles[0]

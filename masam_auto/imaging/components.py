@@ -37,6 +37,14 @@ def apply_postprocessing(labels: np.ndarray, postprocessing: Postprocessing, *, 
 
     Returns:
         (Z, Y, X) of the same type; `labels` itself where there are no steps.
+
+    Example:
+        >>> from masam_auto.core.postprocessing import Postprocessing, PostprocessingStep
+        >>> from masam_auto.imaging.components import apply_postprocessing
+        >>> labels = np.array([[[1, 1, 0, 1]]], np.int16)  # (Z, Y, X)
+        >>> largest = PostprocessingStep(target="organ", values=(1,), rule="keep_largest")
+        >>> apply_postprocessing(labels, Postprocessing(steps=(largest,)), voxel_volume=1.0)
+        array([[[1, 1, 0, 0]]], dtype=int16)
     """
     if not postprocessing.steps:
         return labels

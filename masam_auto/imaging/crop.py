@@ -19,6 +19,13 @@ def nonzero_box(image: np.ndarray) -> Box:
 
     Returns:
         Half-open ranges along Z, Y and X; the whole image where every voxel is zero.
+
+    Example:
+        >>> from masam_auto.imaging.crop import nonzero_box
+        >>> image = np.zeros((1, 6, 8, 8))  # (C, Z, Y, X)
+        >>> image[:, 2:4, 1:5, 3:6] = 7
+        >>> nonzero_box(image)  # from, to along Z, Y, X
+        ((2, 4), (1, 5), (3, 6))
     """
     return bounding_box(_nonzero(image)) or whole_box(image.shape[1:])
 
@@ -53,7 +60,13 @@ def whole_box(shape: tuple[int, ...]) -> Box:
 
 
 def crop_to(array: np.ndarray, box: Box) -> np.ndarray:
-    """View of the last three axes of an array within a box."""
+    """View of the last three axes of an array within a box.
+
+    Example:
+        >>> from masam_auto.imaging.crop import crop_to
+        >>> crop_to(np.zeros((1, 6, 8, 8)), ((2, 4), (1, 5), (3, 6))).shape  # (C, Z, Y, X)
+        (1, 2, 4, 3)
+    """
     (z0, z1), (y0, y1), (x0, x1) = box
     return array[..., z0:z1, y0:y1, x0:x1]
 

@@ -51,6 +51,14 @@ def normalize(image: np.ndarray, plans: Sequence[NormalizationPlan]) -> np.ndarr
     Raises:
         ImageError: the number of channels differs from the plan's, or intensities do not fit the scheme.
         PlanError: unknown scheme.
+
+    Example:
+        >>> from masam_auto.core.plan import NormalizationPlan
+        >>> from masam_auto.imaging.normalize import normalize
+        >>> image = np.arange(24.0).reshape(1, 2, 3, 4)  # (C, Z, Y, X)
+        >>> scaled = normalize(image, [NormalizationPlan(scheme="zscore")])
+        >>> scaled.shape, scaled.dtype, round(float(scaled.std()), 3)
+        ((1, 2, 3, 4), dtype('float32'), 1.0)
     """
     if len(image) != len(plans):
         raise ImageError(f"image has {len(image)} channels, but the plan normalises {len(plans)}")

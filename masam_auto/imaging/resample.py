@@ -40,6 +40,11 @@ def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Trip
         target: wanted spacing, mm.
 
     Source: nnU-Net's `compute_new_shape`.
+
+    Example:
+        >>> from masam_auto.imaging.resample import resampled_shape
+        >>> resampled_shape((20, 512, 512), (5.0, 0.7, 0.7), (5.0, 1.0, 1.0))  # all (Z, Y, X)
+        (20, 358, 358)
     """
     z, y, x = (max(1, round(n * s / t)) for n, s, t in zip(shape, spacing, target, strict=True))
     return (z, y, x)
@@ -60,6 +65,12 @@ def resample_image(
     Returns:
         (C, *shape) float32; `image` itself where the shape is the same. As skimage does, values are clipped to the
         range of the input: of the channel, or of the slice where slices are kept apart.
+
+    Example:
+        >>> from masam_auto.imaging.resample import resample_image
+        >>> image = np.random.rand(2, 6, 10, 10).astype(np.float32)  # (C, Z, Y, X)
+        >>> resample_image(image, (6, 20, 20), separate_slices=True).shape
+        (2, 6, 20, 20)
     """
     if image.shape[1:] == tuple(shape):
         return image
@@ -97,6 +108,11 @@ def resample_labels(
 
     Source: nnU-Net 2.8 / batchgenerators 0.25.5 (`resize_segmentation`): largest indicator, ties to the nearest
     voxel's label.
+
+    Example:
+        >>> from masam_auto.imaging.resample import resample_labels
+        >>> resample_labels(np.array([[[0, 0, 1, 2]]], np.int16), (1, 1, 8))  # (Z, Y, X)
+        array([[[0, 0, 0, 0, 1, 1, 2, 2]]], dtype=int16)
     """
     if labels.shape == tuple(shape):
         return labels

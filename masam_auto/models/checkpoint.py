@@ -243,6 +243,14 @@ def read_model(folder: Path) -> tuple[ModelHeader, dict[str, torch.Tensor]]:
 
     Raises:
         ModelError: missing, damaged or written by a newer version.
+
+    Example:
+        >>> from masam_auto.models.checkpoint import read_model
+        >>> header, tensors = read_model(folder / "checkpoint_best")
+        >>> header.configuration, header.fold, header.canvas
+        ('axis0', '0', (16, 16))
+        >>> len(tensors) > 10
+        True
     """
     path = folder / MODEL_FILE
     if not path.is_file():

@@ -72,6 +72,14 @@ def export_model(
         ModelError: a checkpoint is missing, damaged or of another plan.
         PlanError: a plan or the summary of a validation is damaged.
         OutputError: the archive is there, is not called .zip, or cannot be written.
+
+    Example:
+        >>> from masam_auto.models.export_model import ExportedModel, export_model
+        >>> from masam_auto.models.trained_model import choose_model
+        >>> model = choose_model(paths.results, dataset="1", configuration="axis0")
+        >>> manifest = export_model([ExportedModel(model=model, folds=[0])], Path("toy.zip"))
+        >>> Path("toy.zip").is_file()
+        True
     """
     if output.suffix != ".zip":
         raise OutputError(f"{output}: the archive needs a name that ends in .zip, such as {output.name}.zip")

@@ -32,6 +32,15 @@ def install_model(archive: Path, results: Path, *, weights: Path, overwrite: boo
     Raises:
         ModelError: the archive is damaged, holds what it should not, or a model in it cannot be used.
         OutputError: a model of that name is there, or in training, or the folder is not writable.
+
+    Example:
+        >>> from masam_auto.models.export_model import ExportedModel, export_model
+        >>> from masam_auto.models.install_model import install_model
+        >>> from masam_auto.models.trained_model import find_models
+        >>> trained = ExportedModel(model=find_models(paths.results)[0], folds=[0])
+        >>> manifest = export_model([trained], Path("archive.zip"))
+        >>> install_model(Path("archive.zip"), Path("elsewhere"), weights=paths.weights)[0].folder.as_posix()
+        'elsewhere/Dataset001_Toy/masam__axis0'
     """
     manifest = read_manifest(archive)
     dataset = results / manifest.dataset_name

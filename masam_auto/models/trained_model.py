@@ -34,7 +34,13 @@ class TrainedModel:
 
 
 def find_models(results: Path) -> tuple[TrainedModel, ...]:
-    """All models below the results folder that have a plan and at least one checkpoint."""
+    """All models below the results folder that have a plan and at least one checkpoint.
+
+    Example:
+        >>> from masam_auto.models.trained_model import find_models
+        >>> [(model.configuration, model.plan_name) for model in find_models(paths.results)]
+        [('axis0', 'masam')]
+    """
     if not results.is_dir():
         return ()
     datasets = [path for path in sorted(results.iterdir()) if path.is_dir() and DATASET_NAME.fullmatch(path.name)]
@@ -63,6 +69,12 @@ def choose_model(
     Raises:
         ModelError: none fits, or several do; the message lists what there is.
         DatasetError: the data set is unknown.
+
+    Example:
+        >>> from masam_auto.models.trained_model import choose_model
+        >>> model = choose_model(paths.results, dataset="1", configuration="axis0")
+        >>> model.folder.name, model.dataset_name
+        ('masam__axis0', 'Dataset001_Toy')
     """
     if folder is not None:
         return model_in(folder)

@@ -50,6 +50,14 @@ def build_network(
 
     Raises:
         PlanError: an unknown name, or a canvas that is not whole tokens.
+
+    Example:
+        >>> from masam_auto.core.plan import NetworkPlan
+        >>> from masam_auto.network.build import build_network
+        >>> network_plan = NetworkPlan(encoder="vit_t", decoder="multiscale", weights="none", trained="all")
+        >>> network = build_network(network_plan, canvas=(32, 32), in_channels=1, num_outputs=3)
+        >>> network(torch.zeros(1, 5, 1, 32, 32)).shape  # (B, N, C, H, W) to (B, N, K, H, W)
+        torch.Size([1, 5, 3, 32, 32])
     """
     network = assemble(
         encoder_of(plan),
@@ -155,7 +163,16 @@ def part_of(name: str) -> str:
 
 
 def count_parameters(network: MaSam) -> dict[str, tuple[int, int]]:
-    """Parameters and how many of them learn, for each part and in total."""
+    """Parameters and how many of them learn, for each part and in total.
+
+    Example:
+        >>> from masam_auto.network.build import build_network, count_parameters
+        >>> network = build_network(plan.network, canvas=(32, 32), in_channels=1, num_outputs=3, device="meta")
+        >>> counts = count_parameters(network)
+        >>> list(counts)
+        ['encoder', 'increments', 'adapters', 'prompt encoder', 'decoder', 'total']
+        >>> parameters, learning = counts["total"]
+    """
     counts = dict.fromkeys(("encoder", "increments", "adapters", "prompt encoder", "decoder", "total"), (0, 0))
     for name, parameter in network.named_parameters():
         learns = parameter.numel() if parameter.requires_grad else 0

@@ -93,6 +93,17 @@ def make_plan(
 
     Raises:
         PlanError: unknown backbone, encoder, decoder or field, or a value that is refused.
+
+    Example:
+        >>> from masam_auto import make_plan
+        >>> plan = make_plan(fingerprint, gpu_memory_gb=0, overrides=["training.num_epochs=5"])
+        >>> plan.default_configuration, plan.training.num_epochs
+        ('axis0', 5)
+        >>> axis0 = plan.configuration("axis0")
+        >>> axis0.window, axis0.canvas, axis0.spacing  # slices; (height, width) in px; (slices, rows, columns) in mm
+        (5, (16, 16), (3.0, 1.0, 0.75))
+        >>> plan.reasons["training.num_epochs"]
+        'set by hand'
     """
     basis = _lay_basis(fingerprint, gpu_memory_gb, target_spacing, speed)
     views = _choose_views(basis.slices)

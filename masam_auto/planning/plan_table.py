@@ -12,6 +12,11 @@ def plan_table(plan: Plan) -> str:
     """The plan as text, one row for each decision that has a reason.
 
     The default configuration stands whole; of the others only what differs from it.
+
+    Example:
+        >>> from masam_auto.planning.plan_table import plan_table
+        >>> print(plan_table(plan).splitlines()[0])
+        plan 'masam' of Dataset001_Toy for a machine without a GPU
     """
     rows = [row for key in plan.reasons if (row := _row(plan, key)) is not None]
     heading = f"plan {plan.name!r} of {plan.dataset_name} for {_memory(plan.gpu_memory_gb)}"

@@ -75,6 +75,13 @@ class Predictor:
     Nothing of it changes while it predicts: one predictor may be used by several threads at once, which share the
     networks' weights and need memory for one image each. Processes load one each (`from_folder`) rather than receive it,
     because a copy of the weights would travel with it, and because CUDA does not survive a fork.
+
+    Example:
+        >>> from masam_auto import Predictor
+        >>> predictor = Predictor.from_folder("masam_data/results/Dataset001_Toy/masam__axis0", "cpu")
+        >>> found = predictor.predict_array(np.random.rand(1, 5, 16, 14), (3.0, 1.0, 0.75))  # (C, Z, Y, X); mm
+        >>> found.labels.shape, found.labels.dtype  # (Z, Y, X)
+        ((5, 16, 14), dtype('uint8'))
     """
 
     members: tuple[Member, ...]
@@ -108,6 +115,12 @@ class Predictor:
                 missing or has changed; or as `combine`.
             PlanError: a plan.json is damaged or of a newer version.
             MasamError: there is no such device.
+
+        Example:
+            >>> from masam_auto import Predictor
+            >>> predictor = Predictor.from_folder(paths.model_folder(dataset.name, "masam", "axis0"), "cpu", folds=[0])
+            >>> len(predictor.members), predictor.description.channel_names
+            (1, ('CT',))
         """
         chosen = device if isinstance(device, torch.device) else choose_device(device)
         loaded = []
@@ -134,6 +147,11 @@ class Predictor:
 
         Raises:
             PlanError: another step size.
+
+        Example:
+            >>> faster = predictor.changed(mirror=False, step_size=0.9)
+            >>> faster.members[0].plan.inference.mirror, faster.predict_files(dataset.cases[0].images[0]).labels.shape
+            (False, (5, 16, 14))
         """
         if step_size is not None and not SMALLEST_STEP <= step_size <= 1:
             raise PlanError(
@@ -256,6 +274,12 @@ class Predictor:
             ModelError: the network's output is not finite, boxes for a model that cannot take them, or an unknown
                 `returned`.
             OutputError: an ensemble across slice axes has no space (`formats.scratch`).
+
+        Example:
+            >>> image = np.random.rand(1, 5, 16, 14)  # (C, Z, Y, X)
+            >>> found = predictor.predict_array(image, (3.0, 1.0, 0.75), returned="both")
+            >>> found.labels.shape, found.probabilities.values.shape  # (Z, Y, X); (K, Z, Y, X) with background first
+            ((5, 16, 14), (3, 5, 16, 14))
         """
         if returned not in get_args(Returned):
             raise ModelError(f"returned={returned!r}: expected is one of {', '.join(get_args(Returned))}")
@@ -282,6 +306,11 @@ class Predictor:
         Raises:
             DatasetError: no image there, or several.
             MasamError: as `predict_array`, and ImageError where a file cannot be read.
+
+        Example:
+            >>> found = predictor.predict_files(dataset.folder / "imagesTr" / "case_001_0000.nii.gz")
+            >>> found.labels.shape, found.geometry.spacing  # both (Z, Y, X), spacing in mm
+            ((6, 16, 14), (3.0, 1.0, 0.75))
         """
         case = one_case(files, self.description)
         image, geometry = read_case(case, self.description)
@@ -296,6 +325,11 @@ class Predictor:
 
         Raises:
             MasamError: as `predict_array` and `predict_files`; the iteration ends there.
+
+        Example:
+            >>> files = [case.images[0] for case in dataset.cases]
+            >>> [found.labels.shape for found in predictor.predict_all(files)]
+            [(5, 16, 14), (6, 16, 14), (5, 16, 14)]
         """
         for number, given in enumerate(inputs, 1):
             if isinstance(given, tuple) and isinstance(given[0], np.ndarray):

@@ -185,6 +185,14 @@ def predict_folder(
         ModelError: boxes for a model that was trained without, or together with probabilities.
         OutputError: files are there and neither option is given, or another model's without `overwrite`; the folder is the
             input's; another process predicts into it; or nothing can be written.
+
+    Example:
+        >>> from masam_auto.prediction.predict_folder import predict_folder
+        >>> outcome = predict_folder(predictor, dataset.folder / "imagesTr", Path("segmentations"))
+        >>> outcome.predicted, outcome.problems
+        (('case_000', 'case_001', 'case_002'), ())
+        >>> sorted(path.name for path in Path("segmentations").iterdir())
+        ['case_000.nii.gz', 'case_001.nii.gz', 'case_002.nii.gz', 'dataset.json', 'plan.json']
     """
     if boxes is not None:
         predictor.check_takes_boxes()

@@ -96,6 +96,14 @@ def preprocess_case(
     Raises:
         DatasetError: image and labels differ in shape.
         ImageError: channels or intensities do not fit the plan.
+
+    Example:
+        >>> from masam_auto.formats.io import read_case
+        >>> from masam_auto.preprocessing.preprocess import preprocess_case
+        >>> image, geometry = read_case(dataset.cases[0], dataset.description)
+        >>> case = preprocess_case(image, geometry, None, configuration, identifier="case_000")
+        >>> image.shape, case.image.shape  # (C, Z, Y, X); (C, slices, rows, columns), cropped and resampled
+        ((1, 5, 16, 14), (1, 5, 14, 12))
     """
     if labels is not None:
         check_same_shape(image.shape[1:], labels.shape, what=f"{identifier}: image", other="labels")
@@ -172,6 +180,13 @@ def preprocess_dataset(
         DatasetError: a case whose name is too long.
         PlanError: unknown configuration or normalisation, folds that do not fit the data set, or arrays of a newer
             version of masam_auto.
+
+    Example:
+        >>> from masam_auto import preprocess
+        >>> preprocess(dataset, plan, paths, configurations=["axis0"], workers=0)
+        >>> arrays = paths.configuration_folder(dataset.name, "axis0")
+        >>> sorted(path.name for path in arrays.glob("case_000*"))
+        ['case_000.b2nd', 'case_000.json', 'case_000_locations.npz', 'case_000_seg.b2nd']
     """
     chosen = [plan.configuration(name) for name in configurations or plan.configurations]
     for scheme in {channel.scheme for configuration in chosen for channel in configuration.normalization}:

@@ -46,6 +46,10 @@ def verify_dataset(dataset: Dataset, *, workers: Workers) -> None:
     Raises:
         DatasetError: the file ending or reader is unknown.
         CaseErrors: all other problems, each with its file and its remedy.
+
+    Example:
+        >>> from masam_auto.preprocessing.verify import verify_dataset
+        >>> verify_dataset(dataset, workers=0)  # raises where something is wrong, else says nothing
     """
     description = dataset.description
     check_reader(description)

@@ -97,6 +97,15 @@ def apply_augmentation(
 
     Returns:
         image (N, C, H, W) float32, bilinear, zero outside; labels (N, H, W) int16, nearest, background outside.
+
+    Example:
+        >>> from masam_auto.imaging.canvas import canvas_map
+        >>> from masam_auto.training.augmentation import Augmentation, apply_augmentation
+        >>> image, labels = torch.rand(5, 1, 40, 30), torch.zeros(5, 40, 30).short()  # (N, C, h, w), (N, h, w)
+        >>> tile = canvas_map((40, 30), (64, 64), 1.0)
+        >>> image, labels = apply_augmentation(image, labels, tile, Augmentation(rotation=10, flips=(2,)))
+        >>> image.shape, labels.shape  # (N, C, H, W), (N, H, W)
+        (torch.Size([5, 1, 64, 64]), torch.Size([5, 64, 64]))
     """
     if 0 in augmentation.flips:
         image, labels = image.flip(0), labels.flip(0)

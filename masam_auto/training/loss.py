@@ -38,6 +38,14 @@ def ce_dice(
 
     Source: the weights 0.2 and 0.8 are the reference MA-SAM's; Dice over the batch, without background and without
     squares is nnU-Net's (`MemoryEfficientSoftDiceLoss`, `batch_dice`, `do_bg=False`).
+
+    Example:
+        >>> from masam_auto.training.loss import ce_dice
+        >>> logits = torch.zeros(1, 5, 3, 8, 8)  # (B, N, K, H, W)
+        >>> logits[:, :, 1] = 100  # sure of class 1, and right
+        >>> target = torch.ones(1, 5, 8, 8)  # (B, N, H, W)
+        >>> ce_dice(logits, target, dataset.description.labels, (1.0, 0.0)).item()
+        0.0
     """
     cross_entropy, score = _scores(logits, target, labels, total, first=0 if labels.has_regions else 1)
     return weights[0] * cross_entropy + weights[1] * (1 - score.mean())
@@ -59,7 +67,15 @@ LOSSES: dict[str, Loss] = {"ce_dice": ce_dice, "ce_dice_squared": ce_dice_square
 
 
 def choose_loss(name: str) -> Loss:
-    """A loss by the plan's name, ours or a plug-in's. Raises PlanError listing the known ones."""
+    """A loss by the plan's name, ours or a plug-in's. Raises PlanError listing the known ones.
+
+    Example:
+        >>> from masam_auto.training.loss import choose_loss, here
+        >>> logits, target = torch.zeros(1, 5, 3, 8, 8), torch.ones(1, 5, 8, 8)  # (B, N, K, H, W), (B, N, H, W)
+        >>> loss = choose_loss("ce_dice")(logits, target, dataset.description.labels, (0.2, 0.8), here)
+        >>> loss.shape, loss.item() > 0
+        (torch.Size([]), True)
+    """
     return find_entry("losses", name, LOSSES, field="training.loss")
 
 

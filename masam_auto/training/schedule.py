@@ -35,6 +35,13 @@ def rate_share(training: TrainingPlan, progress: float) -> float:
 
     Raises:
         PlanError: the plan's schedule is unknown.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from masam_auto.training.schedule import rate_share
+        >>> training = replace(plan.training, warmup_steps=0, schedule="cosine")
+        >>> [round(rate_share(training, progress), 2) for progress in (0.0, 0.5, 1.0)]
+        [1.0, 0.5, 0.0]
     """
     shape = find_entry("schedules", training.schedule, SCHEDULES, field="training.schedule")
     progress = min(max(progress, 0.0), 1.0)

@@ -77,6 +77,13 @@ def train_fold(
             one was trained, SAM weights that are missing, of another encoder or, when resuming, changed; or the loss
             went astray.
         Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the present step, or the end, is saved.
+
+    Example:
+        >>> from masam_auto import TrainingOptions, choose_device, train
+        >>> options = TrainingOptions(device=choose_device("cpu"), workers=0)
+        >>> folder = train(paths, dataset.name, plan, configuration, 1, options)
+        >>> folder.name, sorted(path.name for path in folder.iterdir() if path.is_dir())
+        ('fold_1', ['checkpoint_best', 'checkpoint_latest'])
     """
     assert options.shots is None or fold != "all"
     parse_budget(options.budget, plan.training)

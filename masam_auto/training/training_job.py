@@ -54,6 +54,12 @@ class TrainingOptions:
     `training.pretrained.find_model` reads it. `shots`: train on so many cases a class
     (`training.fold_folder.few_shot_folds`), chosen by the plan's seed; on all of the fold's where None. `log_to`: names of
     `training.trackers.SINKS` to record to.
+
+    Example:
+        >>> from masam_auto import TrainingOptions, choose_device
+        >>> options = TrainingOptions(device=choose_device("cpu"), budget="2h", workers=0)
+        >>> options.resume, options.overwrite
+        (False, False)
     """
 
     device: torch.device
