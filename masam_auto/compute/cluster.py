@@ -170,7 +170,8 @@ def _outcome(future: Any, cluster: Cluster, *, what: str) -> tuple[Any, str | No
         return outcome
     except KilledWorker as error:
         raise MasamError(
-            f"{what}: every worker of {cluster.scheduler} that tried it died, most often for want of memory. Give the workers "
+            f"{what}: every worker of {cluster.scheduler} that tried it died, most often for want of memory. Give the "
+            "workers "
             "more, or run it here with `workers=0` to see the error."
         ) from error
     except (CancelledError, OSError) as error:  # OSError: the connection closed while the result came

@@ -218,7 +218,8 @@ def _in_pool(
                 yield (index, *future.result())
             except BrokenProcessPool as error:
                 raise RuntimeError(
-                    f"{what}: a worker process died while working on {names[index]} or a case beside it, most often for "
+                    f"{what}: a worker process died while working on {names[index]} or a case beside it, most often "
+                    "for "
                     "want of memory. Try fewer workers (`workers=1`) or `workers=0` to see the error in this process."
                 ) from error
     finally:

@@ -70,7 +70,8 @@ class Labels:
         order = self.regions_class_order
         if order is None or len(order) != len(self.foreground):
             raise DatasetError(
-                f'dataset.json: "regions_class_order" must list one value for each of the {len(self.foreground)} regions, got {order}'
+                f'dataset.json: "regions_class_order" must list one value for each of the {len(self.foreground)} '
+                f"regions, got {order}"
             )
         if undeclared := sorted(set(order) - set(declared)):
             raise DatasetError(f'dataset.json: "regions_class_order" has undeclared values {undeclared}')
@@ -78,7 +79,8 @@ class Labels:
             written = self.written(value)
             if self._regions_with(written) != self._regions_with(value):
                 raise DatasetError(
-                    f'dataset.json: "regions_class_order" {list(order)} writes label {value} as {written}, which belongs to '
+                    f'dataset.json: "regions_class_order" {list(order)} writes label {value} as {written}, which '
+                    "belongs to "
                     "other regions, so that it gets lost. Later regions are written over earlier ones: order them from "
                     "the largest to those inside, each with the value that is left in it."
                 )

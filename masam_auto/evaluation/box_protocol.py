@@ -77,7 +77,8 @@ def predict_with_reference_boxes(
     ]
     if not cases:
         raise DatasetError(
-            f"no image of {images} has a reference ID{ending} in {references}. Give the images of these references with `images`."
+            f"no image of {images} has a reference ID{ending} in {references}. Give the images of these references "
+            "with `images`."
         )
     _refuse_references_without_image(references, ending, {frame for case in cases for frame in case.frames}, images)
     boxes = reference_boxes(cases, references, ending, description.labels, protocol)

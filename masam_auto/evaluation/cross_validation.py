@@ -106,7 +106,8 @@ def _said_of_flips(models: Sequence[CrossValidation], dataset_name: str) -> list
     if len(without) == len(models):
         return [f"{text} The Dice of new images is usually a little higher."]
     commands = "; ".join(
-        f"`masam_train {dataset_name} {fold} configuration={model.model.configuration} plan_name={model.model.plan_name} validate mirror`"
+        f"`masam_train {dataset_name} {fold} configuration={model.model.configuration} "
+        f"plan_name={model.model.plan_name} validate mirror`"
         for model in without
         for fold in model.model.folds
     )
@@ -153,7 +154,8 @@ def save_probabilities_commands(model: CrossValidation, cases: Iterable[Case], d
     chosen, checkpoint = model.model, model.model.checkpoint
     kind = "" if checkpoint == "best" else f" checkpoint={checkpoint}"
     return [
-        f"`masam_train {dataset_name} {fold} configuration={chosen.configuration} plan_name={chosen.plan_name}{kind} validate save_probabilities`"
+        f"`masam_train {dataset_name} {fold} configuration={chosen.configuration} plan_name={chosen.plan_name}{kind} "
+        "validate save_probabilities`"
         for fold in sorted(lacking)
     ]
 
@@ -196,7 +198,8 @@ def _gather_model(
     if len(set(checkpoints.values())) > 1:
         listed = ", ".join(f"fold {fold}: {checkpoint}" for fold, checkpoint in checkpoints.items())
         raise ModelError(
-            f"{name} was validated by different checkpoints ({listed}), but is used with one. Validate its folds alike: "
+            f"{name} was validated by different checkpoints ({listed}), but is used with one. Validate its folds "
+            "alike: "
             f"`{command.format('FOLD')} checkpoint=best`"
         )
     plan = open_model(model)[0]
@@ -206,7 +209,8 @@ def _gather_model(
     if len(set(mirrored.values())) > 1:
         listed = ", ".join(f"fold {fold}: {'with' if mirror else 'without'}" for fold, mirror in mirrored.items())
         raise ModelError(
-            f"{name} was validated with flips in some folds and without in others ({listed}). Validate its folds alike: "
+            f"{name} was validated with flips in some folds and without in others ({listed}). Validate its folds "
+            "alike: "
             f"`{command.format('FOLD')} mirror`"
         )
     wanted = plan.inference.mirror and bool(plan.configuration(model.configuration).mirror_axes)
@@ -222,7 +226,8 @@ def _check_labels(model: TrainedModel, dataset: Dataset) -> None:
     _, description = open_model(model)
     if description.labels != dataset.description.labels:
         raise ModelError(
-            f"{model.folder} was trained with other labels than {dataset.folder / 'dataset.json'} has now, and cannot be "
+            f"{model.folder} was trained with other labels than {dataset.folder / 'dataset.json'} has now, and cannot "
+            "be "
             "judged by them. Bring the labels back, or choose other models with `configuration` and `plan_name`."
         )
 
@@ -242,7 +247,8 @@ def _summarised(folder: Path, ending: str) -> set[str]:
         return {Path(entry["prediction_file"]).name.removesuffix(ending) for entry in summary["metric_per_case"]}
     except (KeyError, TypeError) as error:
         raise PlanError(
-            f"{folder / SUMMARY_NAME} is no summary of a validation ({type(error).__name__}: {error}). Validate again: `masam_train ... validate`"
+            f"{folder / SUMMARY_NAME} is no summary of a validation ({type(error).__name__}: {error}). Validate again: "
+            "`masam_train ... validate`"
         ) from error
 
 

@@ -128,7 +128,8 @@ def ensemble_folders(
     description = _common_description(sources)
     if {True, False} <= {read_record(source).get("mirror") for source in sources}:
         logger.warning(
-            "Some of the folders hold predictions with flips, others without (%s). Validate them alike with masam_train ... "
+            "Some of the folders hold predictions with flips, others without (%s). Validate them alike with "
+            "masam_train ... "
             "`validate save_probabilities mirror`, unless that is meant.", RECORD_NAME,
         )  # fmt: skip
     for source in sources:
@@ -330,14 +331,16 @@ def _common_cases(sources: Sequence[Path]) -> list[str]:
         found.append({name.removesuffix(ENDING) for name in there})
         if not found[-1]:
             raise DatasetError(
-                f"{source}: no probabilities (ID{ENDING}). Write them: `masam_predict ... save_probabilities`, or for a "
+                f"{source}: no probabilities (ID{ENDING}). Write them: `masam_predict ... save_probabilities`, or for "
+                "a "
                 "validation folder `masam_train ... validate save_probabilities`"
             )
     everywhere = set.union(*found)
     lacking = [(source, sorted(everywhere - there)) for source, there in zip(sources, found, strict=True)]
     if problems := [f"{source} lacks {first_few(missing)}" for source, missing in lacking if missing]:
         raise DatasetError(
-            f"the folders do not hold the same cases: {'; '.join(problems)}. Predict them with `save_probabilities`, or "
+            f"the folders do not hold the same cases: {'; '.join(problems)}. Predict them with `save_probabilities`, "
+            "or "
             f"take their {ENDING} files out of the other folders."
         )
     return sorted(everywhere)

@@ -68,8 +68,8 @@ def find_best_configuration(
 ) -> Selection:
     """Compare all single models and pairs on the cases that none of them was trained on, and record the best.
 
-    A pair averages saved probabilities. Candidates are compared by the mean Dice over the classes; a pair is chosen only
-    where it is better than both of its members. The postprocessing is found for the chosen one. Writes
+    A pair averages saved probabilities. Candidates are compared by the mean Dice over the classes; a pair is chosen
+    only where it is better than both of its members. The postprocessing is found for the chosen one. Writes
     results/<data set>/inference_instructions.json, and the chosen one's predictions below crossval_results.
 
     Args:
@@ -160,7 +160,8 @@ def _commands(selection: Selection, folder: Path) -> list[str]:
     members = selection.members
     outputs = [f"OUT_{number}" for number in range(1, len(members) + 1)] if len(members) > 1 else ["OUT"]
     commands = [
-        f"masam_predict images=IMAGES output={output} dataset={selection.dataset_name} configuration={member.configuration} plan_name={member.plan_name} "
+        f"masam_predict images=IMAGES output={output} dataset={selection.dataset_name} "
+        f"configuration={member.configuration} plan_name={member.plan_name} "
         f"folds={' '.join(map(str, member.folds))} checkpoint={member.checkpoint}"
         for member, output in zip(members, outputs, strict=True)
     ]

@@ -1,7 +1,9 @@
-"""Files are decoded by large C and C++ libraries in a process of their own: what crashes them costs one file, not the command.
+"""Files are decoded by large C and C++ libraries in a process of their own: what crashes them costs one file, not the
+command.
 
-ITK, GDCM and FFmpeg read what anybody may have written. Their process (`formats.decoders`) has a memory limit, and ends with
-this one. Answers are JSON and plain bytes, so that a process that was taken over is not believed more than a file.
+ITK, GDCM and FFmpeg read what anybody may have written. Their process (`formats.decoders`) has a memory limit, and
+ends with this one. Answers are JSON and plain bytes, so that a process that was taken over is not believed more than a
+file.
 """
 
 import contextlib
@@ -93,7 +95,9 @@ class _Crash(Exception):
 
 
 def _asked(process: "subprocess.Popen[bytes]", request: bytes, path: Path) -> RawImage:
-    """What a process answers. It is used again only where it has said all of that. Raises as `read_apart`, and _Crash."""
+    """What a process answers. It is used again only where it has said all of that. Raises as `read_apart`, and
+    _Crash.
+    """
     said_all = False
     try:
         answer, array = _answer(process, request, path)
@@ -193,7 +197,8 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def _start() -> "subprocess.Popen[bytes]":
-    # Signals are for this process, which closes the other one's input when it ends. -P: no module of the current folder.
+    # Signals are for this process, which closes the other one's input when it ends. -P: no module of the current
+    # folder.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THIS_ONE)
     try:
         process = subprocess.Popen(

@@ -101,7 +101,8 @@ def _open(path: Path) -> Image.Image:
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """(..., Y, X) pixels as viewers show them: cameras and phones store how they were held, and masks are drawn on what one sees.
+    """(..., Y, X) pixels as viewers show them: cameras and phones store how they were held, and masks are drawn on
+    what one sees.
 
     Args:
         pixels: as stored.

@@ -25,8 +25,8 @@ def read_boxes(path: Path, identifiers: Sequence[str]) -> Boxes:
     """Read the boxes of cases.
 
     Args:
-        path: a boxes.json (case -> box or list of boxes), one ROI markup of 3D Slicer, or a folder of ID.mrk.json files.
-            A single markup belongs to the case of its name, or to the only case there is.
+        path: a boxes.json (case -> box or list of boxes), one ROI markup of 3D Slicer, or a folder of ID.mrk.json
+            files. A single markup belongs to the case of its name, or to the only case there is.
         identifiers: the cases that boxes may be for.
 
     Returns:
@@ -56,7 +56,8 @@ def read_boxes(path: Path, identifiers: Sequence[str]) -> Boxes:
             boxes = _read_table(content, path)
     if unknown := sorted(set(boxes) - set(identifiers)):
         raise DatasetError(
-            f"{path}: boxes for {first_few(unknown)}, but there is no such image. The cases are {first_few(identifiers)}; name boxes after them."
+            f"{path}: boxes for {first_few(unknown)}, but there is no such image. The cases are "
+            f"{first_few(identifiers)}; name boxes after them."
         )
     return boxes
 
@@ -75,7 +76,8 @@ def _read(path: Path) -> Any:
 def _read_table(content: Any, path: Path) -> Boxes:
     if not isinstance(content, dict) or not content:
         raise DatasetError(
-            f'{path}: expected {{"CASE": {{"unit": "voxel", "min": [z, y, x], "max": [z, y, x]}}, ...}} or 3D Slicer\'s ROI markup'
+            f'{path}: expected {{"CASE": {{"unit": "voxel", "min": [z, y, x], "max": [z, y, x]}}, ...}} or 3D '
+            "Slicer's ROI markup"
         )
     boxes = {}
     for case, given in content.items():
@@ -92,7 +94,8 @@ def _read_table(content: Any, path: Path) -> Boxes:
 def _parse_box(entry: Any, where: str) -> GivenBox:
     if not isinstance(entry, dict) or not {"unit", "min", "max"} <= set(entry) <= BOX_FIELDS:
         raise DatasetError(
-            f'{where}: a box is {{"unit": "voxel" or "mm", "min": [...], "max": [...]}}, for mm also "coordinates": "LPS" or "RAS"; got {entry!r:.120}'
+            f'{where}: a box is {{"unit": "voxel" or "mm", "min": [...], "max": [...]}}, for mm also "coordinates": '
+            f'"LPS" or "RAS"; got {entry!r:.120}'
         )
     low, high = (_three_numbers(entry[name], f"{where}: {name}") for name in ("min", "max"))
     if any(a >= b for a, b in zip(low, high, strict=True)):

@@ -58,8 +58,8 @@ SHOWN_TAGS = (
     *GROUPS,
 )
 SLICE_TAGS = (
-    "Rows", "Columns", "NumberOfFrames", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "SliceThickness",
-    "SpacingBetweenSlices", *GROUPS,
+    "Rows", "Columns", "NumberOfFrames", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing",
+    "SliceThickness", "SpacingBetweenSlices", *GROUPS,
 )  # fmt: skip
 
 
@@ -82,7 +82,9 @@ class Slice:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file starts as DICOM files do, whatever its name; old ones lack the preamble and begin with their tags."""
+    """Whether a file starts as DICOM files do, whatever its name; old ones lack the preamble and begin with their
+    tags.
+    """
     try:
         with open(path, "rb") as handle:
             start = handle.read(1024)
@@ -214,7 +216,9 @@ def from_groups(groups: "Sequence[Dataset]", sequence: str, name: str) -> Any:
 
 
 def slices_of(file: Path) -> list[Slice]:
-    """The slices of one file, in the order of its frames. Raises as `read_tags`, and ImageError where a tag is missing."""
+    """The slices of one file, in the order of its frames. Raises as `read_tags`, and ImageError where a tag is
+    missing.
+    """
     tags = read_tags(file, SLICE_TAGS)
     with telling_damage(file):
         slices = list(_slices_in(file, tags))
@@ -272,7 +276,8 @@ def _orthonormal(file: Path, direction: np.ndarray) -> tuple[np.ndarray, np.ndar
     lengths = np.linalg.norm(along), np.linalg.norm(down)
     if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(along @ down)) > 10 * SAME_DIRECTION:
         raise ImageError(
-            f"{file}: ImageOrientationPatient {direction.tolist()} is not two unit vectors at right angles. Export it again."
+            f"{file}: ImageOrientationPatient {direction.tolist()} is not two unit vectors at right angles. Export it "
+            "again."
         )
     along = along / lengths[0]
     down = down - along * (along @ down)
@@ -312,7 +317,8 @@ def _check_steps(slices: Sequence[Slice], normal: np.ndarray) -> None:
             missing = round(step / usual) - 1
             what = f"{missing} slice{'s are' if missing > 1 else ' is'} missing" if missing > 0 else "slices are uneven"
             raise ImageError(
-                f"{pair}: {what} between them ({step:g} mm apart, elsewhere {usual:g} mm). Export the whole series again."
+                f"{pair}: {what} between them ({step:g} mm apart, elsewhere {usual:g} mm). Export the whole series "
+                "again."
             )
     straight = np.linspace(positions[0], positions[-1], len(slices))
     sideways = np.abs((positions - straight) @ np.stack([slices[0].rows_along, slices[0].columns_along], axis=1))
@@ -383,8 +389,8 @@ def _read_pixels(file: Path) -> np.ndarray:
 def _as_stored(array: np.ndarray, tags: "Dataset") -> np.ndarray:
     """Values as they were stored, rescaled. MONOCHROME1 says how pixels are shown, but GDCM turns their values round.
 
-    Source: DICOM PS3.3 C.7.6.3.1.2; GDCM gives (the largest value that can be stored - stored), which is -1 - stored for
-    signed pixels.
+    Source: DICOM PS3.3 C.7.6.3.1.2; GDCM gives (the largest value that can be stored - stored), which is -1 - stored
+    for signed pixels.
     """
     given = zip(_rescaling(next(iter(frame_groups(tags)))), ("RescaleSlope", "RescaleIntercept"), strict=True)
     # GDCM applies what stands at the top of a file of several frames, too

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 DICOM_SEG = ".dcm"
 REMEDY = "Choose another form, as with `output_format=.nii.gz`."
 MAY_BE_EMPTY = (
-    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate", "StudyTime",
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
+    "StudyTime",
     "ReferringPhysicianName",
 )  # fmt: skip
 """Tags that must be there but may be empty; anonymised files often lack them altogether."""

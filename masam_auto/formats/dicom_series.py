@@ -33,7 +33,8 @@ DICOMDIR = "1.2.840.10008.1.3.10"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 TAGS = (
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "SeriesNumber", "SeriesDescription",
-    "Modality", "ImageType", "Rows", "NumberOfFrames", "SamplesPerPixel", "ImageOrientationPatient", "ImagePositionPatient",
+    "Modality", "ImageType", "Rows", "NumberOfFrames", "SamplesPerPixel", "ImageOrientationPatient",
+    "ImagePositionPatient",
     "PatientID", "FrameOfReferenceUID", *GROUPS,
 )  # fmt: skip
 
@@ -42,8 +43,8 @@ TAGS = (
 class Series:
     """A series of slices that can be segmented. `files` are in no particular order; `folder` holds all of them.
 
-    `patient` and `frame` of reference are only compared, never written; "" where the files do not say. `images` are the UIDs
-    of its images.
+    `patient` and `frame` of reference are only compared, never written; "" where the files do not say. `images` are
+    the UIDs of its images.
     """
 
     uid: str
@@ -113,8 +114,8 @@ def find_series(files: Iterable[Path]) -> tuple[tuple[Series, ...], tuple[str, .
 
     Left out are objects without pixels, segmentations and dose, localizers, colour pictures, images without a direction
     in space (secondary captures, most ultrasound), series of fewer than three slices, and series of slices in several
-    directions. A series is one of its patient, study and frame of reference. Copies of the same image count once: files of one
-    UID, one place and equal pixels. A damaged file is counted to every series in its folder, so that
+    directions. A series is one of its patient, study and frame of reference. Copies of the same image count once:
+    files of one UID, one place and equal pixels. A damaged file is counted to every series in its folder, so that
     reading these fails, and no series is used of which a part may be missing.
 
     Args:
@@ -204,7 +205,8 @@ def _read_instance(file: Path) -> _Instance | None:
             return None
         if not tags.get("SeriesInstanceUID"):
             raise ImageError(
-                f"{file}: this DICOM file is damaged, or has no SeriesInstanceUID (0020,000E), which says what slices belong "
+                f"{file}: this DICOM file is damaged, or has no SeriesInstanceUID (0020,000E), which says what slices "
+                "belong "
                 "together. Export it again, or convert it to .nii.gz."
             )
         number = tags.get("SeriesNumber")

@@ -1,8 +1,8 @@
 """Headers of NRRD, MetaImage and GIPL files, looked at before ITK sees them.
 
-ITK believes what they say: it fills what is missing with zeros, takes damaged voxels for good ones, opens whatever file they
-name, and some headers make it write beyond its memory. Here a header is read as text, its data must be as long as it says
-and unpack without an error, and other files are only taken by a plain name beside it.
+ITK believes what they say: it fills what is missing with zeros, takes damaged voxels for good ones, opens whatever
+file they name, and some headers make it write beyond its memory. Here a header is read as text, its data must be as
+long as it says and unpack without an error, and other files are only taken by a plain name beside it.
 """
 
 import gzip
@@ -180,7 +180,9 @@ def _check_dimensions(path: Path, dimensions: list[int], sizes: list[int]) -> No
 
 
 def _data_file(path: Path, named: str, within: str, end: int, *, detached: bool) -> tuple[Path, int]:
-    """The file with the data and where it starts there. Raises ImageError where that is not the file itself or beside it."""
+    """The file with the data and where it starts there. Raises ImageError where that is not the file itself or
+    beside it.
+    """
     if named == within:
         return path, end
     if (

@@ -83,13 +83,13 @@ def is_image(path: Path) -> bool:
 def read_image(path: Path, *, channels: int = 1) -> tuple[np.ndarray, Geometry]:
     """Read an image.
 
-    Values are the file's, with scale slope and intercept applied; not-a-number stays (`preprocessing.verify` reports it).
-    The array is oriented as `SimpleITK.GetArrayFromImage` gives it.
+    Values are the file's, with scale slope and intercept applied; not-a-number stays (`preprocessing.verify` reports
+    it). The array is oriented as `SimpleITK.GetArrayFromImage` gives it.
 
     Args:
         path: the file; its ending decides the reader.
-        channels: a 4D file is accepted if it holds just so many volumes, which become channels. Where one is expected, a
-            picture that was saved in colours, all of them grey, is the grey picture.
+        channels: a 4D file is accepted if it holds just so many volumes, which become channels. Where one is expected,
+            a picture that was saved in colours, all of them grey, is the grey picture.
 
     Returns:
         float32 (C, Z, Y, X) and its geometry. Colour pictures and vector images have several channels.
@@ -213,7 +213,8 @@ def _read_series_channels(case: Case, description: DatasetDescription) -> tuple[
     for folder, (_, geometry) in zip(folders, channels, strict=True):
         if problem := geometry.difference(channels[0][1]):
             raise ImageError(
-                f"{case.identifier}: the series in {folder} does not lie on the grid of that in {folders[0].name}: {problem}. "
+                f"{case.identifier}: the series in {folder} does not lie on the grid of that in {folders[0].name}: "
+                f"{problem}. "
                 "Resample it onto that grid."
             )
     return _channels_together(folders, channels, description, case.identifier)
@@ -240,8 +241,10 @@ def _channels_together(
     found = sum(array.shape[0] for array, _ in read)
     if found != expected:
         raise ImageError(
-            f"{name}: has {_count(found, 'channel')} in {_count(len(files), 'file')}, but {_count(expected, 'channel')} "
-            f"({', '.join(description.channel_names)}) are expected, in files like {name}_0000{description.file_ending}."
+            f"{name}: has {_count(found, 'channel')} in {_count(len(files), 'file')}, but "
+            f"{_count(expected, 'channel')} "
+            f"({', '.join(description.channel_names)}) are expected, in files like "
+            f"{name}_0000{description.file_ending}."
         )
     arrays = [array for array, _ in read]
     return (arrays[0] if len(arrays) == 1 else np.concatenate(arrays)), read[0][1]
@@ -256,7 +259,8 @@ def _warn_once(text: str) -> None:
 def grid_difference(expected: Geometry, found: Geometry) -> str | None:
     """Say in words how the shape, spacing or direction of two grids differ, or None.
 
-    The origin may differ, and the direction by so little that about the middle no voxel moves by more than half its size.
+    The origin may differ, and the direction by so little that about the middle no voxel moves by more than half its
+    size.
     """
     found = dataclasses.replace(found, origin=expected.origin)
     problem = expected.difference(found)
@@ -381,8 +385,8 @@ def _cause(error: Exception) -> str:
 def _whole_numbers(path: Path, raw: RawImage) -> np.ndarray:
     """int16 copy of label values.
 
-    Programs that store labels scaled (nibabel, with a slope of 1/65535 of their range) give 1.00001526 for 1: what is within
-    half a step of the scale, at least 0.001, of a whole number is that number.
+    Programs that store labels scaled (nibabel, with a slope of 1/65535 of their range) give 1.00001526 for 1: what is
+    within half a step of the scale, at least 0.001, of a whole number is that number.
 
     Raises:
         ImageError: fractions, not-a-number and what int16 cannot hold.

@@ -27,8 +27,9 @@ BLOCK = 1 << 24  # bytes compressed at a time
 class Probabilities:
     """What a file holds.
 
-    `values` are (K, z, y, x) float16 on the image's own grid, of the box `crop` of it; outside the box there is background
-    only. `outputs` are the names of the K: "background" and the classes, or, with `has_regions`, the regions.
+    `values` are (K, z, y, x) float16 on the image's own grid, of the box `crop` of it; outside the box there is
+    background only. `outputs` are the names of the K: "background" and the classes, or, with `has_regions`, the
+    regions.
     """
 
     values: np.ndarray
@@ -96,7 +97,8 @@ def read_probabilities(path: Path) -> Probabilities:
 
 @contextlib.contextmanager
 def open_probabilities(path: Path) -> Iterator[Probabilities]:
-    """Give what a file holds; its values lie in memory, or in a temporary file where they are large (`formats.scratch`).
+    """Give what a file holds; its values lie in memory, or in a temporary file where they are large
+    (`formats.scratch`).
 
     Raises:
         ImageError: it is missing, damaged or something else.
@@ -166,6 +168,7 @@ def _explained(path: Path) -> Iterator[None]:
         raise
     except (OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ImageError(
-            f"{path}: cannot be read as probabilities ({error}). Write it again: `masam_train ... validate save_probabilities`, "
+            f"{path}: cannot be read as probabilities ({error}). Write it again: `masam_train ... validate "
+            "save_probabilities`, "
             "or `masam_predict ... save_probabilities`"
         ) from error

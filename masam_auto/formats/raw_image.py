@@ -18,8 +18,8 @@ class RawImage:
     """An image as its file has it.
 
     `array` is (C, Z, Y, X) in the file's type, scale slope and intercept applied. `is_series`: the first axis counts
-    the volumes of a 4D file, which may be channels or times. `step`: the scale slope, between two values that it can hold;
-    0 where the values are as they were stored.
+    the volumes of a 4D file, which may be channels or times. `step`: the scale slope, between two values that it can
+    hold; 0 where the values are as they were stored.
     """
 
     array: np.ndarray
@@ -43,7 +43,8 @@ def check_room(path: Path, size: int, *, on_disk: int | None = None) -> None:
     packed = path.stat().st_size if on_disk is None else on_disk
     if size > LARGEST_RATIO * packed:
         raise ImageError(
-            f"{path}: its header asks for {shown_bytes(size)}, which {shown_bytes(packed)} cannot hold. It is damaged; copy or download it "
+            f"{path}: its header asks for {shown_bytes(size)}, which {shown_bytes(packed)} cannot hold. It is damaged; "
+            "copy or download it "
             "again."
         )
     check_memory(str(path), size)

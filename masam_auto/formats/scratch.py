@@ -46,7 +46,8 @@ def scratch_array(shape: tuple[int, ...], *, memory_share: float = MEMORY_SHARE)
             free = shutil.disk_usage(folder).free
             raise OutputError(
                 f"averaging probabilities needs {size / 2**30:.1f} GiB in {folder}, where {free / 2**30:.1f} GiB "
-                "are free. Set TMPDIR to a folder on a larger disk, or average fewer models (in memory: models of one slice axis)."
+                "are free. Set TMPDIR to a folder on a larger disk, or average fewer models (in memory: models of one "
+                "slice axis)."
             ) from error
         yield np.memmap(file, dtype=np.float16, mode="r+", shape=shape)
 

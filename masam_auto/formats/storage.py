@@ -54,8 +54,8 @@ class ArrayFiles:
 def array_files(folder: Path, identifier: str) -> ArrayFiles:
     """Where the preprocessed files of a case lie. No two cases share one, whatever they are called.
 
-    A case whose own name ends as the labels of another, or is that of the folder's record, gets a mark: the image of "a_seg" is
-    a_seg@.b2nd, and a_seg.b2nd the labels of "a".
+    A case whose own name ends as the labels of another, or is that of the folder's record, gets a mark: the image of
+    "a_seg" is a_seg@.b2nd, and a_seg.b2nd the labels of "a".
     """
     stem = f"{identifier}@" if TAKEN.search(identifier) else identifier
     return ArrayFiles(
@@ -108,7 +108,9 @@ class StoredArray:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open a file written by `write_array`. Raises ImageError, or MemoryError where a slice is more than there is."""
+        """Open a file written by `write_array`. Raises ImageError, or MemoryError where a slice is more than there
+        is.
+        """
         self.path = Path(path)
         try:
             stored = blosc2.open(str(self.path), mode="r", mmap_mode="r", dparams={"nthreads": 1})

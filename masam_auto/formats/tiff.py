@@ -37,18 +37,22 @@ ALPHA = (1, 2)  # of the values of ExtraSamples
 
 
 def read_tiff(path: Path) -> RawImage:
-    """Read a TIFF: a picture, a stack, or a stack with channels. Alpha is dropped, and where 0 is white, values are turned
+    """Read a TIFF: a picture, a stack, or a stack with channels. Alpha is dropped, and where 0 is white, values are
+    turned
     round, so that bright is high as in every other picture. Pictures that say how they are to be turned are turned.
 
     Raises:
-        ImageError: more axes than channels, one stack axis, height and width; images of several kinds; the file is truncated;
+        ImageError: more axes than channels, one stack axis, height and width; images of several kinds; the file is
+        truncated;
             or compressed in a way that only ITK reads, and not plainly grey or coloured.
     """
     return _read(path, as_shown=True)
 
 
 def read_tiff_labels(path: Path) -> RawImage:
-    """As `read_tiff`, of labels: their values mean classes and not shades, and stay as stored unless there are only two."""
+    """As `read_tiff`, of labels: their values mean classes and not shades, and stay as stored unless there are only
+    two.
+    """
     return _read(path, as_shown=False)
 
 
@@ -121,7 +125,8 @@ def _layout(path: Path, file: tifffile.TiffFile) -> tuple[str, tuple[int, ...]]:
     if len(kinds) > 1:
         listed = first_few(sorted(f"{'x'.join(map(str, shape))} {dtype}" for shape, _, dtype, _ in kinds))
         raise ImageError(
-            f"{path}: holds images of different size or kind ({listed}). Save the one that is meant, or a stack of pages of one "
+            f"{path}: holds images of different size or kind ({listed}). Save the one that is meant, or a stack of "
+            "pages of one "
             "kind."
         )
     ((shape, axes, _, _),) = kinds
@@ -138,7 +143,8 @@ def _check_plain(path: Path, file: tifffile.TiffFile, page: tifffile.TiffPage, e
     )
     if said := [text for holds, text in odd if holds]:
         raise ImageError(
-            f"{path}: {said[0]}, which cannot be read together with its compression ({tifffile.COMPRESSION(page.compression).name}). Save it without "
+            f"{path}: {said[0]}, which cannot be read together with its compression "
+            f"({tifffile.COMPRESSION(page.compression).name}). Save it without "
             "compression, or with zlib's (deflate)."
         ) from error
 

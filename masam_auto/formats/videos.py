@@ -25,10 +25,11 @@ COLOURS = np.array(
 """Of label values 1, 2, ... and again from the first."""
 
 USUAL_RATE = Fraction(25)
-# How containers begin: from which byte on, and what FFmpeg calls them. Left to itself it goes by content as well, but knows
-# lists of files, too, and opens whatever they name.
+# How containers begin: from which byte on, and what FFmpeg calls them. Left to itself it goes by content as well, but
+# knows lists of files, too, and opens whatever they name.
 MOV_BOXES = (
-    "ftyp", "moov", "mdat", "wide", "free", "skip", "pnot", "udta", "uuid", "junk", "pict", "PICT", "prft", "styp", "sidx", "emsg",
+    "ftyp", "moov", "mdat", "wide", "free", "skip", "pnot", "udta", "uuid", "junk", "pict", "PICT", "prft",
+    "styp", "sidx", "emsg",
 )  # fmt: skip
 CONTAINERS = (
     *((4, box.encode(), "mov") for box in MOV_BOXES),
@@ -133,7 +134,8 @@ def _decode(path: Path, pixels: str) -> Iterator[np.ndarray]:
             stated = stream.frames  # 0 where the header says nothing
     except av.FFmpegError as error:
         raise ImageError(
-            f"{path}: cannot be read as a video ({error.strerror}). It is damaged or truncated; copy or export it again."
+            f"{path}: cannot be read as a video ({error.strerror}). It is damaged or truncated; copy or export it "
+            "again."
         ) from error
     if count < stated * (1 - FRAMES_LOST):
         raise ImageError(f"{path}: ends after {count} of {stated} frames. Copy or export it again.")
@@ -170,7 +172,8 @@ def _first_stream(path: Path, file: Any) -> Any:
 def _library(path: Path) -> Any:
     if importlib.util.find_spec("av") is None:
         raise DatasetError(
-            f"{path}: reading videos needs PyAV. Install it (pip install 'masam_auto[video]'), or give the frames as .png."
+            f"{path}: reading videos needs PyAV. Install it (pip install 'masam_auto[video]'), or give the frames as "
+            ".png."
         )
     import av  # optional: extra `video`
 

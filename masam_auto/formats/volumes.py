@@ -144,8 +144,8 @@ def read_mgh_geometry(path: Path) -> Geometry:
 def write_nifti(path: Path, labels: np.ndarray, geometry: Geometry, like: Path | None = None) -> None:
     """Write labels (Z, Y, X) as NIfTI-1, atomically.
 
-    Both forms, their codes, the units and the description are those of the NIfTI file `like`, on whose grid the labels lie.
-    Without it both forms say where `geometry` lies, or none where it says nothing; sheared grids keep their shear.
+    Both forms, their codes, the units and the description are those of the NIfTI file `like`, on whose grid the labels
+    lie. Without it both forms say where `geometry` lies, or none where it says nothing; sheared grids keep their shear.
     """
     array = labels[0].T if geometry.dimensions == 2 else labels.T
     image = nibabel.Nifti1Image(array, None)

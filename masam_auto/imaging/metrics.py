@@ -157,8 +157,8 @@ def surface_distances(a: np.ndarray, b: np.ndarray, *, spacing: Sequence[float])
 def count_lesions(prediction: np.ndarray, reference: np.ndarray) -> LesionCounts:
     """Match lesions one to one: pairs whose IoU is at least `MATCHING_IOU`, as many as there can be.
 
-    Lesions are connected components, corners included. A predicted lesion that covers two of the reference's finds one of
-    them at most.
+    Lesions are connected components, corners included. A predicted lesion that covers two of the reference's finds one
+    of them at most.
 
     Args:
         prediction: (Z, Y, X) bool.

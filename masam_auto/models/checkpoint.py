@@ -46,8 +46,8 @@ class ModelHeader:
     """What a model file says of itself.
 
     `sam_file` and `sam_sha256` (of the file) name the SAM checkpoint that it started from, whose frozen weights it may
-    stand on; None from scratch. `pretrained_weights` is the checkpoint folder that the training took tensors from, where
-    it did. `canvas` (height, width), `in_channels` and `num_outputs` are the network's; None in
+    stand on; None from scratch. `pretrained_weights` is the checkpoint folder that the training took tensors from,
+    where it did. `canvas` (height, width), `in_channels` and `num_outputs` are the network's; None in
     models of version 1.
     """
 
@@ -76,8 +76,9 @@ class ModelHeader:
 class EpochSoFar:
     """What the steps of an epoch did, up to now.
 
-    `losses` has one entry a step, `learning_rate` is the last step's, `waited` are the seconds spent waiting for windows;
-    `skipped` are the last ones in a row whose update was left out. `rescued` is of older versions, and not used.
+    `losses` has one entry a step, `learning_rate` is the last step's, `waited` are the seconds spent waiting for
+    windows; `skipped` are the last ones in a row whose update was left out. `rescued` is of older versions, and not
+    used.
     """
 
     losses: tuple[float, ...] = ()
@@ -99,9 +100,9 @@ class TrainingState:
 
     `unfinished` are those of the steps that belong to an epoch which was stopped before its end. `left_out` is how many
     steps the epochs that a budget of time ended had less than planned: draws are numbered without them. `best_epoch` is
-    the number of epochs after which `best_dice` was reached; `judged` that of those which `smoothed_dice` is the mean of,
-    None in states of older versions. The look at the validation windows belongs to epochs of `look_steps` steps, None for
-    the plan's. `ended` says why a training ended before its budget was used.
+    the number of epochs after which `best_dice` was reached; `judged` that of those which `smoothed_dice` is the mean
+    of, None in states of older versions. The look at the validation windows belongs to epochs of `look_steps` steps,
+    None for the plan's. `ended` says why a training ended before its budget was used.
     """
 
     version: int = 1
@@ -311,7 +312,8 @@ def _load(folder: Path) -> Checkpoint:
             raise ModelError(f"{folder / name} is damaged: it is not what was written.")
     if not (folder / TRAINING_FILE).is_file():
         raise ModelError(
-            f"{folder} came from elsewhere, without the state of its training, which cannot be continued. Start a new one "
+            f"{folder} came from elsewhere, without the state of its training, which cannot be continued. Start a new "
+            "one "
             f"from it: `pretrained_weights={folder}`."
         )
     header, model = read_model(folder)

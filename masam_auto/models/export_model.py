@@ -1,4 +1,6 @@
-"""Trained models become one file to pass on: what prediction needs and a model card, without names of cases or places."""
+"""Trained models become one file to pass on: what prediction needs and a model card, without names of cases or
+places.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +23,11 @@ from masam_auto.models.model_archive import CARD_NAME, Manifest, write_archive
 from masam_auto.models.model_card import FoldFacts, model_card
 from masam_auto.models.trained_model import TrainedModel, choose_folds, open_model
 
-# What of dataset.json prediction and the card use. The rest may name cases ("dataset", "training", "sequences") or people.
+# What of dataset.json prediction and the card use. The rest may name cases ("dataset", "training", "sequences") or
+# people.
 SHARED_KEYS = (
-    "name", "description", "licence", "license", "reference", "citation", "release", "modality", "channel_names", "labels",
+    "name", "description", "licence", "license", "reference", "citation", "release", "modality",
+    "channel_names", "labels",
     "regions_class_order", "file_ending", "overwrite_image_reader_writer",
 )  # fmt: skip
 # Stands for the videos of the training data: that there are some says that the model takes videos.
@@ -110,7 +114,8 @@ def _stage(member: ExportedModel, staged: Path, wishes: _Wishes) -> str:
     if wishes.case_names and splits.is_file():
         write_bytes(target / splits.name, splits.read_bytes())
     card = model_card(
-        plan, configuration.name, description, folds, licence=wishes.licence, version=__version__, selection=wishes.selection
+        plan, configuration.name, description, folds, licence=wishes.licence, version=__version__,
+        selection=wishes.selection,
     )  # fmt: skip
     write_bytes(target / CARD_NAME, card.encode())
     return plan.dataset_name
@@ -150,7 +155,8 @@ def shared_description(description: DatasetDescription) -> dict[str, Any]:
 
 
 def read_summary(path: Path, *, case_names: bool) -> dict[str, Any] | None:
-    """What is shared of a validation: means and the number of cases; with names, each case's metrics by the names of its files.
+    """What is shared of a validation: means and the number of cases; with names, each case's metrics by the names of
+    its files.
 
     Raises:
         PlanError: it is damaged.
@@ -173,7 +179,8 @@ def read_summary(path: Path, *, case_names: bool) -> dict[str, Any] | None:
         }
     except (KeyError, TypeError, AttributeError) as error:
         raise PlanError(
-            f"{path} is no summary of a validation ({type(error).__name__}: {error}). Validate again: `masam_train ... validate`"
+            f"{path} is no summary of a validation ({type(error).__name__}: {error}). Validate again: `masam_train ... "
+            "validate`"
         ) from error
 
 

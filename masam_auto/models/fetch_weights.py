@@ -60,7 +60,8 @@ def fetch_weights(file: SamFile, folder: Path, *, mirror: str = SOURCE, overwrit
         if not _is_right(partial, file):
             partial.unlink()
             raise ModelError(
-                f"{url}: what came is not {file.name} (its SHA-256 is not {file.sha256[:12]}...), and has been removed. "
+                f"{url}: what came is not {file.name} (its SHA-256 is not {file.sha256[:12]}...), and has been "
+                "removed. "
                 "Run the command again, or give another source with `url`."
             )
         with partial.open("rb") as handle:
@@ -75,7 +76,8 @@ def _is_there(target: Path, file: SamFile, overwrite: bool) -> bool:
     if overwrite:
         return False
     raise OutputError(
-        f"{target} is there, but it is not the official file (its size or SHA-256 differs). Give `overwrite` to replace it, "
+        f"{target} is there, but it is not the official file (its size or SHA-256 differs). Give `overwrite` to "
+        "replace it, "
         "or move it away."
     )
 
@@ -105,7 +107,8 @@ def _receive_all(file: SamFile, url: str, partial: Path) -> None:
             failed = 1 if _size(partial) > before else failed + 1
             if failed > len(WAITS):
                 raise ModelError(
-                    f"{url}: {dropped}; {_size(partial) / 1e6:.1f} of {file.size / 1e6:.1f} MB are there. Check the network and "
+                    f"{url}: {dropped}; {_size(partial) / 1e6:.1f} of {file.size / 1e6:.1f} MB are there. Check the "
+                    "network and "
                     "run the command again: it continues from there. Or give another source with `url`."
                 ) from dropped
             logger.info("%s: %s; trying again in %g s", file.name, dropped, WAITS[failed - 1])

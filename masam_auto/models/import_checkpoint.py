@@ -140,8 +140,10 @@ def _unplanned(
     """The configuration of a data set without a plan."""
     if spacing is None:
         raise PlanError(
-            "`spacing=Z Y X` is needed: the voxel spacing in mm of the volumes that the checkpoint was trained on (their "
-            "median), in the order of the file's axes. Or plan the data set first (masam_plan), and its geometry is taken."
+            "`spacing=Z Y X` is needed: the voxel spacing in mm of the volumes that the checkpoint was trained on "
+            "(their "
+            "median), in the order of the file's axes. Or plan the data set first (masam_plan), and its geometry is "
+            "taken."
         )
     first, second = (other for other in range(3) if other != axis)
     order = (axis, first, second)
@@ -218,7 +220,8 @@ def import_checkpoint(
         frozen = sam_tensors(network, sam_state, origin=str(sam.path))
         network.load_state_dict({**frozen, **published_tensors(network, state, origin=origin)}, assign=True)
         _write(folder, plan, configuration, description, network, sam)
-        logger.info("%s: %s of %s, rank %d, adapters %s", folder, plan.network.decoder, plan.network.encoder, variant.rank,
+        logger.info("%s: %s of %s, rank %d, adapters %s", folder, plan.network.decoder, plan.network.encoder,
+                variant.rank,
                     variant.adapters)  # fmt: skip
         return folder
 
@@ -228,13 +231,15 @@ def _check_data(variant: Variant, description: DatasetDescription, origin: str) 
     labels = description.labels
     if labels.has_regions:
         raise ModelError(
-            f"{description.name} has regions as labels, but {origin} was trained on classes that exclude each other. Give "
+            f"{description.name} has regions as labels, but {origin} was trained on classes that exclude each other. "
+            "Give "
             "a dataset.json with one value a class (`dataset_json`)."
         )
     if labels.num_outputs != variant.num_outputs:
         raise ModelError(
             f"{origin} has {variant.num_outputs} outputs (background and {variant.num_outputs - 1} classes), but "
-            f"{description.name} has {labels.num_outputs} labels with the background ({', '.join(labels.values)}). Give the "
+            f"{description.name} has {labels.num_outputs} labels with the background ({', '.join(labels.values)}). "
+            "Give the "
             "dataset.json of the data that it was trained on (`dataset_json`)."
         )
     if description.num_channels not in (1, 3):
@@ -325,7 +330,8 @@ def _refuse_what_is_there(folder: Path, *, overwrite: bool) -> None:
     trained = [fold for fold in folds if fold != "all" or (folder / "fold_all" / "metrics.jsonl").exists()]
     if trained:
         raise OutputError(
-            f"{folder} holds trained folds ({', '.join(trained)}). Give the imported model another name with `plan_name`."
+            f"{folder} holds trained folds ({', '.join(trained)}). Give the imported model another name with "
+            "`plan_name`."
         )
     if not overwrite:
         raise OutputError(

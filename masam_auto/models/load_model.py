@@ -1,21 +1,23 @@
 """What happens when a checkpoint is loaded, whoever loads it.
 
 1. The file is read once, header and tensors together; nothing in it is executed (`checkpoint.read_model`).
-2. Its header is compared with the plan.json and dataset.json that it is to be used with (`checkpoint.header_differences`).
-3. The network is built from that plan, with shapes only, so that a wrong file costs no memory (`build.build_network`).
-4. The tensors are compared with the network: all that are needed, none unknown, shapes, types, finite values
+2. Its header is compared with the plan.json and dataset.json that it is to be used with
+(`checkpoint.header_differences`). 3. The network is built from that plan, with shapes only, so that a wrong file costs
+no memory (`build.build_network`). 4. The tensors are compared with the network: all that are needed, none unknown,
+shapes, types, finite values
    (`build.check_state`).
-5. Where the network stands on frozen SAM weights, which no checkpoint holds, the SAM file with the SHA-256 in the header is
+5. Where the network stands on frozen SAM weights, which no checkpoint holds, the SAM file with the SHA-256 in the
+header is
    looked for (`sam_weights.sam_of_model`), and its tensors are fitted to this canvas and these channels.
 6. The network takes the tensors.
 
 Prediction does all of it for each fold (`load_member`); the folds share the SAM weights. Exporting and installing stop
-after step 4 (`read_fitting`): the SAM file may be missing there. Continuing a training also checks the checksums and reads
-the weights in training and the optimisers' state in step 1, refuses any other plan in step 2, and fills a network that has
-its SAM weights already (`training.learner.restore_learner`). A training that starts from another model takes what fits:
-it needs the same encoder and the same SAM file instead of steps 2 to 4 (`training.pretrained`). Importing a published
-checkpoint reads another format in step 1 and reads the plan off the tensors (`import_checkpoint`); what it writes is a
-checkpoint like any other.
+after step 4 (`read_fitting`): the SAM file may be missing there. Continuing a training also checks the checksums and
+reads the weights in training and the optimisers' state in step 1, refuses any other plan in step 2, and fills a
+network that has its SAM weights already (`training.learner.restore_learner`). A training that starts from another
+model takes what fits: it needs the same encoder and the same SAM file instead of steps 2 to 4 (`training.pretrained`).
+Importing a published checkpoint reads another format in step 1 and reads the plan off the tensors
+(`import_checkpoint`); what it writes is a checkpoint like any other.
 """
 
 import logging
@@ -94,11 +96,14 @@ def load_member(
 
 
 def common_configuration(headers: Sequence[ModelHeader], plan: Plan) -> Configuration:
-    """What all folds of a model were trained with; its folder may have been renamed. Raises ModelError where they differ."""
+    """What all folds of a model were trained with; its folder may have been renamed. Raises ModelError where they
+    differ.
+    """
     names = sorted({header.configuration for header in headers})
     if len(names) > 1:
         raise ModelError(
-            f"the folds of {headers[0].dataset_name}, plan {plan.name}, are of several configurations ({', '.join(names)}) "
+            f"the folds of {headers[0].dataset_name}, plan {plan.name}, are of several configurations "
+            f"({', '.join(names)}) "
             "and cannot be averaged. Choose the folds of one of them."
         )
     return plan.configuration(names[0])
@@ -117,7 +122,8 @@ def read_fitting(
     configuration = plan.configuration(header.configuration)
     if found := header_differences(header, plan, configuration, description):
         raise ModelError(
-            f"{folder} does not fit {folder.parents[1] / 'plan.json'}: {'; '.join(found)}. Bring back the plan.json and "
+            f"{folder} does not fit {folder.parents[1] / 'plan.json'}: {'; '.join(found)}. Bring back the plan.json "
+            "and "
             "dataset.json that it was trained with, or train it again."
         )
     # older versions made the digest in another way; what matters is compared above

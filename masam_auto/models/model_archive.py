@@ -76,7 +76,8 @@ class Manifest:
             raise ModelError(f"{repeated[0]!r} stands twice in the manifest")
         if not 1 <= len(self.models) <= MODELS_LIMIT or len(self.files) > FILES_LIMIT:
             raise ModelError(
-                f"the manifest lists {len(self.models)} models of {len(self.files)} files; from 1 model to {MODELS_LIMIT} of "
+                f"the manifest lists {len(self.models)} models of {len(self.files)} files; from 1 model to "
+                f"{MODELS_LIMIT} of "
                 f"{FILES_LIMIT} files are taken"
             )
 

@@ -21,8 +21,8 @@ METRICS_SHOWN = {"Dice": "Dice", "NSD": "NSD", "HD95_mm": "HD95, mm"}
 class FoldFacts:
     """What is known of one trained fold.
 
-    `summary` is that of its validation: "mean" by class, "foreground_mean", and "cases", their number; None where it was
-    not validated.
+    `summary` is that of its validation: "mean" by class, "foreground_mean", and "cases", their number; None where it
+    was not validated.
     """
 
     fold: int | str
@@ -53,7 +53,8 @@ def model_card(
     name = f"{plan.name}__{configuration}"
     parts = [
         f"# {name} of {_plain(plan.dataset_name)}",
-        f"A [MA-SAM](https://doi.org/10.1016/j.media.2024.103310) segmentation model, exported by masam_auto {version}.",
+        "A [MA-SAM](https://doi.org/10.1016/j.media.2024.103310) segmentation model, exported by masam_auto "
+        f"{version}.",
         *_facts(plan, description, folds, licence),
         *_results(description, folds),
         *(_selected(selection) if selection else []),
@@ -99,7 +100,8 @@ def _results(description: DatasetDescription, folds: Sequence[FoldFacts]) -> Ite
         yield "No fold was validated on cases that it had not been trained on: nothing is known of how well it does."
         return
     yield (
-        "Each fold on its own validation cases, which it was not trained on. Foreground mean over the classes; NSD with a "
+        "Each fold on its own validation cases, which it was not trained on. Foreground mean over the classes; NSD "
+        "with a "
         "tolerance of 2 mm; `-` where no case has a value."
     )
     rows = []
@@ -112,7 +114,9 @@ def _results(description: DatasetDescription, folds: Sequence[FoldFacts]) -> Ite
     heading = ("class", "metric", *(f"fold {fold} ({s['cases']} cases)" for fold, s in validated), "mean of folds")
     yield _table(heading, rows)
     if without := [str(fold) for fold, s in validated if not s.get("protocol", {}).get("mirror", True)]:
-        yield f"Predicted without averaging over flips: fold {', '.join(without)}. `masam_predict` does as the plan says."
+        yield (
+            f"Predicted without averaging over flips: fold {', '.join(without)}. `masam_predict` does as the plan says."
+        )
 
 
 def _selected(selection: Selection) -> Iterable[str]:
@@ -137,7 +141,10 @@ def _training(folds: Sequence[FoldFacts]) -> Iterable[str]:
     ]  # fmt: skip
     heading = ("fold", "epochs", "steps", "budget", "hours", "smoothed validation Dice")
     yield _table(heading, rows)
-    yield "The validation Dice is on a fixed set of windows, which chose the checkpoint; the table above is on whole cases."
+    yield (
+        "The validation Dice is on a fixed set of windows, which chose the checkpoint; the table above is on whole "
+        "cases."
+    )
     starts = sorted({facts.header.pretrained_weights for facts in folds if facts.header.pretrained_weights})
     if starts:
         yield f"Training started from the weights of: {', '.join(starts)}."
@@ -173,8 +180,10 @@ def _use(plan: Plan, configuration: str, selection: Selection | None) -> Iterabl
 def _limits(description: DatasetDescription) -> Iterable[str]:
     yield "## Intended use and limits"
     yield (
-        f"Research on images like those it was trained on: {', '.join(description.channel_names)}, of the same body region, "
-        "and with similar acquisition. Other scanners, protocols, populations and diseases were not tested and may give "
+        f"Research on images like those it was trained on: {', '.join(description.channel_names)}, of the same body "
+        "region, "
+        "and with similar acquisition. Other scanners, protocols, populations and diseases were not tested and may "
+        "give "
         "wrong segmentations without a sign of it. Look at the results. Not a medical device; not for diagnosis."
     )
 

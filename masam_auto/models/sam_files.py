@@ -130,7 +130,8 @@ def weights_of_model(
         f"masam_fetch_weights {encoder} brings it" if official else "Bring that file back, e.g. into the weights folder"
     )
     raise ModelError(
-        f"{model} stands on SAM weights whose SHA-256 begins with {sha256[:12]}, but {problem}. {remedy}, or name the file with "
+        f"{model} stands on SAM weights whose SHA-256 begins with {sha256[:12]}, but {problem}. {remedy}, or name the "
+        "file with "
         "`sam_checkpoint=PATH`."
     )
 

@@ -30,7 +30,8 @@ def encoder_of_file(path: Path) -> str:
             return name
     named = ", ".join(f"{name} ({known.dim}, {known.depth})" for name, known in ENCODERS.items() if not known.stem)
     raise ModelError(
-        f"{path}: its encoder is {spec.dim} wide and has {spec.depth} blocks, which is none of those that can be planned "
+        f"{path}: its encoder is {spec.dim} wide and has {spec.depth} blocks, which is none of those that can be "
+        "planned "
         f"for: {named}"
     )
 
@@ -49,7 +50,8 @@ def sam_to_start_from(network: NetworkPlan, *, file: Path | None, folder: Path) 
     if network.weights == "none":
         if file is not None:
             raise ModelError(
-                "this plan trains from scratch (network.weights=none), so `sam_checkpoint` has no use. Leave it out, or "
+                "this plan trains from scratch (network.weights=none), so `sam_checkpoint` has no use. Leave it out, "
+                "or "
                 "plan again with a SAM encoder, e.g. `backbone=vit_b`."
             )
         return None

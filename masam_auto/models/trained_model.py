@@ -30,7 +30,10 @@ class TrainedModel:
 
     def __str__(self) -> str:
         folds = ", ".join(map(str, self.folds)) or "none"
-        return f"{self.dataset_name}, configuration {self.configuration}, plan {self.plan_name}, folds {folds} ({self.folder})"
+        return (
+            f"{self.dataset_name}, configuration {self.configuration}, plan {self.plan_name}, folds {folds} "
+            f"({self.folder})"
+        )
 
 
 def find_models(results: Path) -> tuple[TrainedModel, ...]:
@@ -133,7 +136,8 @@ def choose_folds(model: TrainedModel, folds: Sequence[int | str] | None, checkpo
             trained = ", ".join(map(str, model.folds)) or "none"
             raise ModelError(
                 f"fold {fold} of {model.folder} has no checkpoint ({path.name} is missing; folds with one: {trained}). "
-                f"Train it: `masam_train {model.dataset_name} {fold} configuration={model.configuration} plan_name={model.plan_name}`"
+                f"Train it: `masam_train {model.dataset_name} {fold} configuration={model.configuration} "
+                f"plan_name={model.plan_name}`"
             )
     return tuple(chosen)
 

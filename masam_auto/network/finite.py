@@ -74,7 +74,9 @@ def nonfinite_parameter(network: nn.Module) -> str | None:
 
 
 def nonfinite_gradient(network: nn.Module) -> str | None:
-    """Name the last parameter, in the network's order, whose gradient is not finite: where it starts on its way back."""
+    """Name the last parameter, in the network's order, whose gradient is not finite: where it starts on its way
+    back.
+    """
     learned = [(name, parameter.grad) for name, parameter in network.named_parameters() if parameter.grad is not None]
     return next((name for name, gradient in reversed(learned) if not all_finite(gradient)), None)
 

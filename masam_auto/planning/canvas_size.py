@@ -35,8 +35,8 @@ def choose_canvas(
     """Canvas and magnification of one view.
 
     Magnify until the budget is used, or a token is small against the smallest class, or 8 times. Beyond the budget
-    shrink, to 0.75 at most and not below what the smallest class needs, then tile. A few cases that would have to be tiled
-    do not decide this for the others: they alone are tiled.
+    shrink, to 0.75 at most and not below what the smallest class needs, then tile. A few cases that would have to be
+    tiled do not decide this for the others: they alone are tiled.
 
     Source: the paper's section on inputs (512 px); preference for whole 14-token windows: ours, from SAM's padding.
     """
@@ -49,7 +49,8 @@ def choose_canvas(
     if extent.max() * least > encoder.budget * BLUR_TOLERANCE and fits.mean() >= MOST:
         extent = np.percentile(slices[fits], PERCENTILE, axis=0)
         seen = (
-            f"{np.count_nonzero(~fits)} of {len(fits)} cases are larger than the {encoder.budget} px that {encoder.name} works "
+            f"{np.count_nonzero(~fits)} of {len(fits)} cases are larger than the {encoder.budget} px that "
+            f"{encoder.name} works "
             f"at and get overlapping tiles; 95 % of the others' slices are within {extent[0]:.0f} x {extent[1]:.0f} px"
         )
     if extent.max() <= encoder.budget * BLUR_TOLERANCE:

@@ -1,7 +1,7 @@
 """Decide everything about a data set from its fingerprint. A pure function: reads nothing, measures nothing.
 
-Each rule has a file of its name in this room and returns its decision with one sentence that says why. Here they are put
-together.
+Each rule has a file of its name in this room and returns its decision with one sentence that says why. Here they are
+put together.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """The memory that training and prediction need: parameters, optimiser, activations, input.
 
-Encoder and decoders say what their activations take (network/activations.py, network/decoder.py). How far the sum is from
-measured peaks stands in documentation/benchmarks.md; `SAFETY` covers that, the allocator's losses and the libraries.
+Encoder and decoders say what their activations take (network/activations.py, network/decoder.py). How far the sum is
+from measured peaks stands in documentation/benchmarks.md; `SAFETY` covers that, the allocator's losses and the
+libraries.
 """
 
 import functools

@@ -1,7 +1,8 @@
 """Planning rule: along which axes mirroring leaves the labels true.
 
-Mirroring is harmless where classes can be told apart by their intensities, and as whole things by their size. Where only
-their order along an axis tells which is which, a mirrored image with mirrored labels teaches the opposite of the truth.
+Mirroring is harmless where classes can be told apart by their intensities, and as whole things by their size. Where
+only their order along an axis tells which is which, a mirrored image with mirrored labels teaches the opposite of the
+truth.
 """
 
 import math
@@ -15,8 +16,8 @@ from masam_auto.core.fingerprint import CaseMeasurement, ClassMeasurement, Class
 from masam_auto.core.labels import named_sides
 
 LOOK_ALIKE = 0.5  # shared histogram area from which on two classes cannot be told apart by intensity
-# Share of cases in which the centroids come in the same order. Source: ours; on Hippocampus mirroring along an axis with
-# a share of 0.93 still cost 0.008 Dice in a short training (documentation/log.md).
+# Share of cases in which the centroids come in the same order. Source: ours; on Hippocampus mirroring along an axis
+# with a share of 0.93 still cost 0.008 Dice in a short training (documentation/log.md).
 SAME_ORDER = 0.90
 FEWEST_CASES = 3  # two cases agree by chance half of the time
 FEWEST_TO_TELL = 10  # cases from which on it can be seen whether two classes can be told apart otherwise
@@ -132,7 +133,8 @@ class _Pair:
     def __str__(self) -> str:
         first, second = self.names
         sentence = (
-            f'"{first}" and "{second}" look alike (histograms share {self.overlap:.0%}) and come in the same order along it '
+            f'"{first}" and "{second}" look alike (histograms share {self.overlap:.0%}) and come in the same order '
+            "along it "
             f"in {self.share:.1%} of {self.count} cases"
         )
         if not self.steady:

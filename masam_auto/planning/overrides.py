@@ -15,8 +15,9 @@ def override(plan: Plan, assignments: Sequence[str]) -> Plan:
     """Apply `--set` assignments such as "training.num_epochs=50" or "axis0.canvas=448,448".
 
     The first word is `training`, `network`, `inference`, `training.augmentation` or a configuration's name. Values are
-    typed by the field: tuples are comma-separated, booleans true or false. Fields of one of several are named by its number,
-    those of a table by their name: "axis0.normalization.0.scheme=zscore", "training.augmentation.added.blur=0.5,2".
+    typed by the field: tuples are comma-separated, booleans true or false. Fields of one of several are named by its
+    number, those of a table by their name: "axis0.normalization.0.scheme=zscore",
+    "training.augmentation.added.blur=0.5,2".
 
     Raises:
         PlanError: unknown field (the known ones are listed) or a value that the field refuses.

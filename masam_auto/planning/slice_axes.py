@@ -40,7 +40,8 @@ def choose_slice_axes(fingerprint: Fingerprint) -> SliceAxes:
         return SliceAxes(
             axes=(coarsest,),
             single=False,
-            reason=f"{numbers}: axis {coarsest} is {ratio:.2f} times as coarse as the next, so slices are cut across it",
+            reason=f"{numbers}: axis {coarsest} is {ratio:.2f} times as coarse as the next, so slices are cut across "
+            "it",
         )
     extent = median_extent(fingerprint)
     order = sorted(range(3), key=lambda axis: (extent[axis], axis))

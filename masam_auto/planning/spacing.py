@@ -1,4 +1,6 @@
-"""Target spacing of a data set, and shapes at it. Axes are the fingerprint's (Z, Y, X) unless they are said to be permuted."""
+"""Target spacing of a data set, and shapes at it. Axes are the fingerprint's (Z, Y, X) unless they are said to be
+permuted.
+"""
 
 import math
 

@@ -1,9 +1,9 @@
 """Planning rules about time: how much one training step sees on a machine without a GPU.
 
-There a step's cost grows with the canvas pixels that it sees, and a short training learns more from many small steps than
-from few large ones. A plan therefore keeps several step sizes, each about half of the one before. A fold without a budget
-takes about 100,000 px a step, or more where its steps then fit into an hour; a budget of time takes larger steps the
-longer it is.
+There a step's cost grows with the canvas pixels that it sees, and a short training learns more from many small steps
+than from few large ones. A plan therefore keeps several step sizes, each about half of the one before. A fold without a
+budget takes about 100,000 px a step, or more where its steps then fit into an hour; a budget of time takes larger
+steps the longer it is.
 
 Source: ours, measured on ACDC, SarcomaCT and Hippocampus (documentation/log.md).
 """
@@ -25,7 +25,8 @@ ENOUGH_SLICES = 5  # a window is not shortened below this before the canvas is
 SHORTEST_WINDOW = 3
 SMALLEST_TILE = 64  # px, side of a canvas that shows part of a slice
 FOLD_SECONDS = 3600.0  # a fold without a budget
-# Steps of PIXELS_PER_STEP that a budget should hold; one twice as large has steps 1.4 times as large, and 1.4 times as many.
+# Steps of PIXELS_PER_STEP that a budget should hold; one twice as large has steps 1.4 times as large, and 1.4 times as
+# many.
 STEPS_WANTED = 7200
 
 
@@ -38,8 +39,8 @@ def step_sizes(natural: StepSize, *, encoder: PlannedEncoder, diameter: float) -
         diameter: of the smallest class, px at the target spacing.
 
     Returns:
-        the natural size, alone where it is small enough; else also those of 100,000 px, twice and half as many, and so on,
-        that are smaller than it.
+        the natural size, alone where it is small enough; else also those of 100,000 px, twice and half as many, and so
+        on, that are smaller than it.
     """
     if natural.pixels <= TOLERANCE * PIXELS_PER_STEP:
         return (natural,)
@@ -56,8 +57,8 @@ def step_sizes(natural: StepSize, *, encoder: PlannedEncoder, diameter: float) -
 def shrink(natural: StepSize, limit: int, *, encoder: PlannedEncoder, diameter: float) -> StepSize:
     """A step of at most about `limit` canvas pixels: fewer windows, shorter ones, a smaller canvas, in this order.
 
-    A smaller canvas shows the whole slice in coarser pixels, as long as the smallest class is still `PIXELS_ACROSS` wide;
-    from there on it shows a part of the slice.
+    A smaller canvas shows the whole slice in coarser pixels, as long as the smallest class is still `PIXELS_ACROSS`
+    wide; from there on it shows a part of the slice.
     """
     side = math.prod(natural.canvas)
     batch = max(min(FEWEST_WINDOWS, natural.batch_size), min(natural.batch_size, limit // (natural.window * side)))

@@ -39,8 +39,8 @@ def segment_boxes(
 ) -> np.ndarray:
     """Label map on the image's own grid, with foreground only on the boxes' slices.
 
-    One box after the other is predicted. Where several claim a voxel, the one whose foreground logit leads by most wins:
-    the largest foreground logit over the background's, or, for regions, over 0.
+    One box after the other is predicted. Where several claim a voxel, the one whose foreground logit leads by most
+    wins: the largest foreground logit over the background's, or, for regions, over 0.
 
     Args:
         predict: gives the logits of the preprocessed case for a box on its grid: those of the box's slices.
@@ -76,6 +76,8 @@ def segment_boxes(
 
 
 def foreground_margin(logits: torch.Tensor, labels: Labels) -> torch.Tensor:
-    """By how much the best foreground logit of (K, ...) leads: over the background's, or over 0 for regions. float16."""
+    """By how much the best foreground logit of (K, ...) leads: over the background's, or over 0 for regions.
+    float16.
+    """
     lead = logits.amax(dim=0) if labels.has_regions else logits[1:].amax(dim=0) - logits[0]
     return lead.clamp(-LARGEST_MARGIN, LARGEST_MARGIN).half()

@@ -29,7 +29,8 @@ def one_case(files: Files, description: DatasetDescription) -> Case:
     if len(cases) > 1:
         named = first_few([case.identifier for case in cases])
         raise DatasetError(
-            f"{files} holds {len(cases)} images ({named}), not one. Give one image, or predict the folder with masam_predict."
+            f"{files} holds {len(cases)} images ({named}), not one. Give one image, or predict the folder with "
+            "masam_predict."
         )
     return cases[0]
 
@@ -66,7 +67,8 @@ def check_image(
     ):
         listed = first_few([f"{value:g}" for value in values])
         raise ImageError(
-            f"case {identifier} holds nothing but the label values {listed}: it looks like a segmentation. Give the image."
+            f"case {identifier} holds nothing but the label values {listed}: it looks like a segmentation. Give the "
+            "image."
         )
     return image, grid
 
@@ -74,7 +76,8 @@ def check_image(
 def _as_volume(image: np.ndarray, geometry: Geometry | Sequence[float], identifier: str) -> tuple[np.ndarray, Geometry]:
     if image.ndim not in (3, 4):
         raise ImageError(
-            f"case {identifier} has shape {image.shape}; expected are (C, Z, Y, X), or (C, Y, X) for a picture. Add the channel "
+            f"case {identifier} has shape {image.shape}; expected are (C, Z, Y, X), or (C, Y, X) for a picture. Add "
+            "the channel "
             "axis: image[None]."
         )
     if image.dtype.kind not in "biuf":
@@ -103,12 +106,14 @@ def turning_notes(members: Sequence[Member], geometry: Geometry) -> tuple[str, .
             notes.append("the image does not say where its axes point: it is taken as it is stored")
         elif axes is None:
             notes.append(
-                f"its axes (x, y, z) point to {geometry.axes}; the model, imported or of an older release, does not say where "
+                f"its axes (x, y, z) point to {geometry.axes}; the model, imported or of an older release, does not "
+                "say where "
                 "those of its training images did: nothing is turned. Where they differ, sides are exchanged"
             )
         elif axes == UNKNOWN_AXES:
             notes.append(
-                f"its axes (x, y, z) point to {geometry.axes}; the model's training images did not say where theirs do: "
+                f"its axes (x, y, z) point to {geometry.axes}; the model's training images did not say where theirs "
+                "do: "
                 "nothing is turned"
             )
         elif axes != own:

@@ -29,7 +29,9 @@ def is_recorded(folder: Path) -> bool:
 
 
 def refuse_another_model(folder: Path, predictor: Predictor) -> None:
-    """Raise OutputError where `record_model` would replace what another model left; how it predicts may have changed."""
+    """Raise OutputError where `record_model` would replace what another model left; how it predicts may have
+    changed.
+    """
     file, plan = folder / "plan.json", _plan_of(predictor)
     remedy = "Choose another folder, or give `overwrite` to write there nevertheless."
     try:
@@ -60,13 +62,16 @@ def refuse_to_overwrite(folder: Path, names: Sequence[str]) -> None:
 
 
 def check_output(source: Path, folder: Path) -> None:
-    """Refuse to write among the images, or where a dataset.json and plan.json are not for the output. Raises OutputError."""
+    """Refuse to write among the images, or where a dataset.json and plan.json are not for the output. Raises
+    OutputError.
+    """
     images = source if source.is_dir() else source.parent
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; the output must be a folder")
     if not folder.exists() and is_image(folder):
         raise OutputError(
-            f"{folder} is called like an image, but the output is a folder of them. Give the folder: `output={folder.parent}`"
+            f"{folder} is called like an image, but the output is a folder of them. Give the folder: "
+            f"`output={folder.parent}`"
         )
     if folder.resolve() == images.resolve():
         raise OutputError(f"the output folder is the input folder ({folder}). Choose another one.")
@@ -77,7 +82,8 @@ def check_output(source: Path, folder: Path) -> None:
         )
     if any(next(folder.glob(name), None) for name in OWN_COMPANIONS):
         raise OutputError(
-            f"the output folder is that of a preprocessed data set or a trained model ({folder}), whose plan.json would be "
+            f"the output folder is that of a preprocessed data set or a trained model ({folder}), whose plan.json "
+            "would be "
             "replaced. Choose another one."
         )
 

@@ -1,8 +1,8 @@
 """Trained models in memory, for any number of images: arrays, files, or whatever an iterator gives.
 
-An image is prepared (checked, turned, cropped, normalised and resampled by `preprocess_case`), the networks are run over it
-(`network.volume.predict_slices`), and their logits are brought back to the image's own grid (`prediction.restore`, or
-`prediction.box_prompts` within boxes).
+An image is prepared (checked, turned, cropped, normalised and resampled by `preprocess_case`), the networks are run
+over it (`network.volume.predict_slices`), and their logits are brought back to the image's own grid
+(`prediction.restore`, or `prediction.box_prompts` within boxes).
 """
 
 import logging
@@ -73,8 +73,8 @@ class Predictor:
     """Trained models in memory, for any number of images. The probabilities of several members are averaged.
 
     Nothing of it changes while it predicts: one predictor may be used by several threads at once, which share the
-    networks' weights and need memory for one image each. Processes load one each (`from_folder`) rather than receive it,
-    because a copy of the weights would travel with it, and because CUDA does not survive a fork.
+    networks' weights and need memory for one image each. Processes load one each (`from_folder`) rather than receive
+    it, because a copy of the weights would travel with it, and because CUDA does not survive a fork.
 
     Example:
         >>> from masam_auto import Predictor
@@ -111,7 +111,8 @@ class Predictor:
             weights: the folder of SAM files.
 
         Raises:
-            ModelError: no trained model; a fold has no checkpoint of this kind, or it does not fit the plan; the SAM file is
+            ModelError: no trained model; a fold has no checkpoint of this kind, or it does not fit the plan; the SAM
+            file is
                 missing or has changed; or as `combine`.
             PlanError: a plan.json is damaged or of a newer version.
             MasamError: there is no such device.
@@ -142,7 +143,8 @@ class Predictor:
         Args:
             inference: all of it.
             step_size: windows of slices and tiles follow each other by this share of their length (at least a slice),
-                so that 1 - step_size is their overlap; the depth is then never taken as a whole. At least 0.05, at most 1.
+                so that 1 - step_size is their overlap; the depth is then never taken as a whole. At least 0.05, at
+                most 1.
             mirror: whether to average over the flips that the plans allow.
 
         Raises:
@@ -155,7 +157,8 @@ class Predictor:
         """
         if step_size is not None and not SMALLEST_STEP <= step_size <= 1:
             raise PlanError(
-                f"the step size must be at least {SMALLEST_STEP:.2g} and at most 1 (a share of the window), got {step_size:g}"
+                f"the step size must be at least {SMALLEST_STEP:.2g} and at most 1 (a share of the window), got "
+                f"{step_size:g}"
             )
 
         def change(member: Member) -> Member:
@@ -261,15 +264,16 @@ class Predictor:
 
         Args:
             image: (C, Z, Y, X), or (C, Y, X) for a picture, in the file's units. It is not changed.
-            geometry: its grid, or its spacing in mm along (Z, Y, X) or (Y, X). With a grid the image is turned to the axes
-                that the model was trained with, and the result back; with a spacing it is taken as it is.
+            geometry: its grid, or its spacing in mm along (Z, Y, X) or (Y, X). With a grid the image is turned to the
+                axes that the model was trained with, and the result back; with a spacing it is taken as it is.
             boxes: prompts; without any the model segments automatically.
             returned: what to give.
             identifier: a name for messages.
 
         Raises:
             DatasetError: a box outside the image.
-            ImageError: wrong number of axes or channels, values that are no finite real numbers, or the image looks like a
+            ImageError: wrong number of axes or channels, values that are no finite real numbers, or the image looks
+            like a
                 segmentation.
             ModelError: the network's output is not finite, boxes for a model that cannot take them, or an unknown
                 `returned`.
@@ -385,7 +389,8 @@ def combine(predictors: Sequence[Predictor]) -> Predictor:
             if getattr(other.description, what) != getattr(first.description, what):
                 names = [p.members[0].plan.name + "__" + p.members[0].configuration.name for p in (first, other)]
                 raise ModelError(
-                    f"{names[0]} and {names[1]} cannot be averaged: they were trained with other {what.replace('_', ' ')}. "
+                    f"{names[0]} and {names[1]} cannot be averaged: they were trained with other "
+                    f"{what.replace('_', ' ')}. "
                     "Choose models of one data set."
                 )
     return replace(first, members=tuple(member for predictor in predictors for member in predictor.members))

@@ -65,8 +65,8 @@ class Outcome:
 class PredictionOptions:
     """How a folder is predicted.
 
-    `overwrite`: replace files that are there. `continue_prediction`: keep them, and predict the others. `part`: (k, n), of the
-    cases only case k and every n-th after it. `output_format`: ending of the segmentations' files, as for
+    `overwrite`: replace files that are there. `continue_prediction`: keep them, and predict the others. `part`: (k,
+    n), of the cases only case k and every n-th after it. `output_format`: ending of the segmentations' files, as for
     `outputs.choose_endings`. `save_probabilities`: also write ID.npz for each case (`formats.probability_files`).
     """
 
@@ -183,7 +183,8 @@ def predict_folder(
     Raises:
         DatasetError: no images, or their names make no sense.
         ModelError: boxes for a model that was trained without, or together with probabilities.
-        OutputError: files are there and neither option is given, or another model's without `overwrite`; the folder is the
+        OutputError: files are there and neither option is given, or another model's without `overwrite`; the folder is
+        the
             input's; another process predicts into it; or nothing can be written.
 
     Example:
@@ -287,7 +288,8 @@ def _note(job: _Job, case: Case, error: Exception | None) -> None:
         _free_memory(error)
         job.shared.finish(
             name,
-            f"case {name}: not enough memory, even with no other case beside it. Predict it with `device=cpu`, on a machine "
+            f"case {name}: not enough memory, even with no other case beside it. Predict it with `device=cpu`, on a "
+            "machine "
             "with more memory, or cut the image into parts.",
         )
     elif isinstance(error, MasamError) and not isinstance(error, OutputError):  # the next could not be written either
@@ -338,5 +340,7 @@ def _memory_room(processes: int) -> float:
 
 
 def _is_written(path: Path) -> bool:
-    """Whether an output is there: a folder of masks, or a file that holds something. Full disks leave files of 0 bytes."""
+    """Whether an output is there: a folder of masks, or a file that holds something. Full disks leave files of 0
+    bytes.
+    """
     return path.is_dir() or (path.is_file() and path.stat().st_size > 0)

@@ -50,10 +50,10 @@ def restore_case(
 
     Args:
         members: of one image: their properties differ in the axis order and the preprocessed grid only.
-        labels: softmax takes the largest of the K outputs (the first of equal ones); regions with a probability above 1/2
-            (a logit above 0) are painted in `regions_class_order`, later ones over earlier ones.
-        probabilities: zeros (K, z, y, x) of the crop in the image's own axis order, to be filled in as well: softmax over
-            the classes, or a sigmoid for each region.
+        labels: softmax takes the largest of the K outputs (the first of equal ones); regions with a probability above
+            1/2 (a logit above 0) are painted in `regions_class_order`, later ones over earlier ones.
+        probabilities: zeros (K, z, y, x) of the crop in the image's own axis order, to be filled in as well: softmax
+            over the classes, or a sigmoid for each region.
 
     Returns:
         (Z, Y, X) uint8, or int16 where label values need it; background outside the crop.
@@ -148,7 +148,9 @@ def empty_labels(properties: CaseProperties, labels: Labels) -> np.ndarray:
 
 
 def in_order(array: np.ndarray, properties: CaseProperties) -> np.ndarray:
-    """View of an array (..., Z, Y, X) of the crop as the network sees it: what is written to it lands where it belongs."""
+    """View of an array (..., Z, Y, X) of the crop as the network sees it: what is written to it lands where it
+    belongs.
+    """
     return properties.turn.array(array)
 
 
@@ -194,7 +196,8 @@ def _checked(slices: Slices, properties: CaseProperties, labels: Labels) -> Iter
         if tuple(logits.shape) != expected or number >= properties.resampled_shape[0]:
             raise ModelError(
                 f"{properties.identifier}: slice {number} of the logits has shape {tuple(logits.shape)}; expected are "
-                f"{properties.resampled_shape[0]} slices of {expected} (classes, Y, X). The model was trained for other "
+                f"{properties.resampled_shape[0]} slices of {expected} (classes, Y, X). The model was trained for "
+                "other "
                 "labels, or the case was preprocessed with another plan."
             )
         yield number, logits

@@ -228,7 +228,8 @@ def _pool_classes(description: DatasetDescription, measured: Sequence[_Measured]
     present = {name: [m.class_samples[name] for m in measured if name in m.class_samples] for name in names}
     if missing := [name for name, parts in present.items() if not parts]:
         logger.warning(
-            "warning: no case of %s holds %s: nothing can be learnt of it. Was it lost when the labels were made? Then correct "
+            "warning: no case of %s holds %s: nothing can be learnt of it. Was it lost when the labels were made? Then "
+            "correct "
             "them, or take it out of dataset.json.", description.name, ", ".join(f'"{name}"' for name in missing),
         )  # fmt: skip
     return {name: np.concatenate(parts, axis=1) for name, parts in present.items() if parts}

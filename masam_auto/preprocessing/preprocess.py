@@ -247,7 +247,8 @@ def check_preprocessed(
     if not (folder / RECORD_NAME).is_file():
         others = ", ".join(sorted(file.parent.name for file in folder.parent.glob(f"*/{RECORD_NAME}")))
         raise PlanError(
-            f"no preprocessed data in {folder}. {remedy}{f' Preprocessed are: {others} (choose with `configuration`).' if others else ''}"
+            f"no preprocessed data in {folder}. "
+            f"{remedy}{f' Preprocessed are: {others} (choose with `configuration`).' if others else ''}"
         )
     record = read_json(folder / RECORD_NAME, PreprocessingRecord, what="preprocessing record")
     if record.digest != configuration.preprocessing_digest:

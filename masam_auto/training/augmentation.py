@@ -19,8 +19,8 @@ class Augmentation:
 
     `rotation` and `shear` are in degrees, `scale` enlarges what is shown, `translation` (rows, columns) moves it by a
     share of the canvas, `flips` names the axes (0 slices, 1 rows, 2 columns) that are reversed. `intensity` holds
-    names of AUGMENTATIONS, or of plug-ins, with their strengths, in order. `erased` (top, bottom, left, right) is a box in shares of
-    the canvas. `seed` is for the noise.
+    names of AUGMENTATIONS, or of plug-ins, with their strengths, in order. `erased` (top, bottom, left, right) is a
+    box in shares of the canvas. `seed` is for the noise.
     """
 
     rotation: float = 0.0
@@ -149,7 +149,9 @@ def brightness(image: torch.Tensor, strength: float, generator: np.random.Genera
 
 
 def sharpness(image: torch.Tensor, strength: float, generator: np.random.Generator) -> torch.Tensor:
-    """Unsharp mask: add `strength` of what a 3 x 3 mean, of the pixels that there are, takes away; -1 is the mean itself."""
+    """Unsharp mask: add `strength` of what a 3 x 3 mean, of the pixels that there are, takes away; -1 is the mean
+    itself.
+    """
     height, width = image.shape[-2:]
     weights = -strength / (_neighbours(height)[:, None] * _neighbours(width))
     # sums along one axis, then the other: a third of the time of avg_pool2d
@@ -219,7 +221,9 @@ def _neighbours(size: int) -> torch.Tensor:
 
 
 def _canvas_to_slice(tile: CanvasMap, augmentation: Augmentation, spacing: tuple[float, float]) -> np.ndarray:
-    """(2, 3) matrix from offsets (rows, columns, 1) from the canvas's middle to slice offsets from what it shows there."""
+    """(2, 3) matrix from offsets (rows, columns, 1) from the canvas's middle to slice offsets from what it shows
+    there.
+    """
     angle, skew = math.radians(augmentation.rotation), math.tan(math.radians(augmentation.shear))
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     flip = np.diag([-1.0 if axis in augmentation.flips else 1.0 for axis in (1, 2)])

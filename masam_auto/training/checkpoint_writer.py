@@ -14,7 +14,8 @@ from masam_auto.models.checkpoint import Checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
-# Within an epoch a checkpoint is written so often, or as seldom as it takes not to cost more than this share of the time.
+# Within an epoch a checkpoint is written so often, or as seldom as it takes not to cost more than this share of the
+# time.
 SAVE_SECONDS, SAVE_SHARE = 300.0, 0.01
 
 

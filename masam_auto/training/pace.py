@@ -20,8 +20,8 @@ FIRST_STEPS, FIRST_SECONDS = 5, 15.0
 class Pace:
     """Measures the steps of one session and says in the log how fast they are and how long the rest takes.
 
-    Its first step is not timed: it is slower than the others. What lies between epochs counts for the time that is left,
-    not for the steps a second.
+    Its first step is not timed: it is slower than the others. What lies between epochs counts for the time that is
+    left, not for the steps a second.
     """
 
     budget: Budget

@@ -56,8 +56,8 @@ def mean_of_classes(dice: dict[str, float | None]) -> float | None:
 def smooth_dice(before: float | None, now: float | None, judged: int) -> float | None:
     """Running mean over epochs, which the best checkpoint is chosen by; `judged` of them with `now`.
 
-    Its weights fall by 0.9 an epoch and sum to 1 from the first one on, so that the start is soon forgotten: with the first
-    epoch's Dice as the start, short trainings crawled away from it, and their best epoch was always the last.
+    Its weights fall by 0.9 an epoch and sum to 1 from the first one on, so that the start is soon forgotten: with the
+    first epoch's Dice as the start, short trainings crawled away from it, and their best epoch was always the last.
 
     Source: nnU-Net's 0.9 and 0.1; the sum to 1 is Adam's correction of bias.
     """
@@ -105,7 +105,8 @@ def describe(metrics: EpochMetrics, *, best: bool) -> str:
     left = "?" if metrics.seconds_left is None else duration(metrics.seconds_left)
     return (
         f"epoch {metrics.epoch}: loss {metrics.loss:.4f}, Dice {_rounded(metrics.mean_dice)} ({values})"
-        f"{', best so far (smoothed)' if best else ''}, learning rate {metrics.learning_rate:.2g}, {metrics.windows_per_second:.1f} "
+        f"{', best so far (smoothed)' if best else ''}, learning rate {metrics.learning_rate:.2g}, "
+        f"{metrics.windows_per_second:.1f} "
         f"windows/s, waiting for data {100 * metrics.wait_share:.1f} %, peak memory {metrics.memory_gib:.2g} GiB, "
         f"after {duration(metrics.seconds)}, {left} left"
     )

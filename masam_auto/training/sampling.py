@@ -208,7 +208,9 @@ def make_boxes(labels: torch.Tensor, sampling: Sampling, epoch: int, number: int
 
 
 def _draw_start(depth: int, length: int, centre: int | None, generator: np.random.Generator) -> int:
-    """First slice of a window. It may reach beyond the volume by a quarter of its length, as far as it must if longer."""
+    """First slice of a window. It may reach beyond the volume by a quarter of its length, as far as it must if
+    longer.
+    """
     if length >= depth:
         lowest, highest = depth - length, 0
     else:

@@ -1,4 +1,6 @@
-"""How fast this machine trains without a GPU: measured once, kept beside the preprocessed data, handed to the planner."""
+"""How fast this machine trains without a GPU: measured once, kept beside the preprocessed data, handed to the
+planner.
+"""
 
 import logging
 import platform
@@ -33,8 +35,8 @@ def speed_of_machine(folder: Path) -> Speed:
     """The speed that was measured on this machine before, or a measurement of a few seconds.
 
     Args:
-        folder: of preprocessed data; `machine_speed.json` in it is read, or written. It has one entry for each machine, number
-            of threads and version of torch, because several machines may share the folder.
+        folder: of preprocessed data; `machine_speed.json` in it is read, or written. It has one entry for each
+            machine, number of threads and version of torch, because several machines may share the folder.
 
     Raises:
         OutputError: the file cannot be written.

@@ -1,7 +1,7 @@
 """Programs that follow a training beside metrics.jsonl: TensorBoard, Weights & Biases, MLflow. Off by default.
 
-Each sink is one function in `SINKS`: given the run, it opens the program's own package and returns what records an epoch
-and what ends the run. The packages are imported only when they are asked for.
+Each sink is one function in `SINKS`: given the run, it opens the program's own package and returns what records an
+epoch and what ends the run. The packages are imported only when they are asked for.
 """
 
 import contextlib
@@ -149,7 +149,8 @@ def _package(name: str) -> Any:
     except ImportError as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
-            f"`log_to={name}` needs the package {name}, which cannot be imported here ({reason}). Install it (pip install "
+            f"`log_to={name}` needs the package {name}, which cannot be imported here ({reason}). Install it (pip "
+            "install "
             f"{name}), or leave `log_to` out: metrics.jsonl and progress.png are written in any case."
         ) from error
 

@@ -71,7 +71,8 @@ def train_fold(
 
     Raises:
         PlanError: no preprocessed data, or of another plan; unknown fold; unknown names in the plan.
-        OutputError: there is a training already and neither resume nor overwrite is given, another process is at it, or no
+        OutputError: there is a training already and neither resume nor overwrite is given, another process is at it,
+        or no
             space is left.
         ModelError: nothing to resume, finished already, checkpoint of another plan, folds that changed since another
             one was trained, SAM weights that are missing, of another encoder or, when resuming, changed; or the loss
@@ -167,7 +168,8 @@ def _announce(job: Job, learner: Learner, state: TrainingState, budget: Budget, 
     processes = f" each, in {job.world.size} processes" if job.world.size > 1 else ""
     logger.info(
         f"{'continuing' if state.step else 'training'} fold {job.fold} of {job.description.name}, configuration "
-        f"{job.configuration.name}: {len(job.training.cases)} training and {len(job.validation.cases)} validation cases, "
+        f"{job.configuration.name}: {len(job.training.cases)} training and {len(job.validation.cases)} validation "
+        "cases, "
         f"{budget.amount:.0f} {unit}, on {job.device} with {job.workers} workers{processes}"
     )
     logger.info(learning_summary(learner.network))

@@ -46,14 +46,14 @@ VALIDATION_FOREGROUND = 0.5
 class TrainingOptions:
     """What is said of a training besides its plan.
 
-    `device`: where to compute. `resume`: continue from the latest checkpoint. `overwrite`: remove what an earlier training of
-    the fold left. `workers`: processes that prepare windows, 0 for none; chosen by device and cores where None.
-    `budget`: as `core.budget.parse_budget` reads it; the plan's epochs, or when resuming the earlier budget, where None.
-    `threads`: of torch, in this process; torch's own choice where None. `sam_checkpoint`: the SAM file to start from;
-    the encoder's in the weights folder where None. `pretrained_weights`: a trained model to start from, as
+    `device`: where to compute. `resume`: continue from the latest checkpoint. `overwrite`: remove what an earlier
+    training of the fold left. `workers`: processes that prepare windows, 0 for none; chosen by device and cores where
+    None. `budget`: as `core.budget.parse_budget` reads it; the plan's epochs, or when resuming the earlier budget,
+    where None. `threads`: of torch, in this process; torch's own choice where None. `sam_checkpoint`: the SAM file to
+    start from; the encoder's in the weights folder where None. `pretrained_weights`: a trained model to start from, as
     `training.pretrained.find_model` reads it. `shots`: train on so many cases a class
-    (`training.fold_folder.few_shot_folds`), chosen by the plan's seed; on all of the fold's where None. `log_to`: names of
-    `training.trackers.SINKS` to record to.
+    (`training.fold_folder.few_shot_folds`), chosen by the plan's seed; on all of the fold's where None. `log_to`:
+    names of `training.trackers.SINKS` to record to.
 
     Example:
         >>> from masam_auto import TrainingOptions, choose_device
@@ -121,7 +121,8 @@ def plan_for_budget(plan: Plan, name: str, budget: str | None, fold_folder: Path
         if there is not None and has_planned_size(plan, name) and there.size in configuration.sizes:
             chosen = with_size(plan, name, there.size)
             because = (
-                f", as {others[0].name} of {model_plan.parent.name} was trained. For a model of its own, whatever another training "
+                f", as {others[0].name} of {model_plan.parent.name} was trained. For a model of its own, whatever "
+                "another training "
                 "was made with, give it a name: `plan_name=NAME`"
             )
     before, after = configuration.size, chosen.configuration(name).size
@@ -231,13 +232,15 @@ def checkpoint_to_resume(job: Job) -> Checkpoint:
     checkpoint = load_checkpoint(job.folder)
     if checkpoint.header.version < 2:
         raise ModelError(
-            f"{job.folder} was trained by an older version of masam_auto, whose trainings cannot be continued. Its model "
+            f"{job.folder} was trained by an older version of masam_auto, whose trainings cannot be continued. Its "
+            "model "
             "predicts as it is; give `overwrite` to start anew."
         )
     found = header_differences(checkpoint.header, job.plan, job.configuration, job.description)
     if found or checkpoint.header.plan_digest != plan_digest(job.plan, job.configuration):
         raise ModelError(
-            f"{job.folder} was trained with another plan ({'; '.join(found) or 'its training or configuration differ'}). "
+            f"{job.folder} was trained with another plan "
+            f"({'; '.join(found) or 'its training or configuration differ'}). "
             "Continue with the plan it was started with, without other changes, or give `overwrite` to start anew."
         )
     return checkpoint
@@ -258,6 +261,8 @@ def loader_of(job: Job, store: CaseStore, state: TrainingState) -> BatchLoader:
 
 
 def validation_batches(job: Job, state: TrainingState) -> int:
-    """Batches of the look at the validation windows after an epoch, of all processes together; the same in all epochs."""
+    """Batches of the look at the validation windows after an epoch, of all processes together; the same in all
+    epochs.
+    """
     steps = state.look_steps or job.plan.training.steps_per_epoch
     return max(2, round(VALIDATION_SHARE * steps * job.configuration.accumulation))

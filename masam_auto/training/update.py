@@ -1,9 +1,9 @@
 """One update of the weights: the loss of a batch, the check that numbers are finite, and the step.
 
-The weights never take in a value that is not finite. A loss that is not ends the training, with the layer named where it
-starts. An update whose gradients are not finite is left out, and ends the training when it repeats. Computing again in
-float32 would not help: bf16 reaches as far (3.4e38), so that what overflows in one nearly always overflows in the other.
-What makes numbers infinite is a training that diverges, or an extreme value in an image.
+The weights never take in a value that is not finite. A loss that is not ends the training, with the layer named where
+it starts. An update whose gradients are not finite is left out, and ends the training when it repeats. Computing again
+in float32 would not help: bf16 reaches as far (3.4e38), so that what overflows in one nearly always overflows in the
+other. What makes numbers infinite is a training that diverges, or an extreme value in an image.
 """
 
 import logging

@@ -20,7 +20,7 @@ FLAG = r"(?<![\w}-])--?[a-z][a-z_]{2,}(?= |$)|(?<= )-[a-z](?= |[.;,)]|$)"
     [
         ("Give `overwrite`.", "Give --overwrite."),
         ("with `resume`, or `workers=0`", "with --c, or --workers 0"),
-        ("`training.num_epochs=50` or a lower `training.learning_rate`", "--set training.num_epochs=50 or a lower --set training.learning_rate"),
+        ("`training.num_epochs=5` or `training.seed`", "--set training.num_epochs=5 or --set training.seed"),
         ("`masam_train 4 0 configuration=axis0 validate`", "masam_train 4 0 -c axis0 --val"),
         ("`masam_plan`", "masam_plan"),
         ("the class `liver` and an odd ` stay", "the class `liver` and an odd ` stay"),

@@ -134,7 +134,8 @@ def test_missing_probabilities_are_asked_for_and_the_others_paired(house: House)
     house.models({"name": A}, {"name": B, "without": (1,), "checkpoint": "checkpoint_latest"}, {"name": C})
     selection = house.find()
     assert set(dice_of(selection)) == {(A,), (B,), (C,), (A, C)}
-    command = f"`masam_train {house.raw.name} 1 configuration=axis1 plan_name=masam checkpoint=latest validate save_probabilities`"
+    options = "configuration=axis1 plan_name=masam checkpoint=latest validate save_probabilities"
+    command = f"`masam_train {house.raw.name} 1 {options}`"
     assert f"{B} is not tried in pairs because its probabilities are missing; write them with: {command}" in text_of(
         selection
     )
@@ -162,8 +163,8 @@ def test_a_fold_that_is_not_validated_is_said_how_to(house: House) -> None:
     selection = house.find()
     assert selection.members[0].folds == (0,)
     assert (
-        f"fold 1 is left out because it is not validated; do it with `masam_train {house.raw.name} 1 configuration=axis0 plan_name=masam validate`"
-        in text_of(selection)
+        f"fold 1 is left out because it is not validated; do it with `masam_train {house.raw.name} 1 "
+        "configuration=axis0 plan_name=masam validate`" in text_of(selection)
     )
 
 

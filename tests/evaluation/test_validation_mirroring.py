@@ -66,7 +66,8 @@ def test_after_a_training_by_time_the_cost_of_all_cases_in_all_flips_decides(hou
     chosen, why = house.choose()
     assert not chosen
     assert why == (
-        "3 cases in 4 flips each take about 48 s, 24% of the training's 3 min, which is more than 20%; `validate mirror` "
+        "3 cases in 4 flips each take about 48 s, 24% of the training's 3 min, which is more than 20%; `validate "
+        "mirror` "
         "validates with them all the same"
     )
     assert house.choose(processes=2)[0]
