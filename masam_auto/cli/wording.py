@@ -54,6 +54,7 @@ def worded(text: str) -> str:
     """A message with the options that stand in backquotes as flags; other words in backquotes stay.
 
     Example:
+        >>> from masam_auto.cli.wording import worded
         >>> worded("Give `overwrite` or `training.num_epochs=50`.")
         'Give --overwrite or --set training.num_epochs=50.'
     """
