@@ -8,7 +8,7 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch.distributed as dist
 
@@ -52,32 +52,38 @@ def launch_for_cases(module: str, arguments: Sequence[str], environment: Mapping
         return subprocess.Popen([sys.executable, "-m", module, *arguments], env=shared | own, start_new_session=True)
 
     running: dict[int, subprocess.Popen[bytes]] = {}
-    restarts = RESTARTS_EACH * processes
     try:
         running |= {rank: start(rank) for rank in range(processes)}
-        while running:
-            time.sleep(POLL_SECONDS)
-            for rank, process in list(running.items()):
-                code = process.poll()
-                if code is None:
-                    continue
-                if code < 0 and restarts == 0:
-                    raise MasamError(
-                        f"processes were killed (signal {-code}) again and again, most often for want of memory. Files "
-                        "that were finished are kept: go on with `continue_prediction` and fewer processes."
-                    )
-                if code < 0:
-                    restarts -= 1
-                    running[rank] = start(rank)
-                    continue
-                del running[rank]
-                if code or rank == 0:  # the first one ends when all cases are done
-                    return code
-        return 0
+        return _watch(running, start, restarts=RESTARTS_EACH * processes)
     finally:
         with contextlib.suppress(dist.DistError):
             dist.PrefixStore(PREFIX, store).add(f"claim/{REPORT}/0", 1)  # what is to be said is said here
         _end(list(running.values()))
+
+
+def _watch(
+    running: dict[int, subprocess.Popen[bytes]], start: Callable[[int], subprocess.Popen[bytes]], *, restarts: int
+) -> int:
+    """Wait for the processes, start those that are killed again, and return the exit code."""
+    while running:
+        time.sleep(POLL_SECONDS)
+        for rank, process in list(running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            if code < 0 and restarts == 0:
+                raise MasamError(
+                    f"processes were killed (signal {-code}) again and again, most often for want of memory. Files "
+                    "that were finished are kept: go on with `continue_prediction` and fewer processes."
+                )
+            if code < 0:
+                restarts -= 1
+                running[rank] = start(rank)
+                continue
+            del running[rank]
+            if code or rank == 0:  # the first one ends when all cases are done
+                return code
+    return 0
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -223,6 +223,25 @@ def joined(world: World, device: torch.device) -> Iterator[World]:
     if world.size == 1:
         yield world
         return
+    world = _meet(world, device)
+    try:
+        yield world
+    except (Exception, Terminated) as error:
+        if not _claim_report(world):
+            raise SystemExit(128 + error.signal_number if isinstance(error, Interrupted | Terminated) else 2) from None
+        if _is_lost_connection(error):
+            raise ModelError(
+                f"another process of this training has ended ({_line(error)}). The last checkpoint is unharmed: "
+                "continue with --c."
+            ) from error
+        raise
+    # What still refers to the group must go first: its threads are not to be taken down by the interpreter's end.
+    gc.collect()
+    dist.destroy_process_group()
+
+
+def _meet(world: World, device: torch.device) -> World:
+    """Wait for the other processes, and form a group with them."""
     if not world.first:
         logging.getLogger(LOGGER_NAME).setLevel(logging.ERROR)
     if device.type == "cuda":
@@ -241,21 +260,7 @@ def joined(world: World, device: torch.device) -> Iterator[World]:
             f"process {world.rank} of {world.size} did not meet the others within {JOIN_SECONDS} s: {_line(error)}. "
             "Check MASTER_ADDR, MASTER_PORT and that every machine was started."
         ) from error
-    world = replace(world, store=store)
-    try:
-        yield world
-    except (Exception, Terminated) as error:
-        if not _claim_report(world):
-            raise SystemExit(128 + error.signal_number if isinstance(error, Interrupted | Terminated) else 2) from None
-        if _is_lost_connection(error):
-            raise ModelError(
-                f"another process of this training has ended ({_line(error)}). The last checkpoint is unharmed: "
-                "continue with `resume`."
-            ) from error
-        raise
-    # What still refers to the group must go first: its threads are not to be taken down by the interpreter's end.
-    gc.collect()
-    dist.destroy_process_group()
+    return replace(world, store=store)
 
 
 def learn_together(network: nn.Module, world: World, configuration: Configuration) -> Together:

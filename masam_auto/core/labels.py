@@ -64,23 +64,25 @@ class Labels:
                 f'dataset.json: "labels" gives several names to one value, values {single}. Renumber them.'
             )
         if self.has_regions:
-            order = self.regions_class_order
-            if order is None or len(order) != len(self.foreground):
+            self._check_regions(declared)
+
+    def _check_regions(self, declared: tuple[int, ...]) -> None:
+        order = self.regions_class_order
+        if order is None or len(order) != len(self.foreground):
+            raise DatasetError(
+                f'dataset.json: "regions_class_order" must list one value for each of the {len(self.foreground)} regions, '
+                f"got {order}"
+            )
+        if undeclared := sorted(set(order) - set(declared)):
+            raise DatasetError(f'dataset.json: "regions_class_order" has undeclared values {undeclared}')
+        for value in declared:
+            written = self.written(value)
+            if self._regions_with(written) != self._regions_with(value):
                 raise DatasetError(
-                    f'dataset.json: "regions_class_order" must list one value for each of the {len(self.foreground)} '
-                    f"regions, got {order}"
+                    f'dataset.json: "regions_class_order" {list(order)} writes label {value} as {written}, which '
+                    "belongs to other regions, so that it gets lost. Later regions are written over earlier ones: order them from "
+                    "the largest to those inside, each with the value that is left in it."
                 )
-            if undeclared := sorted(set(order) - set(declared)):
-                raise DatasetError(f'dataset.json: "regions_class_order" has undeclared values {undeclared}')
-            for value in declared:
-                written = self.written(value)
-                if self._regions_with(written) != self._regions_with(value):
-                    raise DatasetError(
-                        f'dataset.json: "regions_class_order" {list(order)} writes label {value} as {written}, which '
-                        "belongs to "
-                        "other regions, so that it gets lost. Later regions are written over earlier ones: order them "
-                        "from the largest to those inside, each with the value that is left in it."
-                    )
 
     def written(self, value: int) -> int:
         """What a voxel of a label value becomes when its regions are written one over the other."""

@@ -61,41 +61,48 @@ def write_dicom_seg(
         OutputError: highdicom is not installed, or the file cannot be written.
     """
     check_can_write_seg()
-    import highdicom  # optional: extra `dicom`; seconds to import
-
-    warnings.filterwarnings("ignore", module="highdicom")  # of the source's tags, such as names without a family name
     slices = read_slices(files)
     order = _file_order(slices)
     sources = [_completed(file, geometry) for file in dict.fromkeys(slices[index].file for index in order)]
     try:
-        segmentation = highdicom.seg.Segmentation(
-            source_images=sources,
-            omit_empty_frames=bool(labels.any()),  # where nothing was found, empty frames say so
-            pixel_array=labels[order].astype(np.uint8 if labels.max() <= 255 else np.uint16),
-            segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-            segment_descriptions=[_describe(value, names[value]) for value in sorted(names)],
-            series_instance_uid=highdicom.UID(),
-            series_number=SERIES_NUMBER,
-            sop_instance_uid=highdicom.UID(),
-            instance_number=1,
-            manufacturer="masam_auto",
-            manufacturer_model_name="masam_auto",
-            software_versions=__version__,
-            device_serial_number="0",
-            series_description="masam_auto segmentation",
-            content_label="SEGMENTATION",
-            pixel_measures=highdicom.PixelMeasuresSequence(
-                pixel_spacing=geometry.spacing[1:],
-                slice_thickness=float(sources[0].SliceThickness),
-                spacing_between_slices=geometry.spacing[0],
-            ),
-        )
+        segmentation = _make_segmentation(labels[order], geometry, sources, names)
         with atomic_path(path) as temporary:
             segmentation.save_as(temporary)
     except MasamError:
         raise
     except (AttributeError, ValueError, TypeError, KeyError, NotImplementedError) as error:  # of the source's tags
         raise ImageError(f"{files[0].parent}: no DICOM SEG can be made for this series ({error}). {REMEDY}") from error
+
+
+def _make_segmentation(
+    labels: np.ndarray, geometry: Geometry, sources: "Sequence[Dataset]", names: Mapping[int, str]
+) -> Any:
+    """The SEG object of labels (frames, Y, X), in the order of the sources' frames."""
+    import highdicom  # optional: extra `dicom`; seconds to import
+
+    warnings.filterwarnings("ignore", module="highdicom")  # of the source's tags, such as names without a family name
+    return highdicom.seg.Segmentation(
+        source_images=sources,
+        omit_empty_frames=bool(labels.any()),  # where nothing was found, empty frames say so
+        pixel_array=labels.astype(np.uint8 if labels.max() <= 255 else np.uint16),
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[_describe(value, names[value]) for value in sorted(names)],
+        series_instance_uid=highdicom.UID(),
+        series_number=SERIES_NUMBER,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="masam_auto",
+        manufacturer_model_name="masam_auto",
+        software_versions=__version__,
+        device_serial_number="0",
+        series_description="masam_auto segmentation",
+        content_label="SEGMENTATION",
+        pixel_measures=highdicom.PixelMeasuresSequence(
+            pixel_spacing=geometry.spacing[1:],
+            slice_thickness=float(sources[0].SliceThickness),
+            spacing_between_slices=geometry.spacing[0],
+        ),
+    )
 
 
 def _file_order(slices: Sequence[Slice]) -> list[int]:

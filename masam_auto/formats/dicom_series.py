@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from masam_auto.formats.dicom import (
     read_tags,
     telling_damage,
 )
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 MIN_SLICES = 3
 """Fewer are a scout view or a picture."""
@@ -205,11 +209,7 @@ def _read_instance(file: Path) -> _Instance | None:
             )
         number = tags.get("SeriesNumber")
         modality = str(tags.get("Modality", "unknown"))
-        directions = tuple(
-            tuple(float(value) for value in direction)
-            for groups in frame_groups(tags)
-            if (direction := from_groups(groups, "PlaneOrientationSequence", "ImageOrientationPatient"))
-        )
+        directions = _vectors(tags, "PlaneOrientationSequence", "ImageOrientationPatient")
         if any(len(direction) != 6 for direction in directions):
             raise ImageError(f"{file}: ImageOrientationPatient must be six numbers. Export it again.")
         return _Instance(
@@ -218,11 +218,7 @@ def _read_instance(file: Path) -> _Instance | None:
             patient=str(tags.get("PatientID") or ""),
             study=str(tags.get("StudyInstanceUID") or ""),
             frame=str(tags.get("FrameOfReferenceUID") or ""),
-            places=tuple(
-                tuple(float(value) for value in place)
-                for groups in frame_groups(tags)
-                if (place := from_groups(groups, "PlanePositionSequence", "ImagePositionPatient"))
-            ),
+            places=_vectors(tags, "PlanePositionSequence", "ImagePositionPatient"),
             series=str(tags.SeriesInstanceUID),
             number=None if number is None else int(number),
             description=str(tags.get("SeriesDescription", "")).strip(),
@@ -238,6 +234,12 @@ def _read_instance(file: Path) -> _Instance | None:
             has_pixels="Rows" in tags,
             directions=directions,
         )
+
+
+def _vectors(tags: "Dataset", sequence: str, name: str) -> tuple[tuple[float, ...], ...]:
+    """A tag of several numbers for each frame that has it."""
+    found = (from_groups(groups, sequence, name) for groups in frame_groups(tags))
+    return tuple(tuple(float(value) for value in values) for values in found if values)
 
 
 def _no_volume(

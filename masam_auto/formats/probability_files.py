@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -64,16 +63,9 @@ def new_probabilities(
     }
     with scratch_folder(partial_path(path.with_name("scratch"))) as folder, atomic_path(path) as temporary:
         raw = folder / VALUES
-        with raw.open("wb") as file:
-            header = {
-                "descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)),
-                "fortran_order": False,
-                "shape": shape,
-            }
-            np.lib.format.write_array_header_1_0(file, header)
-            file.flush()
-            reserve(file, file.tell() + 2 * math.prod(shape), path.parent)
-        values = np.lib.format.open_memmap(raw, mode="r+")
+        values = np.lib.format.open_memmap(raw, mode="w+", dtype=np.float16, shape=shape)
+        with raw.open("r+b") as file:
+            reserve(file, raw.stat().st_size, path.parent)  # before anything is written to the array
         yield values
         values.flush()
         del values

@@ -52,7 +52,7 @@ def scratch_array(shape: tuple[int, ...], *, memory_share: float = MEMORY_SHARE)
 
 
 def reserve(file: IO[bytes], size: int, folder: Path) -> None:
-    """Give an empty file its bytes on the disk, all zero, before it is mapped into memory.
+    """Give an empty file its bytes on the disk, all zero, before any is written through memory.
 
     Writing to a mapped file for which the disk has no space would end the process without a word.
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from masam_auto.core.atomic import write_bytes
-from masam_auto.core.dataset import Dataset
+from masam_auto.core.dataset import Case, Dataset
 from masam_auto.core.errors import PlanError, first_few
 from masam_auto.core.jsonio import read_plain, write_json
 from masam_auto.core.patients import divided_patients, patients_of
@@ -58,7 +58,13 @@ def write_companions(dataset: Dataset, folder: Path, *, nnunet_preprocessed: Pat
                 number,
                 _said(patients),
             )
-    if divided := divided_patients(read_splits(path, dataset.cases), patients):
+    _warn_of_folds(path, dataset.cases, patients)
+
+
+def _warn_of_folds(path: Path, cases: Sequence[Case], patients: Mapping[str, str]) -> None:
+    """Say where folds put a patient on both sides, and which cases stand in none."""
+    splits, identifiers = read_splits(path, cases), [case.identifier for case in cases]
+    if divided := divided_patients(splits, patients):
         patient, (trained, validated) = next(iter(divided.items()))
         logger.warning(
             "warning: the folds of %s put %d of %d patients on both sides (%s: %s is trained on, %s is validated), so "
@@ -71,7 +77,7 @@ def write_companions(dataset: Dataset, folder: Path, *, nnunet_preprocessed: Pat
             trained,
             validated,
         )
-    known = {name for split in read_splits(path, dataset.cases) for name in (*split.train, *split.val)}
+    known = {name for split in splits for name in (*split.train, *split.val)}
     if new := [name for name in identifiers if name not in known]:
         logger.warning(
             "%s of %s cases stand in no fold of %s (%s): left out of the folds, or added after they were made. They "

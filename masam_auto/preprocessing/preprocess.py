@@ -131,12 +131,18 @@ def preprocess_case(
     )
     if labels is not None:
         cropped = seen.array(crop_to(labels, box))
-        labels = resample_labels(
-            cropped, shape, order=configuration.order_labels, separate_slices=apart, order_slices=between
+        labels = _smallest_type(
+            resample_labels(
+                cropped, shape, order=configuration.order_labels, separate_slices=apart, order_slices=between
+            )
         )
-        fits_a_byte = labels.max() <= np.iinfo(np.int8).max and labels.min() >= np.iinfo(np.int8).min
-        labels = np.ascontiguousarray(labels, dtype=np.int8 if fits_a_byte else np.int16)
     return PreprocessedCase(image=np.ascontiguousarray(resampled), labels=labels, properties=properties)
+
+
+def _smallest_type(labels: np.ndarray) -> np.ndarray:
+    """Labels as int8 where their values fit, else int16."""
+    fits_a_byte = labels.max() <= np.iinfo(np.int8).max and labels.min() >= np.iinfo(np.int8).min
+    return np.ascontiguousarray(labels, dtype=np.int8 if fits_a_byte else np.int16)
 
 
 def preprocess_dataset(
