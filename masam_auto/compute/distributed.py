@@ -232,7 +232,7 @@ def joined(world: World, device: torch.device) -> Iterator[World]:
         if _is_lost_connection(error):
             raise ModelError(
                 f"another process of this training has ended ({_line(error)}). The last checkpoint is unharmed: "
-                "continue with --c."
+                "continue with `resume`."
             ) from error
         raise
     # What still refers to the group must go first: its threads are not to be taken down by the interpreter's end.

@@ -13,7 +13,7 @@ import torch
 from masam_auto.compute.distributed import ALONE, World
 from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Case, Dataset, DatasetDescription, open_dataset
-from masam_auto.core.errors import DatasetError
+from masam_auto.core.errors import DatasetError, first_few
 from masam_auto.core.geometry import CaseProperties
 from masam_auto.core.jsonio import digest, read_json, read_plain, to_plain, write_json
 from masam_auto.core.log import progress
@@ -263,7 +263,7 @@ def validation_cases(dataset: Dataset, fold: int | str, splits_file: Path, array
     gone = sorted(set(names) - {case.identifier for case in cases})
     if gone and fold != "all":
         raise DatasetError(
-            f"validation cases of fold {fold} are not in {dataset.folder}: {', '.join(gone[:5])}. Bring them back; the "
+            f"validation cases of fold {fold} are not in {dataset.folder}: {first_few(gone)}. Bring them back; the "
             f"fold was trained by {splits_file}."
         )
     return cases

@@ -127,12 +127,22 @@ def reference_configuration(
             planned, spacing=own, normalization=normalization, canvas=canvas, window=window,
             magnification=_stretch(planned, own, canvas),
         )  # fmt: skip
+    return _unplanned(spacing, axis or 0, normalization, canvas, window)
+
+
+def _unplanned(
+    spacing: Triple | None,
+    axis: int,
+    normalization: tuple[NormalizationPlan, ...],
+    canvas: tuple[int, int],
+    window: int,
+) -> Configuration:
+    """The configuration of a data set without a plan."""
     if spacing is None:
         raise PlanError(
             "`spacing=Z Y X` is needed: the voxel spacing in mm of the volumes that the checkpoint was trained on (their "
             "median), in the order of the file's axes. Or plan the data set first (masam_plan), and its geometry is taken."
         )
-    axis = axis or 0
     first, second = (other for other in range(3) if other != axis)
     order = (axis, first, second)
     return Configuration(

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from masam_auto.core.dataset import Case, DatasetDescription
-from masam_auto.core.errors import DatasetError, ImageError
+from masam_auto.core.errors import DatasetError, ImageError, first_few
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.turning import UNKNOWN_AXES
 from masam_auto.formats.inputs import find_inputs
+from masam_auto.imaging.normalize import not_finite
 from masam_auto.models.load_model import Member
 
 Files = Path | str | Sequence[Path | str]
@@ -26,10 +27,9 @@ def one_case(files: Files, description: DatasetDescription) -> Case:
         return Case(identifier=identifier, frames=(identifier,), images=(images,))
     cases = find_inputs(Path(files), description)
     if len(cases) > 1:
-        named = ", ".join(case.identifier for case in cases[:5])
+        named = first_few([case.identifier for case in cases])
         raise DatasetError(
-            f"{files} holds {len(cases)} images ({named}{', ...' if len(cases) > 5 else ''}), not one. Give one image, or "
-            "predict the folder with masam_predict."
+            f"{files} holds {len(cases)} images ({named}), not one. Give one image, or predict the folder with masam_predict."
         )
     return cases[0]
 
@@ -53,14 +53,8 @@ def check_image(
         raise ImageError(
             f"case {identifier} has {image.shape[0]} channels; the model takes {len(names)} ({', '.join(names)})"
         )
-    with np.errstate(invalid="ignore"):
-        total = image.sum(dtype=np.float64)  # makes no copy, unlike a test of each voxel
-    if not np.isfinite(total):
-        count = image.size - np.count_nonzero(np.isfinite(image))
-        raise ImageError(
-            f"case {identifier} has {count} voxels that are not finite (NaN or infinite). Replace them, e.g. by the "
-            "background's value."
-        )
+    if problem := not_finite(image):
+        raise ImageError(f"case {identifier}: {problem}")
     highest = max(description.labels.declared)
     if max(plan.upper for member in members for plan in member.configuration.normalization) <= highest:
         return image, grid  # the training images themselves have such values
@@ -70,7 +64,7 @@ def check_image(
         and np.isin(values, np.arange(highest + 1)).all()
         and len(np.unique(image)) == len(values)
     ):
-        listed = ", ".join(f"{value:g}" for value in values[:6])
+        listed = first_few([f"{value:g}" for value in values])
         raise ImageError(
             f"case {identifier} holds nothing but the label values {listed}: it looks like a segmentation. Give the image."
         )
