@@ -65,21 +65,12 @@ _TIFF = Reader(
 )
 
 READERS: dict[str, Reader] = {
-    ".nii.gz": _NIFTI,
-    ".nii": _NIFTI,
-    ".nrrd": _ITK,
-    ".nhdr": _ITK,
-    ".mha": _ITK,
-    ".mhd": _ITK,
-    ".gipl": _ITK,
-    ".mgz": _MGH,
-    ".mgh": _MGH,
-    ".png": _BITMAP,
-    ".bmp": _BITMAP,
-    ".jpg": _JPEG,
-    ".jpeg": _JPEG,
-    ".tif": _TIFF,
-    ".tiff": _TIFF,
+    **dict.fromkeys((".nii.gz", ".nii"), _NIFTI),
+    **dict.fromkeys((".nrrd", ".nhdr", ".mha", ".mhd", ".gipl"), _ITK),
+    **dict.fromkeys((".mgz", ".mgh"), _MGH),
+    **dict.fromkeys((".png", ".bmp"), _BITMAP),
+    **dict.fromkeys((".jpg", ".jpeg"), _JPEG),
+    **dict.fromkeys((".tif", ".tiff"), _TIFF),
 }
 NIFTI_ENDINGS = tuple(ending for ending, reader in READERS.items() if reader is _NIFTI)
 

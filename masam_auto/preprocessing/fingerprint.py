@@ -126,19 +126,7 @@ def measure_case(
     foreground = is_foreground(labels, ignore)
     voxels = image[:, foreground]
     drawn = np.resize(generator.permutation(voxels.shape[1]), samples if voxels.shape[1] else 0)
-    mean = image.mean(axis=(1, 2, 3), dtype=np.float64)
-    std = np.maximum(image.std(axis=(1, 2, 3), dtype=np.float64), 1e-8)
-    boxes = value_boxes(labels)
-    measurements, class_samples = {}, {}
-    for name, values in classes.items():
-        inside = box_around(boxes[value] for value in values if value in boxes)
-        if inside is None:
-            continue
-        mask = np.isin(crop_to(labels, inside), values)
-        intensities = crop_to(image, inside)[:, mask]
-        measurements[name] = _measure_class(mask, inside, intensities, geometry)
-        picked = intensities[:, generator.integers(0, intensities.shape[1], CLASS_SAMPLES_PER_CASE)]
-        class_samples[name] = ((picked - mean[:, None]) / std[:, None]).astype(np.float32)
+    measurements, class_samples = _measure_classes(image, labels, geometry, classes, generator)
     channels = len(image)
     case = CaseMeasurement(
         identifier=identifier,
@@ -159,13 +147,36 @@ def measure_case(
     )
 
 
+def _measure_classes(
+    image: np.ndarray,
+    labels: np.ndarray,
+    geometry: Geometry,
+    classes: Mapping[str, tuple[int, ...]],
+    generator: np.random.Generator,
+) -> tuple[dict[str, ClassMeasurement], dict[str, np.ndarray]]:
+    """What is measured of each class that is there, and some of its standardised intensities, (C, m)."""
+    mean = image.mean(axis=(1, 2, 3), dtype=np.float64)
+    std = np.maximum(image.std(axis=(1, 2, 3), dtype=np.float64), 1e-8)
+    boxes = value_boxes(labels)
+    measurements, samples = {}, {}
+    for name, values in classes.items():
+        inside = box_around(boxes[value] for value in values if value in boxes)
+        if inside is None:
+            continue
+        mask = np.isin(crop_to(labels, inside), values)
+        intensities = crop_to(image, inside)[:, mask]
+        measurements[name] = _measure_class(mask, inside, intensities, geometry)
+        picked = intensities[:, generator.integers(0, intensities.shape[1], CLASS_SAMPLES_PER_CASE)]
+        samples[name] = ((picked - mean[:, None]) / std[:, None]).astype(np.float32)
+    return measurements, samples
+
+
 def summarise(description: DatasetDescription, measured: Sequence[_Measured]) -> Fingerprint:
     """Join the cases' measurements, all of them turned to the most frequent axes.
 
     Raises:
         DatasetError: no case holds any foreground.
     """
-    names = tuple(description.labels.foreground)
     axes = most_frequent_axes([item.case.axes for item in measured])
     along = _slices_along([item.case for item in measured if item.case.axes == axes])
     measured = [dataclasses.replace(item, case=_turned(item.case, axes, along)) for item in measured]
@@ -178,22 +189,13 @@ def summarise(description: DatasetDescription, measured: Sequence[_Measured]) ->
     lowest = np.min([item.lowest for item in measured], axis=0)
     highest = np.max([item.highest for item in measured], axis=0)
     statistics = [_statistics(*channel) for channel in zip(samples, lowest, highest, strict=True)]
-    present = {name: [m.class_samples[name] for m in measured if name in m.class_samples] for name in names}
-    if missing := [name for name, parts in present.items() if not parts]:
-        logger.warning(
-            "warning: no case of %s holds %s: nothing can be learnt of it. Was it lost when the labels were made? Then "
-            "correct "
-            "them, or take it out of dataset.json.",
-            description.name,
-            ", ".join(f'"{name}"' for name in missing),
-        )
-    pooled = {name: np.concatenate(parts, axis=1) for name, parts in present.items() if parts}
+    pooled = _pool_classes(description, measured)
     edges = _histogram_edges(list(pooled.values()), channels=len(samples))
     kept = [math.prod(m.case.shape_after_cropping) / math.prod(m.case.shape) for m in measured]
     return Fingerprint(
         dataset_name=description.name,
         channel_names=description.channel_names,
-        class_names=names,
+        class_names=tuple(description.labels.foreground),
         dimensions=3 if description.is_video else max(item.dimensions for item in measured),
         is_video=description.is_video,
         median_relative_size_after_cropping=float(np.median(kept)),
@@ -205,6 +207,20 @@ def summarise(description: DatasetDescription, measured: Sequence[_Measured]) ->
         axes=axes,
         slices_along=along,
     )
+
+
+def _pool_classes(description: DatasetDescription, measured: Sequence[_Measured]) -> dict[str, np.ndarray]:
+    """The intensity samples of each class from all cases; a warning says which classes no case holds."""
+    names = description.labels.foreground
+    present = {name: [m.class_samples[name] for m in measured if name in m.class_samples] for name in names}
+    if missing := [name for name, parts in present.items() if not parts]:
+        logger.warning(
+            "warning: no case of %s holds %s: nothing can be learnt of it. Was it lost when the labels were made? Then "
+            "correct them, or take it out of dataset.json.",
+            description.name,
+            ", ".join(f'"{name}"' for name in missing),
+        )
+    return {name: np.concatenate(parts, axis=1) for name, parts in present.items() if parts}
 
 
 def most_frequent_axes(found: Sequence[str | None]) -> str:
