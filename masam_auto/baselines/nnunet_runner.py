@@ -55,7 +55,7 @@ class Account:
         return {"iterations": self.iterations, "seconds": self.seconds(), "cpu_seconds": self.cpu_seconds()}
 
 
-def start(job: Job) -> dict[str, str]:
+def installed_versions(job: Job) -> dict[str, str]:
     """What there is."""
     from importlib.metadata import version
 
@@ -169,7 +169,7 @@ def evaluate(job: Job) -> dict[str, Any]:
 
 
 ACTIONS: dict[str, Callable[[Job], dict[str, Any]]] = {
-    "start": start,
+    "start": installed_versions,
     "prepare": prepare,
     "train": train,
     "predict": predict,
