@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from masam_auto.compute.cluster import Cluster, run_on_cluster
+from masam_auto.compute.machine import available_cores, free_memory
 from masam_auto.core.errors import CaseErrors, MasamError, OutputError
 from masam_auto.core.log import LOGGER_NAME, progress
-from masam_auto.core.machine import available_cores, free_memory
 from masam_auto.core.plugins import use_plugins
 
 Item = TypeVar("Item")

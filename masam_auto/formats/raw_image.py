@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from masam_auto.compute.machine import check_memory, shown_bytes
 from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry
-from masam_auto.core.machine import check_memory, shown_bytes
 
 # Deflate packs 1032 : 1 at best (zlib's documentation); JPEG and LZW less. Ten times that is no picture.
 LARGEST_RATIO = 10_000

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from masam_auto.compute.machine import available_cores, free_memory
 from masam_auto.compute.overlap import Steps, overlap
 from masam_auto.compute.parallel import is_out_of_memory
 from masam_auto.compute.shared_cases import SharedCases
@@ -26,7 +27,6 @@ from masam_auto.core.dataset import Case
 from masam_auto.core.errors import CaseErrors, MasamError, ModelError, OutputError
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.log import progress
-from masam_auto.core.machine import available_cores, free_memory
 from masam_auto.core.partial import remove_abandoned
 from masam_auto.core.turning import STAY
 from masam_auto.formats.box_files import Boxes, read_boxes

@@ -8,11 +8,11 @@ import torch
 
 from masam_auto.compute.device import default_workers
 from masam_auto.compute.distributed import World, share_of
+from masam_auto.compute.machine import available_cores
 from masam_auto.core.budget import parse_budget
 from masam_auto.core.dataset import DatasetDescription, read_description
 from masam_auto.core.errors import ModelError
 from masam_auto.core.jsonio import read_json
-from masam_auto.core.machine import available_cores
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, Plan
 from masam_auto.models.checkpoint import (
