@@ -113,8 +113,7 @@ def _read_lists(path: Path) -> dict[str, list[str]]:
         if not found or None in found:
             raise DatasetError(
                 f'{path}: expected a list "{part}" of images like ./images{PARTS[part]}/amos_0001.nii.gz. Is it the '
-                "release "
-                "at https://zenodo.org/records/7262581?"
+                "release at https://zenodo.org/records/7262581?"
             )
         listed[part] = [match[1] for match in found if match]
     return listed

@@ -34,12 +34,10 @@ def describe_comparison(
         "## Accuracy",
         score_table(results, found),
         f"Ours minus theirs: mean over the cases, in brackets its {LEVEL:.0%} interval from {RESAMPLES:,} bootstrap "
-        "resamples of the cases; p of Wilcoxon's signed-rank test, two-sided, not corrected for several tests. "
-        "They tell of the cases, not of what another training of the same method would reach. "
-        "(n) is the number of cases with a value, where it is not all: a distance needs both masks, a Dice at least "
-        "one. "
-        "Cases where either method has no value are not in the difference. The frames of a video count as one case "
-        "there.",
+        "resamples of the cases; p of Wilcoxon's signed-rank test, two-sided, not corrected for several tests. They "
+        "tell of the cases, not of what another training of the same method would reach. (n) is the number of cases "
+        "with a value, where it is not all: a distance needs both masks, a Dice at least one. Cases where either "
+        "method has no value are not in the difference. The frames of a video count as one case there.",
         "## Cost",
         cost_table(results),
         agreement(results),

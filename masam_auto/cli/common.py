@@ -252,8 +252,7 @@ def add_sam_checkpoint(parser: argparse._ActionsContainer) -> None:
         type=Path,
         metavar="PATH",
         help="SAM weights, .pth or .safetensors (default: by the encoder's name in the weights folder, or for a "
-        "trained "
-        "model those it was trained on)",
+        "trained model those it was trained on)",
     )
 
 

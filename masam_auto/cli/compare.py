@@ -150,7 +150,7 @@ def _batch(text: str) -> tuple[str, int]:
 def _hardware(device: "torch.device") -> str:
     import torch
 
-    from masam_auto.core.machine import available_cores
+    from masam_auto.compute.machine import available_cores
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return f"{name}, {available_cores()} CPU cores, threads: {os.environ.get('OMP_NUM_THREADS', 'all')}"

@@ -71,8 +71,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "masam_convert_dataset",
         "Make a raw data set of a public one, as it was downloaded and extracted, or of DICOM studies with RTSTRUCT or "
-        "SEG. "
-        "The download is only read. Run again, it goes on where it stopped.",
+        "SEG. The download is only read. Run again, it goes on where it stopped.",
         roots=False,
     )
     parser.add_argument("data_set", metavar="NAME", help=f"the data set: {', '.join(OPTIONS)}, or that of a plug-in")

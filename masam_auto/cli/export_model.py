@@ -42,8 +42,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "masam_export_model",
         "Write a trained model into one file, with a model card; masam_install_model installs it elsewhere. Where no "
-        "option "
-        "names a model: what masam_find_best_configuration chose, else the only one there is.",
+        "option names a model: what masam_find_best_configuration chose, else the only one there is.",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.zip", help="the archive to write")
     parser.add_argument("-d", "--dataset", metavar="DATASET", help="the model of this data set: number or name")

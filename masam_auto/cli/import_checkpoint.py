@@ -78,8 +78,7 @@ def _make_parser() -> argparse.ArgumentParser:
         "masam_import_checkpoint",
         "Make a model folder from an adapted checkpoint of the reference implementation of MA-SAM and the SAM "
         "checkpoint it stands on. Encoder, rank, adapters, decoder and number of classes are read off the tensors; the "
-        "rest is the "
-        "reference's unless said otherwise.",
+        "rest is the reference's unless said otherwise.",
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the adapted checkpoint, .pth")
     add_sam_checkpoint(parser)
@@ -106,8 +105,7 @@ def _make_parser() -> argparse.ArgumentParser:
         type=positive_number,
         metavar=("Z", "Y", "X"),
         help="median voxel spacing in mm of the volumes it was trained on, in the order of the file's axes; needed "
-        "where "
-        "the data set has no plan",
+        "where the data set has no plan",
     )
     parser.add_argument("--axis", type=int, choices=(0, 1, 2), help="slice axis among the file's (default: 0)")
     parser.add_argument(

@@ -133,8 +133,7 @@ def plan_step(fingerprint: "Fingerprint", paths: Paths, parsed: argparse.Namespa
         if (field := assignment.partition("=")[0].strip()).endswith(".spacing"):
             logger.warning(
                 "warning: %s is set by hand, and all else of it (median shape, canvas, window) is planned for another "
-                "spacing. "
-                "--overwrite_target_spacing Z Y X plans the whole for it",
+                "spacing. --overwrite_target_spacing Z Y X plans the whole for it",
                 field,
             )
     path = paths.preprocessed / fingerprint.dataset_name / "plan.json"

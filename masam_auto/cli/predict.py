@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     paths = start(parsed)
 
     from masam_auto.compute.distributed import device_of, read_world
+    from masam_auto.compute.machine import available_cores
     from masam_auto.compute.shared_cases import shared_cases
-    from masam_auto.core.machine import available_cores
 
     world = read_world(os.environ)
     device = device_of(world, parsed.device)

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     paths = start(parsed)
 
     from masam_auto.compute.distributed import device_of, joined, read_world
-    from masam_auto.core.machine import available_cores
+    from masam_auto.compute.machine import available_cores
 
     world = read_world(os.environ)
     device = device_of(world, parsed.device)

@@ -61,8 +61,7 @@ def run_on_cluster(
     if is_open(cluster.scheduler):
         logger.warning(
             "warning: %s is neither encrypted nor on this machine: whoever reaches it, or its workers, can run code "
-            "there and "
-            "here. Use it within a network that you trust, or tls:// (documentation/cluster.md)",
+            "there and here. Use it within a network that you trust, or tls:// (documentation/cluster.md)",
             cluster.scheduler,
         )
     client, as_completed = _connect(cluster)
@@ -171,8 +170,7 @@ def _outcome(future: Any, cluster: Cluster, *, what: str) -> tuple[Any, str | No
     except KilledWorker as error:
         raise MasamError(
             f"{what}: every worker of {cluster.scheduler} that tried it died, most often for want of memory. Give the "
-            "workers "
-            "more, or run it here with `workers=0` to see the error."
+            "workers more, or run it here with `workers=0` to see the error."
         ) from error
     except (CancelledError, OSError) as error:  # OSError: the connection closed while the result came
         raise MasamError(

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from masam_auto.compute.cluster import Cluster, run_on_cluster
+from masam_auto.compute.machine import available_cores, free_memory
 from masam_auto.core.errors import CaseErrors, MasamError, OutputError
 from masam_auto.core.log import LOGGER_NAME, progress
-from masam_auto.core.machine import available_cores, free_memory
 from masam_auto.core.plugins import use_plugins
 
 Item = TypeVar("Item")
@@ -219,8 +219,8 @@ def _in_pool(
             except BrokenProcessPool as error:
                 raise RuntimeError(
                     f"{what}: a worker process died while working on {names[index]} or a case beside it, most often "
-                    "for "
-                    "want of memory. Try fewer workers (`workers=1`) or `workers=0` to see the error in this process."
+                    "for want of memory. Try fewer workers (`workers=1`) or `workers=0` to see the error in this "
+                    "process."
                 ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -169,8 +169,7 @@ def parse_description(raw: Any, *, name: str) -> DatasetDescription:
     if not isinstance(ending, str) or ending.lower() not in image_endings():
         raise DatasetError(
             f'dataset.json: "file_ending" must be one of {", ".join(image_endings())}, got {ending!a}. Correct it, '
-            "convert "
-            "the files to one of these, or use a plug-in that reads them (documentation/extending.md)."
+            "convert the files to one of these, or use a plug-in that reads them (documentation/extending.md)."
         )
     reader = raw.get("overwrite_image_reader_writer")
     if reader is not None and not isinstance(reader, str):

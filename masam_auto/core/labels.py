@@ -44,8 +44,7 @@ class Labels:
         if max(len(self.values), len(declared)) > LIMIT:
             raise DatasetError(
                 f'dataset.json: "labels" has {max(len(self.values), len(declared))} classes; at most {LIMIT} are '
-                "taken. Join "
-                "some, or leave some out."
+                "taken. Join some, or leave some out."
             )
         if self.ignore is None and declared != tuple(range(len(declared))):
             raise DatasetError(
@@ -71,7 +70,8 @@ class Labels:
         if order is None or len(order) != len(self.foreground):
             raise DatasetError(
                 f'dataset.json: "regions_class_order" must list one value for each of the {len(self.foreground)} '
-                f"regions, got {order}"
+                "regions, "
+                f"got {order}"
             )
         if undeclared := sorted(set(order) - set(declared)):
             raise DatasetError(f'dataset.json: "regions_class_order" has undeclared values {undeclared}')
@@ -80,9 +80,8 @@ class Labels:
             if self._regions_with(written) != self._regions_with(value):
                 raise DatasetError(
                     f'dataset.json: "regions_class_order" {list(order)} writes label {value} as {written}, which '
-                    "belongs to "
-                    "other regions, so that it gets lost. Later regions are written over earlier ones: order them from "
-                    "the largest to those inside, each with the value that is left in it."
+                    "belongs to other regions, so that it gets lost. Later regions are written over earlier ones: "
+                    "order them from the largest to those inside, each with the value that is left in it."
                 )
 
     def written(self, value: int) -> int:
@@ -130,15 +129,6 @@ def parse_labels(raw: dict, regions_class_order: list | None) -> Labels:
 
     Raises:
         DatasetError: with the entry and what was expected.
-
-    Example:
-        >>> from masam_auto.core.labels import parse_labels
-        >>> labels = parse_labels({"background": 0, "organ": 1, "lesion": 2}, None)
-        >>> labels.foreground, labels.num_outputs
-        ({'organ': (1,), 'lesion': (2,)}, 3)
-        >>> regions = parse_labels({"background": 0, "whole": [1, 2], "core": 2}, [1, 2])
-        >>> regions.foreground, regions.num_outputs  # one sigmoid a region, no background
-        ({'whole': (1, 2), 'core': (2,)}, 2)
     """
     if not isinstance(raw, dict) or not raw:
         raise DatasetError('dataset.json: "labels" must map names to values, e.g. {"background": 0, "liver": 1}')

@@ -295,8 +295,8 @@ class NetworkPlan:
         check(
             not (self.trained == "none" and self.neck_trained),
             'network.neck_trained needs a learning encoder, but network.trained is "none"; give '
-            "network.trained=adapted "
-            "with network.increment=none and network.adapters=none to train neck and decoder alone",
+            "network.trained=adapted with network.increment=none and network.adapters=none to train neck and decoder "
+            "alone",
         )
         check(self.increment_scale != 0, "network.increment_scale must not be 0; for none give network.increment=none")
         check_limits("network.", self, NETWORK_LIMITS)

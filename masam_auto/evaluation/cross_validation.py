@@ -199,8 +199,7 @@ def _gather_model(
         listed = ", ".join(f"fold {fold}: {checkpoint}" for fold, checkpoint in checkpoints.items())
         raise ModelError(
             f"{name} was validated by different checkpoints ({listed}), but is used with one. Validate its folds "
-            "alike: "
-            f"`{command.format('FOLD')} checkpoint=best`"
+            f"alike: `{command.format('FOLD')} checkpoint=best`"
         )
     plan = open_model(model)[0]
     mirrored = {
@@ -210,8 +209,7 @@ def _gather_model(
         listed = ", ".join(f"fold {fold}: {'with' if mirror else 'without'}" for fold, mirror in mirrored.items())
         raise ModelError(
             f"{name} was validated with flips in some folds and without in others ({listed}). Validate its folds "
-            "alike: "
-            f"`{command.format('FOLD')} mirror`"
+            f"alike: `{command.format('FOLD')} mirror`"
         )
     wanted = plan.inference.mirror and bool(plan.configuration(model.configuration).mirror_axes)
     chosen = SelectedModel(
@@ -227,8 +225,7 @@ def _check_labels(model: TrainedModel, dataset: Dataset) -> None:
     if description.labels != dataset.description.labels:
         raise ModelError(
             f"{model.folder} was trained with other labels than {dataset.folder / 'dataset.json'} has now, and cannot "
-            "be "
-            "judged by them. Bring the labels back, or choose other models with `configuration` and `plan_name`."
+            "be judged by them. Bring the labels back, or choose other models with `configuration` and `plan_name`."
         )
 
 

@@ -311,8 +311,7 @@ def _check_members(files: Sequence[Path], members: Sequence[Probabilities], labe
         if member.outputs != expected or member.has_regions != labels.has_regions:
             raise ImageError(
                 f"{file}: holds probabilities of {', '.join(member.outputs)}, but dataset.json has "
-                f"{', '.join(expected)}. "
-                "Write it again with the present model."
+                f"{', '.join(expected)}. Write it again with the present model."
             )
         if difference := members[0].geometry.difference(member.geometry):
             raise ImageError(
@@ -332,16 +331,14 @@ def _common_cases(sources: Sequence[Path]) -> list[str]:
         if not found[-1]:
             raise DatasetError(
                 f"{source}: no probabilities (ID{ENDING}). Write them: `masam_predict ... save_probabilities`, or for "
-                "a "
-                "validation folder `masam_train ... validate save_probabilities`"
+                "a validation folder `masam_train ... validate save_probabilities`"
             )
     everywhere = set.union(*found)
     lacking = [(source, sorted(everywhere - there)) for source, there in zip(sources, found, strict=True)]
     if problems := [f"{source} lacks {first_few(missing)}" for source, missing in lacking if missing]:
         raise DatasetError(
             f"the folders do not hold the same cases: {'; '.join(problems)}. Predict them with `save_probabilities`, "
-            "or "
-            f"take their {ENDING} files out of the other folders."
+            f"or take their {ENDING} files out of the other folders."
         )
     return sorted(everywhere)
 

@@ -248,8 +248,7 @@ def _find_pairs(prediction_folder: Path, reference_folder: Path, file_ending: st
     if missing := [references[name].name for name in sorted(references.keys() - predictions.keys())]:
         raise DatasetError(
             f"{prediction_folder}: {len(missing)} of {len(references)} segmentations are missing: "
-            f"{first_few(missing)}. "
-            "Predict them, or take their references out of the folder."
+            f"{first_few(missing)}. Predict them, or take their references out of the folder."
         )
     if extra := [predictions[name].name for name in sorted(predictions.keys() - references.keys())]:
         logger.warning("%s: no reference for %s; not evaluated", prediction_folder, first_few(extra))

@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 import psutil
 
+from masam_auto.compute.machine import free_memory
 from masam_auto.core.jsonio import parse_json
 from masam_auto.core.log import LOGGER_NAME
-from masam_auto.core.machine import free_memory
 from masam_auto.formats.apart import Answer
 from masam_auto.formats.dicom import decode_pixels
 from masam_auto.formats.raw_image import RawImage

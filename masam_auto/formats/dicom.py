@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import SimpleITK as sitk
 
+from masam_auto.compute.machine import check_memory
 from masam_auto.core.errors import DatasetError, ImageError, MasamError
 from masam_auto.core.file_names import utf8_name
 from masam_auto.core.geometry import Geometry
-from masam_auto.core.machine import check_memory
 from masam_auto.formats.apart import read_apart
 from masam_auto.formats.raw_image import RawImage, check_room
 from masam_auto.formats.volumes import itk_cause

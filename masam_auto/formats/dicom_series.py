@@ -206,8 +206,7 @@ def _read_instance(file: Path) -> _Instance | None:
         if not tags.get("SeriesInstanceUID"):
             raise ImageError(
                 f"{file}: this DICOM file is damaged, or has no SeriesInstanceUID (0020,000E), which says what slices "
-                "belong "
-                "together. Export it again, or convert it to .nii.gz."
+                "belong together. Export it again, or convert it to .nii.gz."
             )
         number = tags.get("SeriesNumber")
         modality = str(tags.get("Modality", "unknown"))

@@ -214,8 +214,7 @@ def _read_series_channels(case: Case, description: DatasetDescription) -> tuple[
         if problem := geometry.difference(channels[0][1]):
             raise ImageError(
                 f"{case.identifier}: the series in {folder} does not lie on the grid of that in {folders[0].name}: "
-                f"{problem}. "
-                "Resample it onto that grid."
+                f"{problem}. Resample it onto that grid."
             )
     return _channels_together(folders, channels, description, case.identifier)
 
@@ -242,8 +241,7 @@ def _channels_together(
     if found != expected:
         raise ImageError(
             f"{name}: has {_count(found, 'channel')} in {_count(len(files), 'file')}, but "
-            f"{_count(expected, 'channel')} "
-            f"({', '.join(description.channel_names)}) are expected, in files like "
+            f"{_count(expected, 'channel')} ({', '.join(description.channel_names)}) are expected, in files like "
             f"{name}_0000{description.file_ending}."
         )
     arrays = [array for array, _ in read]

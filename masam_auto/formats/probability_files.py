@@ -169,6 +169,5 @@ def _explained(path: Path) -> Iterator[None]:
     except (OSError, EOFError, ValueError, TypeError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise ImageError(
             f"{path}: cannot be read as probabilities ({error}). Write it again: `masam_train ... validate "
-            "save_probabilities`, "
-            "or `masam_predict ... save_probabilities`"
+            "save_probabilities`, or `masam_predict ... save_probabilities`"
         ) from error

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from masam_auto.compute.machine import check_memory, shown_bytes
 from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry
-from masam_auto.core.machine import check_memory, shown_bytes
 
 # Deflate packs 1032 : 1 at best (zlib's documentation); JPEG and LZW less. Ten times that is no picture.
 LARGEST_RATIO = 10_000
@@ -44,7 +44,6 @@ def check_room(path: Path, size: int, *, on_disk: int | None = None) -> None:
     if size > LARGEST_RATIO * packed:
         raise ImageError(
             f"{path}: its header asks for {shown_bytes(size)}, which {shown_bytes(packed)} cannot hold. It is damaged; "
-            "copy or download it "
-            "again."
+            "copy or download it again."
         )
     check_memory(str(path), size)

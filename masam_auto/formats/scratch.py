@@ -12,9 +12,9 @@ from typing import IO
 
 import numpy as np
 
+from masam_auto.compute.machine import free_memory
 from masam_auto.core.atomic import NO_SPACE
 from masam_auto.core.errors import OutputError
-from masam_auto.core.machine import free_memory
 
 MEMORY_SHARE = 0.25  # of the free memory that one array may take; images, networks and other cases need the rest
 

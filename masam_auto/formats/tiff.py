@@ -12,11 +12,11 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 
+from masam_auto.compute.machine import check_memory
 from masam_auto.core.atomic import write_bytes
 from masam_auto.core.errors import ImageError, first_few
 from masam_auto.core.geometry import Geometry, Triple
 from masam_auto.core.jsonio import parse_json, read_bounded
-from masam_auto.core.machine import check_memory
 from masam_auto.formats.bitmaps import LYING, ORIENTATION, upright
 from masam_auto.formats.raw_image import RawImage, check_room
 from masam_auto.formats.volumes import axes_error, read_itk
@@ -126,8 +126,7 @@ def _layout(path: Path, file: tifffile.TiffFile) -> tuple[str, tuple[int, ...]]:
         listed = first_few(sorted(f"{'x'.join(map(str, shape))} {dtype}" for shape, _, dtype, _ in kinds))
         raise ImageError(
             f"{path}: holds images of different size or kind ({listed}). Save the one that is meant, or a stack of "
-            "pages of one "
-            "kind."
+            "pages of one kind."
         )
     ((shape, axes, _, _),) = kinds
     return f"Q{axes}", (len(file.pages), *shape)

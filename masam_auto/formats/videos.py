@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from masam_auto.compute.machine import free_memory
 from masam_auto.core.atomic import atomic_path
 from masam_auto.core.errors import DatasetError, ImageError
 from masam_auto.core.geometry import Geometry
-from masam_auto.core.machine import free_memory
 from masam_auto.formats.apart import read_apart
 from masam_auto.formats.raw_image import RawImage, check_room
 

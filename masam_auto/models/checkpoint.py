@@ -313,8 +313,7 @@ def _load(folder: Path) -> Checkpoint:
     if not (folder / TRAINING_FILE).is_file():
         raise ModelError(
             f"{folder} came from elsewhere, without the state of its training, which cannot be continued. Start a new "
-            "one "
-            f"from it: `pretrained_weights={folder}`."
+            f"one from it: `pretrained_weights={folder}`."
         )
     header, model = read_model(folder)
     weights: dict[str, torch.Tensor] = {}

@@ -61,8 +61,7 @@ def fetch_weights(file: SamFile, folder: Path, *, mirror: str = SOURCE, overwrit
             partial.unlink()
             raise ModelError(
                 f"{url}: what came is not {file.name} (its SHA-256 is not {file.sha256[:12]}...), and has been "
-                "removed. "
-                "Run the command again, or give another source with `url`."
+                "removed. Run the command again, or give another source with `url`."
             )
         with partial.open("rb") as handle:
             os.fsync(handle.fileno())
@@ -77,8 +76,7 @@ def _is_there(target: Path, file: SamFile, overwrite: bool) -> bool:
         return False
     raise OutputError(
         f"{target} is there, but it is not the official file (its size or SHA-256 differs). Give `overwrite` to "
-        "replace it, "
-        "or move it away."
+        "replace it, or move it away."
     )
 
 
@@ -108,8 +106,7 @@ def _receive_all(file: SamFile, url: str, partial: Path) -> None:
             if failed > len(WAITS):
                 raise ModelError(
                     f"{url}: {dropped}; {_size(partial) / 1e6:.1f} of {file.size / 1e6:.1f} MB are there. Check the "
-                    "network and "
-                    "run the command again: it continues from there. Or give another source with `url`."
+                    "network and run the command again: it continues from there. Or give another source with `url`."
                 ) from dropped
             logger.info("%s: %s; trying again in %g s", file.name, dropped, WAITS[failed - 1])
             time.sleep(WAITS[failed - 1])

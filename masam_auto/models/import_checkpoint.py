@@ -141,9 +141,8 @@ def _unplanned(
     if spacing is None:
         raise PlanError(
             "`spacing=Z Y X` is needed: the voxel spacing in mm of the volumes that the checkpoint was trained on "
-            "(their "
-            "median), in the order of the file's axes. Or plan the data set first (masam_plan), and its geometry is "
-            "taken."
+            "(their median), in the order of the file's axes. Or plan the data set first (masam_plan), and its "
+            "geometry is taken."
         )
     first, second = (other for other in range(3) if other != axis)
     order = (axis, first, second)
@@ -232,15 +231,13 @@ def _check_data(variant: Variant, description: DatasetDescription, origin: str) 
     if labels.has_regions:
         raise ModelError(
             f"{description.name} has regions as labels, but {origin} was trained on classes that exclude each other. "
-            "Give "
-            "a dataset.json with one value a class (`dataset_json`)."
+            "Give a dataset.json with one value a class (`dataset_json`)."
         )
     if labels.num_outputs != variant.num_outputs:
         raise ModelError(
             f"{origin} has {variant.num_outputs} outputs (background and {variant.num_outputs - 1} classes), but "
             f"{description.name} has {labels.num_outputs} labels with the background ({', '.join(labels.values)}). "
-            "Give the "
-            "dataset.json of the data that it was trained on (`dataset_json`)."
+            "Give the dataset.json of the data that it was trained on (`dataset_json`)."
         )
     if description.num_channels not in (1, 3):
         raise ModelError(

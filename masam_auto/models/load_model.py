@@ -103,8 +103,7 @@ def common_configuration(headers: Sequence[ModelHeader], plan: Plan) -> Configur
     if len(names) > 1:
         raise ModelError(
             f"the folds of {headers[0].dataset_name}, plan {plan.name}, are of several configurations "
-            f"({', '.join(names)}) "
-            "and cannot be averaged. Choose the folds of one of them."
+            f"({', '.join(names)}) and cannot be averaged. Choose the folds of one of them."
         )
     return plan.configuration(names[0])
 
@@ -123,8 +122,7 @@ def read_fitting(
     if found := header_differences(header, plan, configuration, description):
         raise ModelError(
             f"{folder} does not fit {folder.parents[1] / 'plan.json'}: {'; '.join(found)}. Bring back the plan.json "
-            "and "
-            "dataset.json that it was trained with, or train it again."
+            "and dataset.json that it was trained with, or train it again."
         )
     # older versions made the digest in another way; what matters is compared above
     if header.version >= 2 and header.plan_digest != plan_digest(plan, configuration):

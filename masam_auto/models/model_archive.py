@@ -77,8 +77,7 @@ class Manifest:
         if not 1 <= len(self.models) <= MODELS_LIMIT or len(self.files) > FILES_LIMIT:
             raise ModelError(
                 f"the manifest lists {len(self.models)} models of {len(self.files)} files; from 1 model to "
-                f"{MODELS_LIMIT} of "
-                f"{FILES_LIMIT} files are taken"
+                f"{MODELS_LIMIT} of {FILES_LIMIT} files are taken"
             )
 
     @property

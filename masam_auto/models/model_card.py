@@ -101,8 +101,7 @@ def _results(description: DatasetDescription, folds: Sequence[FoldFacts]) -> Ite
         return
     yield (
         "Each fold on its own validation cases, which it was not trained on. Foreground mean over the classes; NSD "
-        "with a "
-        "tolerance of 2 mm; `-` where no case has a value."
+        "with a tolerance of 2 mm; `-` where no case has a value."
     )
     rows = []
     for key, name in [*names.items(), (None, "foreground")]:
@@ -181,10 +180,9 @@ def _limits(description: DatasetDescription) -> Iterable[str]:
     yield "## Intended use and limits"
     yield (
         f"Research on images like those it was trained on: {', '.join(description.channel_names)}, of the same body "
-        "region, "
-        "and with similar acquisition. Other scanners, protocols, populations and diseases were not tested and may "
-        "give "
-        "wrong segmentations without a sign of it. Look at the results. Not a medical device; not for diagnosis."
+        "region, and with similar acquisition. Other scanners, protocols, populations and diseases were not tested "
+        "and may give wrong segmentations without a sign of it. Look at the results. Not a medical device; not for "
+        "diagnosis."
     )
 
 

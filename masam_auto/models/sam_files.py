@@ -131,8 +131,7 @@ def weights_of_model(
     )
     raise ModelError(
         f"{model} stands on SAM weights whose SHA-256 begins with {sha256[:12]}, but {problem}. {remedy}, or name the "
-        "file with "
-        "`sam_checkpoint=PATH`."
+        "file with `sam_checkpoint=PATH`."
     )
 
 

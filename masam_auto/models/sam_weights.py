@@ -31,8 +31,7 @@ def encoder_of_file(path: Path) -> str:
     named = ", ".join(f"{name} ({known.dim}, {known.depth})" for name, known in ENCODERS.items() if not known.stem)
     raise ModelError(
         f"{path}: its encoder is {spec.dim} wide and has {spec.depth} blocks, which is none of those that can be "
-        "planned "
-        f"for: {named}"
+        f"planned for: {named}"
     )
 
 
@@ -51,8 +50,7 @@ def sam_to_start_from(network: NetworkPlan, *, file: Path | None, folder: Path) 
         if file is not None:
             raise ModelError(
                 "this plan trains from scratch (network.weights=none), so `sam_checkpoint` has no use. Leave it out, "
-                "or "
-                "plan again with a SAM encoder, e.g. `backbone=vit_b`."
+                "or plan again with a SAM encoder, e.g. `backbone=vit_b`."
             )
         return None
     found = weights_to_start_from(network.encoder, file=file, folder=folder)

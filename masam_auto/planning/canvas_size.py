@@ -50,8 +50,8 @@ def choose_canvas(
         extent = np.percentile(slices[fits], PERCENTILE, axis=0)
         seen = (
             f"{np.count_nonzero(~fits)} of {len(fits)} cases are larger than the {encoder.budget} px that "
-            f"{encoder.name} works "
-            f"at and get overlapping tiles; 95 % of the others' slices are within {extent[0]:.0f} x {extent[1]:.0f} px"
+            f"{encoder.name} works at and get overlapping tiles; 95 % of the others' slices are within {extent[0]:.0f} "
+            f"x {extent[1]:.0f} px"
         )
     if extent.max() <= encoder.budget * BLUR_TOLERANCE:
         return _canvas_within_budget(extent, seen, diameter, smallest, encoder)

@@ -134,8 +134,7 @@ class _Pair:
         first, second = self.names
         sentence = (
             f'"{first}" and "{second}" look alike (histograms share {self.overlap:.0%}) and come in the same order '
-            "along it "
-            f"in {self.share:.1%} of {self.count} cases"
+            f"along it in {self.share:.1%} of {self.count} cases"
         )
         if not self.steady:
             return f"{sentence}, below {SAME_ORDER:.0%}"

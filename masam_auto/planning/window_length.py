@@ -49,11 +49,9 @@ def choose_depth(window: int, encoder: PlannedEncoder) -> tuple[Literal["whole",
     if window >= least:
         return "whole", (
             f"the whole depth as one window: each slice is encoded once, and after windows of {least} or more slices "
-            "it is "
-            "as accurate as overlapping ones (measured)"
+            "it is as accurate as overlapping ones (measured)"
         )
     return "windows", (
         f"overlapping windows of {window} slices, as in training: the whole depth at once is less accurate after "
-        "windows of "
-        f"fewer than {least} slices (measured)"
+        f"windows of fewer than {least} slices (measured)"
     )

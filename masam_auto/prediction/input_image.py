@@ -77,8 +77,7 @@ def _as_volume(image: np.ndarray, geometry: Geometry | Sequence[float], identifi
     if image.ndim not in (3, 4):
         raise ImageError(
             f"case {identifier} has shape {image.shape}; expected are (C, Z, Y, X), or (C, Y, X) for a picture. Add "
-            "the channel "
-            "axis: image[None]."
+            "the channel axis: image[None]."
         )
     if image.dtype.kind not in "biuf":
         raise ImageError(f"case {identifier} has values of type {image.dtype}; expected are real numbers")
@@ -107,14 +106,12 @@ def turning_notes(members: Sequence[Member], geometry: Geometry) -> tuple[str, .
         elif axes is None:
             notes.append(
                 f"its axes (x, y, z) point to {geometry.axes}; the model, imported or of an older release, does not "
-                "say where "
-                "those of its training images did: nothing is turned. Where they differ, sides are exchanged"
+                "say where those of its training images did: nothing is turned. Where they differ, sides are exchanged"
             )
         elif axes == UNKNOWN_AXES:
             notes.append(
                 f"its axes (x, y, z) point to {geometry.axes}; the model's training images did not say where theirs "
-                "do: "
-                "nothing is turned"
+                "do: nothing is turned"
             )
         elif axes != own:
             notes.append(

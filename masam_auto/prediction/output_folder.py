@@ -83,8 +83,7 @@ def check_output(source: Path, folder: Path) -> None:
     if any(next(folder.glob(name), None) for name in OWN_COMPANIONS):
         raise OutputError(
             f"the output folder is that of a preprocessed data set or a trained model ({folder}), whose plan.json "
-            "would be "
-            "replaced. Choose another one."
+            "would be replaced. Choose another one."
         )
 
 

@@ -390,7 +390,6 @@ def combine(predictors: Sequence[Predictor]) -> Predictor:
                 names = [p.members[0].plan.name + "__" + p.members[0].configuration.name for p in (first, other)]
                 raise ModelError(
                     f"{names[0]} and {names[1]} cannot be averaged: they were trained with other "
-                    f"{what.replace('_', ' ')}. "
-                    "Choose models of one data set."
+                    f"{what.replace('_', ' ')}. Choose models of one data set."
                 )
     return replace(first, members=tuple(member for predictor in predictors for member in predictor.members))

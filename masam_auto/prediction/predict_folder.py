@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from masam_auto.compute.machine import available_cores, free_memory
 from masam_auto.compute.overlap import Steps, overlap
 from masam_auto.compute.parallel import is_out_of_memory
 from masam_auto.compute.shared_cases import SharedCases
@@ -26,7 +27,6 @@ from masam_auto.core.dataset import Case
 from masam_auto.core.errors import CaseErrors, MasamError, ModelError, OutputError
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.log import progress
-from masam_auto.core.machine import available_cores, free_memory
 from masam_auto.core.partial import remove_abandoned
 from masam_auto.core.turning import STAY
 from masam_auto.formats.box_files import Boxes, read_boxes
@@ -289,8 +289,7 @@ def _note(job: _Job, case: Case, error: Exception | None) -> None:
         job.shared.finish(
             name,
             f"case {name}: not enough memory, even with no other case beside it. Predict it with `device=cpu`, on a "
-            "machine "
-            "with more memory, or cut the image into parts.",
+            "machine with more memory, or cut the image into parts.",
         )
     elif isinstance(error, MasamError) and not isinstance(error, OutputError):  # the next could not be written either
         job.shared.finish(name, str(error) if name in str(error) else f"case {name}: {error}")

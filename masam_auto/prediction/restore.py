@@ -197,7 +197,6 @@ def _checked(slices: Slices, properties: CaseProperties, labels: Labels) -> Iter
             raise ModelError(
                 f"{properties.identifier}: slice {number} of the logits has shape {tuple(logits.shape)}; expected are "
                 f"{properties.resampled_shape[0]} slices of {expected} (classes, Y, X). The model was trained for "
-                "other "
-                "labels, or the case was preprocessed with another plan."
+                "other labels, or the case was preprocessed with another plan."
             )
         yield number, logits

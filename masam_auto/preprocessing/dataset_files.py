@@ -54,8 +54,10 @@ def write_companions(dataset: Dataset, folder: Path, *, nnunet_preprocessed: Pat
         if (number := len(set(patients.values()))) not in (1, len(identifiers)):
             logger.info(
                 "folds: %d cases are of %d patients (%s), whose cases stay on one side of each fold",
-                len(identifiers), number, _said(patients),
-            )  # fmt: skip
+                len(identifiers),
+                number,
+                _said(patients),
+            )
     _warn_of_folds(path, dataset.cases, patients)
 
 
@@ -66,17 +68,20 @@ def _warn_of_folds(path: Path, cases: Sequence[Case], patients: Mapping[str, str
         patient, (trained, validated) = next(iter(divided.items()))
         logger.warning(
             "warning: the folds of %s put %d of %d patients on both sides (%s: %s is trained on, %s is validated), so "
-            "that their "
-            "Dice is too good. Remove the file to make folds by patient.",
-            path, len(divided), len(set(patients.values())), patient, trained, validated,
-        )  # fmt: skip
+            "that their Dice is too good. Remove the file to make folds by patient.",
+            path,
+            len(divided),
+            len(set(patients.values())),
+            patient,
+            trained,
+            validated,
+        )
     known = {name for split in splits for name in (*split.train, *split.val)}
     if new := [name for name in identifiers if name not in known]:
         logger.warning(
             "%s of %s cases stand in no fold of %s (%s): left out of the folds, or added after they were made. They "
-            "are preprocessed, but "
-            "only fold `all` learns from them. Put them into the file, or remove it to make new folds for new "
-            "trainings.",
+            "are preprocessed, but only fold `all` learns from them. Put them into the file, or remove it to make new "
+            "folds for new trainings.",
             len(new),
             len(identifiers),
             path,
@@ -105,8 +110,7 @@ def warn_of_other_splits(path: Path, given: Sequence[Path]) -> None:
             if read_plain(path, what="splits file") != read_plain(file, what="splits file"):
                 logger.warning(
                     "warning: %s has other folds than %s and is not used: that stays. Remove it and preprocess again "
-                    "to take "
-                    "those (nothing else is made again).",
+                    "to take those (nothing else is made again).",
                     file,
                     path,
                 )

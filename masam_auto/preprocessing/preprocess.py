@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from masam_auto.compute.machine import check_memory
 from masam_auto.compute.parallel import Workers, choose_workers, map_cases
 from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import Case, Dataset, DatasetDescription
@@ -21,7 +22,6 @@ from masam_auto.core.errors import DatasetError, MasamError, OutputError, PlanEr
 from masam_auto.core.geometry import CaseProperties, Geometry
 from masam_auto.core.jsonio import digest, read_json, write_json
 from masam_auto.core.labels import Labels
-from masam_auto.core.machine import check_memory
 from masam_auto.core.partial import remove_abandoned
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, Plan

@@ -129,8 +129,7 @@ def _folder_problems(dataset: Dataset) -> list[str]:
             if numbers != list(range(len(numbers))):
                 problems.append(
                     f"{files[0].parent / name}: its channel files are numbered "
-                    f"{', '.join(f'{n:04d}' for n in numbers)}. "
-                    "Number them from 0000 without gaps."
+                    f"{', '.join(f'{n:04d}' for n in numbers)}. Number them from 0000 without gaps."
                 )
     return problems
 

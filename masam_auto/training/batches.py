@@ -16,9 +16,9 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 
 from masam_auto.compute.distributed import Share
 from masam_auto.compute.interruption import STOP_SIGNALS
+from masam_auto.compute.machine import free_memory
 from masam_auto.compute.parallel import end_with_parent, is_out_of_memory
 from masam_auto.core.errors import MasamError, ModelError
-from masam_auto.core.machine import free_memory
 from masam_auto.training.sampling import CaseStore, Sampling, make_boxes, make_window
 
 CACHE_SHARE = 0.25

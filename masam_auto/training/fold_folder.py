@@ -171,8 +171,7 @@ def _refuse_mixed_plans(fold_folder: Path, plan: Plan, configuration: Configurat
     if known is None or plan_digest(there, known) != plan_digest(plan, configuration):
         raise OutputError(
             f"{others[0]} was trained with another plan. All folds of a model share one: repeat the changes that were "
-            "made "
-            f"then (the plan is in {plan_file}), give this one another name (`plan_name=NAME`), or remove "
+            f"made then (the plan is in {plan_file}), give this one another name (`plan_name=NAME`), or remove "
             f"{model_folder}."
         )
 
@@ -188,14 +187,12 @@ def _refuse_mixed_folds(fold_folder: Path, splits: Path, few_shot: Folds | None)
     if shots != _shots_of(few_shot):
         raise ModelError(
             f"{others[0].name} was trained {f'with `shots={shots}`' if shots else 'without `shots`'}. All folds of a "
-            "model "
-            f"are trained alike: do the same here, or give this training another name with `plan_name`."
+            "model are trained alike: do the same here, or give this training another name with `plan_name`."
         )
     if there != (read_plain(splits, what="splits file") if few_shot is None else few_shot):
         raise ModelError(
             f"the folds in {splits} changed since {others[0].name} was trained. Restore them (cp {own} {splits}), "
-            "train "
-            f"under another plan name, or remove {fold_folder.parent} to train all folds anew."
+            f"train under another plan name, or remove {fold_folder.parent} to train all folds anew."
         )
 
 

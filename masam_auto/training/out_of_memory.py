@@ -62,8 +62,7 @@ def out_of_memory_message(plan: Plan, configuration: Configuration, load: Load, 
     batch, checkpointing = configuration.batch_size, plan.training.activation_checkpointing
     asked = (
         f"batch_size {batch}, window {load.window}, canvas {load.canvas[0]} x {load.canvas[1]} px, "
-        f"{plan.network.encoder}, "
-        f"{'with' if checkpointing else 'without'} activation checkpointing"
+        f"{plan.network.encoder}, {'with' if checkpointing else 'without'} activation checkpointing"
     )
     ways = _ways(plan, configuration, load)
     return (

@@ -120,20 +120,18 @@ def _check_encoder(header: ModelHeader, network: MaSam, sam: SamWeights | None, 
     if (theirs.encoder, theirs.custom_encoder) != (plan.encoder, plan.custom_encoder):
         raise ModelError(
             f"{folder} has the encoder {theirs.encoder}, the plan has {plan.encoder}. Plan with "
-            f"`backbone={theirs.encoder}`, "
-            "or give a model of the plan's encoder."
+            f"`backbone={theirs.encoder}`, or give a model of the plan's encoder."
         )
     if header.in_channels not in (None, network.in_channels):
         raise ModelError(
             f"{folder} was trained with {header.in_channels} input channels, the data set has {network.in_channels}. "
-            "Give "
-            "a model of as many channels."
+            "Give a model of as many channels."
         )
     if plan.stands_on_sam and not theirs.stands_on_sam:
         raise ModelError(
             f"{folder} learned all of its encoder, but the plan keeps SAM's frozen (network.trained={plan.trained}). "
-            "Train "
-            f"with `network.trained=all`{_weights_advice(theirs)}, or give a model that stands on the same SAM weights."
+            f"Train with `network.trained=all`{_weights_advice(theirs)}, or give a model that stands on the same SAM "
+            "weights."
         )
     if theirs.stands_on_sam and (sam is None or sam.sha256 != header.sam_sha256):
         present = "the plan starts from scratch" if sam is None else f"this training starts from {sam.path}"

@@ -104,11 +104,10 @@ def describe(metrics: EpochMetrics, *, best: bool) -> str:
     values = ", ".join(f"{name} {_rounded(value)}" for name, value in metrics.dice.items())
     left = "?" if metrics.seconds_left is None else duration(metrics.seconds_left)
     return (
-        f"epoch {metrics.epoch}: loss {metrics.loss:.4f}, Dice {_rounded(metrics.mean_dice)} ({values})"
-        f"{', best so far (smoothed)' if best else ''}, learning rate {metrics.learning_rate:.2g}, "
-        f"{metrics.windows_per_second:.1f} "
-        f"windows/s, waiting for data {100 * metrics.wait_share:.1f} %, peak memory {metrics.memory_gib:.2g} GiB, "
-        f"after {duration(metrics.seconds)}, {left} left"
+        f"epoch {metrics.epoch}: loss {metrics.loss:.4f}, Dice {_rounded(metrics.mean_dice)} "
+        f"({values}){', best so far (smoothed)' if best else ''}, learning rate {metrics.learning_rate:.2g}, "
+        f"{metrics.windows_per_second:.1f} windows/s, waiting for data {100 * metrics.wait_share:.1f} %, peak memory "
+        f"{metrics.memory_gib:.2g} GiB, after {duration(metrics.seconds)}, {left} left"
     )
 
 

@@ -202,8 +202,7 @@ class Session:
         assert self.stop.signal_number is not None
         raise Interrupted(
             f"training of fold {self.job.fold} stopped in epoch {self.state.epoch}: all {self.state.step} steps are "
-            "saved; "
-            "continue with `resume`.",
+            "saved; continue with `resume`.",
             signal_number=self.stop.signal_number,
         )
 

@@ -150,8 +150,7 @@ def _package(name: str) -> Any:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
             f"`log_to={name}` needs the package {name}, which cannot be imported here ({reason}). Install it (pip "
-            "install "
-            f"{name}), or leave `log_to` out: metrics.jsonl and progress.png are written in any case."
+            f"install {name}), or leave `log_to` out: metrics.jsonl and progress.png are written in any case."
         ) from error
 
 

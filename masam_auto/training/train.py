@@ -169,8 +169,7 @@ def _announce(job: Job, learner: Learner, state: TrainingState, budget: Budget, 
     logger.info(
         f"{'continuing' if state.step else 'training'} fold {job.fold} of {job.description.name}, configuration "
         f"{job.configuration.name}: {len(job.training.cases)} training and {len(job.validation.cases)} validation "
-        "cases, "
-        f"{budget.amount:.0f} {unit}, on {job.device} with {job.workers} workers{processes}"
+        f"cases, {budget.amount:.0f} {unit}, on {job.device} with {job.workers} workers{processes}"
     )
     logger.info(learning_summary(learner.network))
     if not state.step and job.world.first:

@@ -8,11 +8,11 @@ import torch
 
 from masam_auto.compute.device import default_workers
 from masam_auto.compute.distributed import World, share_of
+from masam_auto.compute.machine import available_cores
 from masam_auto.core.budget import parse_budget
 from masam_auto.core.dataset import DatasetDescription, read_description
 from masam_auto.core.errors import ModelError
 from masam_auto.core.jsonio import read_json
-from masam_auto.core.machine import available_cores
 from masam_auto.core.paths import Paths
 from masam_auto.core.plan import Configuration, Plan
 from masam_auto.models.checkpoint import (
@@ -122,8 +122,7 @@ def plan_for_budget(plan: Plan, name: str, budget: str | None, fold_folder: Path
             chosen = with_size(plan, name, there.size)
             because = (
                 f", as {others[0].name} of {model_plan.parent.name} was trained. For a model of its own, whatever "
-                "another training "
-                "was made with, give it a name: `plan_name=NAME`"
+                "another training was made with, give it a name: `plan_name=NAME`"
             )
     before, after = configuration.size, chosen.configuration(name).size
     if after != before:
@@ -233,15 +232,14 @@ def checkpoint_to_resume(job: Job) -> Checkpoint:
     if checkpoint.header.version < 2:
         raise ModelError(
             f"{job.folder} was trained by an older version of masam_auto, whose trainings cannot be continued. Its "
-            "model "
-            "predicts as it is; give `overwrite` to start anew."
+            "model predicts as it is; give `overwrite` to start anew."
         )
     found = header_differences(checkpoint.header, job.plan, job.configuration, job.description)
     if found or checkpoint.header.plan_digest != plan_digest(job.plan, job.configuration):
         raise ModelError(
             f"{job.folder} was trained with another plan "
-            f"({'; '.join(found) or 'its training or configuration differ'}). "
-            "Continue with the plan it was started with, without other changes, or give `overwrite` to start anew."
+            f"({'; '.join(found) or 'its training or configuration differ'}). Continue with the plan it was started "
+            "with, without other changes, or give `overwrite` to start anew."
         )
     return checkpoint
 

@@ -28,8 +28,8 @@ import psutil
 import torch
 
 from masam_auto.compute.distributed import World, share_of
+from masam_auto.compute.machine import available_cores
 from masam_auto.core.labels import parse_labels
-from masam_auto.core.machine import available_cores
 from masam_auto.core.plan import AugmentationPlan, Configuration, NormalizationPlan
 from masam_auto.core.windows import SliceWindow
 from masam_auto.formats.storage import find_locations, write_array, write_locations

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from masam_auto.compute.device import autocast, choose_device, default_workers, torch_settings
+from masam_auto.compute.machine import available_cores
 from masam_auto.core.errors import MasamError
-from masam_auto.core.machine import available_cores
 
 CPU = torch.device("cpu")
 

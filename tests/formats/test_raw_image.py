@@ -13,7 +13,7 @@ import SimpleITK as sitk
 import tifffile
 from PIL import Image
 
-from masam_auto.core import machine
+from masam_auto.compute import machine
 from masam_auto.core.errors import ImageError
 from masam_auto.formats import volumes
 from masam_auto.formats.io import read_geometry, read_image

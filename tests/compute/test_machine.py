@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from masam_auto.core import machine as module
-from masam_auto.core.machine import free_memory
+from masam_auto.compute import machine as module
+from masam_auto.compute.machine import free_memory
 
 GIB = 1 << 30
 
