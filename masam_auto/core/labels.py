@@ -129,6 +129,15 @@ def parse_labels(raw: dict, regions_class_order: list | None) -> Labels:
 
     Raises:
         DatasetError: with the entry and what was expected.
+
+    Example:
+        >>> from masam_auto.core.labels import parse_labels
+        >>> labels = parse_labels({"background": 0, "organ": 1, "lesion": 2}, None)
+        >>> labels.foreground, labels.num_outputs
+        ({'organ': (1,), 'lesion': (2,)}, 3)
+        >>> regions = parse_labels({"background": 0, "whole": [1, 2], "core": 2}, [1, 2])
+        >>> regions.foreground, regions.num_outputs  # one sigmoid a region, no background
+        ({'whole': (1, 2), 'core': (2,)}, 2)
     """
     if not isinstance(raw, dict) or not raw:
         raise DatasetError('dataset.json: "labels" must map names to values, e.g. {"background": 0, "liver": 1}')

@@ -76,6 +76,16 @@ def compare_masks(
 ) -> Comparison:
     """Count and measure two masks on one grid.
 
+    Example:
+        >>> from masam_auto.imaging.metrics import compare_masks, measure
+        >>> truth = np.zeros((3, 8, 8), bool)  # (Z, Y, X)
+        >>> truth[1, 2:6, 2:6] = True
+        >>> comparison = compare_masks(np.roll(truth, 1, axis=2), truth, spacing=(3.0, 1.0, 1.0))
+        >>> comparison.tp, comparison.fp, comparison.fn  # voxels
+        (12, 4, 4)
+        >>> measure(comparison)["Dice"], measure(comparison)["HD95_mm"]
+        (0.75, 1.0)
+
     Args:
         prediction: (Z, Y, X) bool.
         reference: (Z, Y, X) bool.

@@ -71,6 +71,12 @@ def extract_fingerprint(dataset: Dataset, *, workers: Workers) -> Fingerprint:
     Source: spacings, shapes after cropping and the intensity statistics are defined as nnU-Net v2's fingerprint
         defines them, so that both agree; each case contributes equally many samples (ours drawn evenly: every voxel
         once before any comes again).
+
+    Example:
+        >>> from masam_auto import extract_fingerprint
+        >>> fingerprint = extract_fingerprint(dataset, workers=0)
+        >>> [case.shape for case in fingerprint.cases]  # (Z, Y, X) after cropping
+        [(5, 16, 14), (6, 16, 14), (5, 16, 14)]
     """
     description = dataclasses.replace(dataset.description, raw={})  # not to be sent to the workers with every case
     count = max(MIN_SAMPLES_PER_CASE, SAMPLES // max(len(dataset.cases), 1))
@@ -90,7 +96,14 @@ def write_fingerprint(path: Path, fingerprint: Fingerprint) -> None:
 
 
 def read_fingerprint(path: Path) -> Fingerprint:
-    """Read fingerprint.json. Raises PlanError naming the file and the field."""
+    """Read fingerprint.json. Raises PlanError naming the file and the field.
+
+    Example:
+        >>> from masam_auto.preprocessing.fingerprint import read_fingerprint, write_fingerprint
+        >>> write_fingerprint(Path("fingerprint.json"), fingerprint)
+        >>> read_fingerprint(Path("fingerprint.json")) == fingerprint
+        True
+    """
     if not path.is_file():
         raise PlanError(
             f"fingerprint not found: {path}. Make it: masam_plan_and_preprocess, which plans as well, or "
