@@ -20,10 +20,11 @@ from masam_auto.cli.common import (
     run,
     start,
 )
-from masam_auto.cli.planning import BYTES_PER_VOXEL, check_is_preprocessed, read_dataset_plan
+from masam_auto.cli.planning import BYTES_PER_VOXEL
 from masam_auto.cli.tables import print_table
 from masam_auto.core.errors import MasamError
 from masam_auto.core.paths import Paths
+from masam_auto.preprocessing.dataset_files import check_is_preprocessed, read_dataset_plan
 
 if TYPE_CHECKING:
     import torch

@@ -18,9 +18,9 @@ from masam_auto.cli.common import (
     start,
     whole_number,
 )
-from masam_auto.cli.planning import read_dataset_plan
 from masam_auto.core.errors import DatasetError
 from masam_auto.core.paths import DATASET_NAME, Paths
+from masam_auto.preprocessing.dataset_files import read_dataset_plan
 
 if TYPE_CHECKING:
     from masam_auto.core.dataset import DatasetDescription

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from masam_auto.cli.common import add_overrides, add_sam_choice, positive_number
 from masam_auto.core.atomic import write_bytes
 from masam_auto.core.errors import PlanError
-from masam_auto.core.jsonio import digest, read_json, read_plain, write_json
+from masam_auto.core.jsonio import digest, read_plain, write_json
 from masam_auto.core.paths import Paths
 
 if TYPE_CHECKING:  # only for annotations: these need torch, which --help must not wait for
@@ -167,35 +166,6 @@ def _encoder_of(parsed: argparse.Namespace) -> str | None:
             "one of them out."
         )
     return encoder
-
-
-def read_dataset_plan(paths: Paths, dataset_name: str) -> "Plan":
-    """The plan beside a data set's preprocessed arrays. Raises PlanError where there is none, or another data set's."""
-    from masam_auto.core.plan import Plan
-
-    path = paths.preprocessed / dataset_name / "plan.json"
-    if not path.is_file():
-        raise PlanError(
-            f"plan not found: {path}. Make it: masam_plan_and_preprocess -d {shlex.quote(dataset_name)}, or say where "
-            "it is with --preprocessed."
-        )
-    plan = read_json(path, Plan, what="plan")
-    if plan.dataset_name != dataset_name:
-        raise PlanError(
-            f"{path} is the plan of {plan.dataset_name}, not of {dataset_name}. Plan this data set with masam_plan."
-        )
-    return plan
-
-
-def check_is_preprocessed(paths: Paths, dataset_name: str, file: str) -> None:
-    """Raise PlanError where a file that preprocessing leaves in a data set's folder is not there."""
-    path = paths.preprocessed / dataset_name / file
-    if not path.is_file():
-        raise PlanError(
-            f"{dataset_name} is not preprocessed: {path} is missing. Run masam_plan_and_preprocess -d "
-            f"{shlex.quote(dataset_name)} (or masam_preprocess, which keeps the plan), or say where it is with "
-            "--preprocessed."
-        )
 
 
 def preprocess_step(dataset: "Dataset", plan: "Plan", paths: Paths, parsed: argparse.Namespace) -> None:

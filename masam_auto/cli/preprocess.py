@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 
 from masam_auto.cli.common import DONE, add_datasets, add_executor, make_parser, run, start
-from masam_auto.cli.planning import add_preprocess_options, preprocess_step, read_dataset_plan
+from masam_auto.cli.planning import add_preprocess_options, preprocess_step
+from masam_auto.preprocessing.dataset_files import read_dataset_plan
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,11 +24,11 @@ from masam_auto.cli.common import (
     start,
     whole_number,
 )
-from masam_auto.cli.planning import read_dataset_plan
 from masam_auto.cli.tables import print_summary
 from masam_auto.core.errors import MasamError, ModelError
 from masam_auto.core.paths import Paths
 from masam_auto.core.selection import CHECKPOINTS
+from masam_auto.preprocessing.dataset_files import read_dataset_plan
 
 if TYPE_CHECKING:
     import torch

@@ -3,14 +3,17 @@
 import contextlib
 import itertools
 import logging
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from masam_auto.core.atomic import write_bytes
 from masam_auto.core.dataset import Case, Dataset
 from masam_auto.core.errors import PlanError, first_few
-from masam_auto.core.jsonio import read_plain, write_json
+from masam_auto.core.jsonio import read_json, read_plain, write_json
+from masam_auto.core.paths import Paths
 from masam_auto.core.patients import divided_patients, patients_of
+from masam_auto.core.plan import Plan
 from masam_auto.core.splits import make_splits, read_splits, write_splits
 
 logger = logging.getLogger(__name__)
@@ -142,3 +145,34 @@ def _said(patients: Mapping[str, str]) -> str:
         if patients[first] == patients[second]:
             return f"{first} and {second} are of {patients[first]}"
     return ""
+
+
+def read_dataset_plan(paths: Paths, dataset_name: str) -> Plan:
+    """The plan of a data set, from its preprocessed folder.
+
+    Raises:
+        PlanError: there is none, or it is of another data set.
+    """
+    path = paths.preprocessed / dataset_name / "plan.json"
+    if not path.is_file():
+        raise PlanError(
+            f"plan not found: {path}. Make it: `masam_plan_and_preprocess dataset={shlex.quote(dataset_name)}`, or say "
+            "where it is with `preprocessed`."
+        )
+    plan = read_json(path, Plan, what="plan")
+    if plan.dataset_name != dataset_name:
+        raise PlanError(
+            f"{path} is the plan of {plan.dataset_name}, not of {dataset_name}. Plan this data set with masam_plan."
+        )
+    return plan
+
+
+def check_is_preprocessed(paths: Paths, dataset_name: str, file: str) -> None:
+    """Raise PlanError where a file that preprocessing leaves in a data set's folder is not there."""
+    path = paths.preprocessed / dataset_name / file
+    if not path.is_file():
+        raise PlanError(
+            f"{dataset_name} is not preprocessed: {path} is missing. Run `masam_plan_and_preprocess "
+            f"dataset={shlex.quote(dataset_name)}` (or masam_preprocess, which keeps the plan), or say where it is "
+            "with `preprocessed`."
+        )
