@@ -145,7 +145,7 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_dies_is_named_with_a_remedy() -> None:
-    with pytest.raises(RuntimeError, match="--workers"):
+    with pytest.raises(RuntimeError, match=r"`workers=1`"):
         map_cases(dying, [1], names=["big case"], what="preprocessing", workers=1)
 
 
