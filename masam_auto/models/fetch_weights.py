@@ -142,7 +142,7 @@ def _receive(file: SamFile, url: str, partial: Path, received: int) -> None:
         with partial.open("r+b" if start else "wb") as handle:
             handle.seek(start)
             mebibytes = math.ceil((file.size - start) / BLOCK)
-            for block in progress(_blocks(response), what=f"{file.name}, MiB", total=mebibytes, unit="MiB"):
+            for block in progress(received_blocks(response), what=f"{file.name}, MiB", total=mebibytes, unit="MiB"):
                 handle.write(block)
                 if handle.tell() > file.size:
                     return  # too much: another file, as its SHA-256 will tell
@@ -150,7 +150,7 @@ def _receive(file: SamFile, url: str, partial: Path, received: int) -> None:
         raise _Dropped("the connection broke")
 
 
-def _blocks(response: IO[bytes]) -> Iterator[bytes]:
+def received_blocks(response: IO[bytes]) -> Iterator[bytes]:
     """The answer, block by block; what goes wrong here is the network's fault, not the disk's."""
     try:
         while block := response.read(BLOCK):

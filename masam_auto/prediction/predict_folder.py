@@ -253,7 +253,7 @@ def _predict_cases(job: _Job, cases: Mapping[str, Case]) -> None:
     again = [cases[name] for name in doubtful]
     threads = max(1, min(READERS, available_cores() // (2 * world.local_size)))
     steps = Steps(load=job.load, work=job.segment, save=job.write)
-    size, room = _memory_estimate(job.predictor), functools.partial(_memory_room, world.local_size)
+    size, room = memory_estimate(job.predictor), functools.partial(_memory_room, world.local_size)
     others = [name for name in cases if name not in {*left, *doubtful}]
     dealt = (cases[name] for name in itertools.chain(_held(shared, left), shared.deal(others)))
     total = len(cases) if world.size == 1 else None
@@ -308,7 +308,7 @@ def _free_memory(error: Exception) -> None:
         torch.cuda.empty_cache()
 
 
-def _memory_estimate(predictor: Predictor) -> Callable[[Case], float]:
+def memory_estimate(predictor: Predictor) -> Callable[[Case], float]:
     """A function from a case to the bytes that it takes to load it, by the header of its first file."""
     channels = predictor.description.num_channels
 

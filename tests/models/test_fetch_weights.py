@@ -143,7 +143,7 @@ def test_an_interrupted_transfer_is_kept(fetch: Fetch, tmp_path: Path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_blocks", interrupted)
+        patch.setattr(module, "received_blocks", interrupted)
         with pytest.raises(KeyboardInterrupt):
             fetch()
     assert (tmp_path / "weights" / f"{FILE.name}.partial").read_bytes() == CONTENT[:10]
@@ -256,7 +256,7 @@ def test_a_full_disk_keeps_what_came(fetch: Fetch, tmp_path: Path, monkeypatch: 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_blocks", full)
+        patch.setattr(module, "received_blocks", full)
         with pytest.raises(
             OutputError, match=r"cannot write .*toy\.pth: No space left.*Free some space.*continue from there"
         ):

@@ -316,7 +316,7 @@ def test_the_estimate_counts_each_way_to_preprocess_once(raw_dataset: Make) -> N
     (case,) = find_inputs(raw / "imagesTr", intensity_model.make_predictor(raw).description)
     one, other = (intensity_model.make_predictor(raw, axis_order=order) for order in ((0, 1, 2), (1, 2, 0)))
     alone, alike, apart = (
-        stage._memory_estimate(combine(predictors))(case) for predictors in ([one], [one, one], [one, other])
+        stage.memory_estimate(combine(predictors))(case) for predictors in ([one], [one, one], [one, other])
     )
     voxels = np.prod(read_geometry(case.images[0][0]).shape)
     assert alone == alike
