@@ -6,6 +6,7 @@ ends with this one. Answers are JSON and plain bytes, so that a process that was
 file.
 """
 
+import atexit
 import contextlib
 import json
 import logging
@@ -181,6 +182,12 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         process.kill()
 
 
+def _end_all() -> None:
+    """When this process ends, those that wait end with it, without a warning that they still run."""
+    while process := _used():
+        _end(process)
+
+
 def _forget() -> None:
     """A forked process has its parent's pipes: two that ask over one would get each other's images."""
     global _lock
@@ -194,6 +201,7 @@ def _forget() -> None:
 
 
 os.register_at_fork(after_in_child=_forget)
+atexit.register(_end_all)
 
 
 def _start() -> "subprocess.Popen[bytes]":

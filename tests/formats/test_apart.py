@@ -254,3 +254,12 @@ def test_every_decoder_can_be_asked_for(tmp_path: Path) -> None:
     for name in DECODERS:
         with pytest.raises((ImageError, RuntimeError, DatasetError)):
             read_apart(name, tmp_path / "a", *([3] if name == "video" else []))
+
+
+def test_a_process_that_ends_leaves_nobody_waiting(tmp_path: Path) -> None:
+    """Python would warn of a child that still runs."""
+    path = tmp_path / "image.mha"
+    sitk.WriteImage(sitk.Image(4, 3, 2, sitk.sitkUInt8), str(path))
+    code = f"from pathlib import Path; from masam_auto.formats.io import read_image; read_image(Path({str(path)!r}))"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

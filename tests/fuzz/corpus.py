@@ -120,7 +120,7 @@ def _dicom(folder: Path, voxels: np.ndarray) -> None:
     dicom_files.write_series(folder / "series__plain", voxels, geometry)
     dicom_files.write_series(folder / "series__packed", voxels, geometry)
     for file in (folder / "series__packed").iterdir():
-        instance = dicom_files.pydicom.dcmread(file)
+        instance = dicom_files.pydicom().dcmread(file)
         instance.compress("1.2.840.10008.1.2.5")
         instance.save_as(file)
     (folder / "series__enhanced").mkdir()
