@@ -48,6 +48,8 @@ FLAGS = {
     "weights": "--weights",
     "workers": "--workers",
 }
+FILES = {"json", "jsonl", "py", "md", "png", "txt", "zip"}
+"""Endings: such a word is a file, not a field of the plan."""
 
 
 def worded(text: str) -> str:
@@ -64,11 +66,12 @@ def worded(text: str) -> str:
 def _typed(match: re.Match[str]) -> str:
     words = match[1].split(" ")
     typed = [_option(word) for word in words]
-    return " ".join(typed) if typed != words or words[0].startswith("masam_") else match[0]
+    ours = words[0].startswith("masam_") or typed[0] != words[0]
+    return " ".join(typed) if ours else match[0]
 
 
 def _option(word: str) -> str:
     name, _, value = word.partition("=")
-    if re.fullmatch(r"\w+(\.\w+)+", name):
+    if re.fullmatch(r"\w+(\.\w+)+", name) and name.rpartition(".")[2] not in FILES:
         return f"--set {word}"
     return f"{FLAGS[name]} {value}".strip() if name in FLAGS else word

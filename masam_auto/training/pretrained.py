@@ -143,7 +143,7 @@ def _check_encoder(header: ModelHeader, network: MaSam, sam: SamWeights | None, 
 
 
 def _weights_advice(network: NetworkPlan) -> str:
-    return " network.weights=none" if network.weights == "none" else ""
+    return " `network.weights=none`" if network.weights == "none" else ""
 
 
 def _outputs(tensors: Mapping[str, torch.Tensor]) -> int | None:

@@ -23,6 +23,8 @@ FLAG = r"(?<![\w}-])--?[a-z][a-z_]{2,}(?= |$)|(?<= )-[a-z](?= |[.;,)]|$)"
         ("`training.num_epochs=5` or `training.seed`", "--set training.num_epochs=5 or --set training.seed"),
         ("`masam_train 4 0 configuration=axis0 validate`", "masam_train 4 0 -c axis0 --val"),
         ("`masam_plan`", "masam_plan"),
+        ("Remove `plan.json`.", "Remove `plan.json`."),
+        ("Start it with `dask scheduler`.", "Start it with `dask scheduler`."),
         ("the class `liver` and an odd ` stay", "the class `liver` and an odd ` stay"),
     ],
 )  # fmt: skip

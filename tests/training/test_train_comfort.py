@@ -191,7 +191,7 @@ def test_what_does_not_fit_is_one_clear_line(train: Train) -> None:
     scratch = train("scratch", plan=scratch_plan, budget="1steps")
     for plan, given, text, options in (
         (tiny.make_plan(), sam, "has the encoder vit_b, the plan has tiny", {}),
-        (tiny.make_sam_plan(), scratch, "learned all of its encoder.*trained=all network.weights=none", {}),
+        (tiny.make_sam_plan(), scratch, "learned all of its encoder.*trained=all` `network.weights=none`", {}),
         (
             tiny.make_sam_plan(),
             sam,
