@@ -198,7 +198,7 @@ def find_training_cases(folder: Path, description: DatasetDescription) -> tuple[
     if not singles:
         there = sorted(path.name for path in folder.glob("imagesTr/*") if not path.name.startswith("."))
         raise DatasetError(
-            f"{folder / 'imagesTr'}: no training images like ID_0000{description.file_ending} (found: "
+            f"{folder / 'imagesTr'}: no training images like ID_0000{description.file_ending} (there: "
             f"{first_few(there) or 'nothing'}). Put them there, or correct their names, or file_ending in dataset.json."
         )
     return group_sequences(singles, description)

@@ -1,4 +1,4 @@
-"""Every decision, with its reason. Made by `planning.make_plan`, edited by people, obeyed by everything else."""
+"""Every decision, with its reason. `planning.make_plan` writes it, people may edit it, everything else obeys it."""
 
 import math
 from dataclasses import dataclass, field, fields, replace
@@ -12,15 +12,15 @@ from masam_auto.core.jsonio import digest, to_plain
 from masam_auto.core.turning import STAY, UNKNOWN_AXES, Turn, is_axes_code, turn_between
 
 Range = tuple[float, float]
-# From electron microscopes (nanometres) to far beyond any scanner; outside, a number was mistyped.
+# From electron microscopes (nanometres) to far above any scanner; anything outside is a typing error.
 SPACING_LIMITS = (1e-6, 1e4)
 CANVAS_LIMITS = (16, 4096)
-# Slices, windows and updates: far beyond what any machine does in a step.
+# Slices, windows and updates: far more than any machine handles in a step.
 STEP_LIMITS = {"window": 1023, "batch_size": 1 << 14, "accumulation": 1 << 14}
 INFERENCE_LIMITS = {"slice_stride": 1023, "max_slices": 1 << 12}
 NETWORK_LIMITS = {"increment_rank": 1 << 12, "adapter_channels": 1 << 14}
 LARGEST_OVERLAP = 1 - 0.05  # of tiles: a share of 0.95 is 400 tiles for one
-# Above zero, for factors that a logarithm or a power is taken of.
+# Above zero, for factors used in a logarithm or power.
 SMALLEST_FACTOR = 1e-3
 
 
@@ -51,7 +51,7 @@ class NormalizationPlan:
     def __post_init__(self) -> None:
         check_finite("normalization", self)
         check(self.std >= 0, f"normalization.std must not be negative, got {self.std}")
-        # a channel whose foreground has one value has no deviation, and is clipped to that value
+        # a channel whose foreground has a single value has deviation 0 and is clipped to that value
         check(
             self.std > 0 or self.scheme != "ct" or self.lower == self.upper,
             f"normalization.std must be above 0 for scheme ct, got {self.std}",
@@ -208,7 +208,7 @@ class Configuration:
         )
 
     def resized(self, size: StepSize) -> "Configuration":
-        """The same view in steps of another size."""
+        """The same configuration with steps of another size."""
         return replace(
             self,
             window=size.window,
@@ -239,7 +239,7 @@ class Configuration:
         return self.axes not in (None, UNKNOWN_AXES)
 
     def axes_of(self, grid: Geometry) -> str | None:
-        """What an image's axes are taken to be."""
+        """The axes that an image is assumed to have."""
         return grid.axes_with_slices(self.slices_along)
 
     def turn_of(self, grid: Geometry) -> Turn:
@@ -307,12 +307,12 @@ class NetworkPlan:
 
     @property
     def as_built(self) -> "NetworkPlan":
-        """Without increments and adapters where nothing of the encoder learns: there they would stay as they start."""
+        """The plan without increments and adapters if the encoder does not learn: they would stay as they start."""
         return replace(self, increment="none", adapters="none") if self.trained == "none" else self
 
     @property
     def stands_on_sam(self) -> bool:
-        """Whether a trained model needs its SAM file again: what stays frozen is not in its checkpoints."""
+        """Whether a trained model also needs its SAM file: frozen weights are not in its checkpoints."""
         return self.weights == "sam" and self.trained != "all"
 
 

@@ -370,5 +370,5 @@ def test_names_that_are_no_utf8_end_no_process(tmp_path: Path, ending: str) -> N
         np.testing.assert_array_equal(read_labels(folder / f"a{ending}")[0], labels)
         return
     for read in (read_image, read_labels, read_geometry):
-        with pytest.raises(ImageError, match=r"a\..* no UTF-8"):
+        with pytest.raises(ImageError, match=r"a\..* not UTF-8"):
             read(folder / f"a{ending}")

@@ -244,7 +244,7 @@ def test_a_box_outside_one_image_does_not_stop_the_others(case: Path, tmp_path: 
     outcome = predict_folder(make_predictor(case), case / "imagesTr", tmp_path / "out", boxes=boxes)
     assert outcome.predicted == ("case_001", "case_002")
     (problem,) = outcome.problems
-    assert problem.startswith("case case_000, box 2: the box") and "lies outside the image" in problem
+    assert problem.startswith("case case_000, box 2: the box") and "is outside the image" in problem
 
 
 def test_models_without_boxes_refuse_them(case: Path, tmp_path: Path) -> None:
