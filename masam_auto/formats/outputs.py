@@ -122,8 +122,8 @@ def _folder_of_masks(path: Path) -> Iterator[Path]:
     others = [one.name for one in path.iterdir() if not MASK.fullmatch(one.name)] if path.is_dir() else []
     if others:
         raise OutputError(
-            f"{path} contains {others[0]}, which is not a mask of a frame, so the folder was kept. Move it, or choose another "
-            "folder."
+            f"{path} contains {others[0]}, which is not a mask of a frame, so the folder was kept. Move it, or choose "
+            "another folder."
         )
     with told_if_unwritable(path), atomic_folder(path) as new:
         yield new

@@ -50,7 +50,7 @@ def read_tiff(path: Path) -> RawImage:
 
 
 def read_tiff_labels(path: Path) -> RawImage:
-    """Like `read_tiff`, for labels. Values are classes, not shades, so they stay as stored unless there are only two."""
+    """Like `read_tiff`, for labels. They are classes, not shades, so they stay as stored unless there are only two."""
     return _read(path, as_shown=False)
 
 

@@ -76,7 +76,10 @@ def test_a_file_system_that_cannot_wait_for_its_disk(tmp_path: Path, monkeypatch
 
 
 def test_a_folder_that_vanishes_meanwhile(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="its folder was deleted meanwhile"), atomic_path(tmp_path / "out" / "a") as temporary:
+    with (
+        pytest.raises(OutputError, match="its folder was deleted meanwhile"),
+        atomic_path(tmp_path / "out" / "a") as temporary,
+    ):
         temporary.write_bytes(b"x")
         shutil.rmtree(tmp_path / "out")
 

@@ -283,5 +283,5 @@ def test_boxes_are_read_for_the_cases_of_a_folder(case: Path, tmp_path: Path) ->
     boxes = read_case_boxes(make_predictor(case), case / "imagesTr", path)
     assert boxes == {"case_001": (VoxelBox(box=((0, 3), (0, 9), (0, 9))),)}
     path.write_text('{"case_009": {"unit": "voxel", "min": [0, 0, 0], "max": [3, 9, 9]}}')
-    with pytest.raises(DatasetError, match="boxes for case_009, but there is no such image"):
+    with pytest.raises(DatasetError, match="boxes for case_009, but there are no such images"):
         read_case_boxes(make_predictor(case), case / "imagesTr", path)
