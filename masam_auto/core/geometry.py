@@ -63,7 +63,7 @@ class Geometry:
 
     @property
     def voxel_volume(self) -> float:
-        """Volume of a voxel in cubic millimetres (the parallelepiped's, where axes are sheared)."""
+        """Volume of a voxel in cubic millimetres (of the parallelepiped if axes are sheared)."""
         determinant = abs(float(np.linalg.det(np.reshape(self.direction, (3, 3)))))
         return math.prod(self.spacing) * determinant
 

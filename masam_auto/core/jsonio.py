@@ -107,8 +107,8 @@ def read_json(path: Path, kind: type[T], *, what: str) -> T:
         what: what the file is, for messages ("plan").
 
     Raises:
-        PlanError: missing, not JSON, of a newer version, unknown or missing fields, or values that the
-            dataclass refuses.
+        PlanError: missing file, not JSON, a newer version, unknown or missing fields, or values that the dataclass
+            refuses.
 
     Example:
         >>> from masam_auto.core.jsonio import read_json

@@ -59,7 +59,7 @@ class Postprocessing:
 
 
 def read_postprocessing(path: Path) -> Postprocessing:
-    """Read postprocessing.json. Raises PlanError where it is missing, damaged or of a newer version."""
+    """Read postprocessing.json. Raises PlanError if it is missing, damaged or of a newer version."""
     plain = read_plain(path, what="postprocessing")
     if not isinstance(plain, dict) or "steps" not in plain:
         raise PlanError(

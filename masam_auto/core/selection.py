@@ -77,5 +77,5 @@ class Selection:
 
 
 def read_selection(path: Path) -> Selection:
-    """Read inference_instructions.json. Raises PlanError where it is missing, damaged or of a newer version."""
+    """Read inference_instructions.json. Raises PlanError if it is missing, damaged or of a newer version."""
     return read_json(path, Selection, what="selection")

@@ -182,7 +182,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _end_all() -> None:
-    """When this process ends, those that wait end with it, without a warning that they still run."""
+    """At exit, also end waiting processes. Otherwise Python warns that they still run."""
     while process := _used():
         _end(process)
 

@@ -258,7 +258,7 @@ def _no_volume(
 
 
 def _reason_to_leave_out(instances: Sequence[_Instance]) -> str | None:
-    directions = np.array([direction for one in instances for direction in one.directions])  # one a slice
+    directions = np.array([direction for one in instances for direction in one.directions])  # one per slice
     if len(directions) < MIN_SLICES:
         return f"{len(directions)} slice{'s' if len(directions) > 1 else ''} only"
     if np.abs(directions - directions[0]).max() > SAME_DIRECTION:

@@ -43,7 +43,7 @@ def normalize(image: np.ndarray, plans: Sequence[NormalizationPlan]) -> np.ndarr
 
     Args:
         image: (C, Z, Y, X) in the file's units.
-        plans: one entry a channel.
+        plans: one entry per channel.
 
     Returns:
         (C, Z, Y, X) float32, a new array.
