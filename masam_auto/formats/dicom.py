@@ -126,8 +126,8 @@ def read_series(files: Sequence[Path]) -> RawImage:
         pixels = _read_pixels(file)
         if pixels.shape != (len(pairs), *geometry.shape[1:]):
             raise ImageError(
-                f"{file}: has {len(pairs)} slices of {geometry.shape[1:]} pixels by its header, but {pixels.shape} in "
-                "the data. Export it again."
+                f"{file}: has {len(pairs)} slices of {geometry.shape[1:]} pixels by its header, but {pixels.shape} are "
+                "in the data. Export it again."
             )
         for index, frame in pairs:
             array[0, index] = pixels[frame]

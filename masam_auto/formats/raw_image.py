@@ -43,7 +43,7 @@ def check_room(path: Path, size: int, *, on_disk: int | None = None) -> None:
     packed = path.stat().st_size if on_disk is None else on_disk
     if size > LARGEST_RATIO * packed:
         raise ImageError(
-            f"{path}: its header asks for {shown_bytes(size)}, more than {shown_bytes(packed)} can hold. It is "
-            "damaged; copy or download it again."
+            f"{path}: its header asks for {shown_bytes(size)}, which {shown_bytes(packed)} cannot hold. It is damaged; "
+            "copy or download it again."
         )
     check_memory(str(path), size)

@@ -128,7 +128,7 @@ def test_a_folder_that_cannot_be_replaced(tmp_path: Path) -> None:
     film, out = write_film(tmp_path / "film.avi"), tmp_path / "out"
     out.mkdir()
     (out / "film").touch()
-    with pytest.raises(OutputError, match=r"film is a file, which is not replaced"):
+    with pytest.raises(OutputError, match=r"film is a file, so it was not replaced"):
         write_segmentation(film, SEGMENTATION, Geometry(shape=(4, 5, 6), spacing=(1.0, 1.0, 1.0)), out, ".png", LABELS)
     assert not [path for path in out.iterdir() if path.name.startswith(".partial")]
 
