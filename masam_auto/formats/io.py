@@ -381,7 +381,7 @@ def _whole_numbers(path: Path, raw: RawImage) -> np.ndarray:
     """int16 copy of label values.
 
     Some programs store scaled labels (nibabel, with a slope of 1/65535 of their range), which gives 1.00001526 for 1.
-    So values within half a step of the scale, or at least 0.001, of a whole number count as that number.
+    So a value counts as a whole number if it differs by at most half a step of the scale, or 0.001 if that is more.
 
     Raises:
         ImageError: fractions, not-a-number, and values outside int16.

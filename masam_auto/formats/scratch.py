@@ -53,7 +53,7 @@ def scratch_array(shape: tuple[int, ...], *, memory_share: float = MEMORY_SHARE)
 
 
 def reserve(file: IO[bytes], size: int, folder: Path) -> None:
-    """Reserve zero bytes on the disk for an empty file, before it is written through memory.
+    """Reserve disk space for an empty file and fill it with zeros, before it is written through memory.
 
     Writing to a mapped file on a full disk would end the process without a message.
 

@@ -1,8 +1,8 @@
 """Volumes: NIfTI, NRRD, MetaImage, GIPL and MGH files as arrays with their geometry, and label files of these kinds.
 
-The geometry of a NIfTI file is ITK's (as in ITK-SNAP, 3D Slicer and nnU-Net). Only for sheared grids and files that ITK
-refuses it is nibabel's. NIfTI voxels are decompressed here, because ITK silently fills the missing part of a truncated
-file with zeros.
+The geometry of a NIfTI file is ITK's (as in ITK-SNAP, 3D Slicer and nnU-Net). nibabel's is used only for sheared grids
+and files that ITK refuses. NIfTI voxels are decompressed here, because ITK silently fills the missing part of a
+truncated file with zeros.
 """
 
 import contextlib
