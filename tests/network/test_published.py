@@ -165,7 +165,7 @@ BLOCK = "image_encoder.ImageEncoderViT.blocks.1.Block"
     [
         ("q_FacTs_001", None, "q_FacTs_001 is missing, but other tensors need it"),
         (f"{BLOCK}.adapter_linear_up_2.weight", None, r"adapter_linear_up_2\.weight is missing"),
-        ("image_encoder.FacTv.weight", lambda t: t[:, :2], r"FacTv\.weight has shape \(24, 2\).*ask for \(24, 3\)"),
+        ("image_encoder.FacTv.weight", lambda t: t[:, :2], r"FacTv\.weight has shape \(24, 2\).*need \(24, 3\)"),
         ("image_encoder.blocks.0.norm3.weight", lambda t: torch.ones(2), r"blocks\.0\.norm3\.weight is unknown"),
         ("v_FacTs_000", lambda t: t * float("nan"), "v_FacTs_000 has values that are not finite"),
         ("v_FacTs_000", lambda t: t.int(), r"v_FacTs_000 has values of type torch\.int32, not torch\.float32"),
