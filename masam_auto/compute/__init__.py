@@ -1,1 +1,1 @@
-"""Where and by whom: devices, processes, clusters, ranks, and how they are interrupted."""
+"""Where work runs: devices, processes, clusters and ranks, and how to interrupt them."""

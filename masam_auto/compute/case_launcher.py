@@ -1,7 +1,7 @@
-"""Starting several processes on this machine that share out cases; one that is killed is started again.
+"""Start several processes on this machine that share cases. A killed process is started again.
 
-torch's elastic launcher (`compute.launcher`) ends all processes when one fails, as training must. Here each works for
-itself, so the others go on.
+torch's elastic launcher (`compute.launcher`) ends all processes when one fails, as training needs. Here each process
+works on its own, so the others continue.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from masam_auto.core.errors import MasamError
 
 POLL_SECONDS = 0.1
 RESTARTS_EACH = 3
-SHUTDOWN_SECONDS = 60  # a file that is being written is finished first
+SHUTDOWN_SECONDS = 60  # enough to finish a file that is being written
 
 
 def launch_for_cases(module: str, arguments: Sequence[str], environment: Mapping[str, str], *, processes: int) -> int:
-    """Run `python -m module arguments` in several processes that find one another as under torchrun.
+    """Run `python -m module arguments` in several processes that can find each other, as under torchrun.
 
     Args:
         module: full name of the module; it uses `compute.shared_cases.shared_cases`.
@@ -31,10 +31,10 @@ def launch_for_cases(module: str, arguments: Sequence[str], environment: Mapping
         processes: how many.
 
     Returns:
-        the exit code: that of the first process, which reports at the end, or of another that failed before.
+        the exit code of the first process, which reports at the end, or of another that failed before.
 
     Raises:
-        MasamError: processes were killed again and again.
+        MasamError: processes were killed repeatedly.
     """
     store = local_store()
     shared = dict(environment) | {
@@ -48,7 +48,7 @@ def launch_for_cases(module: str, arguments: Sequence[str], environment: Mapping
 
     def start(rank: int) -> subprocess.Popen[bytes]:
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        # a session of its own: the terminal's Ctrl-C comes here alone, and is told once
+        # in its own session: only this process gets the terminal's Ctrl-C, and reports it once
         return subprocess.Popen([sys.executable, "-m", module, *arguments], env=shared | own, start_new_session=True)
 
     running: dict[int, subprocess.Popen[bytes]] = {}
@@ -57,14 +57,14 @@ def launch_for_cases(module: str, arguments: Sequence[str], environment: Mapping
         return _watch(running, start, restarts=RESTARTS_EACH * processes)
     finally:
         with contextlib.suppress(dist.DistError):
-            dist.PrefixStore(PREFIX, store).add(f"claim/{REPORT}/0", 1)  # what is to be said is said here
+            dist.PrefixStore(PREFIX, store).add(f"claim/{REPORT}/0", 1)  # only this process reports
         _end(list(running.values()))
 
 
 def _watch(
     running: dict[int, subprocess.Popen[bytes]], start: Callable[[int], subprocess.Popen[bytes]], *, restarts: int
 ) -> int:
-    """Wait for the processes, start those that are killed again, and return the exit code."""
+    """Wait for the processes, restart killed ones, and return the exit code."""
     while running:
         time.sleep(POLL_SECONDS)
         for rank, process in list(running.items()):
@@ -73,15 +73,15 @@ def _watch(
                 continue
             if code < 0 and restarts == 0:
                 raise MasamError(
-                    f"processes were killed (signal {-code}) again and again, most often for want of memory. Files "
-                    "that were finished are kept: go on with `continue_prediction` and fewer processes."
+                    f"processes were killed (signal {-code}) repeatedly, most often because memory ran out. Finished "
+                    "files are kept: resume with `continue_prediction` and fewer processes."
                 )
             if code < 0:
                 restarts -= 1
                 running[rank] = start(rank)
                 continue
             del running[rank]
-            if code or rank == 0:  # the first one ends when all cases are done
+            if code or rank == 0:  # the first process ends when all cases are done
                 return code
     return 0
 

@@ -23,7 +23,7 @@ CONNECTION_SECONDS = 10
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cluster:
-    """Stands for a number of worker processes: the workers of the Dask scheduler at an address like tcp://host:8786."""
+    """The workers of the Dask scheduler at an address like tcp://host:8786; used in place of a number of processes."""
 
     scheduler: str
 
@@ -40,35 +40,35 @@ def run_on_cluster(
     what: str,
     folders: Sequence[Path],
 ) -> Generator[tuple[int, Any, str | None]]:
-    """Apply a function to every item on the cluster; its outcomes in the order in which they come, each once.
+    """Apply a function to every item on the cluster. Yields each outcome once, in the order they arrive.
 
-    A case whose worker dies is done again by another one, until it has taken as many workers with it as the scheduler
-    allows (`distributed.scheduler.allowed-failures`).
+    If a worker dies, its case is given to another one. This repeats until the case has cost as many workers as the
+    scheduler allows (`distributed.scheduler.allowed-failures`).
 
     Args:
-        cluster: where.
-        function: importable (top-level) function, which reports what it raises.
-        items, names, what: as of `compute.parallel.map_cases`.
-        folders: that every worker must see.
+        cluster: the cluster.
+        function: importable (top-level) function that reports what it raises.
+        items, names, what: as in `compute.parallel.map_cases`.
+        folders: every worker must see them.
 
     Yields:
         index of the item, and what the function returned.
 
     Raises:
-        MasamError: the scheduler does not answer or is lost, a case's workers died, or a worker has another masam_auto
-            or does not see a folder.
+        MasamError: the scheduler does not answer or is lost, a case's workers died, or a worker has another version of
+            masam_auto or does not see a folder.
     """
     if is_open(cluster.scheduler):
         logger.warning(
-            "warning: %s is neither encrypted nor on this machine: whoever reaches it, or its workers, can run code "
-            "there and here. Use it within a network that you trust, or tls:// (documentation/cluster.md)",
+            "warning: %s is neither encrypted nor on this machine: anyone who can reach it or its workers can run code "
+            "there and here. Use it only within a network that you trust, or use tls:// (documentation/cluster.md)",
             cluster.scheduler,
         )
     client, as_completed = _connect(cluster)
     try:
         _look_at_workers(client, cluster, what)
         places, plugins = tuple(str(folder) for folder in folders), plugin_files()
-        # each with a key of its own: the same work done before, on files that may have changed since, does not count
+        # each item gets a new key: results of earlier runs do not count, because files may have changed since
         waiting = {
             client.submit(_work, function, item, places, plugins, __version__, pure=False): i
             for i, item in enumerate(items)
@@ -76,14 +76,14 @@ def run_on_cluster(
         for future in as_completed(list(waiting), loop=client.loop):
             index = waiting.pop(future)
             outcome = _outcome(future, cluster, what=f"{what} of {names[index]}")
-            future.release()  # or it would be computed again when a worker dies that holds it
+            future.release()  # otherwise it would be computed again if the worker that holds it dies
             yield (index, *outcome)
     finally:
         client.close()
 
 
 def is_open(address: str) -> bool:
-    """Whether a scheduler's address, such as tcp://host:8786, is of another machine and without TLS."""
+    """Whether a scheduler's address, such as tcp://host:8786, is on another machine and without TLS."""
     parts = urlsplit(address)
     if parts.scheme == "tls":
         return False
@@ -101,7 +101,7 @@ def _connect(cluster: Cluster) -> tuple[Any, Any]:
         raise MasamError(
             "`scheduler` needs the package distributed. Install the extra: pip install masam_auto[cluster]"
         ) from error
-    for name in ("distributed", "distributed.client"):  # they print tracebacks of what is said below in one line
+    for name in ("distributed", "distributed.client"):  # silence their tracebacks; the error below is one line
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         return Client(cluster.scheduler, timeout=CONNECTION_SECONDS, set_as_default=False), as_completed
@@ -114,11 +114,10 @@ def _connect(cluster: Cluster) -> tuple[Any, Any]:
 
 
 def _look_at_workers(client: Any, cluster: Cluster, what: str) -> None:
-    """Say how many there are. Raises MasamError where one lacks this module: it would die of the first case it is
-    sent."""
+    """Log the number of workers. Raises MasamError if one cannot import this module: its first case would kill it."""
     module = __name__
 
-    def find_module() -> None:  # nested, so that it travels whole and needs nothing of ours
+    def find_module() -> None:  # nested, so that it is sent whole and needs nothing of ours
         importlib.import_module(module)
 
     if not client.nthreads():
@@ -141,11 +140,11 @@ def _work(
     plugins: Sequence[str],
     version: str,
 ) -> tuple[Any, str | None]:
-    """On a worker: do the work, unless this is no place for it."""
+    """On a worker: do the work, unless its version or folders do not fit."""
     here = f"the Dask worker on {socket.gethostname()}"
     if version != __version__:
         raise MasamError(
-            f"{here} has masam_auto {__version__}, this is {version}. Install the same version on all workers."
+            f"{here} has masam_auto {__version__}, this machine has {version}. Install the same version on all workers."
         )
     for folder in folders:
         if not Path(folder).is_dir():
@@ -169,11 +168,11 @@ def _outcome(future: Any, cluster: Cluster, *, what: str) -> tuple[Any, str | No
         return outcome
     except KilledWorker as error:
         raise MasamError(
-            f"{what}: every worker of {cluster.scheduler} that tried it died, most often for want of memory. Give the "
-            "workers more, or run it here with `workers=0` to see the error."
+            f"{what}: every worker of {cluster.scheduler} that tried it died, most often because memory ran out. Give "
+            "the workers more memory, or run it here with `workers=0` to see the error."
         ) from error
-    except (CancelledError, OSError) as error:  # OSError: the connection closed while the result came
+    except (CancelledError, OSError) as error:  # OSError: the connection closed while receiving the result
         raise MasamError(
-            f"{what}: the scheduler at {cluster.scheduler} is gone. What was finished is kept; start it, and run this "
+            f"{what}: the scheduler at {cluster.scheduler} is gone. Finished work is kept; start it, and run this "
             "again."
         ) from error

@@ -1,4 +1,4 @@
-"""What the machine offers to training and prediction."""
+"""The devices of this machine, and the settings to compute with."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from masam_auto.core.errors import MasamError
 
 
 def choose_device(name: str | None = None) -> torch.device:
-    """A device by name ("cpu", "cuda", "cuda:1", "mps"); None takes the best there is.
+    """A device by name ("cpu", "cuda", "cuda:1", "mps"); None chooses the best one available.
 
     Raises:
         MasamError: the name is unknown or the machine has no such device.
@@ -39,7 +39,7 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 there: NVIDIA from Ampere on, and CPUs with bf16 instructions."""
+    """Whether bfloat16 is faster than float32 here: NVIDIA from Ampere on, and CPUs with bf16 instructions."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
@@ -49,7 +49,7 @@ def computes_in_bf16(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """The context in which the network computes: bf16 where it is wanted and the device has it, else float32."""
+    """The context for running the network: bf16 if requested and supported by the device, else float32."""
     if precision == "bf16" and computes_in_bf16(device):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
@@ -58,20 +58,20 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 def default_workers(device: torch.device, cores: int) -> int:
     """Worker processes that prepare windows.
 
-    None where the network computes on the CPU: it needs every core itself, and preparing a window takes less than a
-    fiftieth of its time there. Beside a GPU one worker a core, up to twelve, leaving one core to the training loop.
+    None if the network runs on the CPU: it needs every core, and preparing a window takes less than a fiftieth of its
+    time there. With a GPU, one worker per core, up to twelve, leaving one core to the training loop.
     """
     return 0 if device.type == "cpu" else max(1, min(12, cores - 1))
 
 
 @contextlib.contextmanager
 def torch_settings(threads: int | None, device: torch.device) -> Iterator[None]:
-    """Threads and denormals for the training; the caller's settings and generators are given back."""
+    """Set threads and denormals for the training, and restore the caller's settings and generators afterwards."""
     before = torch.get_num_threads()
     devices = [device.index or 0] if device.type == "cuda" else []
     try:
         torch.set_num_threads(threads or before)
-        torch.set_flush_denormal(True)  # denormal numbers slow CPUs down a hundredfold
+        torch.set_flush_denormal(True)  # denormal numbers make CPUs a hundred times slower
         with torch.random.fork_rng(devices=devices):
             yield
     finally:

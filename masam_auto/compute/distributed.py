@@ -1,8 +1,8 @@
-"""Several processes that train one network: who they are, what each computes, and what they agree on.
+"""Training one network with several processes: their roles, their share of the work, and how they agree.
 
-Every update is computed from the windows of the plan, however many processes (ranks) there are: `batch_size` times
-`accumulation`. Ranks form as many teams as whole batches can be dealt to; the members of a team split each batch of
-theirs. The loss of a split batch is that of the whole batch, so that the loss curve is the same as of one process.
+Every update uses the plan's windows (`batch_size` times `accumulation`), for any number of processes (ranks). Ranks
+form teams: as many as can share the batches evenly. The members of a team split each of its batches. The loss of a
+split batch is that of the whole batch, so the loss curve is the same as with one process.
 """
 
 import contextlib
@@ -29,16 +29,16 @@ from masam_auto.core.log import LOGGER_NAME
 from masam_auto.core.plan import Configuration
 
 JOIN_SECONDS = 300
-# A process that ends closes its connections, which the others notice at once. This is for one that hangs; it must be
-# longer than the prediction of a validation case, for which the others wait.
+# A process that ends closes its connections, and the others notice at once. This limit is for one that hangs. It must
+# be longer than predicting a validation case, which the others wait for.
 HANG = timedelta(hours=6)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class World:
-    """The processes that train together, and which of them this one is; by default it is alone.
+    """The processes that train together, and this one's place among them; by default it is alone.
 
-    `rank` counts over all machines, `local_rank` on this one. `store` is what the launcher keeps for all of them.
+    `rank` counts over all machines, `local_rank` on this one. `store` is the launcher's shared store.
     """
 
     rank: int = 0
@@ -54,7 +54,7 @@ class World:
         return self.rank == 0
 
     def largest(self, *values: float) -> tuple[float, ...]:
-        """Of each value, the largest that a rank gave. All ranks must call it."""
+        """The largest value over all ranks, for each argument. All ranks must call it."""
         if self.size == 1:
             return values
         found = torch.tensor(values, dtype=torch.float64)
@@ -62,7 +62,7 @@ class World:
         return tuple(found.tolist())
 
     def total(self, values: np.ndarray) -> np.ndarray:
-        """The sum of the ranks' arrays, float64. All ranks must call it."""
+        """The sum of all ranks' arrays, float64. All ranks must call it."""
         if self.size == 1:
             return values
         found = torch.from_numpy(values.astype(np.float64))
@@ -70,7 +70,7 @@ class World:
         return found.numpy()
 
     def agree(self, good: bool) -> bool:
-        """Whether all ranks say so. All ranks must call it."""
+        """Whether `good` is true in all ranks. All ranks must call it."""
         return self.largest(0.0 if good else 1.0) == (0.0,)
 
     def meet(self) -> None:
@@ -82,12 +82,12 @@ class World:
         return self.store is None or self.store.add(f"claim/{name}", 1) == 1
 
     def begin(self) -> None:
-        """Note that this training has its folder, for `has_begun` after a restart."""
+        """Record that this training has its folder, for `has_begun` after a restart."""
         if self.store is not None:
             _innermost(self.store).set("masam/begun", "yes")
 
     def has_begun(self) -> bool:
-        """Whether the launcher has restarted a training that had its folder already: it is to be continued."""
+        """Whether the launcher restarted a training that already had its folder, so that it must be resumed."""
         return self.restarts > 0 and self.store is not None and _innermost(self.store).check(["masam/begun"])
 
 
@@ -96,7 +96,7 @@ ALONE = World()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Share:
-    """What one rank computes of every update: its part of `windows` windows of each of its team's `batches` batches."""
+    """One rank's share of every update: part of the `windows` windows of each of its team's `batches` batches."""
 
     batches: int
     windows: int
@@ -106,7 +106,7 @@ class Share:
     place: int = 0
 
     def first_window(self, number: int) -> int:
-        """The number, within its epoch, of the first window of the rank's batch `number` of that epoch."""
+        """The number, within the epoch, of the first window of the rank's batch `number`."""
         step, own = divmod(number, self.batches)
         batch = (step * self.batches + own) * self.teams + self.team
         return (batch * self.members + self.place) * self.windows
@@ -114,7 +114,7 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Together:
-    """A network in training with others: `parallel` averages its gradients over all ranks, `team` splits batches."""
+    """A network in joint training: `parallel` averages its gradients over all ranks, `team` splits batches."""
 
     world: World = ALONE
     parallel: DistributedDataParallel | None = None
@@ -125,11 +125,11 @@ class Together:
         return tensor if self.team is None else _TeamTotal.apply(tensor, self.team)
 
     def gathering(self, *, last: bool) -> AbstractContextManager[Any]:
-        """Within it gradients stay in this process, unless it is the `last` batch of an update."""
+        """A context in which gradients stay in this process, except for the `last` batch of an update."""
         return contextlib.nullcontext() if self.parallel is None or last else self.parallel.no_sync()
 
     def average_statistics(self, network: nn.Module) -> None:
-        """Make the running statistics of batch norms, which each rank takes from its own windows, their mean."""
+        """Average the running statistics of batch norms, which each rank computes from its own windows."""
         layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.training]
         buffers = [b for layer in layers for b in (layer.running_mean, layer.running_var) if b is not None]
         if self.world.size == 1 or not buffers:
@@ -142,9 +142,9 @@ class Together:
 
 
 class _TeamTotal(torch.autograd.Function):
-    """The sum over a team. Every member computes the same loss from it, so that its gradient is what each has at hand.
+    """The sum over a team. Every member computes the same loss from it, so each already has the full gradient.
 
-    It is multiplied by the members, because DistributedDataParallel divides by them.
+    The gradient is multiplied by the number of members, because DistributedDataParallel divides by it.
     """
 
     @staticmethod
@@ -160,10 +160,10 @@ class _TeamTotal(torch.autograd.Function):
 
 
 def share_of(world: World, configuration: Configuration) -> Share:
-    """What a rank computes of every update of the configuration.
+    """One rank's share of every update of the configuration.
 
     Raises:
-        PlanError: the windows of an update cannot be dealt out evenly.
+        PlanError: the windows of an update cannot be shared evenly.
     """
     teams = math.gcd(configuration.accumulation, world.size)
     members = world.size // teams
@@ -186,7 +186,7 @@ def share_of(world: World, configuration: Configuration) -> Share:
 
 
 def read_world(environment: Mapping[str, str]) -> World:
-    """The world that torchrun, or `launch`, describes in the environment; without it this process is alone."""
+    """The world that torchrun, or `launch`, describes in the environment. Without it, this process is alone."""
     size = int(environment.get("WORLD_SIZE", 1))
     if size == 1:
         return World()
@@ -201,10 +201,10 @@ def read_world(environment: Mapping[str, str]) -> World:
 
 
 def device_of(world: World, name: str | None) -> torch.device:
-    """As `choose_device`; of several GPUs, each process of a machine takes its own.
+    """Like `choose_device`, but with several GPUs each process of a machine gets its own.
 
     Raises:
-        MasamError: there is no such device, or not one for each process.
+        MasamError: there is no such device, or not one per process.
     """
     device = choose_device(name)
     return choose_device(f"cuda:{world.local_rank}") if world.size > 1 and device.type == "cuda" else device
@@ -212,13 +212,13 @@ def device_of(world: World, name: str | None) -> torch.device:
 
 @contextlib.contextmanager
 def joined(world: World, device: torch.device) -> Iterator[World]:
-    """Meet the other processes: over NCCL where the device is a GPU, and gloo for what is on the CPU.
+    """Connect to the other processes: NCCL for a GPU, and gloo for data on the CPU.
 
-    Whatever ends one rank ends all; the first that fails says why, and the others end silently.
+    If one rank ends, all end. The first that fails reports why, and the others end silently.
 
     Raises:
-        ModelError: another process has ended without a word, or never came.
-        SystemExit: another rank has said why.
+        ModelError: another process ended without a message, or never arrived.
+        SystemExit: another rank has reported why.
     """
     if world.size == 1:
         yield world
@@ -235,13 +235,13 @@ def joined(world: World, device: torch.device) -> Iterator[World]:
                 "continue with `resume`."
             ) from error
         raise
-    # What still refers to the group must go first: its threads are not to be taken down by the interpreter's end.
+    # Anything that still refers to the group must go first: its threads must end before the interpreter does.
     gc.collect()
     dist.destroy_process_group()
 
 
 def _meet(world: World, device: torch.device) -> World:
-    """Wait for the other processes, and form a group with them."""
+    """Wait for the other processes and form a group with them."""
     if not world.first:
         logging.getLogger(LOGGER_NAME).setLevel(logging.ERROR)
     if device.type == "cuda":
@@ -250,12 +250,12 @@ def _meet(world: World, device: torch.device) -> World:
     wait = timedelta(seconds=JOIN_SECONDS)
     try:
         found, rank, size = next(dist.rendezvous("env://", timeout=wait))
-        # the launcher's store outlives a restart: what the processes before it left must not be read
+        # the launcher's store survives a restart: do not read what the earlier processes left
         store = dist.PrefixStore(f"masam/{world.restarts}", found)
         store.set(f"here/{rank}", "yes")
         store.wait([f"here/{other}" for other in range(size)], wait)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=HANG)
-    except (RuntimeError, ValueError) as error:  # every error of torch.distributed is one of the two
+    except (RuntimeError, ValueError) as error:  # every torch.distributed error is one of the two
         raise ModelError(
             f"process {world.rank} of {world.size} did not meet the others within {JOIN_SECONDS} s: {_line(error)}. "
             "Check MASTER_ADDR, MASTER_PORT and that every machine was started."
@@ -264,10 +264,10 @@ def _meet(world: World, device: torch.device) -> World:
 
 
 def learn_together(network: nn.Module, world: World, configuration: Configuration) -> Together:
-    """Prepare a network, which is the same in all ranks, for training by all of them. All ranks must call it.
+    """Prepare a network, identical in all ranks, for joint training. All ranks must call it.
 
-    Only what is trained is reduced; every trained parameter has a gradient in every step (see `MaSam.decode`), so that
-    none has to be searched for. Buffers are not broadcast: see `Together.average_statistics`.
+    Only trained parameters are reduced. Each has a gradient in every step (see `MaSam.decode`), so unused ones need not
+    be searched for. Buffers are not broadcast: see `Together.average_statistics`.
     """
     if world.size == 1:
         return Together()
@@ -278,9 +278,7 @@ def learn_together(network: nn.Module, world: World, configuration: Configuratio
     ]
     device = next(network.parameters()).device
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # newer versions of torch have another name for broadcast_buffers
+        warnings.simplefilter("ignore", FutureWarning)  # newer versions of torch call broadcast_buffers differently
         parallel = DistributedDataParallel(
             network,
             device_ids=None if device.type == "cpu" else [device.index],
@@ -291,7 +289,7 @@ def learn_together(network: nn.Module, world: World, configuration: Configuratio
 
 
 def _innermost(store: dist.Store) -> dist.Store:
-    """The store that outlives a restart."""
+    """The store that survives a restart."""
     while isinstance(store, dist.PrefixStore):
         store = store.underlying_store
     return store
@@ -304,7 +302,7 @@ def _multiple(number: int, of: int) -> int:
 def _claim_report(world: World) -> bool:
     try:
         return world.claim("report")
-    except dist.DistError:  # the launcher, which keeps the store, is gone
+    except dist.DistError:  # the launcher, which holds the store, is gone
         return False
 
 

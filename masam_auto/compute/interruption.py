@@ -1,4 +1,4 @@
-"""Stopping a training between two steps when the user or the machine asks for it."""
+"""Stop a training between two steps when the user or the machine asks for it."""
 
 import contextlib
 import logging
@@ -9,24 +9,24 @@ from dataclasses import dataclass
 
 logger = logging.getLogger(__name__)
 
-# SIGUSR1 is what batch systems are told to send some time before they end a job; Windows has none.
+# Batch systems can send SIGUSR1 some time before they end a job; Windows does not have it.
 PREEMPTION = getattr(signal, "SIGUSR1", None)
 STOP_SIGNALS = tuple(number for number in (signal.SIGINT, signal.SIGTERM, PREEMPTION) if number is not None)
 
 
 @dataclass
 class StopRequest:
-    """The signal that asked to stop, or None while none has come."""
+    """The signal that asked to stop; None so far if none has arrived."""
 
     signal_number: int | None = None
 
 
 @contextlib.contextmanager
 def stop_requests(*, repeated: bool = False) -> Iterator[StopRequest]:
-    """Notes SIGINT, SIGTERM and SIGUSR1. Outside the main thread nothing is noted.
+    """Record SIGINT, SIGTERM and SIGUSR1. Outside the main thread nothing is recorded.
 
-    A second SIGINT or SIGTERM does what it did before: it stops at once. With `repeated` it changes nothing: under a
-    launcher the same signal comes twice, from the batch system and from the launcher.
+    A second SIGINT or SIGTERM has its usual effect and stops at once. With `repeated` it has none: under a launcher the
+    same signal arrives twice, from the batch system and from the launcher.
     """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -40,7 +40,7 @@ def stop_requests(*, repeated: bool = False) -> Iterator[StopRequest]:
         if repeated:
             return
         for asked, handler in before.items():
-            if asked != PREEMPTION:  # it would end the process, and the batch system may repeat it
+            if asked != PREEMPTION:  # a second one would end the process, and batch systems may repeat it
                 signal.signal(asked, handler)
 
     before = {number: signal.signal(number, request) for number in STOP_SIGNALS}

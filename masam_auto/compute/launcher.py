@@ -1,4 +1,4 @@
-"""Starting several training processes on this machine, with torch's elastic agent, which is what torchrun runs."""
+"""Start several training processes on this machine with torch's elastic agent, the one that torchrun uses."""
 
 import logging
 import signal
@@ -16,15 +16,15 @@ from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousIn
 from masam_auto.compute.loopback import HOST, local_store, stay_within
 from masam_auto.core.errors import MasamError
 
-# So long after a signal the processes have time to finish their step and save it.
+# After a signal, the processes have this long to finish their step and save it.
 SHUTDOWN_SECONDS = 60
-# What a process ends with that has said what its user can mend, and what one ends with that a signal has stopped in
-# good order is from 128 on. One that a signal has killed has a negative code, and a bug's is 1.
+# Exit codes: one for a reported error that users can fix, 128 or more if a signal stopped the process cleanly. A
+# negative code means that a signal killed it, and 1 is a bug.
 MENDABLE = 2
 
 
 def check_processes(device: torch.device, processes: int) -> None:
-    """Raises MasamError where the machine has fewer GPUs than processes; on a CPU there may be any number."""
+    """Raises MasamError if the machine has fewer GPUs than processes; a CPU may have any number."""
     there = {"cpu": processes, "cuda": torch.cuda.device_count()}.get(device.type, 1)
     if there < processes:
         raise MasamError(
@@ -34,9 +34,9 @@ def check_processes(device: torch.device, processes: int) -> None:
 
 
 class _Meeting(RendezvousHandler):
-    """One machine meets itself, over a store that it alone reaches.
+    """A meeting point for one machine, over a store that only this machine can reach.
 
-    torch's own handlers listen on every address, and the usual one unpickles what lies in the store.
+    torch's own handlers listen on every address, and the usual one unpickles the content of the store.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class _Meeting(RendezvousHandler):
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
-        self._round += 1  # what the processes before a restart left must not be read
+        self._round += 1  # do not read what processes before a restart left
         store = PrefixStore(f"agent/{self._round}", self._store)
         return RendezvousInfo(store, 0, 1, RendezvousStoreInfo(HOST, self._store.port))
 
@@ -58,7 +58,7 @@ class _Meeting(RendezvousHandler):
         return False
 
     def set_closed(self) -> None:
-        """Nobody else could come."""
+        """Nothing to do: no other machine can join."""
 
     def num_nodes_waiting(self) -> int:
         return 0
@@ -71,10 +71,10 @@ class _Meeting(RendezvousHandler):
 
 
 class _Agent(LocalElasticAgent):
-    """Starts the processes again when one has died, but not when one has said why it ends: it would say it again."""
+    """Restart the processes when one has died, but not when one ended with a reported error, which would repeat."""
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, timeout: int = SHUTDOWN_SECONDS) -> None:
-        # Torch 2.11 has no argument for this time: the processes are ended here, and torch finds them ended.
+        # Torch 2.11 has no argument for this time: end the processes here, so torch finds them already ended.
         if self._pcontext is not None:
             self._pcontext.close(death_sig, SHUTDOWN_SECONDS)
         super()._shutdown(death_sig)
@@ -87,9 +87,9 @@ class _Agent(LocalElasticAgent):
 
 
 def has_died(codes: Iterable[int]) -> bool:
-    """Whether one of the processes with these exit codes was killed, or met a bug.
+    """Whether a process with one of these exit codes was killed or had a bug.
 
-    A killed process is seen before those that end, saying that they lost it, or together with them.
+    A killed process is noticed before, or together with, those that end because they lost it.
     """
     return any(code < MENDABLE for code in codes)
 
@@ -97,23 +97,23 @@ def has_died(codes: Iterable[int]) -> bool:
 def launch(
     module: str, arguments: Sequence[str], environment: MutableMapping[str, str], *, processes: int, restarts: int
 ) -> int:
-    """Run `python -m module arguments` in several processes that find one another, as torchrun does.
+    """Run `python -m module arguments` in several processes that can find each other, like torchrun.
 
     SIGTERM, SIGINT and SIGUSR1 are passed on to them.
 
     Args:
         module: full name of the module.
         arguments: its command line.
-        environment: of this process, which they inherit; what keeps them within this machine is added.
+        environment: of this process, inherited by the others. Settings that keep them on this machine are added.
         processes: how many.
-        restarts: how often all of them may be started again when one has died.
+        restarts: how often all of them may be restarted when one has died.
 
     Returns:
-        the exit code: 0, 128 + the signal that stopped one of them or the launcher, or that of the one which failed
-            first.
+        the exit code: 0; 128 + the signal that stopped a process or the launcher; or the code of the first process
+            that failed.
     """
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # the processes say what is wrong
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the processes report errors themselves
     environment["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     stay_within(environment)
     spec = WorkerSpec(
@@ -135,9 +135,9 @@ def launch(
 
 
 def exit_code(codes: Sequence[int]) -> int:
-    """Of processes that failed in this order, as `launch` returns it: a signal goes before what it did to the others.
+    """The exit code for processes that failed in this order: a signal comes before the failures that it caused.
 
-    SIGTERM is no such signal: the launcher itself sends it to the others when one process has failed.
+    SIGTERM does not count, because the launcher itself sends it to the others when one process has failed.
     """
     shown = [code if code >= 0 else 128 - code for code in codes]
     return next((code for code in shown if code >= 128 and code != 128 + signal.SIGTERM), next(iter(shown), 0))

@@ -1,7 +1,7 @@
-"""Cases in a pipeline: while one is worked on, the next ones are loaded and the last ones saved, by threads.
+"""A pipeline for cases: while one is processed, threads load the next ones and save the last ones.
 
-Threads rather than processes: decoders, numpy, torch and zlib let other threads run while they work, and an array
-handed to a thread is not copied. What was measured stands in documentation/log.md.
+It uses threads, not processes: decoders, numpy, torch and zlib let other threads run while they work, and arrays are
+handed over without a copy. For measurements see documentation/log.md.
 """
 
 from collections import deque
@@ -14,12 +14,12 @@ Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
 Made = TypeVar("Made")
 
-SAVING_LIMIT = 2  # results that wait to be saved; each holds memory
+SAVING_LIMIT = 2  # results waiting to be saved; each uses memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Steps(Generic[Item, Loaded, Made]):
-    """What is done with an item: `load` and `save` in other threads, `work` in the caller's, one at a time."""
+    """The steps for an item: `load` and `save` run in other threads, `work` in the caller's, one at a time."""
 
     load: Callable[[Item], Loaded]
     work: Callable[[Item, Loaded], Made]
@@ -34,17 +34,17 @@ def overlap(
     size: Callable[[Item], float],
     room: Callable[[], float],
 ) -> Generator[tuple[Item, Exception | None], None, None]:
-    """Take items through the steps, in order, and tell of each when it is saved (None) or what it failed with.
+    """Run items through the steps in order. For each, yield None once it is saved, or the error it failed with.
 
-    However it ends, what was being loaded is dropped, what was worked on is saved, and no thread is left. Wrap it in
-    `contextlib.closing`, so that this happens at once where the caller raises.
+    At the end, also after an error, items being loaded are dropped, finished work is saved, and no thread is left. Wrap
+    it in `contextlib.closing`, so that this happens at once if the caller raises.
 
     Args:
-        items: taken one by one, as there is room for them; one is taken ahead.
-        steps: what to do.
+        items: taken one by one as there is room; one is taken ahead.
+        steps: what to do with each item.
         threads: how many items may be loaded at the same time; as many again may wait.
-        size: what an item needs when it is loaded, e.g. bytes; asked in another thread.
-        room: what there is now. An item is loaded beside others only where all that are being loaded fit into it.
+        size: what an item needs once loaded, e.g. bytes; called in another thread.
+        room: what is available now. Items are loaded at the same time only if all of them fit.
     """
     source = iter(items)
     loading: deque[tuple[Item, Future[float], Future[Loaded]]] = deque()
@@ -70,7 +70,7 @@ def overlap(
                 del loaded
                 if error is not None:
                     yield item, error
-                    del error  # its traceback holds what was being worked on
+                    del error  # its traceback refers to the item's data
             while saving and (not loading or len(saving) > SAVING_LIMIT or saving[0][1].done()):
                 item, future = saving.popleft()
                 failure = future.exception()
@@ -89,7 +89,7 @@ def _work(
     writer: ThreadPoolExecutor,
     saving: "deque[tuple[Item, Future[None]]]",
 ) -> Exception | None:
-    """Work on what is loaded, and have it saved. Returns what it failed with."""
+    """Work on what is loaded, and start saving it. Returns the error, if any."""
     try:
         saving.append((item, writer.submit(steps.save, item, steps.work(item, future.result()))))
     except Exception as error:

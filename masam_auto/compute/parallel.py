@@ -1,4 +1,4 @@
-"""Cases in parallel, in a small process pool or on a cluster: failures name the case."""
+"""Process cases in parallel, in a small process pool or on a cluster. Failures name the case."""
 
 import contextlib
 import functools
@@ -24,10 +24,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 Workers = int | Cluster
-"""Where cases are worked on: 0, this process; above, so many processes of this machine; or a cluster."""
+"""Where cases are processed: 0 for this process, a number of processes of this machine, or a cluster."""
 
 WORKER_BYTES = 400e6  # of a worker that has read nothing yet: mostly torch
-MEMORY_SHARE = 0.7  # of the free memory that all workers together may take
+MEMORY_SHARE = 0.7  # of the free memory, for all workers together
 ALLOCATOR_FAILURES = ("DefaultCPUAllocator", "std::bad_alloc")
 
 
@@ -43,7 +43,7 @@ class Executor(Protocol):
         what: str,
         folders: Sequence[Path],
     ) -> Generator[tuple[int, Any, str | None]]:
-        """Yield the index of each item and what the function returned, result and problem, as they come."""
+        """Yield each item's index, result and problem, as they finish."""
         ...
 
 
@@ -58,8 +58,8 @@ def map_cases(
 ) -> list[Result]:
     """Apply a function to every item, in worker processes, and return the results in order.
 
-    All items are tried; problems that users can mend (MasamError) are collected and raised together. Only a result that
-    cannot be written ends it at once, because the next one could not be written either.
+    All items are tried. Problems that users can fix (MasamError) are collected and raised together. Only a result that
+    cannot be written stops it at once, because the next one could not be written either.
 
     Args:
         function: importable (top-level) function of one picklable item.
@@ -73,9 +73,9 @@ def map_cases(
         CaseErrors: some items failed with a MasamError.
         MasamError: the cluster cannot be used, see `compute.cluster`.
         OutputError: a result could not be written.
-        MemoryError: an item needed more memory than there is; the message names it, the cause holds the traceback.
+        MemoryError: an item needed more memory than is available; the message names it, the cause has the traceback.
         RuntimeError: an item failed with a bug (name and worker's traceback inside) or a worker died, most often
-            for want of memory.
+            because memory ran out.
 
     Example:
         >>> from masam_auto.compute.parallel import map_cases
@@ -85,8 +85,8 @@ def map_cases(
     results: dict[int, Result] = {}
     problems: dict[int, str] = {}
     guarded = functools.partial(_guarded, function)
-    # closed at once where an error ends it: the garbage collector would close it in the middle of anything, and a
-    # client of a cluster that closes while another one starts waits for it for ever
+    # Closed at once after an error: the garbage collector would do it at some random moment, and closing a cluster
+    # client while another one starts hangs forever.
     with contextlib.closing(_executor(workers)(guarded, items, names=names, what=what, folders=folders)) as outcomes:
         for index, result, problem in progress(outcomes, what=what, total=len(items)):
             if isinstance(problem, _OutOfMemory):
@@ -105,12 +105,12 @@ def map_cases(
 
 
 def choose_workers(cases: int, *, bytes_each: float, quick: bool) -> int:
-    """Worker processes for cases, where the user does not say: as many as cores and free memory allow.
+    """Number of workers if the user gives none: as many as cores and free memory allow.
 
     Args:
         cases: how many there are.
-        bytes_each: what working on one holds at its peak.
-        quick: all of them are done in the time in which workers start: then there are none.
+        bytes_each: peak memory for one case.
+        quick: all cases together take less time than starting workers; then the result is 0.
     """
     if quick or cases < 2:
         return 0
@@ -119,10 +119,10 @@ def choose_workers(cases: int, *, bytes_each: float, quick: bool) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception, or what it was raised from, says that memory ran out, in Python, numpy or torch.
+    """Whether an exception, or its cause, means that memory ran out, in Python, numpy or torch.
 
-    torch's allocators are told by name and message: the one for the CPU raises a plain RuntimeError, and naming the
-    class of the others would import torch.
+    torch's allocators are recognised by name and message: the CPU one raises a plain RuntimeError, and using the class
+    of the others would import torch.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -134,7 +134,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def end_with_parent() -> None:
-    """In a worker process: watch the parent from a thread, and end when it is gone, however it ended."""
+    """In a worker process: watch the parent from a thread, and end when the parent has ended, for any reason."""
     threading.Thread(target=_wait_for_parent, name="end with parent", daemon=True).start()
 
 
@@ -147,7 +147,7 @@ class _Bug(str):
 
 
 class _Unwritable(str):
-    """What an OutputError said."""
+    """The message of an OutputError."""
 
 
 def _guarded(function: Callable[[Item], Result], item: Item) -> tuple[Any, str | None]:
@@ -182,14 +182,14 @@ def _in_process(
 
 
 def _quiet_worker() -> None:
-    """Workers compute on one thread each, leave interrupts to the parent, do not outlive it, and know its plug-ins."""
+    """Set up a worker: one compute thread, no handling of interrupts, end with the parent, load its plug-ins."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "SIGUSR1"):  # batch systems send it to every process of a job
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     end_with_parent()
     os.environ["OMP_NUM_THREADS"] = "1"
     logging.getLogger(LOGGER_NAME).setLevel(logging.WARNING)
-    use_plugins()  # of the environment; now, because functions of theirs may be sent here
+    use_plugins()  # those of the environment; now, because their functions may be sent here
 
 
 def _wait_for_parent() -> None:
@@ -218,8 +218,8 @@ def _in_pool(
                 yield (index, *future.result())
             except BrokenProcessPool as error:
                 raise RuntimeError(
-                    f"{what}: a worker process died while working on {names[index]} or a case beside it, most often "
-                    "for want of memory. Try fewer workers (`workers=1`) or `workers=0` to see the error in this "
+                    f"{what}: a worker process died while working on {names[index]} or on another case, most often "
+                    "because memory ran out. Try fewer workers (`workers=1`) or `workers=0` to see the error in this "
                     "process."
                 ) from error
     finally:

@@ -1,9 +1,8 @@
-"""Processes that share out cases among them, each for itself but for a store: who does which case, and what became of
-it.
+"""Processes that share cases through a store: which process does which case, and how each case ended.
 
-Unlike in training nobody waits for anybody, but the first process, at the end, for all results. The store is that of
-torchrun, or of `compute.case_launcher`; a process alone has one in its own memory. It outlives a process that is
-killed: the one that is started in its place, with the same rank, takes over what that one had begun.
+Unlike in training, processes do not wait for each other; only the first one waits at the end for all results. The store
+is that of torchrun or `compute.case_launcher`. A process that is alone has one in its own memory. The store survives a
+killed process: its replacement, with the same rank, takes over the cases it had begun.
 """
 
 import contextlib
@@ -25,19 +24,19 @@ from masam_auto.core.log import LOGGER_NAME
 logger = logging.getLogger(__name__)
 
 PREFIX, REPORT = "masam/cases", "report"
-POLL_SECONDS = 0.2  # the store's own waiting could not be interrupted
+POLL_SECONDS = 0.2  # polled, because the store's own waiting cannot be interrupted
 TELL_SECONDS = 60.0
 END_SECONDS = 10.0
 DEATHS_LIMIT = 2  # processes that a case may cost
 KILLER = (
-    "the process that predicted it was killed, and again with no other case beside it, most often for want of memory. "
-    "Predict it on a machine with more memory."
+    "the process that predicted it was killed, and again while working on this case alone, most often because memory "
+    "ran out. Predict it on a machine with more memory."
 )
 
 
 @dataclass(kw_only=True, slots=True)
 class SharedCases:
-    """One process's view of the cases. Names are those of `deal`. `finish` may be called in another thread."""
+    """One process's view of the cases. Names are those of `deal`. `finish` may be called from another thread."""
 
     world: World = ALONE
     store: dist.Store = field(default_factory=dist.HashStore)
@@ -50,7 +49,7 @@ class SharedCases:
         return f"process/{self.world.rank}"
 
     def agreed(self, name: str, make: Callable[[], Any]) -> Any:
-        """What the first process makes (plain data), for all of them and for those that are started later."""
+        """Plain data that the first process makes, for all processes and for those started later."""
         key = f"agreed/{name}"
         if self.world.first and not self.store.check([key]):
             self.store.set(key, json.dumps(make()))
@@ -59,14 +58,14 @@ class SharedCases:
         return json.loads(self.store.get(key))
 
     def claim(self, name: str) -> bool:
-        """Whether this is the first process to ask for `name`, which is not a case."""
+        """Whether this process is the first to ask for `name`, which is not a case."""
         return self.store.add(f"claim/{name}", 1) == 1
 
     def take_over(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
-        """What an earlier process of this rank left unfinished; second, what was at work when one was killed.
+        """What an earlier process of this rank left unfinished: safe cases, and cases in progress when one was killed.
 
-        One of the latter may be what killed it: `hold` them one by one. A case is given up that was at work when
-        processes were killed, the last time alone.
+        One of the latter may be the cause: `hold` them one by one. A case is given up if it was in progress in
+        `DEATHS_LIMIT` killed processes, alone in the last one.
         """
         if not self.store.check([self._key]):
             return [], []
@@ -83,9 +82,9 @@ class SharedCases:
         return [name for name in left if not deaths[name]], [name for name in left if deaths[name]]
 
     def deal(self, names: Sequence[str]) -> Iterator[str]:
-        """Names for this process to make ready, each when it is asked for; at the end those that others do not come to.
+        """Names for this process to prepare, each on request; at the end also those that others have not begun.
 
-        Being given a name is no promise: call `begin` when the work on it begins.
+        A name is not reserved: call `begin` when its work begins.
         """
         given = set()
         for name in names:
@@ -93,14 +92,14 @@ class SharedCases:
                 given.add(name)
                 self.hold(name)
                 yield name
-        for name in names:  # what others have made ready, but not begun; what may be deadly is left to its finder
+        for name in names:  # prepared by others, but not begun; cases that may kill are left to their finder
             begun = name in given or self.store.check([f"work/{name}"]) or self.store.add(f"deaths/{name}", 0)
             if not begun and not self.is_finished(name):
                 self.hold(name)
                 yield name
 
     def begin(self, name: str) -> bool:
-        """Whether this process is the one that does `name`, once and for all."""
+        """Whether this process may do `name`; only one process ever gets True."""
         me = str(self.world.rank)
         mine = bool(self.store.compare_set(f"work/{name}", "", me).decode() == me)
         if not mine:
@@ -108,7 +107,7 @@ class SharedCases:
         return mine
 
     def finish(self, name: str, *problems: str) -> None:
-        """Note that `name` is done, or that it failed."""
+        """Record that `name` is done, or that it failed."""
         self.store.set(f"result/{name}", json.dumps(problems))
         self._release(name)
 
@@ -117,7 +116,7 @@ class SharedCases:
         return bool(self.store.check([f"result/{name}"]))
 
     def results(self, names: Sequence[str]) -> dict[str, list[str]]:
-        """The problems of each name, none where it is done. Waits until all processes have come to their ends."""
+        """The problems of each name, empty if it is done. Waits until all processes have finished."""
         told = time.monotonic()
         while waiting := [name for name in names if not self.is_finished(name)]:
             if time.monotonic() - told > TELL_SECONDS:
@@ -127,21 +126,21 @@ class SharedCases:
         return {name: json.loads(self.store.get(f"result/{name}")) for name in names}
 
     def hold(self, name: str) -> None:
-        """Note that this process is about to do something with `name`, which might kill it."""
+        """Record that this process is about to work on `name`, which might kill it."""
         with self._lock:
             self._kept = [kept for kept in self._kept if kept != name]
             self._busy.append(name)
             self._tell()
 
     def put_off(self, name: str) -> None:
-        """Note that this process will go on with `name` later."""
+        """Record that this process will work on `name` later."""
         with self._lock:
             self._busy = [busy for busy in self._busy if busy != name]
             self._kept.append(name)
             self._tell()
 
     def leave(self) -> None:
-        """Note that this process ends, not killed. The first one waits a little, because it may keep the store."""
+        """Record that this process ends normally. The first one waits a little, because it may hold the store."""
         self._tell(ended=True)
         self.store.set(f"left/{self.world.rank}", "")
         deadline = time.monotonic() + END_SECONDS
@@ -151,7 +150,7 @@ class SharedCases:
             time.sleep(POLL_SECONDS)
 
     def ended(self, code: int | None = None) -> int | None:
-        """Note the exit code of the whole, or tell it: torchrun may start processes again after one that is not 0."""
+        """Record or return the overall exit code: torchrun may restart processes after a code other than 0."""
         if code is not None:
             self.store.set("code", str(code))
         return int(self.store.get("code")) if self.store.check(["code"]) else None
@@ -168,11 +167,11 @@ class SharedCases:
 
 @contextlib.contextmanager
 def shared_cases(world: World) -> Iterator[SharedCases]:
-    """Meet at the store. Of the processes that fail, or are ended, the first says why and the others end silently.
+    """Connect to the store. If processes fail or are ended, the first reports why, and the others end silently.
 
     Raises:
         ModelError: the store could not be reached.
-        SystemExit: another process has said why it ended.
+        SystemExit: another process has reported why it ended.
     """
     if world.size == 1:
         yield SharedCases()
@@ -186,7 +185,7 @@ def shared_cases(world: World) -> Iterator[SharedCases]:
             f"process {world.rank} of {world.size} found no store within {JOIN_SECONDS} s: {error}. Check MASTER_ADDR, "
             "MASTER_PORT and that every machine was started."
         ) from error
-    while isinstance(store, dist.PrefixStore):  # torchrun's prefix is another one after a restart
+    while isinstance(store, dist.PrefixStore):  # torchrun's prefix changes after a restart
         store = store.underlying_store
     cases = SharedCases(world=world, store=dist.PrefixStore(PREFIX, store))
     try:
@@ -194,7 +193,7 @@ def shared_cases(world: World) -> Iterator[SharedCases]:
     except GeneratorExit:
         raise
     except BaseException as error:
-        with contextlib.suppress(dist.DistError):  # the launcher, which keeps the store, may be gone
+        with contextlib.suppress(dist.DistError):  # the launcher, which holds the store, may be gone
             cases._tell(ended=True)
             if cases.claim(f"{REPORT}/{world.restarts}"):
                 raise

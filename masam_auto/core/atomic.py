@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and what to say where they cannot be written."""
+"""Files and folders that appear complete or not at all, and the error messages when they cannot be written."""
 
 import contextlib
 import errno
@@ -27,7 +27,7 @@ WRITE_FAILURES = NO_SPACE | {
 
 @contextlib.contextmanager
 def told_if_unwritable(path: Path, kept: str = "nothing that was there has been changed.") -> Iterator[None]:
-    """Turn what keeps a block from writing into an OutputError that names `path`, a remedy, and what has been kept."""
+    """Turn a failed write within the block into an OutputError that names `path`, a remedy and what was kept."""
     try:
         yield
     except OSError as error:
@@ -39,13 +39,13 @@ def told_if_unwritable(path: Path, kept: str = "nothing that was there has been 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`, renamed to `path` when the block ends without an error.
+    """Give a temporary path in the folder of `path`. It is renamed to `path` when the block ends without an error.
 
-    The temporary name keeps the whole ending (".nii.gz"), because image writers choose the format by it.
+    The temporary name keeps the full ending (".nii.gz"), because image writers choose the format by it.
 
     Raises:
         OutputError: the folder is not writable or the disk is full; `path` keeps its old content.
-        ImageError: the name is too long, which is no matter of the other cases.
+        ImageError: the file name is too long. This is separate because other cases may still succeed.
     """
     path = Path(path)
     temporary = partial_path(path)
@@ -58,12 +58,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             raise ImageError(
-                f"cannot write {path}: the disk does not take names as long as this. Rename the case, or choose a "
+                f"cannot write {path}: the file name is too long for this disk. Rename the case, or choose a "
                 "folder with a shorter path."
             ) from error
         if not path.parent.is_dir():
             raise OutputError(
-                f"cannot write {path}: its folder has vanished. Make it again, or choose another one."
+                f"cannot write {path}: its folder was deleted meanwhile. Create it again, or choose another one."
             ) from error
         raise
     finally:
@@ -72,23 +72,22 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically. Raises OutputError as `atomic_path`."""
+    """Write a file atomically. Raises OutputError like `atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
 @contextlib.contextmanager
 def atomic_folder(folder: Path, *, aside: Path | None = None) -> Iterator[Path]:
-    """Give a new folder beside `folder`, which takes its place, with what is in it, when the block ends without an
-    error.
+    """Give a new temporary folder. It replaces `folder`, with its content, when the block ends without an error.
 
     Args:
-        folder: may be there already, and is replaced.
-        aside: what the old one is called between the two renames that replace it, if somebody is to find it there after
-            the process was killed at that moment.
+        folder: the final folder; an existing one is replaced.
+        aside: name that the old folder gets while it is being replaced. Give one if the old folder must be found there
+            after the process was killed at that moment.
 
     Raises:
-        OSError: it cannot be written; what was there has been kept.
+        OSError: the folder cannot be written; the old one was kept.
     """
     new, aside = partial_path(folder), aside or partial_path(folder)
     try:
@@ -105,16 +104,16 @@ def atomic_folder(folder: Path, *, aside: Path | None = None) -> Iterator[Path]:
 
 
 def take_places(moves: Iterable[tuple[Path, Path, Path]]) -> None:
-    """Rename files and folders to their places; all of them, or none when that fails.
+    """Rename files and folders to their final places: either all of them, or none if one rename fails.
 
     Args:
-        moves: each new one, its place, and where to put what is there; all on one file system.
+        moves: for each, the new path, its final place, and where to put what is there now; all on one file system.
     """
     moved: list[tuple[Path, Path]] = []
     try:
         for new, place, aside in moves:
             for source, target in ([(place, aside)] if place.exists() else []) + [(new, place)]:
-                moved.append((source, target))  # before: a signal may come when it has just been done
+                moved.append((source, target))  # before renaming: a signal may arrive right after it
                 source.rename(target)
     except BaseException:
         for source, target in reversed(moved):
@@ -125,7 +124,7 @@ def take_places(moves: Iterable[tuple[Path, Path, Path]]) -> None:
 
 @contextlib.contextmanager
 def scratch_folder(folder: Path) -> Iterator[Path]:
-    """A new folder, gone when the block ends; a parent that was made for it goes too if it stayed empty.
+    """A new folder that is deleted when the block ends. A parent created for it is deleted too if it is empty.
 
     Raises:
         OutputError: something within the block could not be written.
@@ -151,7 +150,7 @@ def _clear_away(folder: Path, *, parent: Path | None) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk; some file systems have no way to, and say so."""
+    """Wait until a file or folder is on the disk. Some file systems cannot do this and report an error."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""Boxes given as prompts: as people say them, in an image's voxels, and on the preprocessed grid."""
+"""Box prompts in three forms: as users give them, in the image's voxels, and on the preprocessed grid."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ from masam_auto.core.geometry import Box, CaseProperties, Geometry, Shape, Tripl
 
 Edges = tuple[float, float]
 
-# A box that ends this close to a voxel's edge, in voxels, ends at that edge: rounding in files must not add a voxel.
+# A box side this close to a voxel edge (in voxels) is moved to that edge: rounding in files must not add a voxel.
 EDGE_TOLERANCE = 1e-3
 
 
@@ -24,9 +24,9 @@ class VoxelBox:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorldBox:
-    """A box in the patient's space: LPS millimetres (x, y, z), as ITK has them.
+    """A box in the patient's space: LPS millimetres (x, y, z), as in ITK.
 
-    `axes` is a 3 x 3 matrix by rows whose columns are the unit directions along which the `sides` are measured.
+    `axes` is a 3 x 3 matrix by rows. Its columns are the unit directions along which the `sides` are measured.
     """
 
     centre: Triple
@@ -41,8 +41,8 @@ GivenBox = VoxelBox | WorldBox
 class BoxPrompt:
     """A box on the preprocessed grid, slice axis first.
 
-    `slices` are those that are predicted. `rows` and `columns` are where the box begins and ends, measured from the
-    slice's edge: pixel i reaches from i to i + 1.
+    `slices` are the slices to predict. `rows` and `columns` are the box's begin and end, measured from the slice's
+    edge: pixel i covers i to i + 1.
     """
 
     slices: range
@@ -51,7 +51,7 @@ class BoxPrompt:
 
 
 def voxels_of(given: GivenBox, geometry: Geometry, *, where: str) -> Box:
-    """The box of voxels that encloses a given box, cut to the image.
+    """The smallest box of voxels around a given box, cut to the image.
 
     Args:
         given: in voxels or millimetres.
@@ -70,15 +70,14 @@ def voxels_of(given: GivenBox, geometry: Geometry, *, where: str) -> Box:
     cut = [(max(low, 0), min(high, size)) for (low, high), size in zip(wanted, geometry.shape, strict=True)]
     if any(low >= high for low, high in cut):
         raise DatasetError(
-            f"{where}: the box {wanted} (voxels; Z, Y, X) lies outside the image of {geometry.shape} voxels. Check its "
+            f"{where}: the box {wanted} (voxels; Z, Y, X) is outside the image of {geometry.shape} voxels. Check its "
             "unit, its coordinates (LPS or RAS) and the order of its numbers."
         )
     return (cut[0], cut[1], cut[2])
 
 
 def is_oblique(given: GivenBox, geometry: Geometry) -> bool:
-    """Whether a box's sides run along other directions than the image's axes, so that its voxels enclose more than
-    it."""
+    """Whether the box's sides are not parallel to the image's axes. Its voxels then cover more than the box."""
     if isinstance(given, VoxelBox):
         return False
     turned = np.linalg.solve(np.reshape(geometry.direction, (3, 3)), np.reshape(given.axes, (3, 3)))
@@ -86,12 +85,12 @@ def is_oblique(given: GivenBox, geometry: Geometry) -> bool:
 
 
 def relaxed_box(box: Box, share: float, shape: Shape) -> Box:
-    """A box whose sides are moved outwards by a share of its length along each axis, at least by one voxel.
+    """A box enlarged at each side by a share of its length along that axis, at least by one voxel.
 
     Args:
         box: half-open voxel ranges.
-        share: e.g. 0.2: a box of 10 voxels grows by 2 at either end.
-        shape: of the image, which cuts it.
+        share: e.g. 0.2: a box of 10 voxels grows by 2 at each end.
+        shape: of the image; the result is cut to it.
     """
     grown = []
     for (low, high), size in zip(box, shape, strict=True):
@@ -101,9 +100,9 @@ def relaxed_box(box: Box, share: float, shape: Shape) -> Box:
 
 
 def box_prompt(box: Box, properties: CaseProperties) -> BoxPrompt | None:
-    """Where a box of the original image lies on the preprocessed grid.
+    """Convert a box of the original image to the preprocessed grid.
 
-    Where slices were resampled, one more slice at either end is predicted: the original slices between them are
+    If slices were resampled, one more slice is predicted at each end, because the original slices between them are
     interpolated.
 
     Args:
@@ -111,7 +110,7 @@ def box_prompt(box: Box, properties: CaseProperties) -> BoxPrompt | None:
         properties: of the case.
 
     Returns:
-        None where the box lies outside the crop: there is nothing but zeros in it.
+        None if the box is outside the crop, where the image is zero.
     """
     cut = _within_crop(box, properties)
     if cut is None:
@@ -134,7 +133,7 @@ def box_slices(box: Box, properties: CaseProperties) -> range:
 
 
 def _within_crop(box: Box, properties: CaseProperties) -> Box | None:
-    """A box cut to the crop, in its voxels, turned to the network's axes; None where nothing is left."""
+    """A box cut to the crop, in the crop's voxels and the network's axis order; None if nothing is left."""
     cut = [
         (max(low, start) - start, min(high, stop) - start)
         for (low, high), (start, stop) in zip(box, properties.crop, strict=True)
@@ -145,7 +144,7 @@ def _within_crop(box: Box, properties: CaseProperties) -> Box | None:
 
 
 def _edges_in_voxels(given: WorldBox, geometry: Geometry) -> np.ndarray:
-    """(8, 3) corners in array order (Z, Y, X), measured from the image's edge: voxel i reaches from i to i + 1."""
+    """(8, 3) corners in array order (Z, Y, X), measured from the image's edge: voxel i covers i to i + 1."""
     signs = np.array(list(itertools.product((-0.5, 0.5), repeat=3)))
     corners = np.asarray(given.centre) + (signs * np.asarray(given.sides)) @ np.reshape(given.axes, (3, 3)).T
     indices = np.linalg.solve(geometry.affine, np.c_[corners, np.ones(8)].T)[:3]

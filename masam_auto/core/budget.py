@@ -1,4 +1,4 @@
-"""How long a training lasts: steps, epochs, or a time."""
+"""How long a training runs: a number of steps or epochs, or a time."""
 
 import re
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import Literal
 from masam_auto.core.errors import PlanError
 from masam_auto.core.plan import TrainingPlan
 
-# A budget of time is cut into so many epochs, of which about 20 come true: each goes on to the end of its last step,
-# and what follows it (the look at the validation windows, the checkpoint) takes time too, at most BETWEEN_SHARE of all.
+# A time budget is planned as this many epochs. About 20 really happen: each runs to the end of its last step, and the
+# validation and checkpoint between epochs take time too, at most BETWEEN_SHARE of the total.
 EPOCHS_OF_A_BUDGET = 25
 BETWEEN_SHARE = 0.1
 
@@ -21,20 +21,18 @@ class Budget:
     amount: float
 
     def progress(self, *, steps: int, wall: float, cpu: float) -> float:
-        """Share of the budget that is used, within [0, 1]."""
+        """Share of the budget used so far, within [0, 1]."""
         used = {"steps": float(steps), "wall": wall, "cpu": cpu}[self.kind]
         return min(used / self.amount, 1.0)
 
     def ends_epoch(self, now: float, *, begun: float, between: float) -> bool:
-        """Whether an epoch ends before its planned steps, so that a short time, too, has epochs to choose the best
-        from.
+        """Whether to end an epoch before its planned steps. Short time budgets thus also have epochs to choose from.
 
-        Budgets of steps and epochs have the plan's epochs.
+        Budgets of steps and epochs always use the plan's epochs.
 
         Args:
-            now, begun: shares of the budget that are used now, and were when the epoch began.
-            between: share that was used between the last two epochs: the look at the validation windows, the
-                checkpoint.
+            now, begun: share of the budget used now, and at the start of the epoch.
+            between: share used between the last two epochs, for validation windows and the checkpoint.
         """
         if self.kind == "steps":
             return False
@@ -46,10 +44,10 @@ FORMS = "1000cpus (CPU-seconds), 600s, 30min, 2h (wall clock), 20epochs or 500st
 
 
 def parse_budget(text: str | None, training: TrainingPlan) -> Budget:
-    """Read `--budget`; None gives the plan's own budget or, where that is empty, its number of epochs.
+    """Read `--budget`. None gives the plan's own budget or, if that is empty, its number of epochs.
 
-    Steps and epochs are reproducible bit by bit; with a budget of time the learning rate follows the clock, and two
-    runs differ.
+    Budgets of steps and epochs are reproducible bit by bit. With a time budget the learning rate follows the clock, so
+    two runs differ.
 
     Raises:
         PlanError: not one of the known forms.
@@ -66,7 +64,7 @@ def parse_budget(text: str | None, training: TrainingPlan) -> Budget:
         return Budget(kind="steps", amount=training.num_epochs * training.steps_per_epoch)
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(cpus|s|min|h|epochs?|steps?)\s*", text)
     if match is None or float(match[1]) <= 0:
-        raise PlanError(f"budget {text!r} is not understood. Give one like {FORMS}.")
+        raise PlanError(f"budget {text!r} is not valid. Give one like {FORMS}.")
     amount, unit = float(match[1]), match[2].rstrip("s") if match[2].startswith(("ep", "st")) else match[2]
     if unit == "cpus":
         return Budget(kind="cpu", amount=amount)

@@ -1,4 +1,4 @@
-"""Checks that the sections of a plan make on themselves; each raises PlanError with one clear line."""
+"""Checks that plan sections run on themselves. Each raises PlanError with one clear line."""
 
 import dataclasses
 import math
@@ -36,8 +36,8 @@ def check_finite(where: str, section: Any) -> None:
 def check_limits(where: str, section: Any, limits: Mapping[str, int]) -> None:
     """Refuse whole numbers that are not from 1 to their limit.
 
-    Nothing sensible comes near the limits: they keep a plan that was mistyped, or that came from elsewhere, from asking
-    for years or for all memory.
+    The limits are far above sensible values. They stop mistyped or foreign plans from running for years or using all
+    memory.
 
     Args:
         where: how the section is called in the plan, e.g. "network.".
@@ -68,7 +68,7 @@ def check_range(field: str, bounds: tuple[float, float], *, low: float = -math.i
 
 
 def check_name(field: str, name: str) -> None:
-    """Refuse names that cannot be part of a folder's name beside others, which "__" separates. Raises PlanError."""
+    """Refuse names that cannot be part of a folder name, where "__" separates the parts. Raises PlanError."""
     check(
         NAME.fullmatch(name) is not None and "__" not in name,
         f"{field} must be made of letters, digits, '.', '_' and '-', without '__' and not starting with '.', got "

@@ -1,7 +1,7 @@
-"""One process at a time works on what it would otherwise spoil for another.
+"""Locks, so that two processes do not work on the same folder at once.
 
-The lock is the operating system's, on a small hidden file: it ends with the process that holds it, however that ends,
-so that no stale one is left to be taken over.
+The operating system holds the lock, on a small hidden file. It ends when the process ends, even after a crash, so no
+stale lock is left behind.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ HOLDER_BYTES = 200
 
 @contextlib.contextmanager
 def claimed(folder: Path, what: str, *, together: bool = False) -> Iterator[None]:
-    """Hold a claim while a block runs; folders that were made for the lock alone go again.
+    """Hold a lock while a block runs. Folders created only for the lock are removed afterwards.
 
     Args:
-        folder: where the lock lies, as `.WHAT.lock`.
-        what: is claimed, in a word: "fold_0", "prediction".
-        together: with others who say so, too.
+        folder: where the lock file is, as `.WHAT.lock`.
+        what: the locked work, in a word: "fold_0", "prediction".
+        together: share the lock with other processes that also ask to share it.
 
     Raises:
-        OutputError: another process holds it, or the folder cannot be written.
+        OutputError: another process holds the lock, or the folder cannot be written.
     """
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     path = folder / f".{what}.lock"
@@ -53,17 +53,17 @@ def claimed(folder: Path, what: str, *, together: bool = False) -> Iterator[None
     finally:
         _release(path, handle)
         for place in made:
-            with contextlib.suppress(OSError):  # there is something in it now
+            with contextlib.suppress(OSError):  # the folder is not empty any more
                 place.rmdir()
 
 
 def _acquire(path: Path, *, together: bool) -> int:
-    """The descriptor of the locked file. Raises BlockingIOError where it is locked."""
+    """The descriptor of the locked file. Raises BlockingIOError if another process holds it."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        except FileNotFoundError:  # another one, who had made the folder, has just removed it
+        except FileNotFoundError:  # the process that made the folder has just removed it
             continue
         try:
             try:
@@ -72,7 +72,7 @@ def _acquire(path: Path, *, together: bool) -> int:
                 if error.errno not in NO_LOCKS:
                     raise
                 logger.warning(
-                    "warning: %s has no locks: see to it that one process works there at a time", path.parent
+                    "warning: %s has no locks: make sure that only one process works there at a time", path.parent
                 )
             if _is_still(path, handle):
                 os.ftruncate(handle, 0)
@@ -85,14 +85,14 @@ def _acquire(path: Path, *, together: bool) -> int:
 
 
 def _lock(handle: int, *, together: bool) -> None:
-    """Raises BlockingIOError where another process has locked the file, OSError of `NO_LOCKS` where nothing can."""
+    """Raises BlockingIOError if another process holds the lock, and OSError of `NO_LOCKS` if locks do not work here."""
     if fcntl is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     fcntl.flock(handle, (fcntl.LOCK_SH if together else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
 def _is_still(path: Path, handle: int) -> bool:
-    """Whether the file has not been removed by its holder meanwhile, and perhaps made again by another process."""
+    """Whether the path is still this file: its holder may have removed it, and another process made a new one."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
@@ -104,7 +104,7 @@ def _release(path: Path, handle: int) -> None:
         try:
             _lock(handle, together=False)
         except OSError as error:
-            if error.errno not in NO_LOCKS:  # another one still holds it together with this one
+            if error.errno not in NO_LOCKS:  # another process still shares the lock
                 return
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""dataset.json and the raw folder: which cases there are, and which files belong to them."""
+"""dataset.json and the raw folder: the cases of a data set and the files of each."""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ CHANNEL_LIMIT = 1000
 class DatasetDescription:
     """dataset.json, validated.
 
-    `channel_names` are in channel order. `sequences` (our extra key) orders 2D cases into videos, `groups` (ours, too)
-    tells the cases of each site or modality, for evaluation. `reader` is nnU-Net's "overwrite_image_reader_writer", or
-    None. `raw` is the whole JSON, kept for copying.
+    `channel_names` are in channel order. Two keys are ours: `sequences` orders 2D cases into videos, and `groups` lists
+    the cases of each site or modality, for evaluation. `reader` is nnU-Net's "overwrite_image_reader_writer", or None.
+    `raw` is the full JSON, kept for copying.
     """
 
     name: str
@@ -48,9 +48,9 @@ class DatasetDescription:
 class Case:
     """One image with its label file, or one video of several frames.
 
-    `images[frame][channel file]` and `labels[frame]`; ordinary cases have one frame. `frames` names the frames by
-    their raw identifiers (for an ordinary case, its own identifier). Where the channels are DICOM series, `series` has
-    all slices' files of each, and `images` only the first one's.
+    Files are `images[frame][channel file]` and `labels[frame]`; ordinary cases have one frame. `frames` are the raw
+    identifiers of the frames (for an ordinary case, its own identifier). For DICOM series, `series` has the files of
+    all slices per channel, and `images` only the first file.
     """
 
     identifier: str
@@ -87,8 +87,8 @@ def open_dataset(paths: Paths, identifier: str) -> Dataset:
     """Open a raw data set by number, name or path.
 
     Raises:
-        DatasetError: not found, or dataset.json or the folder is not in the raw format. Problems inside single
-            cases are left to `preprocessing.verify`, which reports them together.
+        DatasetError: not found, or dataset.json or the folder is not in the raw format. Problems in single cases
+            are found later, by `preprocessing.verify`, which reports them together.
 
     Example:
         >>> from masam_auto import open_dataset
@@ -111,15 +111,13 @@ def find_raw_folder(paths: Paths, identifier: str) -> Path:
     named = len(path.parts) == 1
     if named and (paths.raw / identifier).is_dir():
         return paths.raw / identifier
-    # A bare name is looked up below the raw root first: preprocessed data sets have a dataset.json as well.
+    # Look up a bare name below the raw root first: preprocessed data sets have a dataset.json as well.
     if not named or ((path / "dataset.json").is_file() and (path / "imagesTr").is_dir()):
         if not path.is_dir():
             raise DatasetError(f"data set folder not found: {path}")
         folder = path.absolute()
         if not DATASET_NAME.fullmatch(folder.name):
-            raise DatasetError(
-                f"{folder}: the folder of a data set must be called DatasetXXX_Name (three digits). Rename it."
-            )
+            raise DatasetError(f"{folder}: data set folders must be called DatasetXXX_Name (three digits). Rename it.")
         return folder
     return paths.raw / find_dataset_name(identifier, [paths.raw])
 
@@ -132,7 +130,7 @@ def read_description(path: Path, *, name: str) -> DatasetDescription:
         name: name of the data set (its folder).
 
     Raises:
-        DatasetError: the file is missing, not JSON, or an entry is not as nnU-Net's raw format asks.
+        DatasetError: the file is missing or not JSON, or an entry does not follow nnU-Net's raw format.
     """
     try:
         raw = parse_json(read_bounded(path), pairs=_without_repeats)
@@ -150,7 +148,7 @@ def read_description(path: Path, *, name: str) -> DatasetDescription:
 
 @contextlib.contextmanager
 def _naming_file(path: Path) -> Iterator[None]:
-    """Messages about "dataset.json" name the file."""
+    """Replace "dataset.json" in messages by the path of the file."""
     try:
         yield
     except DatasetError as error:
@@ -210,7 +208,7 @@ def find_images(folder: Path, file_ending: str) -> dict[str, tuple[Path, ...]]:
     """Images in a folder by case identifier: `ID_0000.ext`, `ID_0001.ext`, ... in channel order.
 
     Raises:
-        DatasetError: the folder is missing, or two files differ by upper and lower case alone.
+        DatasetError: the folder is missing, or two file names differ only in upper and lower case.
     """
     if not folder.is_dir():
         raise DatasetError(f"folder not found: {folder}")
@@ -224,22 +222,22 @@ def find_images(folder: Path, file_ending: str) -> dict[str, tuple[Path, ...]]:
             channels = found.setdefault(identifier, {})
             if int(channel) in channels:
                 raise DatasetError(
-                    f"{path} and {channels[int(channel)].name} differ by upper and lower case alone. Keep one of them."
+                    f"{path} and {channels[int(channel)].name} differ only in upper and lower case. Keep one of them."
                 )
             channels[int(channel)] = path
     return {identifier: tuple(files[i] for i in sorted(files)) for identifier, files in sorted(found.items())}
 
 
 def has_ending(path: Path, ending: str) -> bool:
-    """Whether a file has an ending, in upper or lower case: cameras and old servers write .PNG and .NII.GZ."""
+    """Whether a file has an ending, in upper or lower case: some cameras and old servers write .PNG or .NII.GZ."""
     return path.name.lower().endswith(ending.lower())
 
 
 def files_by_name(folder: Path, ending: str) -> dict[str, Path]:
-    """Files of an ending by their names without it, sorted; hidden ones are left out.
+    """Files with an ending, by their names without it, sorted. Hidden files are left out.
 
     Raises:
-        DatasetError: two files differ by upper and lower case of the ending alone.
+        DatasetError: the endings of two files differ only in upper and lower case.
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
@@ -247,13 +245,13 @@ def files_by_name(folder: Path, ending: str) -> dict[str, Path]:
             continue
         name = path.name[: -len(ending)]
         if name in found:
-            raise DatasetError(f"{path} and {found[name].name} differ by upper and lower case alone. Keep one of them.")
+            raise DatasetError(f"{path} and {found[name].name} differ only in upper and lower case. Keep one of them.")
         found[name] = path
     return found
 
 
 def group_sequences(singles: dict[str, Case], description: DatasetDescription) -> tuple[Case, ...]:
-    """Join 2D cases into videos as `description.sequences` says; ungrouped ones stay single.
+    """Join 2D cases into videos by `description.sequences`. Cases in no sequence stay single.
 
     Raises:
         DatasetError: a sequence names a frame that has no image.
@@ -270,7 +268,7 @@ def group_sequences(singles: dict[str, Case], description: DatasetDescription) -
             missing = [frame for frame in frames if frame not in singles]
             raise DatasetError(
                 f'dataset.json: sequence "{identifier}" names frames without an image: {first_few(missing)}. '
-                "Add the images or take the frames out of the sequence."
+                "Add the images, or remove the frames from the sequence."
             )
         labels = tuple(case.labels[0] for case in present if case.labels)
         cases.append(
@@ -285,11 +283,11 @@ def group_sequences(singles: dict[str, Case], description: DatasetDescription) -
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dict; a key that stands twice would silently lose its first value."""
+    """A JSON object as a dict. Refuse repeated keys, which would silently lose the first value."""
     keys = [key for key, _ in pairs]
     if len(set(keys)) < len(keys):
         repeated = next(key for key in keys if keys.count(key) > 1)
-        raise DatasetError(f'dataset.json: "{repeated}" stands twice in the same object. Rename or remove one.')
+        raise DatasetError(f'dataset.json: "{repeated}" appears twice in the same object. Rename or remove one.')
     return dict(pairs)
 
 
@@ -339,14 +337,14 @@ def _parse_channels(raw: Any) -> tuple[str, ...]:
         hint = " It looks reversed: write the number first." if all(str(v).isdigit() for v in raw.values()) else ""
         raise DatasetError(f'dataset.json: "channel_names" must have numbers as keys, got {list(raw)}.{hint}')
     if len(raw) > CHANNEL_LIMIT:
-        raise DatasetError(f'dataset.json: "channel_names" has {len(raw)} channels; at most {CHANNEL_LIMIT} are taken')
+        raise DatasetError(f'dataset.json: "channel_names" has {len(raw)} channels; the limit is {CHANNEL_LIMIT}')
     ordered = sorted(raw.items(), key=lambda item: int(item[0]))
     if [int(key) for key, _ in ordered] != list(range(len(ordered))):
         raise DatasetError(f'dataset.json: "channel_names" must be numbered from 0 without gaps, got {list(raw)}')
     if not all(isinstance(name, str) for _, name in ordered):
         raise DatasetError('dataset.json: "channel_names" must map numbers to names')
     if odd := next((name for _, name in ordered if visible(name) != name), None):
-        raise DatasetError(f"dataset.json: channel {odd!a} holds a line end or another control character. Rename it.")
+        raise DatasetError(f"dataset.json: channel {odd!a} contains a line break or control character. Rename it.")
     return tuple(name for _, name in ordered)
 
 
@@ -374,7 +372,7 @@ def parse_sequences(raw: Any) -> dict[str, tuple[str, ...]]:
         if not repeated and len(set(frames)) < len(frames):
             repeated = [f for f in frames if frames.count(f) > 1]
         if repeated:
-            raise DatasetError(f'dataset.json: frame "{repeated[0]}" stands twice in "sequences" (in "{name}")')
+            raise DatasetError(f'dataset.json: frame "{repeated[0]}" appears twice in "sequences" (in "{name}")')
         seen.update(frames)
         for part in (name, *frames):
             check_file_name(part, what='dataset.json: "sequences":')

@@ -1,4 +1,4 @@
-"""The image encoders: sizes that the network is built from, and what planning must know to choose one."""
+"""The image encoders: the sizes to build them from, and what planning needs to choose one."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -22,8 +22,7 @@ LARGEST_MLP_RATIO = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConvSpec:
-    """`norm` names an entry of `network.stem.NORMS`; `across`: each in-plane convolution is followed by one across
-    slices."""
+    """`norm` is a name in `network.stem.NORMS`. `across`: add a convolution across slices after each in-plane one."""
 
     norm: str
     across: bool
@@ -33,7 +32,7 @@ class ConvSpec:
 class LevelSpec:
     """Features that a multi-scale decoder fuses: `channels` at `stride` in the encoder, lifted to `width` at `target`.
 
-    Strides are in canvas pixels. A level of the stem is fused where it stands: target is its stride.
+    Strides are in canvas pixels. A level of the stem is fused at its own stride (`target` equals `stride`).
     """
 
     channels: int
@@ -44,13 +43,13 @@ class LevelSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderSpec:
-    """Sizes of an encoder and of the decoder parts that go with it.
+    """Sizes of an encoder and of the decoder parts that belong to it.
 
-    `global_blocks` attend over the whole slice, the others within windows of `window` x `window` tokens. `stem`:
-    channels of the convolutional levels before the tokens, () for SAM's patch embedding. `neck`: SAM's convolutions to
-    `embedding` channels, or a layer norm alone (embedding = dim). `levels`: what a multi-scale decoder fuses, finest
-    first; without a stem each is the output of one block of `taps`. `conv`: the stem's and multi-scale decoder's
-    blocks. `decoder_heads`, `decoder_mlp`: SAM's two-way transformer. `adapter_channels` is what a plan should choose.
+    `global_blocks` attend to the whole slice, the others within windows of `window` x `window` tokens. `stem`:
+    channels of the convolutional levels before the tokens; () for SAM's patch embedding. `neck`: SAM's convolutions to
+    `embedding` channels, or only a layer norm (embedding = dim). `levels`: what a multi-scale decoder fuses, finest
+    first; without a stem each is the output of one block of `taps`. `conv`: the blocks of the stem and the multi-scale
+    decoder. `decoder_heads`, `decoder_mlp`: SAM's two-way transformer. `adapter_channels`: the size a plan should use.
     """
 
     dim: int
@@ -71,7 +70,7 @@ class EncoderSpec:
     adapter_channels: int = 384
 
     def __post_init__(self) -> None:
-        """Raises PlanError: a plan may hold sizes that were written by hand."""
+        """Raises PlanError: sizes in a plan may be written by hand."""
         where = "encoder sizes"
         check_finite(where, self)
         check_limits(f"{where}: ", self, LIMITS)
@@ -94,7 +93,7 @@ class EncoderSpec:
             f"{self.taps}",
         )
         check(self.neck == "conv" or self.embedding == self.dim, f"{where}: with neck norm, embedding must be dim")
-        check(bool(self.stem) != bool(self.taps), f"{where}: give either stem or taps, where the levels come from")
+        check(bool(self.stem) != bool(self.taps), f"{where}: give either stem or taps as the source of the levels")
         check(
             len(self.levels) == len(self.stem or self.taps),
             f"{where}: levels must have one entry for each of {'stem' if self.stem else 'taps'}",
@@ -102,8 +101,7 @@ class EncoderSpec:
 
     @property
     def patch(self) -> int:
-        """Side of the patch that one token is made from, in pixels of what comes before (canvas, or stem's last
-        level)."""
+        """Side of the patch that becomes one token, in pixels of its input (canvas, or the stem's last level)."""
         return self.token_stride // 2 ** (len(self.stem) - 1) if self.stem else self.token_stride
 
 
@@ -118,10 +116,9 @@ def sam_encoder(
     embedding: int = 256,
     decoder_mlp: int = 2048,
 ) -> EncoderSpec:
-    """An encoder in SAM's form; a multi-scale decoder fuses the first three global blocks' outputs, the earliest
-    finest.
+    """An encoder in SAM's form. A multi-scale decoder fuses the first three global blocks' outputs, earliest finest.
 
-    Where fewer blocks are global, it fuses those, and where none is, the last block's output.
+    With fewer global blocks it fuses those; with none, it fuses the last block's output.
     """
     taps = global_blocks[:3] or (depth - 1,)
     return EncoderSpec(
@@ -142,7 +139,7 @@ def sam_encoder(
 
 
 def check_sam_form(where: str, spec: EncoderSpec) -> None:
-    """Raise PlanError where sizes are not of SAM's form, or too narrow for its decoders; `where` names the field."""
+    """Raise PlanError for sizes not of SAM's form or too narrow for its decoders. `where` names the field."""
     own = ("dim", "depth", "heads", "global_blocks", "window", "mlp_ratio", "embedding", "decoder_mlp")
     check(
         spec == sam_encoder(**{name: getattr(spec, name) for name in own}),
@@ -157,11 +154,11 @@ def _stem_levels(channels: tuple[int, ...]) -> tuple[LevelSpec, ...]:
     )
 
 
-# The name that a plan gives to sizes of its own, in `NetworkPlan.custom_encoder`.
+# The encoder name in plans that give their own sizes, in `NetworkPlan.custom_encoder`.
 CUSTOM = "custom"
 
-# Source: vit_t's sizes are measured on Hippocampus (documentation/log.md); those of vit_b, vit_l and vit_h are
-# segment-anything's, in build_sam.
+# Source: vit_t's sizes were measured on Hippocampus (documentation/log.md); those of vit_b, vit_l and vit_h come from
+# build_sam in segment-anything.
 ENCODERS: dict[str, EncoderSpec] = {
     "vit_t": EncoderSpec(
         dim=128,
@@ -190,9 +187,9 @@ class PlannedEncoder:
     """An encoder that the planner may choose, and the inputs that suit it.
 
     `detail`: side in px of the smallest thing the decoder can draw from features alone: the token, or the stem's finest
-    level. `budget`: largest canvas side in px. `longest_window`: most slices in a training window. `whole_from`: slices
-    in a training window from which on a whole volume may be predicted as one window. `decoder`: the one that goes with
-    it. `sam`: starts from SAM's weights and is adapted; otherwise trained from scratch.
+    level. `budget`: largest canvas side in px. `longest_window`: most slices in a training window. `whole_from`: with
+    training windows of at least this many slices, a whole volume may be predicted as one window. `decoder`: the decoder
+    that belongs to it. `sam`: starts from SAM's weights and is adapted; otherwise trained from scratch.
     """
 
     name: str
@@ -211,12 +208,12 @@ class PlannedEncoder:
 
     @property
     def windowed(self) -> int:
-        """Side in tokens of the attention windows; 0 where every block attends globally."""
+        """Side in tokens of the attention windows; 0 if every block attends globally."""
         return self.spec.window if len(self.spec.global_blocks) < self.spec.depth else 0
 
 
 def _planned(name: str, spec: EncoderSpec) -> PlannedEncoder:
-    """What suits an encoder in SAM's form, or one with a stem.
+    """What suits an encoder in SAM's form or one with a stem.
 
     Source: budget 512 px and progressive upsampling are the paper's; vit_t's budget and window are measured.
     """
@@ -233,10 +230,10 @@ PLANNED_ENCODERS: dict[str, PlannedEncoder] = {name: _planned(name, spec) for na
 
 
 def find_encoder(name: str) -> EncoderSpec:
-    """The encoder of a name, ours or a plug-in's. Raises PlanError that lists the known ones."""
+    """Find an encoder by name, ours or a plug-in's. Raises PlanError that lists the known ones."""
     return find_entry("encoders", name, ENCODERS, field="network.encoder", form=EncoderSpec)
 
 
 def planned_encoder(name: str) -> PlannedEncoder:
-    """What planning must know of an encoder, ours or a plug-in's. Raises PlanError that lists the known ones."""
+    """What planning needs to know of an encoder, ours or a plug-in's. Raises PlanError that lists the known ones."""
     return PLANNED_ENCODERS[name] if name in PLANNED_ENCODERS else _planned(name, find_encoder(name))

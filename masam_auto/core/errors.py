@@ -1,4 +1,4 @@
-"""The errors that a user can mend. Anything else that is raised is a bug and keeps its traceback."""
+"""Errors that a user can fix. Any other exception is a bug and keeps its traceback."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ NAMED = 5  # cases or files that a message lists
 
 
 def first_few(names: Sequence[object]) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and the number of the others."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(map(str, names[:NAMED])) + more
 
@@ -19,7 +19,7 @@ class MasamError(ValueError):
 
 
 class DatasetError(MasamError):
-    """The raw data set, or one of its files, is not as the raw format asks."""
+    """The raw data set, or one of its files, does not follow the raw format."""
 
 
 class ImageError(MasamError):
@@ -39,7 +39,7 @@ class OutputError(MasamError):
 
 
 class Interrupted(MasamError):
-    """A signal asked the work to stop, and it has stopped where it can go on later.
+    """A signal asked to stop, and the work stopped at a point where it can be resumed.
 
     The command line exits with 128 + `signal_number`, as shells and schedulers expect.
     """
@@ -50,8 +50,9 @@ class Interrupted(MasamError):
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGUSR1 arrived where there is nothing to save: unwinds the stack, so that temporary files go and
-    workers stop. Exit code as `Interrupted`.
+    """SIGTERM or SIGUSR1 arrived while there is nothing to save.
+
+    It unwinds the stack, so that temporary files are removed and workers stop. Exit code like `Interrupted`.
     """
 
     def __init__(self, signal_number: int) -> None:
@@ -60,7 +61,7 @@ class Terminated(BaseException):
 
 
 class CaseErrors(MasamError):
-    """Several cases failed for reasons that a user can mend; all of them are reported together."""
+    """Several cases failed for reasons that a user can fix. All of them are reported together."""
 
     def __init__(self, problems: Sequence[str], *, what: str) -> None:
         """Collect problems.

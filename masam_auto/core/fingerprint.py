@@ -1,4 +1,4 @@
-"""What was measured of a data set. Nothing in here decides."""
+"""The measurements of a data set. Nothing here makes decisions."""
 
 from dataclasses import dataclass, field, replace
 
@@ -7,7 +7,7 @@ from masam_auto.core.errors import PlanError
 from masam_auto.core.geometry import Geometry, Shape, Triple
 from masam_auto.core.turning import STAY, Turn
 
-LONGEST = 1 << 24  # voxels; a video of some days
+LONGEST = 1 << 24  # voxels; a video of several days
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,10 +28,10 @@ class ClassMeasurement:
     """One class (or region) in one case. Axes in the case's order (Z, Y, X), lengths in mm.
 
     `volume` is in cubic mm. `centroid` is in mm from the corner of the cropped image. `extent` is the side lengths of
-    the bounding box. `diameters[a]` is the median, over the slices across axis a that hold the class, of the diameter
-    of the disc of the same area; `slices[a]` is how many such slices there are. `components[a]` is the same of the
-    connected components in these slices, without the smallest that together hold a tenth of the area (stray voxels);
-    None in fingerprints of earlier versions. `mean` and `std` have one entry a channel, in the file's units.
+    the bounding box. `slices[a]` is the number of slices across axis a that contain the class. `diameters[a]` is the
+    median, over these slices, of the diameter of a disc of the same area. `components[a]` is the same for the connected
+    components in these slices, without the smallest ones that together make up a tenth of the area (stray voxels);
+    None in fingerprints of earlier versions. `mean` and `std` have one entry per channel, in the file's units.
     """
 
     volume: float
@@ -48,8 +48,8 @@ class ClassMeasurement:
 class CaseMeasurement:
     """One case: shapes in voxels, spacing in mm, (Z, Y, X). `direction` is ITK's (see Geometry).
 
-    `axes` says where the file's voxel axes x, y, z point ("LPS", ...), None where the file does not say. All else, its
-    classes too, is measured along the fingerprint's axes.
+    `axes` says where the file's voxel axes x, y, z point ("LPS", ...); None if the file does not say. Everything else,
+    `classes` included, is measured along the fingerprint's axes.
     """
 
     identifier: str
@@ -69,11 +69,11 @@ class CaseMeasurement:
 
     @property
     def grid(self) -> Geometry:
-        """Its grid, at no special place."""
+        """Its grid, at an arbitrary position."""
         return Geometry(shape=self.shape, spacing=self.spacing, direction=self.direction)
 
     def turned(self, turn: Turn) -> "CaseMeasurement":
-        """What would have been measured if the arrays had been turned first; `axes` stays the file's."""
+        """The measurements as if the arrays had been turned first. `axes` stays the file's."""
         if turn == STAY:
             return self
         grid = self.grid.turned(turn)
@@ -89,7 +89,7 @@ class CaseMeasurement:
 
 
 def _turned_class(found: ClassMeasurement, turn: Turn, size: tuple[float, ...]) -> ClassMeasurement:
-    """Of a case whose cropped image measures `size` mm, before the turn."""
+    """The class after a turn; before it, the cropped image measures `size` mm."""
     z, y, x = (
         size[axis] - found.centroid[axis] if place in turn.reversed_axes else found.centroid[axis]
         for place, axis in enumerate(turn.order)
@@ -108,9 +108,9 @@ def _turned_class(found: ClassMeasurement, turn: Turn, size: tuple[float, ...]) 
 class ClassSummary:
     """One class over the data set.
 
-    `cases` is the number of cases that hold it; the medians are over those. `histograms` has one entry a channel: the
-    shares (summing to 1) of the class's intensities between the fingerprint's `histogram_edges`, after each case has
-    been brought to mean 0 and standard deviation 1 over its cropped image.
+    `cases` is the number of cases that contain it; the medians are over those. `histograms` has one entry per channel:
+    the shares (they sum to 1) of the class's intensities between the fingerprint's `histogram_edges`. Before that, each
+    case is scaled to mean 0 and standard deviation 1 over its cropped image.
     """
 
     cases: int
@@ -125,11 +125,10 @@ class Fingerprint:
     """All measurements of a data set.
 
     `is_video`: cases are sequences along axis 0. `dimensions`: 2 for plain pictures, 3 for volumes and videos.
-    `histogram_edges`: one row a channel, see ClassSummary. `num_outputs`: channels of the logits (see Labels).
-    `axes`: the most frequent axes of the cases (see CaseMeasurement), "unknown" where no file says, None in
-    fingerprints of
-    older releases. `slices_along`: the letter of `axes` across the slices of most cases, where these lie far apart or
-    are single ones.
+    `histogram_edges`: one row per channel, see ClassSummary. `num_outputs`: channels of the logits (see Labels).
+    `axes`: the most frequent axes of the cases (see CaseMeasurement), "unknown" if no file says, None in fingerprints
+    of older releases. `slices_along`: the letter of `axes` across the slices of most cases, if the slices are far apart
+    or single.
     """
 
     version: int = 1
@@ -154,11 +153,11 @@ class Fingerprint:
         for name, found in self.classes.items():
             if [len(histogram) for histogram in found.histograms] != bins:
                 raise PlanError(
-                    f"fingerprint: the histograms of class {name!a} do not fit histogram_edges; extract it anew"
+                    f"fingerprint: the histograms of class {name!a} do not fit histogram_edges. Extract it again."
                 )
         for what, records in (("intensity", self.intensities), ("histogram", self.histogram_edges)):
             if len(records) != len(self.channel_names):
                 raise PlanError(
                     f"fingerprint has {len(records)} {what} records for {len(self.channel_names)} channels; "
-                    "extract it anew"
+                    "extract it again"
                 )

@@ -1,4 +1,4 @@
-"""Where voxels lie in the world, and what it takes to go back to the original image."""
+"""Where voxels are in the world, and what is needed to return to the original image."""
 
 import dataclasses
 import itertools
@@ -25,9 +25,9 @@ class Geometry:
     """The grid of one image.
 
     `shape` and `spacing` are in array order (Z, Y, X), spacing in mm. `origin` and `direction` are ITK's: physical
-    (x, y, z) in LPS, `direction` a 3 x 3 matrix by rows whose columns are the unit vectors of the x, y and z voxel
+    (x, y, z) in LPS. `direction` is a 3 x 3 matrix by rows; its columns are the unit vectors of the x, y and z voxel
     axes. The columns need not be orthogonal: sheared NIfTI files keep their shear. `dimensions` is 2 for a plain
-    picture (then shape is (1, Y, X)), else 3. `oriented`: whether the file says where its axes point; pictures, videos
+    picture (then shape is (1, Y, X)), else 3. `oriented`: whether the file says where its axes point. Pictures, videos
     and NIfTI files without forms do not, and their `direction` means nothing.
 
     Example:
@@ -63,7 +63,7 @@ class Geometry:
 
     @property
     def voxel_volume(self) -> float:
-        """Volume of a voxel in cubic millimetres (the parallelepiped's, where axes are sheared)."""
+        """Volume of a voxel in cubic millimetres (of the parallelepiped if axes are sheared)."""
         determinant = abs(float(np.linalg.det(np.reshape(self.direction, (3, 3)))))
         return math.prod(self.spacing) * determinant
 
@@ -77,16 +77,16 @@ class Geometry:
 
     @property
     def axes(self) -> str | None:
-        """Where the voxel axes x, y, z point, or nearest to: "LPS", "RAS", ... None where the file does not say.
+        """Where the voxel axes x, y, z (nearly) point: "LPS", "RAS", ... None if the file does not say.
 
-        Of a picture in a plane that two axes cannot tell, ITK gives directions of length zero.
+        For a picture in a plane that two axes cannot describe, ITK gives directions of length zero.
         """
         flat = abs(float(np.linalg.det(np.reshape(self.direction, (3, 3))))) < TIE
         return nearest_axes(self.direction) if self.oriented and not flat else None
 
     @property
     def slice_axis(self) -> int | None:
-        """The array axis across slices, where there can be no doubt: a single slice, or slices far apart."""
+        """The array axis across slices, if it is clear: there is a single slice, or slices are far apart."""
         if self.shape.count(1) == 1:
             return self.shape.index(1)
         first, *others = sorted(range(3), key=lambda axis: -self.spacing[axis])
@@ -94,22 +94,21 @@ class Geometry:
         return first if evident else None
 
     def axes_with_slices(self, along: str | None) -> str | None:
-        """As `axes`, but evident slices across a direction near `along` (a letter of a code) are taken to be across
-        it."""
+        """Like `axes`, but slices that clearly run across a direction near `along` (a letter) get that letter."""
         if self.axes is None or along is None or self.slice_axis is None:
             return self.axes
-        steepest = 0.0 if self.shape[self.slice_axis] == 1 else STEEP  # nothing lies across a single slice
+        steepest = 0.0 if self.shape[self.slice_axis] == 1 else STEEP  # a single slice has no neighbours
         return nearest_axes(self.direction, slices=(2 - self.slice_axis, world_axis(along)), steepest=steepest)
 
     def turn_to(self, axes: str | None) -> Turn:
-        """The turn of this grid's arrays to other axes; none where either's are unknown (no code of three letters)."""
+        """The turn of this grid's arrays to other axes; no turn if either axes are unknown (not three letters)."""
         own = self.axes
         return STAY if own is None or axes is None or axes == UNKNOWN_AXES else turn_between(own, axes)
 
     def turned(self, turn: Turn) -> "Geometry":
         """The grid of a turned array: the same voxels at the same places."""
         moves = np.reshape(self.direction, (3, 3)) * np.asarray(self.spacing[::-1])
-        corner = [0, 0, 0]  # x, y, z of the voxel that becomes the first
+        corner = [0, 0, 0]  # x, y, z of the voxel that becomes the first one
         for axis in turn.reversed_axes:
             corner[2 - turn.order[axis]] = self.shape[turn.order[axis]] - 1
         signs = [-1 if axis in turn.reversed_axes else 1 for axis in (2, 1, 0)]
@@ -124,9 +123,9 @@ class Geometry:
         )
 
     def shift(self, other: "Geometry", *, about_middle: bool = False) -> float:
-        """How far a voxel of another grid of this shape lies at most from this one's of the same index, in voxels.
+        """The largest distance, in voxels, between voxels of the same index in this grid and another of its shape.
 
-        With `about_middle` the middles of both are laid upon each other first.
+        With `about_middle`, the middles of both grids are aligned first.
         """
         ends = itertools.product(*((0, size - 1) for size in self.shape[::-1]))
         corners = np.array([(*corner, 1) for corner in ends]).T
@@ -136,9 +135,9 @@ class Geometry:
         return float(np.abs(np.linalg.lstsq(self.affine[:3, :3], apart, rcond=None)[0]).max())
 
     def difference(self, other: "Geometry", *, tolerance: float = 1e-3) -> str | None:
-        """Say in words how another grid differs, or None.
+        """Describe in words how another grid differs; None if it does not.
 
-        Spacing and direction are compared relatively to 1, the origin relative to the voxel size.
+        Spacing and direction are compared relative to 1, the origin relative to the voxel size.
         """
         if self.shape != other.shape:
             return f"shape {self.shape} against {other.shape} (Z, Y, X)"
@@ -153,11 +152,11 @@ class Geometry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaseProperties:
-    """What `restore_case` needs to bring a result back onto the image's own grid.
+    """What `restore_case` needs to bring a result back to the image's own grid.
 
-    Preprocessing goes: read -> crop to `crop` (original order) -> permute by `axis_order` -> reverse `reversed_axes`
-    (of the permuted order) -> resample to `resampled_shape` (permuted order). `raw` are the image and label files as
-    they were read; empty where nobody noted them (prediction, and data of earlier versions).
+    Order of preprocessing: read, crop to `crop` (original order), permute by `axis_order`, reverse `reversed_axes`
+    (of the permuted order), resample to `resampled_shape` (permuted order). `raw` are the image and label files as
+    they were read; empty if this was not recorded (prediction, and data of earlier versions).
     """
 
     identifier: str
@@ -171,10 +170,10 @@ class CaseProperties:
     raw: tuple[RawFile, ...] = ()
 
     def __post_init__(self) -> None:
-        Turn(order=self.axis_order, reversed_axes=self.reversed_axes)  # refuses what is none
+        Turn(order=self.axis_order, reversed_axes=self.reversed_axes)  # raises if this is not a valid turn
         for (low, high), size in zip(self.crop, self.geometry.shape, strict=True):
             if not 0 <= low < high <= size:
-                raise ImageError(f"crop {self.crop} does not lie within shape {self.geometry.shape}")
+                raise ImageError(f"crop {self.crop} is not inside shape {self.geometry.shape}")
 
     @property
     def turn(self) -> Turn:

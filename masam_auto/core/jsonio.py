@@ -16,7 +16,7 @@ from masam_auto.core.errors import MasamError, PlanError
 from masam_auto.core.file_names import visible
 
 T = TypeVar("T")
-JSON_LIMIT = 1 << 28  # bytes; a summary of ten thousand cases of a hundred classes has as many
+JSON_LIMIT = 1 << 28  # bytes; the size of a summary of ten thousand cases with a hundred classes
 
 
 def to_plain(value: Any) -> Any:
@@ -40,15 +40,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def parse_json(content: bytes | str, *, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """Plain data from JSON, whoever wrote it.
+    """Parse JSON from any source into plain data.
 
     Args:
         content: UTF-8.
-        pairs: makes an object of its keys and values.
+        pairs: builds an object from its keys and values.
 
     Raises:
-        ValueError: not JSON, nested deeper than Python follows, numbers of thousands of digits, or text that is none
-            (halves of characters), which could not be written again.
+        ValueError: not JSON, nested deeper than Python allows, numbers of thousands of digits, or half characters,
+            which could not be written again.
     """
     try:
         plain = json.loads(content, object_pairs_hook=pairs)
@@ -60,17 +60,17 @@ def parse_json(content: bytes | str, *, pairs: Callable[[list[tuple[str, Any]]],
 
 
 def read_bounded(path: Path) -> bytes:
-    """The bytes of a file of JSON.
+    """The bytes of a JSON file.
 
     Raises:
-        ValueError: a pipe, a device or something else that may never end, or larger than any file of ours.
+        ValueError: not a plain file (a pipe or device may never end), or larger than any file of ours.
         OSError: missing or unreadable.
     """
     state = path.stat()
     if stat.S_ISDIR(state.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(state.st_mode):
-        raise ValueError("it is no plain file")
+        raise ValueError("it is not a regular file")
     with path.open("rb") as handle:
         content = handle.read(JSON_LIMIT + 1)
     if len(content) > JSON_LIMIT:
@@ -95,7 +95,7 @@ def read_plain(path: Path, *, what: str) -> Any:
     except OSError as error:
         raise PlanError(f"{what} cannot be read: {path}: {error.strerror}") from error
     except ValueError as error:
-        raise PlanError(f"{path} is not valid JSON ({error}). Restore it or create it anew.") from error
+        raise PlanError(f"{path} is not valid JSON ({error}). Restore it or create it again.") from error
 
 
 def read_json(path: Path, kind: type[T], *, what: str) -> T:
@@ -103,12 +103,12 @@ def read_json(path: Path, kind: type[T], *, what: str) -> T:
 
     Args:
         path: the file.
-        kind: the dataclass. Where it has a class attribute default `version`, newer files are refused.
+        kind: the dataclass. If it has a class attribute default `version`, newer files are refused.
         what: what the file is, for messages ("plan").
 
     Raises:
-        PlanError: missing, not JSON, of a newer version, unknown or missing fields, or values that the
-            dataclass refuses.
+        PlanError: missing file, not JSON, a newer version, unknown or missing fields, or values that the dataclass
+            refuses.
 
     Example:
         >>> from masam_auto.core.jsonio import read_json
@@ -123,7 +123,7 @@ def read_json(path: Path, kind: type[T], *, what: str) -> T:
     if known is not None and isinstance(version, int) and version > known:
         raise PlanError(
             f"{path} has version {version}, but this masam_auto reads {what}s up to version {known}. "
-            "Update masam_auto, or create the file anew with this version."
+            "Update masam_auto, or create the file again with this version."
         )
     value = decode(plain, kind, where=str(path))
     unknown = sorted(_unknown_keys(plain, to_plain(value)))

@@ -1,4 +1,4 @@
-"""Label maps: a model of one data set scored on the references of another."""
+"""Label maps: to score a model of one data set on the references of another."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,8 +17,7 @@ LARGEST = np.iinfo(np.int16).max
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelMap:
-    """`labels` are the classes that are scored; `prediction` and `reference` give a label value of a file its new
-    one."""
+    """`labels` are the classes to score. `prediction` and `reference` map label values in the files to new ones."""
 
     labels: Labels
     prediction: dict[int, int] = field(default_factory=dict)
@@ -36,7 +35,7 @@ def read_label_map(path: Path) -> LabelMap:
     except PlanError as error:
         raise DatasetError(str(error)) from error
     if not isinstance(plain, dict) or "labels" not in plain or set(plain) - set(KEYS):
-        raise DatasetError(f'{path}: must hold "labels" and, where values change, "prediction" and "reference"')
+        raise DatasetError(f'{path}: must have "labels" and, if values change, "prediction" and "reference"')
     try:
         labels = parse_labels({"background": 0} | plain["labels"], None)
     except TypeError as error:
@@ -51,7 +50,7 @@ def read_label_map(path: Path) -> LabelMap:
 
 
 def map_labels(array: np.ndarray, new_values: Mapping[int, int]) -> np.ndarray:
-    """Replace label values; those that are not mentioned stay.
+    """Replace label values; values that are not mentioned stay.
 
     Args:
         array: int16, any shape.

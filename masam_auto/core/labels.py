@@ -1,4 +1,4 @@
-"""What the integers in a label file mean: names, regions, ignore."""
+"""The meaning of the integers in a label file: names, regions, ignore."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from masam_auto.core.errors import DatasetError
 from masam_auto.core.file_names import visible
 
-LIMIT = 1000  # names, and values; pairs of classes are compared, and the network has an output for each
+LIMIT = 1000  # names and values: pairs of classes are compared, and the network has an output for each class
 DIGITS = 18
 SIDES = (
     ("left", "right"),
@@ -25,9 +25,9 @@ SIDES = (
 class Labels:
     """Names of the classes in nnU-Net's dataset.json form.
 
-    `values` maps each name to its label value, or, for regions, to the values that make it up, in file order and
-    with background and ignore included. With regions the outputs are sigmoids, one a region, written in
-    `regions_class_order`; otherwise softmax over background and classes.
+    `values` maps each name to its label value or, for regions, to the values that form it. It is in file order and
+    includes background and ignore. With regions the outputs are sigmoids, one per region, written in
+    `regions_class_order`; otherwise the output is a softmax over background and classes.
     """
 
     values: dict[str, tuple[int, ...]]
@@ -43,8 +43,8 @@ class Labels:
         declared = self.declared
         if max(len(self.values), len(declared)) > LIMIT:
             raise DatasetError(
-                f'dataset.json: "labels" has {max(len(self.values), len(declared))} classes; at most {LIMIT} are '
-                "taken. Join some, or leave some out."
+                f'dataset.json: "labels" has {max(len(self.values), len(declared))} classes; the limit is {LIMIT}. '
+                "Join some, or remove some."
             )
         if self.ignore is None and declared != tuple(range(len(declared))):
             raise DatasetError(
@@ -80,12 +80,12 @@ class Labels:
             if self._regions_with(written) != self._regions_with(value):
                 raise DatasetError(
                     f'dataset.json: "regions_class_order" {list(order)} writes label {value} as {written}, which '
-                    "belongs to other regions, so that it gets lost. Later regions are written over earlier ones: "
-                    "order them from the largest to those inside, each with the value that is left in it."
+                    "belongs to other regions, so this label is lost. Later regions overwrite earlier ones: order "
+                    "them from the largest to the innermost, each with the value that is left in it."
                 )
 
     def written(self, value: int) -> int:
-        """What a voxel of a label value becomes when its regions are written one over the other."""
+        """What a voxel of a label value becomes after all regions are written in order."""
         written = 0
         for region, left in zip(self.foreground.values(), self.regions_class_order or (), strict=True):
             written = left if value in region else written
@@ -96,13 +96,13 @@ class Labels:
 
     @property
     def foreground(self) -> dict[str, tuple[int, ...]]:
-        """Classes by their value, or regions as the file lists them: the order of the network's outputs."""
+        """Classes by value, or regions in file order: the order of the network's outputs."""
         found = {name: value for name, value in self.values.items() if name not in ("background", "ignore")}
         return found if self.has_regions else dict(sorted(found.items(), key=lambda item: item[1]))
 
     @property
     def declared(self) -> tuple[int, ...]:
-        """All label values that may stand in a label file, without ignore, sorted."""
+        """All label values allowed in a label file, without ignore, sorted."""
         found = {v for name, value in self.values.items() if name != "ignore" for v in value}
         return tuple(sorted(found))
 
@@ -113,7 +113,7 @@ class Labels:
 
 
 def is_foreground(values: np.ndarray, ignore: int | None) -> np.ndarray:
-    """Where label values are those of a class or region: neither background nor the ignore label. bool."""
+    """Where label values belong to a class or region: not background, not the ignore label. bool."""
     found: np.ndarray = values > 0
     if ignore is not None:
         found &= values != ignore
@@ -124,11 +124,11 @@ def parse_labels(raw: dict, regions_class_order: list | None) -> Labels:
     """Read the "labels" entry of dataset.json.
 
     Args:
-        raw: name -> int, or list of ints for regions; nnU-Net v1's value -> name form is refused with its remedy.
-        regions_class_order: the key of that name, or None.
+        raw: name -> int, or list of ints for regions; nnU-Net v1's value -> name form is refused, with its remedy.
+        regions_class_order: that key of dataset.json, or None.
 
     Raises:
-        DatasetError: with the entry and what was expected.
+        DatasetError: naming the entry and what was expected.
 
     Example:
         >>> from masam_auto.core.labels import parse_labels
@@ -143,14 +143,12 @@ def parse_labels(raw: dict, regions_class_order: list | None) -> Labels:
         raise DatasetError('dataset.json: "labels" must map names to values, e.g. {"background": 0, "liver": 1}')
     if all(isinstance(value, str) and not value.strip().isdecimal() for value in raw.values()):
         raise DatasetError(
-            'dataset.json: "labels" maps values to names (nnU-Net v1). Turn it round: {"background": 0, "liver": 1}'
+            'dataset.json: "labels" maps values to names (nnU-Net v1). Swap them: {"background": 0, "liver": 1}'
         )
     values: dict[str, tuple[int, ...]] = {}
     for name, value in raw.items():
         if visible(name) != name:
-            raise DatasetError(
-                f"dataset.json: label {name!a} holds a line end or another control character. Rename it."
-            )
+            raise DatasetError(f"dataset.json: label {name!a} contains a line break or control character. Rename it.")
         members = [as_number(member) for member in (value if isinstance(value, list) else [value])]
         if not members or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in members):
             raise DatasetError(
@@ -159,22 +157,22 @@ def parse_labels(raw: dict, regions_class_order: list | None) -> Labels:
         values[name] = tuple(members)
     if len(values.get("ignore", ())) > 1:
         raise DatasetError(f'dataset.json: "ignore" must be one value, got {raw["ignore"]!r}')
-    has_regions = any(len(members) > 1 for members in values.values())  # as nnU-Net decides it
+    has_regions = any(len(members) > 1 for members in values.values())  # nnU-Net's rule
     ignore = values["ignore"][0] if "ignore" in values else None
     order = tuple(regions_class_order) if has_regions and regions_class_order is not None else None
     return Labels(values=values, has_regions=has_regions, regions_class_order=order, ignore=ignore)
 
 
 def as_number(value: Any) -> Any:
-    """A whole number that was written as text ("1") as what is meant; anything else as it is."""
+    """Convert a whole number written as text ("1"); return anything else unchanged."""
     is_number = isinstance(value, str) and value.strip().isdecimal() and len(value) <= DIGITS
     return int(value) if is_number else value
 
 
 def named_sides(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Pairs of side words that label names speak of, e.g. (("left", "right"),) for "left kidney".
+    """Pairs of side words that occur in label names, e.g. (("left", "right"),) for "left kidney".
 
-    A whole side word in any name counts; initials ("kidney_l", "kidney_r") count where two names differ by them alone.
+    A full side word counts in any name. Initials ("kidney_l", "kidney_r") count if two names differ only in them.
     """
     spoken = {word for name in names for word in _words(name)}
     by_initials = {_side_of(a, b) for i, a in enumerate(names) for b in names[i + 1 :]}

@@ -1,4 +1,4 @@
-"""Logging set-up and progress: bars on a terminal, plain lines elsewhere."""
+"""Logging and progress: bars on a terminal, plain lines elsewhere."""
 
 import logging
 import sys
@@ -14,11 +14,11 @@ from masam_auto.core.file_names import visible
 T = TypeVar("T")
 LOGGER_NAME = "masam_auto"
 SECONDS_BETWEEN_LINES = 10.0
-LINE_LIMIT, LINES_LIMIT = 1200, 200  # a screen is not more
+LINE_LIMIT, LINES_LIMIT = 1200, 200  # more does not fit on a screen
 
 
 class _Formatter(logging.Formatter):
-    """Names from files cannot command the terminal; `word` puts options as the user types them."""
+    """Escape control characters, which file names may contain. `word` writes options the way the user types them."""
 
     word: Callable[[str], str] = staticmethod(str)
 
@@ -27,7 +27,7 @@ class _Formatter(logging.Formatter):
 
 
 def shown(message: str) -> str:
-    """A message of one or several lines as it can be printed and read, whatever stood in the files that it tells of."""
+    """A message that is safe to print and of readable length, even if it quotes text from files."""
     lines = message.split("\n")
     if len(lines) > LINES_LIMIT:
         lines = [*lines[:LINES_LIMIT], f"  ... and {len(lines) - LINES_LIMIT} more lines"]
@@ -41,14 +41,14 @@ def _line(text: str) -> str:
 
 
 class _BarSafeHandler(logging.Handler):
-    """Writes to what is standard error by then, through tqdm, so that a message does not tear a progress bar."""
+    """Write to the current standard error through tqdm, so that a message does not break a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stderr)
 
 
 def setup_logging(*, verbose: bool = False, word: Callable[[str], str] = str) -> None:
-    """Send the package's messages to standard error, and have them worded by `word`. Called by `cli/` alone."""
+    """Send the package's messages to standard error, reworded by `word`. Only `cli/` calls this."""
     _Formatter.word = staticmethod(word)
     logger = logging.getLogger(LOGGER_NAME)
     logger.setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -60,7 +60,7 @@ def setup_logging(*, verbose: bool = False, word: Callable[[str], str] = str) ->
 
 
 def log_to_file(path: Path) -> logging.Handler:
-    """Also append the package's messages, with times, to a file. Remove with `stop_logging_to`."""
+    """Also append the package's messages, with times, to a file. Undo with `stop_logging_to`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -75,13 +75,13 @@ def stop_logging_to(handler: logging.Handler) -> None:
 
 
 def progress(items: Iterable[T], *, what: str, total: int | None = None, unit: str = "case") -> Iterator[T]:
-    """Iterate with a progress bar on a terminal, or a log line every ten seconds and at the end elsewhere.
+    """Iterate with a progress bar on a terminal. Elsewhere, log a line every ten seconds and at the end.
 
     Args:
-        items: what to go through.
+        items: what to iterate over.
         what: a few words for the bar ("preprocessing").
-        total: number of items, where `items` has no length.
-        unit: what one of them is called.
+        total: number of items, if `items` has no length.
+        unit: word for one item.
     """
     total = len(items) if total is None and isinstance(items, Sized) else total
     if sys.stderr.isatty():

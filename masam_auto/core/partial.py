@@ -1,9 +1,8 @@
-"""Unfinished files and folders: their names tell whose they are, and those of processes that are gone are removed.
+"""Unfinished files and folders. Their names tell which process made them; those of ended processes are removed.
 
-A killed process leaves what it was writing. The next one that writes in the same folder removes it: at once where both
-ran on one machine since it was started, after a day where the name is another machine's, whose processes nobody can see
-from here.
-The times of files are not asked whether a process is gone: a file server may have another clock.
+A killed process leaves what it was writing. The next process that writes in the same folder removes it: at once if both
+ran on this machine since it was started, else after a day, because processes of other machines cannot be checked from
+here. File times are not used to tell whether a process has ended: a file server's clock may differ.
 """
 
 import contextlib
@@ -19,22 +18,21 @@ from pathlib import Path
 
 import psutil
 
-MIDDLES = bytes(range(0x80, 0xC0))  # of UTF-8's characters: no name begins with one
-NAME_MAX = 255  # bytes; most file systems take no longer names
+MIDDLES = bytes(range(0x80, 0xC0))  # continuation bytes of UTF-8: no name begins with one
+NAME_MAX = 255  # bytes; the limit of most file systems
 PARTIAL = re.compile(r"\.partial-([0-9a-f]{8})-(\d{1,18})-(\d{1,18})-.*", re.DOTALL)
 ABANDONED_AFTER = 24 * 3600.0  # seconds without a change
 
 
 def partial_prefix(process: int | None = None) -> str:
-    """How the names of unfinished files begin: those of this machine, or of one of its processes."""
+    """How names of unfinished files begin: all of this machine's, or those of one of its processes."""
     return f".partial-{_machine()}-" + ("" if process is None else f"{process}-{_start_of(process)}-")
 
 
 def partial_path(path: Path) -> Path:
-    """A new name beside `path` for what is not finished. It keeps the whole ending, and the end of a name that is too
-    long.
+    """A new name in the folder of `path` for unfinished content. It keeps the full ending; long names are shortened.
 
-    What processes that are gone left in the folder goes, the first time that this process asks for a name there.
+    On the first call for a folder, what ended processes left there is removed.
     """
     prefix = f"{partial_prefix(os.getpid())}{secrets.token_hex(4)}-"
     kept = os.fsdecode(os.fsencode(path.name)[-(NAME_MAX - len(prefix)) :].lstrip(MIDDLES))
@@ -43,9 +41,9 @@ def partial_path(path: Path) -> Path:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove unfinished files and folders whose processes are gone."""
+    """Remove unfinished files and folders of processes that have ended."""
     for path in folder.glob(".partial-*"):
-        with contextlib.suppress(OSError):  # it has just been finished, or may not be removed
+        with contextlib.suppress(OSError):  # it was just finished, or may not be removed
             if not is_abandoned(path):
                 continue
             if path.is_dir() and not path.is_symlink():
@@ -55,9 +53,9 @@ def remove_abandoned(folder: Path) -> None:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Whether this is an unfinished file or folder, and its process is gone. Raises OSError where it has vanished."""
+    """Whether this is an unfinished file or folder of a process that has ended. Raises OSError if it vanished."""
     found = PARTIAL.fullmatch(path.name)
-    if found is None or (path / "old").is_dir():  # models that a former version put aside: installing brings them back
+    if found is None or (path / "old").is_dir():  # models an earlier version put aside: installing restores them
         return False
     if found[1] == _machine():
         return not _may_run(int(found[2]), int(found[3]))
@@ -66,9 +64,9 @@ def is_abandoned(path: Path) -> bool:
 
 
 def _may_run(process: int, start: int) -> bool:
-    """Whether the process of this number is there that began then; of other users' processes that may be hidden."""
+    """Whether the process with this number and start time runs. Start times of other users may be hidden."""
     try:
-        os.kill(process, 0)  # only asks
+        os.kill(process, 0)  # sends no signal, only checks
         return _start_of(process) == start
     except (ProcessLookupError, OverflowError):
         return False
@@ -77,7 +75,7 @@ def _may_run(process: int, start: int) -> bool:
 
 
 def _start_of(process: int) -> int:
-    """When a process began, by a clock that nobody sets where there is one; 0 where it is gone."""
+    """Start time of a process, by a clock that nobody sets if there is one; 0 if the process is gone."""
     stat = Path(f"/proc/{process}/stat")
     try:
         if not stat.exists():
@@ -95,9 +93,9 @@ def _remove_once(folder: Path, process: int) -> None:
 
 @functools.cache
 def _machine() -> str:
-    """Tells this machine since its start, and this container on it: each counts its processes for itself.
+    """A short code for this machine since its start and for this container. Each container numbers its own processes.
 
-    Two machines may have one name.
+    The machine's name is not enough: two machines may share one.
     """
     space = Path("/proc/self/ns/pid")
     inside = str(space.readlink()) if space.is_symlink() else ""

@@ -1,4 +1,4 @@
-"""The four root folders: resolved once on the command line, passed down."""
+"""The root folders: found once on the command line, then passed down."""
 
 import re
 from collections.abc import Mapping
@@ -10,13 +10,12 @@ from masam_auto.core.errors import DatasetError
 DATASET_NAME = re.compile(r"Dataset(\d{3,})_(.+)")
 RAW_FOLDERS = ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
 MISNAMED = re.compile(r"(dataset|task)_?\d", re.IGNORECASE)
-"""Folders that were meant as data sets; nnU-Net v1's were called TaskXXX_Name."""
+"""Folders probably meant as data sets; nnU-Net v1 called them TaskXXX_Name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Paths:
-    """Root folders of raw data, preprocessed data, results and SAM weights; nnU-Net's preprocessed data, for its
-    folds.
+    """Root folders of raw data, preprocessed data, results and SAM weights, and nnU-Net's preprocessed data for folds.
 
     Example:
         >>> from masam_auto import Paths
@@ -53,9 +52,9 @@ def resolve_paths(given: Mapping[str, str | None], environment: Mapping[str, str
 
     Args:
         given: "raw", "preprocessed", "results", "weights" from the command line, or None.
-        environment: MASAM_RAW, MASAM_PREPROCESSED, MASAM_RESULTS, MASAM_WEIGHTS; nnUNet_raw serves as raw, and
-            nnUNet_preprocessed as the place of nnU-Net's folds.
-        working_folder: its `masam_data/` is the last resort.
+        environment: MASAM_RAW, MASAM_PREPROCESSED, MASAM_RESULTS, MASAM_WEIGHTS. nnUNet_raw is used as raw if needed,
+            and nnUNet_preprocessed is where nnU-Net's folds are.
+        working_folder: without any of these, its `masam_data/` is used.
     """
 
     def root(name: str) -> Path:
@@ -75,10 +74,10 @@ def resolve_paths(given: Mapping[str, str | None], environment: Mapping[str, str
 
 
 def find_dataset_name(identifier: str, roots: list[Path]) -> str:
-    """Full name of a data set from `1`, `001` or `Dataset001_Name`, looked up in the root folders.
+    """Full name of a data set from `1`, `001` or `Dataset001_Name`, searched in the root folders.
 
     Raises:
-        DatasetError: none or several fit; the message lists what is there.
+        DatasetError: no data set or several match; the message lists those found.
     """
     folders = sorted({p.name for root in roots if root.is_dir() for p in root.iterdir() if p.is_dir()})
     present = [name for name in folders if DATASET_NAME.fullmatch(name)]
@@ -96,12 +95,12 @@ def find_dataset_name(identifier: str, roots: list[Path]) -> str:
         listed += f"; not called DatasetXXX_Name, with three digits: {', '.join(misnamed)}"
     raise DatasetError(
         f"data set {identifier!r} not found in {places} (there: {listed}). Choose one that "
-        "is there, or say with `raw`, `preprocessed` or `results` where it is."
+        "is there, or give its folder with `raw`, `preprocessed` or `results`."
     )
 
 
 def is_in_raw_data(folder: Path) -> bool:
-    """Whether a folder is labelsTr of a raw data set, or another one with images or labels, or within it."""
+    """Whether a folder is inside a raw data set, or is a folder of its images or labels such as labelsTr."""
     whole = folder.resolve()
     return any(
         place.name in RAW_FOLDERS and (place.parent / "dataset.json").is_file() for place in (whole, *whole.parents)

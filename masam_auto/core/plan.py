@@ -1,4 +1,4 @@
-"""Every decision, with its reason. Made by `planning.make_plan`, edited by people, obeyed by everything else."""
+"""Every decision, with its reason. `planning.make_plan` writes it, people may edit it, everything else obeys it."""
 
 import math
 from dataclasses import dataclass, field, fields, replace
@@ -12,15 +12,15 @@ from masam_auto.core.jsonio import digest, to_plain
 from masam_auto.core.turning import STAY, UNKNOWN_AXES, Turn, is_axes_code, turn_between
 
 Range = tuple[float, float]
-# From electron microscopes (nanometres) to far beyond any scanner; outside, a number was mistyped.
+# From electron microscopes (nanometres) to far above any scanner; anything outside is a typing error.
 SPACING_LIMITS = (1e-6, 1e4)
 CANVAS_LIMITS = (16, 4096)
-# Slices, windows and updates: far beyond what any machine does in a step.
+# Slices, windows and updates: far more than any machine handles in a step.
 STEP_LIMITS = {"window": 1023, "batch_size": 1 << 14, "accumulation": 1 << 14}
 INFERENCE_LIMITS = {"slice_stride": 1023, "max_slices": 1 << 12}
 NETWORK_LIMITS = {"increment_rank": 1 << 12, "adapter_channels": 1 << 14}
 LARGEST_OVERLAP = 1 - 0.05  # of tiles: a share of 0.95 is 400 tiles for one
-# Above zero, for factors that a logarithm or a power is taken of.
+# Above zero, for factors used in a logarithm or power.
 SMALLEST_FACTOR = 1e-3
 
 
@@ -51,7 +51,7 @@ class NormalizationPlan:
     def __post_init__(self) -> None:
         check_finite("normalization", self)
         check(self.std >= 0, f"normalization.std must not be negative, got {self.std}")
-        # a channel whose foreground has one value has no deviation, and is clipped to that value
+        # a channel whose foreground has a single value has deviation 0 and is clipped to that value
         check(
             self.std > 0 or self.scheme != "ct" or self.lower == self.upper,
             f"normalization.std must be above 0 for scheme ct, got {self.std}",
@@ -133,7 +133,7 @@ class Configuration:
     order_labels: int = 1
     """Spline order for labels, each class by itself."""
     order_slices: int = 0
-    """Spline order between slices, where `separate_slices` holds."""
+    """Spline order between slices, if `separate_slices` is true."""
     window: int
     """N: how many neighbouring slices (or frames) the network sees together. Odd; 1 for single slices."""
     canvas: tuple[int, int]
@@ -150,13 +150,12 @@ class Configuration:
     axes: str | None = None
     """Where the voxel axes x, y, z of the training images point, such as `LPS` or `RAS`. Every image is turned to
     them (axes are exchanged and reversed, nothing is resampled), and its segmentation back. In a mixed data set,
-    the most frequent ones. `unknown` where no file says, `null` in plans of older releases: nothing is turned then."""
+    the most frequent ones. `unknown` if no file says; `null` in plans of older releases. Then nothing is turned."""
     training_axes: tuple[str, ...] = ()
     """All axes that the training images have. Where one differs from `axes`, preprocessed arrays depend on `axes`."""
     slices_along: str | None = None
-    """The letter of `axes` that runs across slices, if slices lie far apart (3 times the in-plane spacing) or are
-    single ones. Slices of a new image that lie within 60 degrees of it stay slices, even where another axis is
-    nearer."""
+    """The letter of `axes` across slices, if slices are far apart (3 times the in-plane spacing) or single. Slices of
+    a new image within 60 degrees of it stay slices, even if another axis is nearer."""
     sizes: tuple[StepSize, ...] = ()
     """Without a GPU: the step sizes that a budget may choose from, largest first, because a short training learns
     more from many small steps. A size that you set by hand in the fields above is never changed."""
@@ -193,7 +192,7 @@ class Configuration:
             f"{where}: axes must name three axes by where they point, like LPS or RAS, or be {UNKNOWN_AXES}, got "
             f"{self.axes}",
         )
-        check(len(self.normalization) >= 1, f"{where}: normalization needs one entry a channel")
+        check(len(self.normalization) >= 1, f"{where}: normalization needs one entry per channel")
         orders = (self.order_image, self.order_labels, self.order_slices)
         check(
             all(order in (0, 1, 3) for order in orders),
@@ -208,7 +207,7 @@ class Configuration:
         )
 
     def resized(self, size: StepSize) -> "Configuration":
-        """The same view in steps of another size."""
+        """The same configuration with steps of another size."""
         return replace(
             self,
             window=size.window,
@@ -239,7 +238,7 @@ class Configuration:
         return self.axes not in (None, UNKNOWN_AXES)
 
     def axes_of(self, grid: Geometry) -> str | None:
-        """What an image's axes are taken to be."""
+        """The axes that an image is assumed to have."""
         return grid.axes_with_slices(self.slices_along)
 
     def turn_of(self, grid: Geometry) -> Turn:
@@ -261,7 +260,7 @@ class NetworkPlan:
     weights: Literal["sam", "none"]
     """`sam`: start from a SAM checkpoint. `none`: from scratch."""
     trained: Literal["adapted", "all", "none"]
-    """What of the image encoder learns: `adapted` (increments and adapters only), `all`, or `none` (decoder only;
+    """Which parts of the image encoder learn: `adapted` (only increments and adapters), `all`, or `none` (decoder only;
     increments and adapters are not built, whatever their fields say)."""
     increment: str = "fact"
     """Low-rank change of the attention's queries and values: `fact` (factors shared by all blocks), `lora`, `none`."""
@@ -290,7 +289,7 @@ class NetworkPlan:
             check_sam_form("network.custom_encoder", self.custom_encoder)
         check(
             (self.encoder == CUSTOM) == (self.custom_encoder is not None),
-            f'network.encoder must be "{CUSTOM}" where network.custom_encoder gives sizes, and only there',
+            f'network.encoder must be "{CUSTOM}" if network.custom_encoder gives sizes, and only then',
         )
         check(
             not (self.trained == "none" and self.neck_trained),
@@ -307,12 +306,12 @@ class NetworkPlan:
 
     @property
     def as_built(self) -> "NetworkPlan":
-        """Without increments and adapters where nothing of the encoder learns: there they would stay as they start."""
+        """The plan without increments and adapters if the encoder does not learn: they would stay as they start."""
         return replace(self, increment="none", adapters="none") if self.trained == "none" else self
 
     @property
     def stands_on_sam(self) -> bool:
-        """Whether a trained model needs its SAM file again: what stays frozen is not in its checkpoints."""
+        """Whether a trained model also needs its SAM file: frozen weights are not in its checkpoints."""
         return self.weights == "sam" and self.trained != "all"
 
 
@@ -387,7 +386,7 @@ class TrainingPlan:
     """How long a fold trains instead of `num_epochs`: `2h`, `30min`, `1000cpus`, `500steps`, `20epochs`."""
     patience: int = 0
     """End the training after this many epochs without a better smoothed Dice on the validation windows; 0: never.
-    The schedule of the learning rate knows nothing of it."""
+    The learning rate schedule does not depend on it."""
     optimizer: str = "adamw"
     """A name in `training.optimizer.OPTIMIZERS`: `adamw` (the reference code's), or `muon` (matrices by Muon, the rest
     by AdamW), which learned faster from scratch."""
@@ -412,7 +411,7 @@ class TrainingPlan:
     weight_average: float = 0.999
     """Decay of the moving average of the weights, which is what is validated and saved; 0 switches it off."""
     precision: Literal["bf16", "float32"] = "bf16"
-    """`bf16` where the device computes in it, or `float32`."""
+    """`bf16` (if the device supports it) or `float32`."""
     activation_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
     box_dropout: float = 0.5
@@ -510,7 +509,7 @@ class Plan:
     inference: InferencePlan
     """How a volume is predicted."""
     speed: Speed | None = None
-    """Speed of the machine without a GPU that the plan was made for; `null` with a GPU, or where nobody measured."""
+    """Speed of the machine without a GPU that the plan was made for; `null` with a GPU, or if not measured."""
     reasons: dict[str, str] = field(default_factory=dict)
     """One sentence per decision, with the numbers behind it, by field (`axis0.window`, `network.encoder`). Fields
     you change say that they were set by hand."""

@@ -1,9 +1,8 @@
-"""What others add: entry points of installed packages, and plug-in files that the user names.
+"""Plug-ins: entry points of installed packages, and plug-in files that the user names.
 
-Each kind of thing that can be named (a loss, a reader, ...) has a dict in the module that owns it, such as `LOSSES`. A
-package adds to it with an entry point of the group "masam_auto.losses", a plug-in file with a dict `LOSSES` of its own.
-Nothing of a package is imported before one of its names is asked for, so that a broken package harms only those who use
-it.
+Each kind of thing with a name (a loss, a reader, ...) has a dict in the module that owns it, such as `LOSSES`. Packages
+add to it with an entry point of the group "masam_auto.losses", a plug-in file with its own dict `LOSSES`. A package is
+imported only when one of its names is needed, so a broken package affects only those who use it.
 """
 
 import functools
@@ -28,37 +27,37 @@ KINDS = (
     "readers", "schedules",
 )  # fmt: skip
 VARIABLE = "MASAM_PLUGINS"
-"""Environment variable with the plug-in files, separated as in PATH: processes that are started know them from it."""
+"""Environment variable with the plug-in files, separated as in PATH. Child processes read them from it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Added:
-    """An entry of a plug-in: what the plug-in is called, and what gives the entry."""
+    """An entry of a plug-in: the plug-in's name, and what loads the entry."""
 
     origin: str
     load: Callable[[], Any]
 
 
 def find_entry(kind: str, name: str, own: Mapping[str, T], *, field: str, form: type | None = None) -> T:
-    """The entry of a name: ours, or that of a plug-in.
+    """Find an entry by name, ours or a plug-in's.
 
     Args:
         kind: one of `KINDS`.
-        name: what is asked for.
+        name: the requested name.
         own: our entries.
-        field: where the name stands, for messages, e.g. "training.loss".
-        form: what an entry must be an instance of; None for anything that can be called.
+        field: where the name is written, for messages, e.g. "training.loss".
+        form: the type that an entry must have; None for anything callable.
 
     Raises:
-        PlanError: unknown name (the known ones are listed), or a name that a plug-in may not take.
+        PlanError: the name is unknown (the known ones are listed), or used twice.
         MasamError: the plug-in that has the name cannot be loaded.
     """
     added = list(_added(kind, name, own))
     owners = [*(["masam_auto"] if name in own else []), *(one.origin for one in added)]
     if len(owners) > 1:
         raise PlanError(
-            f"{field}: the name {name!r} is taken twice, by {' and by '.join(owners)}. Rename it in the plug-in, or "
-            "leave the plug-in out."
+            f"{field}: the name {name!r} is used twice, by {' and by '.join(owners)}. Rename it in the plug-in, or "
+            "do not use the plug-in."
         )
     if name in own:
         return own[name]
@@ -75,7 +74,7 @@ def find_entry(kind: str, name: str, own: Mapping[str, T], *, field: str, form: 
 
 
 def known_names(kind: str, own: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of our entries and, after them, those of plug-ins; no package is imported for it."""
+    """Names of our entries, then those of plug-ins. No package is imported for this."""
     return tuple(dict.fromkeys([*own, *added_names(kind)]))
 
 
@@ -87,16 +86,15 @@ def added_names(kind: str) -> tuple[str, ...]:
 
 
 def use_plugins(*files: Path | str) -> None:
-    """Use plug-in files, in this process and in those that it starts. The files are executed: name only those you
-    trust.
+    """Use plug-in files, in this process and its child processes. The files are executed: name only files you trust.
 
     Example:
         >>> from masam_auto import use_plugins
-        >>> use_plugins()  # none: only those that the environment variable MASAM_PLUGINS names
+        >>> use_plugins()  # none: only those in the environment variable MASAM_PLUGINS
 
     Args:
         files: Python files with dicts such as `LOSSES = {"focal": focal}`; see documentation/extending.md. A file that
-            has changed since is executed again.
+            has changed since the last call is executed again.
 
     Raises:
         MasamError: a file is missing, fails, or has no such dict.
@@ -112,7 +110,7 @@ def use_plugins(*files: Path | str) -> None:
 
 
 def plugin_files() -> tuple[str, ...]:
-    """The plug-in files that are used."""
+    """The plug-in files in use."""
     return tuple(_modules())
 
 
@@ -120,7 +118,7 @@ _used: dict[str, tuple[bytes, ModuleType]] = {}
 
 
 def _modules() -> dict[str, ModuleType]:
-    """Modules of the plug-in files, also of those that only the environment names so far."""
+    """Modules of the plug-in files, including those only named in the environment so far."""
     if any(path not in _used for path in _from_environment()):
         use_plugins()
     return {path: module for path, (_, module) in _used.items()}
@@ -138,7 +136,7 @@ def _read(path: str) -> bytes:
 
 
 def _execute(path: str, source: bytes) -> ModuleType:
-    """Run a plug-in file as a module, which has the same name in every process: its functions may travel by it."""
+    """Run a plug-in file as a module with the same name in every process, so that its functions can be pickled."""
     name = f"masam_plugin_{Path(path).stem}_{hashlib.sha256(path.encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:
@@ -146,10 +144,10 @@ def _execute(path: str, source: bytes) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         exec(compile(source, path, "exec"), vars(module))
-    except Exception as error:  # a plug-in may raise anything; the cause stays attached
+    except Exception as error:  # a plug-in may raise anything; the cause is kept
         del sys.modules[name]
         raise MasamError(
-            f"plug-in {path} cannot be used: {_said(error, path)}. Correct it, or leave it out."
+            f"plug-in {path} cannot be used: {_said(error, path)}. Correct it, or do not use it."
         ) from error
     if not any(_entries_of_file(module, kind) for kind in KINDS):
         raise MasamError(
@@ -165,7 +163,7 @@ def _entries_of_file(module: ModuleType, kind: str) -> Mapping[str, Any]:
 
 
 def _said(error: BaseException, path: str) -> str:
-    """What an exception of a plug-in says, and the last line of the file that it passed."""
+    """The message of a plug-in's exception, with the last line of the plug-in file it went through."""
     lines, trace = [], error.__traceback__
     while trace is not None:
         lines += [trace.tb_lineno] if trace.tb_frame.f_code.co_filename == path else []
@@ -175,7 +173,7 @@ def _said(error: BaseException, path: str) -> str:
 
 
 def _added(kind: str, name: str, own: Mapping[str, Any]) -> Iterator[_Added]:
-    """What plug-ins add under a name; a file may have imported our dict, whose entries it does not add."""
+    """What plug-ins add under a name. Entries that a file only imported from our dict do not count."""
     assert kind in KINDS, kind
     for path, module in _modules().items():
         entries = _entries_of_file(module, kind)
@@ -188,8 +186,8 @@ def _added(kind: str, name: str, own: Mapping[str, Any]) -> Iterator[_Added]:
 
 @functools.cache
 def _declared() -> tuple[tuple[str, str, Any], ...]:
-    """(kind, name, entry point) of the installed packages that say so in their metadata; none of them is imported."""
-    from importlib import metadata  # takes a tenth of a second, which --help has not
+    """(kind, name, entry point) from the metadata of installed packages. None of them is imported."""
+    from importlib import metadata  # takes a tenth of a second, too long for --help
 
     found: dict[tuple[str, str, str], tuple[str, str, Any]] = {}
     for distribution in metadata.distributions():
@@ -197,7 +195,7 @@ def _declared() -> tuple[tuple[str, str, Any], ...]:
             continue
         for point in distribution.entry_points:
             kind = point.group.removeprefix(GROUP)
-            if kind in KINDS and point.group.startswith(GROUP):  # a package may be on the path twice
+            if kind in KINDS and point.group.startswith(GROUP):  # a package may appear twice on the path
                 found.setdefault((kind, point.name, point.value), (kind, point.name, point))
     return tuple(found.values())
 
@@ -210,7 +208,7 @@ def _package(point: Any) -> str:
 def _load(point: Any) -> Any:
     try:
         return point.load()
-    except Exception as error:  # a package may raise anything; the cause stays attached
+    except Exception as error:  # a package may raise anything; the cause is kept
         raise MasamError(
             f"{_package(point)} has {point.group.removeprefix(GROUP)} {point.name!r}, but cannot be loaded: "
             f"{type(error).__name__}: {' '.join(str(error).split())}. Repair it, or remove it."

@@ -1,4 +1,4 @@
-"""What is done to a segmentation after the network: which connected components of it are taken out."""
+"""Postprocessing of a segmentation: which of its connected components are removed."""
 
 import math
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ POSTPROCESSING_NAME = "postprocessing.json"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PostprocessingStep:
-    """One step: voxels of some label values form a mask, and some connected components of the mask become background.
+    """One step: voxels of some label values form a mask, and some connected components of it become background.
 
     `target` names the mask for readers: a class, a region, or "foreground". `values` are the label values that form it.
-    `rule` says which components stay: "keep_largest", the one of most voxels; "remove_small", those of at least
+    `rule` says which components stay: "keep_largest" the one with most voxels; "remove_small" those of at least
     `volume` cubic mm.
     """
 
@@ -45,9 +45,9 @@ class PostprocessingStep:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Postprocessing:
-    """Steps in the order in which they are done; none leaves segmentations as they are.
+    """Steps in the order to apply them. Without steps, segmentations stay unchanged.
 
-    `each_slice`: slices are looked at one by one, as the frames of a video are, whose files stand alone.
+    `each_slice`: process slices one by one, as for videos, whose frames are separate files.
     """
 
     version: int = 1
@@ -59,10 +59,10 @@ class Postprocessing:
 
 
 def read_postprocessing(path: Path) -> Postprocessing:
-    """Read postprocessing.json. Raises PlanError where it is missing, damaged or of a newer version."""
+    """Read postprocessing.json. Raises PlanError if it is missing, damaged or of a newer version."""
     plain = read_plain(path, what="postprocessing")
     if not isinstance(plain, dict) or "steps" not in plain:
         raise PlanError(
-            f"{path} is no postprocessing.json: it has no steps. masam_find_best_configuration writes them."
+            f"{path} is not a postprocessing.json: it has no steps. masam_find_best_configuration writes them."
         )
     return read_json(path, Postprocessing, what="postprocessing")

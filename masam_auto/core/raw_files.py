@@ -1,7 +1,7 @@
-"""Whether raw files are still those that something was made from.
+"""Check whether raw files are still the ones that something was made from.
 
-A file's date says nothing about that: corrected files often keep an older one (rsync, unzip, a restored backup). So
-size and date must be *equal*; where only the date differs, the content decides.
+A file's date does not show a change: corrected files often keep an older date (rsync, unzip, a restored backup). So
+size and date must be *equal*. If only the date differs, the content is compared.
 """
 
 import functools
@@ -26,10 +26,10 @@ class RawFile:
 
 
 def note_files(files: Sequence[Path]) -> tuple[RawFile, ...]:
-    """Note the present state of files, before they are read. Folders (DICOM series) are noted by the files in them.
+    """Record the state of files before they are read. For folders (DICOM series), record the files in them.
 
     Raises:
-        ImageError: a file is gone or cannot be read.
+        ImageError: a file is missing or cannot be read.
     """
     try:
         return tuple(_noted(file) for file in _single(files))
@@ -38,7 +38,7 @@ def note_files(files: Sequence[Path]) -> tuple[RawFile, ...]:
 
 
 def are_unchanged(noted: Sequence[RawFile], files: Sequence[Path]) -> bool:
-    """Whether files are as they were noted: the same names in the same order, sizes, and dates or else contents."""
+    """Whether files are as recorded: same names in the same order, same sizes, and same dates or contents."""
     try:
         single = _single(files)
         return len(noted) == len(single) and all(_is_same(*pair) for pair in zip(noted, single, strict=True))
@@ -47,7 +47,7 @@ def are_unchanged(noted: Sequence[RawFile], files: Sequence[Path]) -> bool:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal digits; a file that did not change is read once in a process."""
+    """SHA-256 of a file in hexadecimal. An unchanged file is read only once per process."""
     state = path.stat()
     return _sha256_of(path.absolute(), state.st_size, state.st_mtime_ns)
 

@@ -1,4 +1,4 @@
-"""Which models a data set is predicted with: what `masam_find_best_configuration` chose, and why."""
+"""The models to predict a data set with: what `masam_find_best_configuration` chose, and why."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +8,14 @@ from masam_auto.core.jsonio import read_json
 from masam_auto.core.postprocessing import Postprocessing
 
 SELECTION_NAME = "inference_instructions.json"
-TEXT_NAME = "inference_instructions.txt"  # the same for readers
-# What a fold can be predicted with, and the folders of it. What the latest holds when a training has ended is final.
+TEXT_NAME = "inference_instructions.txt"  # the same content for readers
+# Checkpoints that a fold can be predicted with, and their folders. The latest one of an ended training is "final".
 CHECKPOINTS = {"best": "checkpoint_best", "latest": "checkpoint_latest", "final": "checkpoint_latest"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectedModel:
-    """One trained configuration below results/<data set>, and which folds and checkpoint of it ("best", ...) are
-    used."""
+    """One trained configuration below results/<data set>, with the folds and checkpoint ("best", ...) to use."""
 
     plan_name: str
     configuration: str
@@ -34,13 +33,13 @@ class SelectedModel:
 
     @property
     def folder_name(self) -> str:
-        """Of its folder below results/<data set>."""
+        """Name of its folder below results/<data set>."""
         return f"{self.plan_name}__{self.configuration}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """One model or ensemble that was looked at.
+    """One model or ensemble that was compared.
 
     `members` are folder names. `dice` is the foreground mean over the cases that all candidates have, without
     postprocessing.
@@ -54,9 +53,8 @@ class Candidate:
 class Selection:
     """inference_instructions.json: the chosen model, or the models whose probabilities are averaged.
 
-    `dice` is the cross-validated foreground mean of the choice with its postprocessing, `dice_by_class` the mean of
-    every class or region by its name, and `cases` the number of cases that they are over. `candidates` are in falling
-    order.
+    `dice` is the cross-validated foreground mean of the choice, with its postprocessing. `dice_by_class` is the mean of
+    each class or region by name, and `cases` the number of cases used. `candidates` are sorted from best to worst.
     """
 
     version: int = 1
@@ -79,5 +77,5 @@ class Selection:
 
 
 def read_selection(path: Path) -> Selection:
-    """Read inference_instructions.json. Raises PlanError where it is missing, damaged or of a newer version."""
+    """Read inference_instructions.json. Raises PlanError if it is missing, damaged or of a newer version."""
     return read_json(path, Selection, what="selection")

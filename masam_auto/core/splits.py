@@ -1,4 +1,4 @@
-"""Folds: nnU-Net's splits, which never divide a video."""
+"""Folds: nnU-Net's splits, with all frames of a video on the same side."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -24,18 +24,18 @@ class Split:
 def make_splits(
     identifiers: Sequence[str], *, patients: Mapping[str, str] | None = None, folds: int = 5, seed: int = 12345
 ) -> tuple[Split, ...]:
-    """Shuffled folds over sorted identifiers, the ones nnU-Net makes, unless a patient has several cases.
+    """Shuffled folds over sorted identifiers: nnU-Net's, unless a patient has several cases.
 
-    With fewer cases than folds there is one fold a case; a single case is validated on itself.
+    With fewer cases than folds there is one fold per case. A single case is validated on itself.
 
     Args:
         identifiers: of the cases.
-        patients: case -> patient; the patients are dealt out, and their cases stay together. Where there is one patient
-            only, the cases are dealt out.
-        folds: at most so many.
+        patients: case -> patient. Patients are split, and their cases stay together. With only one patient, the cases
+            are split.
+        folds: the largest number of folds.
         seed: of the shuffling.
 
-    Source: scikit-learn's KFold(5, shuffle=True, random_state=12345), as nnU-Net uses it; the same folds come out.
+    Source: scikit-learn's KFold(5, shuffle=True, random_state=12345), as in nnU-Net; the folds are the same.
 
     Example:
         >>> from masam_auto.core.splits import make_splits
@@ -69,9 +69,9 @@ def write_splits(path: Path, splits: Sequence[Split], cases: Sequence[Case], *, 
     Args:
         path: the file.
         splits: by case.
-        cases: that the splits name.
-        test: held-out cases or frames in imagesTs. Each fold names them as its "test", for the record: training, here
-            and in nnU-Net, reads "train" and "val" only.
+        cases: the cases that the splits name.
+        test: held-out cases or frames in imagesTs. Each fold lists them as its "test", only as a record: training, here
+            and in nnU-Net, reads only "train" and "val".
     """
     frames = {case.identifier: case.frames for case in cases}
 
@@ -86,7 +86,7 @@ def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
     """Read splits.json, or a splits_final.json of nnU-Net's.
 
     Raises:
-        PlanError: not in that form, an unknown case, a case twice or on both sides, or a video that is divided.
+        PlanError: wrong form, an unknown case, a case twice or on both sides, or a video that is split.
 
     Example:
         >>> from masam_auto.core.splits import read_splits
@@ -98,7 +98,7 @@ def read_splits(path: Path, cases: Sequence[Case]) -> tuple[Split, ...]:
 
 
 def parse_splits(plain: Any, cases: Sequence[Case], *, where: Path) -> tuple[Split, ...]:
-    """What a splits file holds; `where` is the file, for messages. Raises PlanError as `read_splits`."""
+    """Read the content of a splits file. `where` is the file, for messages. Raises PlanError like `read_splits`."""
     if not isinstance(plain, list) or not plain or not all(_is_split(fold) for fold in plain):
         raise PlanError(f'{where}: expected a list of {{"train": [...], "val": [...]}}')
     owner = {frame: case for case in cases for frame in case.frames}
@@ -122,14 +122,14 @@ def find_split(splits: Sequence[Split], fold: int | str, *, where: Path) -> Spli
 
 
 def choose_shots(classes: Mapping[str, Collection[str]], shots: int, *, seed: int) -> tuple[str, ...]:
-    """Cases for few-shot training: for each class `shots` that hold it, or all where there are fewer.
+    """Cases for few-shot training: for each class, `shots` cases that contain it, or all if there are fewer.
 
-    Classes are gone through from the rarest to the commonest, cases in an order drawn from the seed; a case that was
-    chosen for one class counts for the others that it holds, so that common classes may get more than `shots`.
+    Classes are handled from the rarest to the commonest, cases in a random order from the seed. A case chosen for one
+    class also counts for its other classes, so common classes may get more than `shots`.
 
     Args:
-        classes: case -> the classes that it holds.
-        shots: cases a class, at least 1.
+        classes: case -> the classes that it contains.
+        shots: cases per class, at least 1.
         seed: of the draw.
 
     Returns:
@@ -150,17 +150,19 @@ def _collapsed(fold: dict[str, list[str]], owner: dict[str, Case], count: int, *
     for side in ("train", "val"):
         if unknown := [name for name in fold[side] if name not in owner]:
             raise PlanError(
-                f"{where}: unknown cases in {side}: {first_few(unknown)}. Take them out, add their cases, or remove "
+                f"{where}: unknown cases in {side}: {first_few(unknown)}. Remove them, add their cases, or delete "
                 "the file to make new folds for new trainings."
             )
         if repeated := [name for name, count in Counter(fold[side]).items() if count > 1]:
-            raise PlanError(f"{where}: twice in {side}: {first_few(repeated)}. Name every case once.")
+            raise PlanError(f"{where}: twice in {side}: {first_few(repeated)}. List every case once.")
         sides[side] = tuple(dict.fromkeys(owner[name].identifier for name in fold[side]))
         if not sides[side]:
             raise PlanError(f"{where}: no cases in {side}")
     both = sorted(set(sides["train"]) & set(sides["val"]))
     if both and count > 1:
-        raise PlanError(f"{where}: in train and in val: {first_few(both)}. A case or video belongs to one side only.")
+        raise PlanError(
+            f"{where}: in train and in val: {first_few(both)}. A case or video must be in one of them only."
+        )
     return Split(train=sides["train"], val=sides["val"])
 
 

@@ -1,4 +1,4 @@
-"""summary.json: nnU-Net's schema, and beside it mIoU and the same means by site, modality or video."""
+"""summary.json: nnU-Net's schema, plus mIoU and means by site, modality or video."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,14 +24,14 @@ def summarise_cases(per_case: Sequence[Entry]) -> dict[str, Any]:
             one, all of the same classes. Not every class needs every metric.
 
     Returns:
-        "foreground_mean", "mean" by class, the two mIoU as means over cases, and "metric_per_case". What is
-        not-a-number does not count in a mean.
+        "foreground_mean", "mean" by class, both mIoU as means over cases, and "metric_per_case". Not-a-number is left
+        out of the means.
     """
     return _means(per_case) | {"metric_per_case": list(per_case)}
 
 
 def summarise_subsets(per_case: Sequence[Entry], subsets: Mapping[str, Iterable[str]]) -> dict[str, Any]:
-    """The means of `summarise_cases` for each subset that has cases, with their number as "cases".
+    """The means of `summarise_cases` for each subset that has cases, with the number of cases as "cases".
 
     Args:
         per_case: entries as above, with "reference_file".
@@ -46,11 +46,11 @@ def summarise_subsets(per_case: Sequence[Entry], subsets: Mapping[str, Iterable[
 
 
 def mean_iou(metrics: Mapping[str, Metrics], background: float | None = None) -> float:
-    """Mean IoU of the classes that the reference of one case holds; not-a-number where it holds none.
+    """Mean IoU over the classes in the reference of one case; not-a-number if it has none.
 
     Args:
         metrics: by class, with "IoU" and "n_ref".
-        background: IoU of the background, to be counted as one more class.
+        background: IoU of the background, to count it as one more class.
 
     Source: the EndoVis 2018 challenge's score of a frame (endovissub2018-roboticscenesegmentation.grand-challenge.org,
     Submission): mean IoU over the classes that are present in the frame; the score of all is the mean over frames.
@@ -60,7 +60,7 @@ def mean_iou(metrics: Mapping[str, Metrics], background: float | None = None) ->
 
 
 def mean_of_known(values: Iterable[float]) -> float:
-    """Mean of what is a number; not-a-number where nothing is."""
+    """Mean of all values that are numbers; not-a-number if none is."""
     known = [float(value) for value in values if not math.isnan(value)]
     return math.fsum(known) / len(known) if known else math.nan
 

@@ -1,8 +1,7 @@
-"""Which way the voxel axes of an image point in the patient, and the turn (a permutation and flips) to other axes.
+"""Where the voxel axes of an image point in the patient, and how to turn it (permutation and flips) to other axes.
 
-Codes such as "RAS" name the voxel axes x, y, z in this order, each by the side that it runs to: Left or Right,
-Posterior or Anterior, Superior or Inferior. Arrays are (Z, Y, X), so that the last letter is that of an array's first
-axis.
+A code such as "RAS" names the voxel axes x, y, z in this order, each by the side it points to: Left or Right, Posterior
+or Anterior, Superior or Inferior. Arrays are (Z, Y, X), so the last letter belongs to an array's first axis.
 """
 
 import itertools
@@ -16,19 +15,19 @@ Order = tuple[int, int, int]
 Ranges = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 UNKNOWN_AXES = "unknown"
-"""In place of a code: of a data set whose files do not say where their axes point."""
+"""Used instead of a code if the files of a data set do not say where their axes point."""
 
-TOWARDS, AWAY = "LPS", "RAI"  # the sides that ITK's world axes run to, and come from
+TOWARDS, AWAY = "LPS", "RAI"  # the sides that ITK's world axes point to, and away from
 STEEP = 0.5  # cosine: slices stay slices up to this angle from the model's
-TIE = 1e-3  # directions, and sums of them, that differ by less are equal: files round them
+TIE = 1e-3  # directions, and sums of them, with a smaller difference are equal: files round them
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Turn:
-    """A permutation and flips of the last three axes of an array: it moves voxels and changes none.
+    """A permutation and flips of the last three axes of an array. It moves voxels and changes no values.
 
-    `order` is that of `np.transpose`; `reversed_axes` are those of the permuted array (0, 1, 2) that then run
-    backwards.
+    `order` is as in `np.transpose`; `reversed_axes` are the axes of the permuted array (0, 1, 2) that are then
+    reversed.
     """
 
     order: Order = (0, 1, 2)
@@ -54,18 +53,18 @@ class Turn:
         )
 
     def array(self, array: np.ndarray) -> np.ndarray:
-        """View of (..., Z, Y, X): what is written to it lands in `array` where it belongs."""
+        """View of (..., Z, Y, X): values written to it land at the right place in `array`."""
         leading = array.ndim - 3
         turned = array.transpose(*range(leading), *(axis + leading for axis in self.order))
         z, y, x = (slice(None, None, -1 if axis in self.reversed_axes else 1) for axis in range(3))
         return turned[..., z, y, x]
 
     def triple(self, values: tuple) -> tuple:
-        """Sizes, spacings and the like, which have no sign."""
+        """Turn sizes, spacings and other values without a sign."""
         return tuple(values[axis] for axis in self.order)
 
     def ranges(self, ranges: Ranges, shape: tuple[int, int, int]) -> Ranges:
-        """Half-open ranges of voxels of an array of `shape` (both before the turn)."""
+        """Turn half-open voxel ranges of an array of `shape` (both before the turn)."""
         z, y, x = (
             (shape[axis] - ranges[axis][1], shape[axis] - ranges[axis][0])
             if place in self.reversed_axes
@@ -81,18 +80,17 @@ STAY = Turn()
 def nearest_axes(
     direction: tuple[float, ...], *, slices: tuple[int, int] | None = None, steepest: float = STEEP
 ) -> str:
-    """The code of the axes that a direction matrix (ITK's, see `Geometry`) lies nearest to.
+    """The code of the axes nearest to a direction matrix (ITK's, see `Geometry`).
 
-    `slices`: the voxel axis (0 x, 1 y, 2 z) across thick slices and the world axis that it is taken for, where the
-    cosine of
-    their angle is at least `steepest`: slices of the heart, say, lie between the body's planes, and must not become a
-    cut across slices where they lean a little further than others.
+    `slices`: the voxel axis (0 x, 1 y, 2 z) across thick slices, and the world axis to assign to it if the cosine of
+    their angle is at least `steepest`. Slices of the heart, for example, are between the body's planes. They must not
+    turn into cuts across slices just because they lean a little further than others.
 
-    Where two codes are equally near, as at 45 degrees, the choice depends on how the voxel axes lie in space and not on
-    their order or signs, so that all ways to store an image agree.
+    If two codes are equally near, as at 45 degrees, the choice depends on how the voxel axes lie in space, not on their
+    order or signs. So all ways to store an image give the same result.
     """
     left, _, right = np.linalg.svd(np.reshape(direction, (3, 3)))
-    columns = (left @ right).T  # the nearest axes at right angles, where those of the file are sheared
+    columns = (left @ right).T  # the nearest orthogonal axes, if those of the file are sheared
     lines = [_without_sign(column) for column in columns]
 
     def nearness(voxel_axes: tuple[int, ...]) -> float:
@@ -117,7 +115,7 @@ def nearest_axes(
 
 
 def turn_between(axes: str, target: str) -> Turn:
-    """The turn of arrays (Z, Y, X) from some axes to others, by their codes.
+    """The turn of arrays (Z, Y, X) from axes to other axes, by their codes.
 
     Example:
         >>> from masam_auto.core.turning import turn_between
@@ -138,16 +136,16 @@ def turn_between(axes: str, target: str) -> Turn:
 
 
 def is_axes_code(text: str) -> bool:
-    """Whether a text names three different axes, as "RAS" does."""
+    """Whether a text names three different axes, like "RAS"."""
     return len(text) == 3 and all(any(letter in pair for letter in text) for pair in zip(TOWARDS, AWAY, strict=True))
 
 
 def world_axis(letter: str) -> int:
-    """0, 1 or 2 for an axis between left and right, front and back, head and feet."""
+    """0, 1 or 2 for the axis left-right, front-back or head-feet."""
     return TOWARDS.index(letter) if letter in TOWARDS else AWAY.index(letter)
 
 
 def _without_sign(direction: np.ndarray) -> tuple[float, ...]:
-    """The same for a direction and its opposite, rounded."""
+    """The same rounded result for a direction and its opposite."""
     first = next(value for value in direction if abs(value) > TIE)
     return tuple(round(float(value), 3) + 0.0 for value in direction * np.sign(first))

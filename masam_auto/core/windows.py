@@ -1,4 +1,4 @@
-"""Windows of adjacent slices and in-plane tiles, and the ones that cover a volume."""
+"""Windows of adjacent slices and in-plane tiles that cover a volume."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SliceWindow:
-    """`length` adjacent slices from `start` on; beyond the volume's ends the nearest slice is repeated."""
+    """`length` adjacent slices starting at `start`. Beyond the volume's ends the nearest slice is repeated."""
 
     start: int
     length: int
@@ -23,7 +23,7 @@ class SliceWindow:
 
 
 def covering_windows(depth: int, length: int, stride: int) -> tuple[SliceWindow, ...]:
-    """Windows of `length` slices whose starts are at most `stride` apart and which cover `depth` slices.
+    """Windows of `length` slices that cover `depth` slices, with starts at most `stride` apart.
 
     A volume shorter than the window gets one window centred on it. Starts are spread evenly, so that the overlap is
     the same everywhere and the last window ends with the volume.

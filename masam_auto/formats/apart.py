@@ -1,9 +1,8 @@
-"""Files are decoded by large C and C++ libraries in a process of their own: what crashes them costs one file, not the
-command.
+"""Decode files with large C and C++ libraries in a separate process, so that a crash costs one file, not the command.
 
-ITK, GDCM and FFmpeg read what anybody may have written. Their process (`formats.decoders`) has a memory limit, and
-ends with this one. Answers are JSON and plain bytes, so that a process that was taken over is not believed more than a
-file.
+ITK, GDCM and FFmpeg read files from any source. Their process (`formats.decoders`) has a memory limit and ends with
+this one. Answers are JSON and plain bytes, so a process that a malicious file has taken over is trusted no more than
+the file itself.
 """
 
 import atexit
@@ -35,7 +34,7 @@ except ImportError:  # Windows
 
 logger = logging.getLogger(__name__)
 
-PIPE_BYTES = 1 << 20  # the most that Linux lets anybody have
+PIPE_BYTES = 1 << 20  # the maximum on Linux for ordinary users
 HEAD_LIMIT = 1 << 20  # bytes of an answer's JSON
 ENDING_SECONDS = 10.0
 FOR_THIS_ONE = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -49,9 +48,9 @@ START = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """What comes before the bytes: an array's type and shape and the rest of the image, or why there is none.
+    """The part before the bytes: an array's type and shape and the rest of the image, or the error.
 
-    `error` is the name of an exception; `said` what it said. `notes` are what is to be logged: level and text.
+    `error` is the name of an exception; `said` is its message. `notes` are log messages: level and text.
     """
 
     error: str | None = None
@@ -64,7 +63,7 @@ class Answer:
 
 
 def read_apart(decoder: str, path: Path, *arguments: Any) -> RawImage:
-    """Decode a file in another process.
+    """Decode a file in a separate process.
 
     Args:
         decoder: one of `formats.decoders.DECODERS`.
@@ -72,31 +71,31 @@ def read_apart(decoder: str, path: Path, *arguments: Any) -> RawImage:
         arguments: more for the decoder, plain data.
 
     Raises:
-        ImageError, DatasetError, MemoryError: as the decoder; also where it crashes.
-        RuntimeError: anything else that it raised.
+        ImageError, DatasetError, MemoryError: as the decoder raises; ImageError also if it crashes.
+        RuntimeError: the decoder raised something else.
     """
-    # absolute, because the other process may have been started in another folder
+    # absolute, because the process may have been started in another folder
     request = json.dumps([decoder, utf8_name(path.absolute()), *arguments]).encode() + b"\n"
     used = _used()
     if used is not None:
-        with contextlib.suppress(_Crash):  # perhaps a file before has spoilt it: this one gets a process of its own
+        with contextlib.suppress(_Crash):  # an earlier file may be the cause: try this one in a new process
             return _asked(used, request, path)
     try:
         return _asked(_start(), request, path)
     except _Crash as crash:
         raise ImageError(
             f"{path}: the library that decodes it has crashed ({crash}). "
-            + ("Memory may be wanting: use fewer workers. Or the " if str(crash) == "SIGKILL" else "The ")
-            + "file is damaged, or made to do so; replace it, or save it again with the program that made it."
+            + ("Memory may be short: use fewer workers. Or the " if str(crash) == "SIGKILL" else "The ")
+            + "file is damaged or malicious; replace it, or save it again with the program that made it."
         ) from crash
 
 
 class _Crash(Exception):
-    """A process has ended, or gives no answer of ours."""
+    """A process has ended, or its answer is not valid."""
 
 
 def _asked(process: "subprocess.Popen[bytes]", request: bytes, path: Path) -> RawImage:
-    """What a process answers. It is used again only where it has said all of that. Raises as `read_apart`, and
+    """A process's answer. The process is used again only if the answer was complete. Raises like `read_apart`, and
     _Crash.
     """
     said_all = False
@@ -111,7 +110,7 @@ def _asked(process: "subprocess.Popen[bytes]", request: bytes, path: Path) -> Ra
         if said_all:
             with _lock:
                 _idle.append(process)
-        else:  # in the middle of an answer, whatever the reason
+        else:  # the answer was not read completely, for any reason
             _end(process)
     for level, text in answer.notes:
         logger.log(level, "%s", text)
@@ -137,7 +136,7 @@ def _answer(process: "subprocess.Popen[bytes]", request: bytes, path: Path) -> t
 
 
 def _ending(process: "subprocess.Popen[bytes]") -> str:
-    """How a process ends that has closed its output."""
+    """How a process ended that has closed its output."""
     try:
         code = process.wait(ENDING_SECONDS)
     except subprocess.TimeoutExpired:
@@ -166,7 +165,7 @@ _lock = threading.Lock()
 
 
 def _used() -> "subprocess.Popen[bytes] | None":
-    """A process that has answered before and now waits, for the thread that asks alone."""
+    """A waiting process that has answered before, for the calling thread only."""
     with _lock:
         while _idle:
             process = _idle.pop()
@@ -177,26 +176,26 @@ def _used() -> "subprocess.Popen[bytes] | None":
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Kill a process and close its pipes. What was not yet written to it is lost."""
+    """Kill a process and close its pipes. Unwritten data is lost."""
     with contextlib.suppress(OSError), process:
         process.kill()
 
 
 def _end_all() -> None:
-    """When this process ends, those that wait end with it, without a warning that they still run."""
+    """At exit, also end waiting processes. Otherwise Python warns that they still run."""
     while process := _used():
         _end(process)
 
 
 def _forget() -> None:
-    """A forked process has its parent's pipes: two that ask over one would get each other's images."""
+    """After a fork, forget the parent's processes: over a shared pipe, two askers would get each other's images."""
     global _lock
-    _lock = threading.Lock()  # another thread may have held it
+    _lock = threading.Lock()  # another thread may have held the old one
     for process in _idle:
         assert process.stdin is not None and process.stdout is not None
         process.stdin.close()
         process.stdout.close()
-        process.returncode = 0  # no child of this one
+        process.returncode = 0  # not a child of this process
     _idle.clear()
 
 
@@ -205,18 +204,18 @@ atexit.register(_end_all)
 
 
 def _start() -> "subprocess.Popen[bytes]":
-    # Signals are for this process, which closes the other one's input when it ends. -P: no module of the current
-    # folder.
+    # Only this process handles signals; it closes the other one's input when it ends. -P: import no module from the
+    # current folder.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THIS_ONE)
     try:
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", START, json.dumps([str(place) for place in sys.path])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # names no file, and what went wrong is in the answer
+            stderr=subprocess.DEVNULL,  # libraries print no file names there, and errors are in the answer
         )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    with contextlib.suppress(AttributeError, OSError):  # not everywhere, nor for who has many
+    with contextlib.suppress(AttributeError, OSError):  # not on every system, nor for users with many pipes
         fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)  # type: ignore[arg-type]
     return process

@@ -1,4 +1,4 @@
-"""Plain pictures: PNG, BMP and JPEG, grey or colour, 8 or 16 bit. They have no geometry; spacing is 1."""
+"""Plain pictures: PNG, BMP and JPEG, grey or colour, 8 or 16 bit. They have no geometry; the spacing is 1."""
 
 import contextlib
 import io
@@ -13,14 +13,14 @@ from masam_auto.core.geometry import Geometry
 from masam_auto.formats.raw_image import RawImage, check_room
 from masam_auto.formats.volumes import read_itk
 
-Image.MAX_IMAGE_PIXELS = None  # whole-slide sized pictures are data here, not an attack
+Image.MAX_IMAGE_PIXELS = None  # very large pictures, such as whole slides, are normal data here
 
 BITMAP_ENDINGS = (".png", ".bmp", ".jpg", ".jpeg")
 KINDS = ("PNG", "BMP", "JPEG")
 FORMATS = {".png": "PNG", ".bmp": "BMP"}
 ALPHA_MODES = ("LA", "La", "RGBA", "RGBa", "PA")
-ORIENTATION, LYING = 0x0112, (5, 6, 7, 8)  # the tag of EXIF and TIFF, and its values that exchange width and height
-REVERSED_AXES = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}  # of its values, after the exchange
+ORIENTATION, LYING = 0x0112, (5, 6, 7, 8)  # tag of EXIF and TIFF, and its values that swap width and height
+REVERSED_AXES = {2: (-1,), 3: (-2, -1), 4: (-2,), 6: (-1,), 7: (-2, -1), 8: (-2,)}  # by its values, after the swap
 GREY, GREY_WITH_ALPHA = 0, 4  # colour types in a PNG's header
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -77,19 +77,19 @@ def write_bitmap(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
 
 
 def _open(path: Path) -> Image.Image:
-    """A picture whose pixels are not read yet, of the kinds that are decoded here, whatever the name says.
+    """Open a picture of the kinds decoded here, by its content, not its name. Pixels are not read yet.
 
-    Left to itself, Pillow goes by content, and hands PostScript to another program.
+    Without a list of kinds, Pillow would pass PostScript files to another program.
 
     Raises:
         ImageError: another kind, or more pixels than the file can hold.
-        MemoryError: more than there is memory.
+        MemoryError: more pixels than fit in memory.
     """
     try:
         picture = Image.open(path, formats=KINDS)
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{path}: is no {', '.join(KINDS[:-1])} or {KINDS[-1]} picture. Replace it, or convert it."
+            f"{path}: is not a {', '.join(KINDS[:-1])} or {KINDS[-1]} picture. Replace it, or convert it."
         ) from error
     with contextlib.ExitStack() as stack:
         stack.enter_context(picture)
@@ -101,21 +101,22 @@ def _open(path: Path) -> Image.Image:
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """(..., Y, X) pixels as viewers show them: cameras and phones store how they were held, and masks are drawn on
-    what one sees.
+    """Turn (..., Y, X) pixels to the way viewers show them, because masks are drawn on what is seen.
+
+    Cameras and phones store how they were held.
 
     Args:
         pixels: as stored.
-        orientation: the value of the tag Orientation; unknown ones turn nothing.
+        orientation: value of the tag Orientation; unknown values turn nothing.
 
-    Source: TIFF 6.0, section 8, Orientation; EXIF has it from there.
+    Source: TIFF 6.0, section 8, Orientation; EXIF uses the same.
     """
     turned = np.swapaxes(pixels, -1, -2) if orientation in LYING else pixels
     return np.flip(turned, REVERSED_AXES.get(orientation, ()))
 
 
 def _plain(picture: Image.Image) -> Image.Image:
-    """Grey or red-green-blue (with alpha or not) from two-level, palette and print pictures."""
+    """Convert two-level, palette and print pictures to grey or red-green-blue (with or without alpha)."""
     if picture.mode == "1":
         return picture.convert("L")
     if picture.mode in ("CMYK", "YCbCr", "HSV", "LAB"):
@@ -128,20 +129,20 @@ def _plain(picture: Image.Image) -> Image.Image:
 
 
 def _stretched(path: Path) -> int:
-    """What Pillow multiplies the values of a grey PNG of 2 or 4 bits by, to fill a byte; 1 for all other pictures."""
+    """Pillow's factor on the values of a grey PNG of 2 or 4 bits, which fills a byte; 1 for all other pictures."""
     depth, kind = _png_kind(path)
     return 255 // (2**depth - 1) if depth in (2, 4) and kind == GREY else 1
 
 
 def _png_kind(path: Path) -> tuple[int, int]:
-    """Bits a sample and colour type of a PNG; (0, 0) of other files."""
+    """Bits per sample and colour type of a PNG; (0, 0) for other files."""
     with open(path, "rb") as handle:
         start = handle.read(26)
     return (start[24], start[25]) if start[:8] == PNG_SIGNATURE and len(start) == 26 else (0, 0)
 
 
 def _is_deep_png(path: Path) -> bool:
-    """Whether the file is a PNG of 16 bits a sample, which Pillow would cut to 8 when it has colours or alpha."""
+    """Whether the file is a 16-bit PNG that Pillow would cut to 8 bits because it has colours or alpha."""
     depth, kind = _png_kind(path)
     return depth == 16 and kind != GREY
 

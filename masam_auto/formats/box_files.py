@@ -1,4 +1,4 @@
-"""Files of boxes: boxes.json, 3D Slicer's ROI markup (.mrk.json), and folders of the latter."""
+"""Files of boxes: boxes.json, 3D Slicer's ROI markup (.mrk.json), and folders of such markups."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,9 @@ from masam_auto.core.geometry import Triple
 from masam_auto.core.jsonio import read_plain
 
 MARKUP_ENDING = ".mrk.json"
-LARGEST = 1e9  # millimetres or voxels; what is beyond is no position
+LARGEST = 1e9  # millimetres or voxels; larger values are not positions
 BOX_FIELDS = {"unit", "coordinates", "min", "max"}
-# From the named coordinates to LPS.
+# From each coordinate system to LPS.
 TO_LPS = {"LPS": (1.0, 1.0, 1.0), "RAS": (-1.0, -1.0, 1.0)}
 
 Boxes = dict[str, tuple[GivenBox, ...]]
@@ -26,14 +26,14 @@ def read_boxes(path: Path, identifiers: Sequence[str]) -> Boxes:
 
     Args:
         path: a boxes.json (case -> box or list of boxes), one ROI markup of 3D Slicer, or a folder of ID.mrk.json
-            files. A single markup belongs to the case of its name, or to the only case there is.
-        identifiers: the cases that boxes may be for.
+            files. A single markup belongs to the case with its name, or to the only case.
+        identifiers: the cases that may have boxes.
 
     Returns:
         The boxes of each case that has any.
 
     Raises:
-        DatasetError: no such file, damaged JSON, an unknown case, or a box that makes no sense; one line.
+        DatasetError: no such file, damaged JSON, an unknown case, or an impossible box; one line.
 
     Example:
         >>> from masam_auto.core.jsonio import write_json
@@ -56,7 +56,7 @@ def read_boxes(path: Path, identifiers: Sequence[str]) -> Boxes:
             boxes = _read_table(content, path)
     if unknown := sorted(set(boxes) - set(identifiers)):
         raise DatasetError(
-            f"{path}: boxes for {first_few(unknown)}, but there is no such image. The cases are "
+            f"{path}: boxes for {first_few(unknown)}, but there are no such images. The cases are "
             f"{first_few(identifiers)}; name boxes after them."
         )
     return boxes
@@ -82,7 +82,7 @@ def _read_table(content: Any, path: Path) -> Boxes:
     boxes = {}
     for case, given in content.items():
         if visible(case) != case:
-            raise DatasetError(f"{path}: {case!a} names no case. Name boxes after the images.")
+            raise DatasetError(f"{path}: {case!a} is not a case name. Name boxes after the images.")
         entries = given if isinstance(given, list) else [given]
         boxes[case] = tuple(
             _parse_box(entry, f"{path}: case {case}" + (f", box {number}" if len(entries) > 1 else ""))
@@ -117,8 +117,8 @@ def _parse_box(entry: Any, where: str) -> GivenBox:
 def _read_markup(content: Any, path: Path) -> tuple[GivenBox, ...]:
     """ROIs of a markup file.
 
-    Source: 3D Slicer's markups schema: `orientation` is a matrix by rows whose columns are the ROI's axes; files
-    without `center` have it as their only control point.
+    Source: 3D Slicer's markups schema: `orientation` is a matrix by rows whose columns are the ROI's axes. In files
+    without `center`, the only control point is the centre.
     """
     markups = content.get("markups") if isinstance(content, dict) else None
     if not isinstance(markups, list) or not all(isinstance(markup, dict) for markup in markups):
@@ -126,7 +126,7 @@ def _read_markup(content: Any, path: Path) -> tuple[GivenBox, ...]:
     rois = [markup for markup in markups if markup.get("type") == "ROI"]
     if not rois:
         kinds = ", ".join(sorted({str(markup.get("type")) for markup in markups})) or "nothing"
-        raise DatasetError(f"{path}: holds no ROI, but {kinds}. Draw a box with 3D Slicer's Markups > ROI.")
+        raise DatasetError(f"{path}: has no ROI, but {kinds}. Draw a box with 3D Slicer's Markups > ROI.")
     return tuple(_parse_roi(roi, f"{path}: ROI {roi.get('name', number)}") for number, roi in enumerate(rois, 1))
 
 

@@ -1,4 +1,4 @@
-"""The process that decodes files for `formats.apart`: one at a time, until its input ends."""
+"""The process that decodes files for `formats.apart`, one at a time, until its input closes."""
 
 import contextlib
 import logging
@@ -32,12 +32,12 @@ DECODERS: dict[str, Callable[..., RawImage]] = {
     "gdcm": decode_pixels,
     "video": decode_video,
 }
-MEMORY_SHARE = 0.9  # of what is free
-NOTES_LIMIT, TEXT_LIMIT = 20, 5000  # together less than apart.HEAD_LIMIT, whatever a library says
+MEMORY_SHARE = 0.9  # of the free memory
+NOTES_LIMIT, TEXT_LIMIT = 20, 5000  # together less than apart.HEAD_LIMIT, for any library output
 
 
 class _Notes(logging.Handler):
-    """Keeps what is to be said by the process that asked."""
+    """Keeps log messages for the process that asked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def _answer(out: IO[bytes], decoder: str, path: Path, arguments: list[Any]) -> N
             dtype=array.dtype.str, shape=array.shape, geometry=image.geometry, is_series=image.is_series,
             notes=tuple(notes.kept),
         )  # fmt: skip
-    except Exception as error:  # all of it is for the process that asked
+    except Exception as error:  # all errors are sent to the process that asked
         answer = Answer(error=type(error).__name__, said=_sendable(str(error)), notes=tuple(notes.kept))
     own.removeHandler(notes)
     head = msgspec.json.encode(answer)
@@ -82,15 +82,15 @@ def _answer(out: IO[bytes], decoder: str, path: Path, arguments: list[Any]) -> N
 
 
 def _sendable(text: str) -> str:
-    """A text as it can be sent: of some length, and without halves of characters."""
+    """A text that can be sent: limited in length, and without half characters."""
     return text[:TEXT_LIMIT].encode(errors="backslashreplace").decode()
 
 
 def _limit_memory() -> None:
-    """What the file asks for beyond the free memory is a MemoryError here, and not the end of another process."""
+    """If the file needs more than the free memory, raise MemoryError here instead of killing another process."""
     room = int(psutil.Process().memory_info().vms + MEMORY_SHARE * free_memory())
     if resource is None:
         return
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    with contextlib.suppress(ValueError, OSError):  # not everywhere can it be limited
+    with contextlib.suppress(ValueError, OSError):  # not all systems support the limit
         resource.setrlimit(resource.RLIMIT_AS, (room if hard == resource.RLIM_INFINITY else min(room, hard), hard))

@@ -1,7 +1,7 @@
 """A DICOM series as an array with its geometry.
 
-pydicom (an optional library) reads the tags, SimpleITK (GDCM) the pixels, so that every compression GDCM knows is
-read. The grid is computed from the slices' own positions, not from their number, thickness or file names.
+pydicom (an optional library) reads the tags, SimpleITK (GDCM) the pixels, so every compression that GDCM knows works.
+The grid is computed from the slices' own positions, not from their number, thickness or file names.
 """
 
 import contextlib
@@ -30,22 +30,22 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PREAMBLE, MAGIC = 128, b"DICM"
-# What a file without a preamble may begin with: a group's length, a character set, an image type, a SOP class.
+# Possible first tags of a file without a preamble: a group's length, a character set, an image type, a SOP class.
 FIRST_TAGS = tuple(
     bytes((group, 0, element, 0)) for group, element in ((2, 0), (2, 2), (8, 0), (8, 5), (8, 8), (8, 0x16))
 )
 FARTHEST = 1e6  # millimetres
 SAME_DIRECTION = 1e-3
-"""Difference of direction cosines; scanners write them with six digits."""
+"""Difference of direction cosines; scanners write six digits."""
 
 EVEN_STEP = 0.05
-"""Slice distances may differ by this part of the usual one."""
+"""Slice distances may differ by this share of the usual one."""
 
 OFF_LINE = 0.5
-"""Slices may lie this part of a pixel beside the line from the first to the last."""
+"""Slices may be off the line from the first to the last by this share of a pixel."""
 
 TILT_COSINE = 1 - 1e-6
-"""Slices stacked within 0.08 degrees of their normal count as upright."""
+"""Slices within 0.08 degrees of their normal count as not tilted."""
 
 GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 SHOWN_TAGS = (
@@ -65,10 +65,10 @@ SLICE_TAGS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slice:
-    """One slice: its file, the frame in it, and its place.
+    """One slice: its file, its frame in the file, and its position.
 
-    `position` (x, y, z) of the first pixel's middle and `rows_along`, `columns_along` are in LPS mm as in the file;
-    `spacing` is between rows, then between columns; `depth` is the distance to the next slice that the file speaks of.
+    `position` (x, y, z) is the centre of the first pixel; it, `rows_along` and `columns_along` are in LPS mm as in the
+    file. `spacing` is between rows, then between columns. `depth` is the distance to the next slice given in the file.
     """
 
     file: Path
@@ -82,9 +82,7 @@ class Slice:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file starts as DICOM files do, whatever its name; old ones lack the preamble and begin with their
-    tags.
-    """
+    """Whether a file starts like DICOM, under any name. Old files have no preamble and begin with their tags."""
     try:
         with open(path, "rb") as handle:
             start = handle.read(1024)
@@ -94,7 +92,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def _starts_with_tags(start: bytes) -> bool:
-    """Whether bytes are a first tag of group 2 or 8, of a length after which another tag of these groups comes."""
+    """Whether bytes start with a tag of group 2 or 8 and a length that leads to another tag of these groups."""
     if start[:4] not in FIRST_TAGS:
         return False
     explicit = start[4:6].isalpha() and start[4:6].isupper()
@@ -109,10 +107,10 @@ def read_series(files: Sequence[Path]) -> RawImage:
         files: all slices, in any order.
 
     Returns:
-        float32 (1, Z, Y, X) with rescale slope and intercept applied; Z ascends along the slices' normal, as with ITK.
+        float32 (1, Z, Y, X), rescale slope and intercept applied. Z ascends along the slices' normal, as in ITK.
 
     Raises:
-        ImageError: as `read_slices`; also pixels that are damaged or in an unknown compression.
+        ImageError: as `read_slices`; also for damaged pixels or an unknown compression.
         DatasetError: pydicom is not installed.
     """
     slices = read_slices(files)
@@ -129,7 +127,7 @@ def read_series(files: Sequence[Path]) -> RawImage:
         if pixels.shape != (len(pairs), *geometry.shape[1:]):
             raise ImageError(
                 f"{file}: has {len(pairs)} slices of {geometry.shape[1:]} pixels by its header, but {pixels.shape} are "
-                "there. Export it again."
+                "in the data. Export it again."
             )
         for index, frame in pairs:
             array[0, index] = pixels[frame]
@@ -137,7 +135,7 @@ def read_series(files: Sequence[Path]) -> RawImage:
 
 
 def read_series_geometry(files: Sequence[Path]) -> Geometry:
-    """The grid of a series; reads only the headers. Raises as `read_slices`."""
+    """The grid of a series; reads only the headers. Raises like `read_slices`."""
     return _stack_geometry(read_slices(files))
 
 
@@ -145,8 +143,8 @@ def read_slices(files: Sequence[Path]) -> list[Slice]:
     """Slices of a series, ascending along their normal.
 
     Raises:
-        ImageError: slices of different size, spacing or direction, two at one place, some missing, unevenly spaced or
-            shifted against each other, or a tag is missing.
+        ImageError: slices differ in size, spacing or direction, two are at one place, some are missing, unevenly spaced
+            or shifted against each other, or a tag is missing.
         DatasetError: pydicom is not installed.
     """
     slices = [one for file in files for one in slices_of(file)]
@@ -160,7 +158,7 @@ def read_slices(files: Sequence[Path]) -> list[Slice]:
 
 
 def read_tags(file: Path, names: Sequence[str] | None = None) -> "Dataset":
-    """Some tags (all but the pixels where None) of a DICOM file.
+    """Read some tags of a DICOM file, or, with None, all but the pixels.
 
     Raises:
         DatasetError: pydicom is not installed.
@@ -176,26 +174,26 @@ def read_tags(file: Path, names: Sequence[str] | None = None) -> "Dataset":
         wanted = None if names is None else list(names)
         return pydicom.dcmread(
             file, stop_before_pixels=True, specific_tags=wanted, force=True
-        )  # without a preamble too
+        )  # also without a preamble
 
 
 @contextlib.contextmanager
 def telling_damage(file: Path) -> Iterator[None]:
-    """Turn what pydicom raises into an ImageError that names the file.
+    """Turn errors of pydicom into an ImageError that names the file.
 
-    It raises almost anything at a damaged file, also later, since it converts a value when it is asked for it.
+    For damaged files it raises almost anything, also later, because it converts values only when they are used.
     """
     try:
         yield
     except (MasamError, MemoryError):
         raise
-    except Exception as error:  # the cause stays attached
+    except Exception as error:  # the cause is kept
         cause = " ".join(str(error).split())[:200]
         raise ImageError(f"{file}: this DICOM file is damaged ({cause}). Copy or export it again.") from error
 
 
 def frame_groups(tags: "Dataset") -> Iterator[tuple["Dataset", ...]]:
-    """Where to look for the tags of each frame: its own and the shared groups, or, in an ordinary file, the file."""
+    """Where to look for each frame's tags: its own and the shared groups or, in an ordinary file, the file."""
     if "PerFrameFunctionalGroupsSequence" not in tags:
         if int(tags.get("NumberOfFrames") or 1) == 1:
             yield (tags,)
@@ -206,7 +204,7 @@ def frame_groups(tags: "Dataset") -> Iterator[tuple["Dataset", ...]]:
 
 
 def from_groups(groups: "Sequence[Dataset]", sequence: str, name: str) -> Any:
-    """A tag's value from the first group that has it; None where none has."""
+    """A tag's value from the first group that has it; None if none has it."""
     for group in groups:
         items = group.get(sequence)
         holder = items[0] if items else group
@@ -216,15 +214,13 @@ def from_groups(groups: "Sequence[Dataset]", sequence: str, name: str) -> Any:
 
 
 def slices_of(file: Path) -> list[Slice]:
-    """The slices of one file, in the order of its frames. Raises as `read_tags`, and ImageError where a tag is
-    missing.
-    """
+    """The slices of one file, in frame order. Raises like `read_tags`, and ImageError if a tag is missing."""
     tags = read_tags(file, SLICE_TAGS)
     with telling_damage(file):
         slices = list(_slices_in(file, tags))
     if not slices:
         raise ImageError(
-            f"{file}: has no place in space for each of its frames. Export it again, or convert it to .nii.gz."
+            f"{file}: does not give the position of each frame. Export it again, or convert it to .nii.gz."
         )
     return slices
 
@@ -262,22 +258,21 @@ def _numbers(file: Path, groups: "Sequence[Dataset]", sequence: str, name: str, 
     found = from_groups(groups, sequence, name)
     if found is None or len(found) != count:
         raise ImageError(
-            f"{file}: has no {name}, so its place in space is unknown: it is damaged or no slice. Export it again."
+            f"{file}: has no {name}, so its place in space is unknown: it is damaged or not a slice. Export it again."
         )
     numbers = np.asarray(found, dtype=np.float64)
     if np.abs(numbers).max() > FARTHEST or not np.isfinite(numbers).all():
-        raise ImageError(f"{file}: {name} is {numbers.tolist()}, which is no place in space. Export it again.")
+        raise ImageError(f"{file}: {name} is {numbers.tolist()}, which is not a valid place. Export it again.")
     return numbers
 
 
 def _orthonormal(file: Path, direction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors along the rows and along the columns; rounding in the file is taken out."""
+    """Unit vectors along rows and columns, with the file's rounding removed."""
     along, down = direction[:3], direction[3:]
     lengths = np.linalg.norm(along), np.linalg.norm(down)
     if max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(along @ down)) > 10 * SAME_DIRECTION:
         raise ImageError(
-            f"{file}: ImageOrientationPatient {direction.tolist()} is not two unit vectors at right angles. Export it "
-            "again."
+            f"{file}: ImageOrientationPatient {direction.tolist()} is not two orthogonal unit vectors. Export it again."
         )
     along = along / lengths[0]
     down = down - along * (along @ down)
@@ -285,19 +280,19 @@ def _orthonormal(file: Path, direction: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def check_alike(first: Slice, other: Slice) -> None:
-    """Raise ImageError where two slices differ in size, direction or spacing."""
+    """Raise ImageError if two slices differ in size, direction or spacing."""
     pairs = f"{first.file} and {other.file.name}"
     if first.shape != other.shape:
         raise ImageError(f"{pairs} differ in size: {first.shape} and {other.shape} pixels. Keep one kind in a series.")
     turned = np.abs([first.rows_along - other.rows_along, first.columns_along - other.columns_along]).max()
     if turned > SAME_DIRECTION:
-        raise ImageError(f"{pairs} lie in different directions. Keep slices of one direction in a series.")
+        raise ImageError(f"{pairs} have different directions. Keep slices of one direction in a series.")
     if not np.allclose(first.spacing, other.spacing, rtol=1e-3):
         raise ImageError(f"{pairs} differ in pixel spacing: {first.spacing} and {other.spacing} mm. Keep one kind.")
 
 
 def _check_steps(slices: Sequence[Slice], normal: np.ndarray) -> None:
-    """Raise ImageError where slices lie twice at a place, are missing, or do not follow a straight line evenly."""
+    """Raise ImageError if two slices are at one place, or if some are missing, uneven or not on a straight line."""
     if len(slices) < 2:
         return
     positions = np.stack([one.position for one in slices])
@@ -310,7 +305,7 @@ def _check_steps(slices: Sequence[Slice], normal: np.ndarray) -> None:
         )
         if step < 0.01 * usual or step < 1e-3:
             raise ImageError(
-                f"{pair}: two slices at one place (of {len(slices)} in the series). Keep one time point, echo or "
+                f"{pair}: two slices at one place (of {len(slices)} in the series). Keep only one time point, echo or "
                 "reconstruction in a folder."
             )
         if abs(step - usual) > EVEN_STEP * usual and not rounded:
@@ -326,17 +321,17 @@ def _check_steps(slices: Sequence[Slice], normal: np.ndarray) -> None:
         worst = slices[int(sideways.max(axis=1).argmax())]
         raise ImageError(
             f"{worst.file}: is shifted by {sideways.max():.3g} mm against the line through the other slices of its "
-            "series. Take it out, or export the series again."
+            "series. Remove it, or export the series again."
         )
 
 
 def _is_rounding(positions: np.ndarray, normal: np.ndarray) -> bool:
-    """Whether (slices, 3) positions were written with one or two decimals, and lie evenly but for that."""
+    """Whether (slices, 3) positions are evenly spaced apart from rounding to one or two decimals."""
     along = positions @ normal
     off = np.abs(along - np.linspace(along[0], along[-1], len(along))).max()
     for unit in (0.1, 0.01):
         if np.allclose(positions / unit, np.rint(positions / unit), atol=1e-4):
-            # half a unit in each coordinate, and as much again in the ends of the line
+            # half a unit in each coordinate, and the same again for the ends of the line
             return bool(
                 off <= unit * np.abs(normal).sum() + 1e-6 and off < abs(along[-1] - along[0]) / (len(along) - 1) / 3
             )
@@ -344,7 +339,7 @@ def _is_rounding(positions: np.ndarray, normal: np.ndarray) -> bool:
 
 
 def _stack_geometry(slices: Sequence[Slice]) -> Geometry:
-    """The grid of slices in order. A tilted gantry shears it: the third axis runs from slice to slice."""
+    """The grid of ordered slices. A tilted gantry shears it: the third axis runs from slice to slice."""
     first, last = slices[0], slices[-1]
     normal = np.cross(first.rows_along, first.columns_along)
     way = last.position - first.position
@@ -369,7 +364,7 @@ def _stack_geometry(slices: Sequence[Slice]) -> Geometry:
 
 
 def decode_pixels(file: Path) -> RawImage:
-    """(1, frames, Y, X) as GDCM gives them, in this process; their geometry means nothing. Raises RuntimeError."""
+    """(1, frames, Y, X) from GDCM, in this process; their geometry means nothing. Raises RuntimeError."""
     array = sitk.GetArrayFromImage(sitk.ReadImage(utf8_name(file), imageIO="GDCMImageIO"))
     array = array if array.ndim == 3 else array[None]
     return RawImage(array=array[None], geometry=Geometry(shape=array.shape[:3], spacing=(1.0, 1.0, 1.0)))
@@ -387,13 +382,13 @@ def _read_pixels(file: Path) -> np.ndarray:
 
 
 def _as_stored(array: np.ndarray, tags: "Dataset") -> np.ndarray:
-    """Values as they were stored, rescaled. MONOCHROME1 says how pixels are shown, but GDCM turns their values round.
+    """Stored values, rescaled. For MONOCHROME1, which only concerns display, GDCM inverts the values; undo that.
 
-    Source: DICOM PS3.3 C.7.6.3.1.2; GDCM gives (the largest value that can be stored - stored), which is -1 - stored
-    for signed pixels.
+    Source: DICOM PS3.3 C.7.6.3.1.2. GDCM gives (the largest value that can be stored - stored); for signed pixels this
+    is -1 - stored.
     """
     given = zip(_rescaling(next(iter(frame_groups(tags)))), ("RescaleSlope", "RescaleIntercept"), strict=True)
-    # GDCM applies what stands at the top of a file of several frames, too
+    # for multi-frame files, GDCM also applies the rescaling at the top of the file
     slope, intercept = (tags.get(name) if value is None else value for value, name in given)
     slope, intercept = float(1 if slope is None else slope), float(intercept or 0)
     largest = -1 if int(tags.get("PixelRepresentation") or 0) else 2 ** int(tags.BitsStored) - 1

@@ -1,4 +1,4 @@
-"""Segmentations as DICOM SEG objects, which point to the slices that they were drawn on."""
+"""Write segmentations as DICOM SEG objects, which refer to the slices they were drawn on."""
 
 import importlib.util
 import warnings
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 DICOM_SEG = ".dcm"
-REMEDY = "Choose another form, as with `output_format=.nii.gz`."
+REMEDY = "Choose another format, for example `output_format=.nii.gz`."
 MAY_BE_EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate",
     "StudyTime",
     "ReferringPhysicianName",
 )  # fmt: skip
-"""Tags that must be there but may be empty; anonymised files often lack them altogether."""
+"""Tags that must be present but may be empty; anonymised files often lack them."""
 
 NAME_LENGTH = 64
-"""Of DICOM's value representation LO."""
+"""Longest text of DICOM's value representation LO."""
 
 SERIES_NUMBER = 900
 """High, so that viewers list the segmentation after the scanner's own series."""
 
 
 def check_can_write_seg() -> None:
-    """Raise OutputError where the optional library is missing: before hours of prediction rather than after."""
+    """Raise OutputError if the optional library is missing: before hours of prediction, not after."""
     if importlib.util.find_spec("highdicom") is None:
         raise OutputError(
-            "writing DICOM SEG needs highdicom. Install it (pip install 'masam_auto[dicom]'), or choose another form "
+            "writing DICOM SEG needs highdicom. Install it (pip install 'masam_auto[dicom]'), or choose another format "
             "with `output_format=.nii.gz`."
         )
 
@@ -47,18 +47,18 @@ def write_dicom_seg(
 ) -> None:
     """Write labels as a binary DICOM SEG, atomically: segment n is label value n.
 
-    Patient, study and frame of reference are the source's, whose instances are referenced frame by frame. Frames
-    without any segment are left out, as is usual.
+    Patient, study and frame of reference come from the source, and each frame refers to its instances. Frames without
+    any segment are left out, as is usual.
 
     Args:
         path: the file.
-        labels: (Z, Y, X) label values on the source's grid, as `read_series` gives it.
+        labels: (Z, Y, X) label values on the source's grid, as from `read_series`.
         geometry: the source's.
         files: the source's slices, in any order.
-        names: label value -> name of all classes, values from 1 without gaps.
+        names: label value -> name for all classes, values from 1 without gaps.
 
     Raises:
-        ImageError: the source lacks what a SEG needs, such as its frame of reference.
+        ImageError: the source lacks something that a SEG needs, such as its frame of reference.
         OutputError: highdicom is not installed, or the file cannot be written.
     """
     check_can_write_seg()
@@ -71,20 +71,20 @@ def write_dicom_seg(
             segmentation.save_as(temporary)
     except MasamError:
         raise
-    except (AttributeError, ValueError, TypeError, KeyError, NotImplementedError) as error:  # of the source's tags
-        raise ImageError(f"{files[0].parent}: no DICOM SEG can be made for this series ({error}). {REMEDY}") from error
+    except (AttributeError, ValueError, TypeError, KeyError, NotImplementedError) as error:  # from the source's tags
+        raise ImageError(f"{files[0].parent}: cannot make a DICOM SEG for this series ({error}). {REMEDY}") from error
 
 
 def _make_segmentation(
     labels: np.ndarray, geometry: Geometry, sources: "Sequence[Dataset]", names: Mapping[int, str]
 ) -> Any:
-    """The SEG object of labels (frames, Y, X), in the order of the sources' frames."""
-    import highdicom  # optional: extra `dicom`; seconds to import
+    """The SEG object for labels (frames, Y, X), in the order of the sources' frames."""
+    import highdicom  # optional: extra `dicom`; takes seconds to import
 
-    warnings.filterwarnings("ignore", module="highdicom")  # of the source's tags, such as names without a family name
+    warnings.filterwarnings("ignore", module="highdicom")  # about the source's tags, e.g. names without a family name
     return highdicom.seg.Segmentation(
         source_images=sources,
-        omit_empty_frames=bool(labels.any()),  # where nothing was found, empty frames say so
+        omit_empty_frames=bool(labels.any()),  # if nothing was found, empty frames show that
         pixel_array=labels.astype(np.uint8 if labels.max() <= 255 else np.uint16),
         segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[_describe(value, names[value]) for value in sorted(names)],
@@ -107,14 +107,14 @@ def _make_segmentation(
 
 
 def _file_order(slices: Sequence[Slice]) -> list[int]:
-    """Indices of slices in the order of a multi-frame file's frames; single-frame files stay in order of position."""
+    """Indices of slices in the frame order of a multi-frame file; single-frame files stay in position order."""
     if len({one.file for one in slices}) == len(slices):
         return list(range(len(slices)))
     return sorted(range(len(slices)), key=lambda index: (str(slices[index].file), slices[index].frame))
 
 
 def _completed(file: Path, geometry: Geometry) -> "Dataset":
-    """All tags of a source file, with empty ones where DICOM asks for a tag but not for its value."""
+    """All tags of a source file, plus empty ones that DICOM requires without a value."""
     tags = read_tags(file)
     with telling_damage(file):
         if not tags.get("FrameOfReferenceUID"):
@@ -128,7 +128,7 @@ def _completed(file: Path, geometry: Geometry) -> "Dataset":
 
 
 def _describe(value: int, name: str) -> Any:
-    """A segment made by a program. Its kind is given as tissue: what a class is stands in its name alone."""
+    """A segment made by a program. Its kind is "tissue"; only the name says what the class is."""
     import highdicom
     from pydicom.sr.codedict import codes
 

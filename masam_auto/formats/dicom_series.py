@@ -1,4 +1,4 @@
-"""Which DICOM series of volumes a folder holds, and what is left out of it."""
+"""Find the DICOM series of volumes in a folder, and say what was left out."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 MIN_SLICES = 3
-"""Fewer are a scout view or a picture."""
+"""Series with fewer slices are scout views or pictures."""
 
 NOT_IMAGES = ("SEG", "RTDOSE", "RTSTRUCT", "RTPLAN", "SR", "PR", "KO", "REG", "FID", "DOC", "AU", "RWV")
 DICOMDIR = "1.2.840.10008.1.3.10"
@@ -41,9 +41,9 @@ TAGS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
-    """A series of slices that can be segmented. `files` are in no particular order; `folder` holds all of them.
+    """A series of slices that can be segmented. `files` have no particular order; `folder` contains all of them.
 
-    `patient` and `frame` of reference are only compared, never written; "" where the files do not say. `images` are
+    `patient` and `frame` of reference are only compared, never written; "" if the files do not give them. `images` are
     the UIDs of its images.
     """
 
@@ -60,12 +60,12 @@ class Series:
 
     @property
     def key(self) -> str:
-        """What tells it from every other series: careless anonymisation gives several patients the same UIDs."""
+        """Distinguishes it from every other series: careless anonymisation gives several patients the same UIDs."""
         return "\n".join((self.patient, self.study, self.frame, self.uid))
 
     @property
     def study_key(self) -> str:
-        """What tells its study from every other one; itself where the files name no study."""
+        """Distinguishes its study from every other; its own key if the files name no study."""
         return f"{self.patient}\n{self.study}" if self.study else self.key
 
     def __str__(self) -> str:
@@ -77,9 +77,9 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Instance:
-    """What is needed of one file.
+    """The needed facts of one file.
 
-    `directions`: six cosines a slice, `places`: its position; `reason`: why it cannot belong to a volume.
+    `directions`: six cosines per slice; `places`: its position; `reason`: why it cannot belong to a volume.
     """
 
     file: Path
@@ -98,7 +98,7 @@ class _Instance:
 
 
 def find_dicom_files(folder: Path) -> Iterator[Path]:
-    """DICOM files in a folder and all folders below it, in the order of their names; hidden ones are left out."""
+    """DICOM files in a folder and all folders below it, sorted by name; hidden ones are left out."""
     seen = set()
     for place, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(place)) in seen:  # a link to a folder above
@@ -110,19 +110,19 @@ def find_dicom_files(folder: Path) -> Iterator[Path]:
 
 
 def find_series(files: Iterable[Path]) -> tuple[tuple[Series, ...], tuple[str, ...]]:
-    """Sort DICOM files into series, and leave out what is not a volume.
+    """Sort DICOM files into series, and leave out everything that is not a volume.
 
     Left out are objects without pixels, segmentations and dose, localizers, colour pictures, images without a direction
     in space (secondary captures, most ultrasound), series of fewer than three slices, and series of slices in several
-    directions. A series is one of its patient, study and frame of reference. Copies of the same image count once:
-    files of one UID, one place and equal pixels. A damaged file is counted to every series in its folder, so that
-    reading these fails, and no series is used of which a part may be missing.
+    directions. A series belongs to one patient, study and frame of reference. Copies of an image (same UID, place and
+    pixels) count once. A damaged file counts as part of every series in its folder, so that reading these fails. No
+    series is used if a part of it may be missing.
 
     Args:
-        files: DICOM files, as of `find_dicom_files`.
+        files: DICOM files, e.g. from `find_dicom_files`.
 
     Returns:
-        The series by folder and number, and one sentence for each thing that was left out.
+        The series by folder and number, and one sentence for each thing left out.
 
     Raises:
         DatasetError: pydicom is not installed.
@@ -142,7 +142,7 @@ def find_series(files: Iterable[Path]) -> tuple[tuple[Series, ...], tuple[str, .
     for together in instances.values():
         every = _without_copies(together)
         kept = [one for one in every if one.reason is None]
-        if kept:  # a file without pixels among images has been cut short: reading it will say so
+        if kept:  # a file without pixels among images is truncated: reading it will report this
             kept = [one for one in every if one.reason is None or not one.has_pixels]
         reason = _reason_to_leave_out(kept) if kept else every[0].reason
         series = _make_series(kept or every, () if reason else damaged)
@@ -156,9 +156,9 @@ def find_series(files: Iterable[Path]) -> tuple[tuple[Series, ...], tuple[str, .
 
 
 def name_series(series: Sequence[Series], folder: Path) -> dict[str, Series]:
-    """Names for files: of the folders below `folder`, with the series number where a folder holds several.
+    """Names for files: those of the folders below `folder`, plus the series number if a folder has several series.
 
-    Nothing in them comes from the patient's tags.
+    Nothing in the names comes from the patient's tags.
     """
     places = ["_".join(one.folder.relative_to(folder).parts) or folder.resolve().name for one in series]
     places = [re.sub(r"[^\w.-]+", "_", place).strip("._") or "series" for place in places]
@@ -175,7 +175,7 @@ def name_series(series: Sequence[Series], folder: Path) -> dict[str, Series]:
 
 
 def _without_copies(instances: Sequence[_Instance]) -> list[_Instance]:
-    """The images, each once. Two of one UID that differ in place or pixels are two images."""
+    """The images without copies. Two with the same UID but different place or pixels are two images."""
     kept: list[_Instance] = []
     known: dict[tuple[object, ...], list[_Instance]] = {}
     for one in instances:
@@ -187,12 +187,12 @@ def _without_copies(instances: Sequence[_Instance]) -> list[_Instance]:
 
 
 def _have_equal_pixels(first: Path, second: Path) -> bool:
-    """Whether two files hold the same stored pixels. Raises nothing: what cannot be compared is not a copy."""
-    import pydicom  # optional: extra `dicom`; there, since the tags were read
+    """Whether two files store the same pixels. Never raises: files that cannot be compared are not copies."""
+    import pydicom  # optional: extra `dicom`; installed, because the tags were read
 
     try:
         pixels = [pydicom.dcmread(file, force=True).get("PixelData") for file in (first, second)]
-    except Exception:  # pydicom raises almost anything at a damaged file, which reading the series will tell of
+    except Exception:  # pydicom raises almost anything for a damaged file; reading the series will report it
         return False
     return bool(pixels[0] == pixels[1])
 
@@ -205,7 +205,7 @@ def _read_instance(file: Path) -> _Instance | None:
             return None
         if not tags.get("SeriesInstanceUID"):
             raise ImageError(
-                f"{file}: this DICOM file is damaged, or has no SeriesInstanceUID (0020,000E), which says what slices "
+                f"{file}: this DICOM file is damaged, or has no SeriesInstanceUID (0020,000E), which says which slices "
                 "belong together. Export it again, or convert it to .nii.gz."
             )
         number = tags.get("SeriesNumber")
@@ -238,7 +238,7 @@ def _read_instance(file: Path) -> _Instance | None:
 
 
 def _vectors(tags: "Dataset", sequence: str, name: str) -> tuple[tuple[float, ...], ...]:
-    """A tag of several numbers for each frame that has it."""
+    """A tag of several numbers, for each frame that has it."""
     found = (from_groups(groups, sequence, name) for groups in frame_groups(tags))
     return tuple(tuple(float(value) for value in values) for values in found if values)
 
@@ -258,7 +258,7 @@ def _no_volume(
 
 
 def _reason_to_leave_out(instances: Sequence[_Instance]) -> str | None:
-    directions = np.array([direction for one in instances for direction in one.directions])  # one a slice
+    directions = np.array([direction for one in instances for direction in one.directions])  # one per slice
     if len(directions) < MIN_SLICES:
         return f"{len(directions)} slice{'s' if len(directions) > 1 else ''} only"
     if np.abs(directions - directions[0]).max() > SAME_DIRECTION:

@@ -1,8 +1,8 @@
-"""Headers of NRRD, MetaImage and GIPL files, looked at before ITK sees them.
+"""Check headers of NRRD, MetaImage and GIPL files before ITK reads them.
 
-ITK believes what they say: it fills what is missing with zeros, takes damaged voxels for good ones, opens whatever
-file they name, and some headers make it write beyond its memory. Here a header is read as text, its data must be as
-long as it says and unpack without an error, and other files are only taken by a plain name beside it.
+ITK trusts headers: it fills missing data with zeros, accepts damaged voxels, opens any file that a header names, and
+some headers make it write beyond its memory. So this module reads the header as text. The data must be as long as the
+header says and unpack without an error. Other files are accepted only by a plain name in the same folder.
 """
 
 import gzip
@@ -39,7 +39,7 @@ GIPL_HEADER, GIPL_MAGIC = 256, (719555000, 4026526128)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Data:
-    """Where the voxels lie: a file, the byte from which on, how they are packed, and how many bytes they are."""
+    """Where the voxels are: the file, the first byte, the packing, and the number of bytes."""
 
     file: Path
     start: int
@@ -48,11 +48,11 @@ class _Data:
 
 
 def check_file(path: Path) -> None:
-    """Check header and data of a NRRD, MetaImage or GIPL file; the data is unpacked once, and thrown away.
+    """Check header and data of a NRRD, MetaImage or GIPL file. The data is unpacked once and discarded.
 
     Raises:
-        ImageError: not such a file, truncated, damaged, or naming files elsewhere.
-        MemoryError: the voxels are more than there is memory.
+        ImageError: not such a file, truncated, damaged, or naming files in other folders.
+        MemoryError: the voxels do not fit in memory.
     """
     data = CHECKS[path.suffix.lower()](path)
     check_room(path, data.size, on_disk=data.file.stat().st_size)
@@ -62,12 +62,12 @@ def check_file(path: Path) -> None:
             file.seek(data.start)
             for length in _lengths(file, data):
                 there += length
-                if there > data.size + BLOCK:  # what follows was not asked for
+                if there > data.size + BLOCK:  # more than the header asks for is not needed
                     break
     except (zlib.error, EOFError, OSError) as error:
-        raise _damaged(path, f"its data does not unpack: {error}") from error
+        raise _damaged(path, f"its data cannot be unpacked: {error}") from error
     if there < data.size:
-        raise _damaged(path, f"it holds {there} of the {data.size} bytes that its header asks for")
+        raise _damaged(path, f"it has {there} of the {data.size} bytes that its header asks for")
 
 
 def _lengths(file: IO[bytes], data: _Data) -> Iterator[int]:
@@ -121,14 +121,14 @@ def _nrrd(path: Path) -> _Data:
     size = math.prod(sizes) * NRRD_TYPES[kind]
     packing = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}.get(fields.get("encoding", "").lower())
     if packing is None:
-        raise ImageError(f"{path}: its encoding is {fields.get('encoding') or 'missing'}. Save it with raw or gzip.")
+        raise ImageError(f"{path}: its encoding is {fields.get('encoding') or 'missing'}. Save it as raw or gzip.")
     skip = _whole(path, "byte skip", fields.get("byte skip", fields.get("byteskip", "0")))[0]
     if (
         any(fields.get(name, "0") != "0" for name in ("line skip", "lineskip"))
         or skip < -1
         or (skip and packing != "raw")
     ):
-        raise ImageError(f"{path}: skips lines or bytes before its data. Save it without.")
+        raise ImageError(f"{path}: skips lines or bytes before its data. Save it again without this.")
     start = file.stat().st_size - size if skip == -1 else start + skip
     return _Data(file=file, start=max(0, start), packing=packing, size=size)
 
@@ -152,7 +152,7 @@ CHECKS: dict[str, Callable[[Path], _Data]] = {
 
 
 def _fields(path: Path, last: bytes, separator: str) -> tuple[Mapping[str, str], int]:
-    """A header's lines `name SEPARATOR value` by name in lower case, and where it ends: behind the match of `last`."""
+    """Header lines `name SEPARATOR value` by lower-case name, and where the header ends: after the match of `last`."""
     with path.open("rb") as file:
         start = file.read(HEADER_LIMIT)
     match = re.search(last, start)
@@ -176,12 +176,12 @@ def _check_dimensions(path: Path, dimensions: list[int], sizes: list[int]) -> No
     if dimensions[0] not in DIMENSIONS:
         raise ImageError(f"{path}: has {dimensions[0]} axes; 2 to 4 can be read.")
     if len(sizes) != dimensions[0] or min(sizes) < 1:
-        raise _damaged(path, f"its sizes {sizes} are not those of {dimensions[0]} axes")
+        raise _damaged(path, f"its sizes {sizes} do not fit {dimensions[0]} axes")
 
 
 def _data_file(path: Path, named: str, within: str, end: int, *, detached: bool) -> tuple[Path, int]:
-    """The file with the data and where it starts there. Raises ImageError where that is not the file itself or
-    beside it.
+    """The file with the data, and where the data starts. Raises ImageError if it is neither this file nor in its
+    folder.
     """
     if named == within:
         return path, end
@@ -191,11 +191,11 @@ def _data_file(path: Path, named: str, within: str, end: int, *, detached: bool)
         or named.startswith(".")
         or named.upper().startswith("LIST")
     ):
-        beside = "a plain name of a file beside it" if detached else "its data in itself"
+        beside = "the plain name of a file in its folder" if detached else "its data in the file itself"
         raise ImageError(f"{path}: names {named[:80]!a} for its data; it must have {beside}. Save it as one file.")
     file = path.with_name(named)
     if not file.is_file():
-        raise ImageError(f"{path}: its data file {named} is missing. Put it beside it.")
+        raise ImageError(f"{path}: its data file {named} is missing. Put it in the same folder.")
     return file, 0
 
 

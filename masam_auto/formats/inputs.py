@@ -1,4 +1,4 @@
-"""Which cases a folder, or a file, given to prediction holds."""
+"""Find the cases in a folder or file given to prediction."""
 
 import logging
 import re
@@ -33,24 +33,24 @@ FRAME = re.compile(r"(.*?)[_-]?(\d+)")
 
 
 def find_inputs(source: Path, description: DatasetDescription) -> tuple[Case, ...]:
-    """Cases to predict.
+    """Find the cases to predict.
 
-    In a folder these are the images called ID_0000.ext, ID_0001.ext, ... or, where no name ends in a channel number,
-    every image is a case of one file. A single file brings its other channels along. A model of videos groups frames
-    by `sequences.json` ({"sequence": ["frame", ...]}) in the folder, else by the training data's own sequences, else
-    by the name before the last number.
+    In a folder these are the images called ID_0000.ext, ID_0001.ext, ... If no name ends in a channel number, every
+    image is a case of one file. A single file brings its other channels along. For a video model, frames are grouped by
+    `sequences.json` ({"sequence": ["frame", ...]}) in the folder, else by the training data's own sequences, else by
+    the name before the last number.
 
-    Each video file is a case. Where there are no image files, DICOM files are looked for in the folder and below it:
-    each series is a case, called after its folder; a model of several channels takes the series of the folders
-    ID_0000, ID_0001, ... together. Series that are no volumes are left out with a warning.
+    Each video file is a case. If there are no image files, DICOM files are searched in the folder and below: each
+    series is a case named after its folder. A model of several channels combines the series of the folders ID_0000,
+    ID_0001, ... Series that are not volumes are left out with a warning.
 
     Args:
-        source: a folder, an image or video file, or one file of a DICOM series. Endings other than the training data's
+        source: a folder, an image or video file, or one file of a DICOM series. Other endings than the training data's
             are accepted.
         description: of the data set that the model was trained on.
 
     Raises:
-        DatasetError: nothing there, no images, names that make no sense together, or an optional library is missing.
+        DatasetError: nothing found, no images, names that do not fit together, or an optional library is missing.
 
     Example:
         >>> from masam_auto.formats.inputs import find_inputs
@@ -81,9 +81,9 @@ def find_inputs(source: Path, description: DatasetDescription) -> tuple[Case, ..
 
 
 def _choose_ending(source: Path, preferred: str) -> str:
-    """The ending of the image files: the training data's, else the one that readable files there have.
+    """The ending of the image files: the training data's, else the one of the readable files.
 
-    `DICOM` where such files are all there is, by their content; one of `VIDEO_ENDINGS` for videos of any kind.
+    `DICOM` if the files are DICOM by content and nothing else is found; one of `VIDEO_ENDINGS` for any videos.
     """
     endings = sorted({preferred, *image_endings()}, key=lambda ending: (ending != preferred, -len(ending)))
     if is_video(source):
@@ -116,7 +116,7 @@ def _choose_ending(source: Path, preferred: str) -> str:
 
 
 def _video_cases(files: Iterable[Path], description: DatasetDescription) -> tuple[Case, ...]:
-    """A case for each video file, called after it."""
+    """One case per video file, named after it."""
     videos = [path for path in files if is_video(path) and not path.name.startswith(".")]
     if not description.is_video and description.file_ending.lower() not in BITMAP_ENDINGS:
         raise DatasetError(
@@ -131,9 +131,9 @@ def _video_cases(files: Iterable[Path], description: DatasetDescription) -> tupl
 def _dicom_cases(
     files: Iterable[Path], folder: Path, description: DatasetDescription, member: Path | None = None
 ) -> tuple[Case, ...]:
-    """A case for each series, or, where `member` is given, for the series of this file; channels are put together."""
+    """One case per series or, with `member`, only for the series of this file. Channels are combined."""
     series, left_out = find_series(files)
-    if member is not None:  # what else is beside it does not matter
+    if member is not None:  # other series in the folder do not matter
         series = tuple(one for one in series if member in one.files)
     for sentence in left_out if member is None else ():
         logger.warning("left out: %s", sentence)
@@ -165,7 +165,7 @@ def _series_by_channel(names: dict[str, Series], description: DatasetDescription
         match = CHANNEL.fullmatch(name)
         if match is None:
             raise DatasetError(
-                f"{one}: {takes}. Put the series of each into a folder of its own, called ID_0000, ID_0001, ..."
+                f"{one}: {takes}. Put the series of each channel into its own folder, called ID_0000, ID_0001, ..."
             )
         found.setdefault(match[1], {})[int(match[2])] = one
     for identifier, channels in found.items():
@@ -200,7 +200,7 @@ def _file_images(source: Path, ending: str) -> dict[str, tuple[Path, ...]]:
 def _check_channels(
     images: dict[str, tuple[Path, ...]], folder: Path, ending: str, description: DatasetDescription
 ) -> None:
-    """Channel numbers must run from 0, and there cannot be more files than channels. Fewer may be RGB pictures."""
+    """Channel numbers must run from 0, with no more files than channels. Fewer files may be RGB pictures."""
     for identifier, files in images.items():
         numbers = [int(match[2]) for file in files if (match := CHANNEL.fullmatch(file.name[: -len(ending)]))]
         expected = f"the model takes {description.num_channels} ({', '.join(description.channel_names)})"
@@ -212,7 +212,7 @@ def _check_channels(
             )
         if len(files) > description.num_channels:
             raise DatasetError(
-                f"{folder}: case {identifier} has {len(files)} channel files; {expected}. Remove the others, or, if "
+                f"{folder}: case {identifier} has {len(files)} channel files; {expected}. Remove the others or, if "
                 "these are separate images, add _0000 to every name."
             )
 
@@ -220,7 +220,7 @@ def _check_channels(
 def _find_sequences(
     folder: Path, description: DatasetDescription, identifiers: list[str]
 ) -> dict[str, tuple[str, ...]]:
-    """The folder's sequences.json, else the training data's own sequences and, for other frames, their names."""
+    """The folder's sequences.json, else the training data's own sequences or, for other frames, their names."""
     file = folder / "sequences.json"
     if file.is_file():
         try:

@@ -1,4 +1,4 @@
-"""Images and label files by file ending: into arrays with their geometry, and back."""
+"""Read and write images and label files by file ending, as arrays with their geometry."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reader:
-    """How files of one ending are read and label files of it written. `write` is None where labels would suffer."""
+    """How to read files of one ending and write label files. `write` is None if the format would alter labels."""
 
     read: Callable[[Path], RawImage]
     geometry: Callable[[Path], Geometry]
@@ -76,20 +76,20 @@ NIFTI_ENDINGS = tuple(ending for ending, reader in READERS.items() if reader is 
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file has the ending of an image that can be read, in upper or lower case."""
+    """Whether a file has the ending of a readable image, in upper or lower case."""
     return path.name.lower().endswith(image_endings())
 
 
 def read_image(path: Path, *, channels: int = 1) -> tuple[np.ndarray, Geometry]:
     """Read an image.
 
-    Values are the file's, with scale slope and intercept applied; not-a-number stays (`preprocessing.verify` reports
-    it). The array is oriented as `SimpleITK.GetArrayFromImage` gives it.
+    Values are the file's, scale slope and intercept applied. Not-a-number stays (`preprocessing.verify` reports it).
+    The array is oriented as by `SimpleITK.GetArrayFromImage`.
 
     Args:
         path: the file; its ending decides the reader.
-        channels: a 4D file is accepted if it holds just so many volumes, which become channels. Where one is expected,
-            a picture that was saved in colours, all of them grey, is the grey picture.
+        channels: a 4D file is accepted if it has exactly this many volumes, which become channels. With 1, a colour
+            picture with only grey pixels is read as grey.
 
     Returns:
         float32 (C, Z, Y, X) and its geometry. Colour pictures and vector images have several channels.
@@ -121,7 +121,7 @@ def read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
         int16 (Z, Y, X) and its geometry. Palette pictures give their indices.
 
     Raises:
-        ImageError: as `read_image`; also for colours, JPEG, and values that are not whole numbers in int16.
+        ImageError: as `read_image`; also for colours, JPEG, and values that are not whole numbers within int16.
 
     Example:
         >>> from masam_auto.formats.io import read_labels
@@ -137,14 +137,14 @@ def read_labels(path: Path) -> tuple[np.ndarray, Geometry]:
         raise volumes_error(path, raw, 1)
     if raw.array.shape[0] != 1:
         raise ImageError(
-            f"{path}: has {raw.array.shape[0]} colours or channels, but labels need one whole number a pixel. "
+            f"{path}: has {raw.array.shape[0]} colours or channels, but labels need one whole number per pixel. "
             "Convert it: one grey value for each class."
         )
     return _whole_numbers(path, raw), raw.geometry
 
 
 def label_values(labels: np.ndarray) -> list[int]:
-    """Sorted values of an int16 label array, by marking instead of sorting, which is slow for large volumes."""
+    """Sorted values of an int16 label array. Marks values instead of sorting, which is slow for large volumes."""
     seen = np.zeros(1 << 16, bool)
     seen[labels.view(np.uint16)] = True
     return sorted(np.flatnonzero(seen).astype(np.uint16).view(np.int16).tolist())
@@ -160,15 +160,14 @@ def read_case(case: Case, description: DatasetDescription) -> tuple[np.ndarray, 
 
     Args:
         case: its files: images, a DICOM series for each channel, or one video file.
-        description: says how many channels to expect.
+        description: gives the expected number of channels.
 
     Returns:
-        float32 (C, Z, Y, X) with C = `description.num_channels` and the first channel's geometry: channels at the same
-        place that are stored along other axes are turned to the first one's. A video has its
-        frames along Z, spacing 1 there.
+        float32 (C, Z, Y, X) with C = `description.num_channels`, and the first channel's geometry. Channels at the same
+        place but with other axes are turned to the first one's. A video has its frames along Z, with spacing 1.
 
     Raises:
-        ImageError: a file cannot be read, channels or frames do not lie on the same grid, or their number is wrong.
+        ImageError: a file cannot be read, channels or frames are not on the same grid, or their number is wrong.
 
     Example:
         >>> from masam_auto.formats.io import read_case
@@ -206,7 +205,7 @@ def read_case_labels(case: Case, description: DatasetDescription) -> tuple[np.nd
 
 
 def _read_series_channels(case: Case, description: DatasetDescription) -> tuple[np.ndarray, Geometry]:
-    """Read a DICOM series for each channel; scanners write true positions, so that the origins must agree as well."""
+    """Read one DICOM series per channel. Scanners write true positions, so the origins must match as well."""
     channels = [(raw.array, raw.geometry) for raw in map(read_series, case.series)]
     channels = [turned_to_place(*channel, channels[0][1]) for channel in channels]
     folders = tuple(file.parent for file in case.images[0])
@@ -220,7 +219,7 @@ def _read_series_channels(case: Case, description: DatasetDescription) -> tuple[
 
 
 def read_frame(files: tuple[Path, ...], description: DatasetDescription, name: str) -> tuple[np.ndarray, Geometry]:
-    """Read the channel files of one image. Returns and raises as `read_case`; `name` is for messages."""
+    """Read the channel files of one image. Returns and raises like `read_case`; `name` is for messages."""
     expected = description.num_channels
     read = [read_image(path, channels=expected if len(files) == 1 else 1) for path in files]
     read = [turned_to_place(*channel, read[0][1]) for channel in read]
@@ -230,13 +229,13 @@ def read_frame(files: tuple[Path, ...], description: DatasetDescription, name: s
 def _channels_together(
     files: tuple[Path, ...], read: list[tuple[np.ndarray, Geometry]], description: DatasetDescription, name: str
 ) -> tuple[np.ndarray, Geometry]:
-    """Join channels that were read from `files`; raises as `read_case`."""
+    """Join channels read from `files`; raises like `read_case`."""
     expected = description.num_channels
     for path, (_, geometry) in zip(files, read, strict=True):
         if problem := grid_difference(geometry, read[0][1]):
             raise ImageError(f"{name}: {path.name} does not lie on the grid of {files[0].name}: {problem}. {SAME_GRID}")
         if shift := geometry.difference(read[0][1]):
-            _warn_once(f"{path}: {shift} in {files[0].name}, taken as the same place. Do they overlap in a viewer?")
+            _warn_once(f"{path}: {shift} in {files[0].name}, treated as the same place. Do they overlap in a viewer?")
     found = sum(array.shape[0] for array, _ in read)
     if found != expected:
         raise ImageError(
@@ -250,15 +249,15 @@ def _channels_together(
 
 @functools.lru_cache(maxsize=1024)
 def _warn_once(text: str) -> None:
-    """A case is read for the fingerprint, for preprocessing and so on; its user hears of it once."""
+    """Warn only once: a case is read several times, for the fingerprint, for preprocessing and so on."""
     logger.warning("warning: %s", text)
 
 
 def grid_difference(expected: Geometry, found: Geometry) -> str | None:
-    """Say in words how the shape, spacing or direction of two grids differ, or None.
+    """Describe how the shape, spacing or direction of two grids differ; None if they do not.
 
-    The origin may differ, and the direction by so little that about the middle no voxel moves by more than half its
-    size.
+    The origin may differ. So may the direction, if no voxel moves by more than half its size when the centres are
+    aligned.
     """
     found = dataclasses.replace(found, origin=expected.origin)
     problem = expected.difference(found)
@@ -268,16 +267,16 @@ def grid_difference(expected: Geometry, found: Geometry) -> str | None:
 
 
 def write_labels(path: Path, labels: np.ndarray, geometry: Geometry, *, like: Path | None = None) -> None:
-    """Write a label file, atomically and compressed, in the smallest type that holds it.
+    """Write a label file, atomically and compressed, in the smallest type that fits.
 
     Args:
-        path: its ending decides the format; TIFF gets its spacing as OME metadata.
+        path: its ending decides the format. TIFF gets its spacing as OME metadata.
         labels: whole numbers (Z, Y, X), shape as `geometry`.
-        geometry: where it lies; reading the file gives it back, shear included.
-        like: the image that was labelled. Where both are NIfTI, the label file says in the same words where it lies.
+        geometry: of the labels; reading the file returns it, shear included.
+        like: the labelled image. If both are NIfTI, the label file copies its position fields exactly.
 
     Raises:
-        ImageError: unknown ending, or a format that cannot hold these labels.
+        ImageError: unknown ending, or a format that cannot store these labels.
         OutputError: the folder is not writable or the disk is full.
 
     Example:
@@ -297,32 +296,30 @@ def write_labels(path: Path, labels: np.ndarray, geometry: Geometry, *, like: Pa
     smallest = np.uint8 if low >= 0 and high <= 255 else np.uint16 if low >= 0 else np.int16
     if reader is _NIFTI and like is not None and _is_nifti_file(like):
         writer = functools.partial(volumes.write_nifti, like=like)
-    own = reader in READERS.values()  # which write atomically themselves
+    own = reader in READERS.values()  # our own writers are atomic
     with contextlib.nullcontext(Path(path)) if own else atomic_path(path) as place:
         writer(place, np.ascontiguousarray(labels, dtype=smallest), geometry)
 
 
 def _no_labels(path: Path, verb: str) -> str:
     if READERS.get(path.suffix.lower()) is _JPEG:
-        return f"JPEG alters label values when it compresses. {verb} labels as .png."
-    return (
-        f"the reader of {path.suffix} has no part for labels. {verb} them in another format, such as .nii.gz or .png."
-    )
+        return f"JPEG changes label values when it compresses. {verb} labels as .png."
+    return f"the reader of {path.suffix} cannot handle labels. {verb} them in another format, such as .nii.gz or .png."
 
 
 def _is_nifti_file(path: Path) -> bool:
-    with contextlib.suppress(OSError):  # a name that is too long
+    with contextlib.suppress(OSError):  # the name may be too long
         return path.name.lower().endswith(NIFTI_ENDINGS) and path.is_file()
     return False
 
 
 def label_ending(file_ending: str) -> str:
-    """The ending for label files of a data set: its own, or .png where its images are JPEG."""
+    """The ending for label files of a data set: its own, or .png if its images are JPEG."""
     return ".png" if file_ending.lower() in (".jpg", ".jpeg") else file_ending
 
 
 def find_reader(path: Path) -> Reader:
-    """The reader of a file, by its ending. Raises ImageError that lists the known ones."""
+    """Find the reader of a file by its ending. Raises ImageError that lists the known ones."""
     name = Path(path).name.lower()
     endings = image_endings()
     for ending in endings:
@@ -332,29 +329,29 @@ def find_reader(path: Path) -> Reader:
 
 
 def volumes_error(path: Path, raw: RawImage, expected: int) -> ImageError:
-    """What to say of a 4D file where another number of volumes is expected."""
+    """The error for a 4D file with another number of volumes than expected."""
     z, y, x = raw.geometry.shape
     count = raw.array.shape[0]
     wanted = "one volume is" if expected == 1 else f"one volume, or {expected} channels, are"
     return ImageError(
         f"{path}: is 4D, {count} volumes of {x} x {y} x {z} voxels, but {wanted} expected. "
-        "Split it into one file a channel (ID_0000, ID_0001, ...) or into one case a time point."
+        "Split it into one file per channel (ID_0000, ID_0001, ...) or into one case per time point."
     )
 
 
 def _is_grey_in_colour(raw: RawImage) -> bool:
-    """Whether a picture was saved as red, green and blue, though they are equal in every pixel."""
+    """Whether a picture is stored as red, green and blue that are equal in every pixel."""
     picture = raw.array.shape[0] == 3 and raw.geometry.dimensions == 2 and not raw.is_series
     return picture and all(np.array_equal(raw.array[0], raw.array[channel]) for channel in (1, 2))
 
 
 def _guarded(path: Path, function: Callable[[Path], T]) -> T:
-    """Call a reader; whatever a broken file makes it raise becomes one ImageError that names the file."""
+    """Call a reader and turn any error from a broken file into one ImageError that names the file."""
     path = Path(path)
     if not path.is_file():
-        raise ImageError(f"{path}: file not found. Put it there, or take the case out of the data set.")
+        raise ImageError(f"{path}: file not found. Put it there, or remove the case from the data set.")
     if not os.access(path, os.R_OK):
-        raise ImageError(f"{path}: there is no permission to read it. Change its permissions (chmod), or its owner.")
+        raise ImageError(f"{path}: no permission to read it. Change its permissions (chmod) or its owner.")
     try:
         if path.stat().st_size == 0:
             raise ImageError(f"{path}: the file is empty (0 bytes). Copy or download it again.")
@@ -365,9 +362,9 @@ def _guarded(path: Path, function: Callable[[Path], T]) -> T:
         raise ImageError(f"{path}: {error}") from error
     except MemoryError:
         raise
-    except Exception as error:  # decoders raise almost anything at a broken file; the cause stays attached
+    except Exception as error:  # decoders raise almost anything for a broken file; the cause is kept
         raise ImageError(
-            f"{path}: cannot be read ({_cause(error)}). The file is damaged or not what its ending says; replace it."
+            f"{path}: cannot be read ({_cause(error)}). The file is damaged or does not match its ending; replace it."
         ) from error
 
 
@@ -383,18 +380,18 @@ def _cause(error: Exception) -> str:
 def _whole_numbers(path: Path, raw: RawImage) -> np.ndarray:
     """int16 copy of label values.
 
-    Programs that store labels scaled (nibabel, with a slope of 1/65535 of their range) give 1.00001526 for 1: what is
-    within half a step of the scale, at least 0.001, of a whole number is that number.
+    Some programs store scaled labels (nibabel, with a slope of 1/65535 of their range), which gives 1.00001526 for 1.
+    So a value counts as a whole number if it differs by at most half a step of the scale, or 0.001 if that is more.
 
     Raises:
-        ImageError: fractions, not-a-number and what int16 cannot hold.
+        ImageError: fractions, not-a-number, and values outside int16.
     """
     array = raw.array[0]
     if array.dtype.kind == "f":
         whole = np.rint(array)
         with np.errstate(invalid="ignore"):
-            odd = ~(np.abs(array - whole) <= max(LABEL_TOLERANCE, raw.step / 2))  # true for not-a-number
-        odd &= np.isfinite(array) | np.isnan(array)  # infinity is caught by the range below
+            odd = ~(np.abs(array - whole) <= max(LABEL_TOLERANCE, raw.step / 2))  # also true for not-a-number
+        odd &= np.isfinite(array) | np.isnan(array)  # the range check below catches infinity
         if odd.any():
             raise ImageError(
                 f"{path}: labels must be whole numbers, but there is {array[odd].flat[0]!s}. "
@@ -404,12 +401,12 @@ def _whole_numbers(path: Path, raw: RawImage) -> np.ndarray:
     low, high = (array.min(), array.max()) if array.size else (0, 0)
     limits = np.iinfo(np.int16)
     if low < limits.min or high > limits.max:
-        raise ImageError(f"{path}: labels must lie within 0 and {limits.max}, but reach from {low:g} to {high:g}.")
+        raise ImageError(f"{path}: labels must be within 0 and {limits.max}, but range from {low:g} to {high:g}.")
     return np.ascontiguousarray(array, dtype=np.int16)
 
 
 def _stacked(case: Case, frames: list[np.ndarray], *, axis: int) -> np.ndarray:
-    """Join the frames of a video along Z. Raises ImageError when they differ in shape or are volumes."""
+    """Join the frames of a video along Z. Raises ImageError if they differ in shape or are volumes."""
     for name, frame in zip(case.frames, frames, strict=True):
         if frame.shape[axis] != 1:
             raise ImageError(
@@ -418,7 +415,7 @@ def _stacked(case: Case, frames: list[np.ndarray], *, axis: int) -> np.ndarray:
         if frame.shape != frames[0].shape:
             raise ImageError(
                 f"{case.identifier}: frame {name} is {frame.shape[-2]} x {frame.shape[-1]} pixels, but the first frame "
-                f"is {frames[0].shape[-2]} x {frames[0].shape[-1]}. All frames of a sequence must be of one size."
+                f"is {frames[0].shape[-2]} x {frames[0].shape[-1]}. All frames of a sequence must have the same size."
             )
     return np.concatenate(frames, axis=axis)
 

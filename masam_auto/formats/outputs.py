@@ -1,4 +1,4 @@
-"""Where a segmentation goes: file endings, names, and the writing of one case."""
+"""Output of segmentations: file endings, names, and writing one case."""
 
 import contextlib
 import re
@@ -19,25 +19,25 @@ from masam_auto.formats.io import READERS, label_ending, read_geometry, write_la
 from masam_auto.formats.videos import is_video, write_overlay
 
 OUTPUT_FORMATS = (*(ending for ending, reader in READERS.items() if reader.write is not None), DICOM_SEG)
-"""What a user may ask for, and the endings of plug-ins that write; DICOM SEG only for DICOM images."""
+"""Formats that a user may choose, plus the endings of plug-ins that write. DICOM SEG only for DICOM images."""
 
 MASK = re.compile(r"frame\d{6,}\..+")
 
 
 def choose_endings(cases: Sequence[Case], description: DatasetDescription, chosen: str | None) -> dict[str, str]:
-    """The ending of the files that each case's segmentation is written to.
+    """Choose the file ending for each case's segmentation.
 
     Args:
-        cases: to be predicted.
+        cases: the cases to predict.
         description: of the data set that the model was trained on; its own ending is used for image files.
-        chosen: one of `OUTPUT_FORMATS` for all cases; None for DICOM SEG where the case is DICOM, and PNG for the
-            frames of video files.
+        chosen: one of `OUTPUT_FORMATS` for all cases; None for DICOM SEG for DICOM cases, and PNG for the frames of
+            video files.
 
     Returns:
         Case identifier -> ending.
 
     Raises:
-        OutputError: an unknown ending, DICOM SEG for images of another kind, or its optional library is missing.
+        OutputError: an unknown ending, DICOM SEG for other images, or its optional library is missing.
     """
     known = (*OUTPUT_FORMATS, *added_names("readers"))
     if chosen is not None and chosen not in known:
@@ -46,8 +46,8 @@ def choose_endings(cases: Sequence[Case], description: DatasetDescription, chose
     other = [case.identifier for case in cases if endings[case.identifier] == DICOM_SEG and not case.series]
     if other:
         raise OutputError(
-            f"`output_format={DICOM_SEG}`: DICOM SEG is written for DICOM images only, and {other[0]} is none. "
-            "Choose another form, such as .nii.gz."
+            f"`output_format={DICOM_SEG}`: DICOM SEG is only written for DICOM images, and {other[0]} is not one. "
+            "Choose another format, such as .nii.gz."
         )
     if DICOM_SEG in endings.values():
         check_can_write_seg()
@@ -55,7 +55,7 @@ def choose_endings(cases: Sequence[Case], description: DatasetDescription, chose
 
 
 def output_files(case: Case, ending: str) -> tuple[str, ...]:
-    """Names of what `write_segmentation` makes: a file for each frame; for a video file a folder of them and a copy."""
+    """Names of what `write_segmentation` makes: one file per frame; for a video file a folder of them and a copy."""
     if is_video(case.images[0][0]):
         return (case.identifier, f"{case.identifier}_overlay.mp4")
     return tuple(f"{frame}{ending}" for frame in case.frames)
@@ -64,19 +64,19 @@ def output_files(case: Case, ending: str) -> tuple[str, ...]:
 def write_segmentation(
     case: Case, segmentation: np.ndarray, geometry: Geometry, folder: Path, ending: str, labels: Labels
 ) -> None:
-    """Write a segmentation, each file or folder at once.
+    """Write a segmentation. Each file or folder appears only when complete.
 
     Args:
-        case: what was segmented.
+        case: the segmented case.
         segmentation: (Z, Y, X) label values; Z counts the frames of a video.
-        geometry: of the case. Frames that are files of their own are written on their own grids.
-        folder: where to.
+        geometry: of the case. Frames that are separate files are written on their own grids.
+        folder: the output folder.
         ending: from `choose_endings`.
         labels: names of the classes, for DICOM SEG.
 
     Raises:
-        ImageError: a format that cannot hold these labels, or a DICOM source that lacks what a SEG needs.
-        OutputError: the folder is not writable, the disk is full, or files of the user are where a video's masks go.
+        ImageError: a format that cannot store these labels, or a DICOM source that lacks something a SEG needs.
+        OutputError: the folder is not writable, the disk is full, or the user's files are where the masks would go.
     """
     if ending == DICOM_SEG:
         names = segment_names(labels)
@@ -95,7 +95,7 @@ def write_segmentation(
 
 
 def segment_names(labels: Labels) -> dict[int, str]:
-    """Names of the values 1, 2, ... that a segmentation may hold; a region's is the value it is written with."""
+    """Names of the values 1, 2, ... that a segmentation may contain; a region's value is the one it is written with."""
     if labels.has_regions:
         named = dict(zip(labels.regions_class_order or (), labels.foreground, strict=True))
     else:
@@ -111,19 +111,19 @@ def _usual_ending(case: Case, description: DatasetDescription) -> str:
 
 @contextlib.contextmanager
 def _folder_of_masks(path: Path) -> Iterator[Path]:
-    """Give a temporary folder that takes the place of `path` when the block ends without an error.
+    """Give a temporary folder that replaces `path` when the block ends without an error.
 
     Raises:
-        OutputError: `path` is a file or link, holds files that are no masks, or cannot be replaced.
+        OutputError: `path` is a file or link, contains files that are not masks, or cannot be replaced.
     """
     if path.is_symlink() or path.is_file():
         kind = "link" if path.is_symlink() else "file"
-        raise OutputError(f"{path} is a {kind}, which is not replaced. Remove it, or choose another folder.")
+        raise OutputError(f"{path} is a {kind}, so it was not replaced. Remove it, or choose another folder.")
     others = [one.name for one in path.iterdir() if not MASK.fullmatch(one.name)] if path.is_dir() else []
     if others:
         raise OutputError(
-            f"{path} holds {others[0]}, which is no mask of a frame, and is not replaced. Move it, or choose another "
-            "folder."
+            f"{path} contains {others[0]}, which is not a mask of a frame, so the folder was kept. Move it, or choose "
+            "another folder."
         )
     with told_if_unwritable(path), atomic_folder(path) as new:
         yield new

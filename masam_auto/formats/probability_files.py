@@ -1,4 +1,4 @@
-"""Files of class probabilities: compressed .npz, read with numpy alone and without unpickling."""
+"""Files of class probabilities: compressed .npz, read with numpy only and without unpickling."""
 
 import contextlib
 import json
@@ -25,11 +25,10 @@ BLOCK = 1 << 24  # bytes compressed at a time
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probabilities:
-    """What a file holds.
+    """The content of a file.
 
-    `values` are (K, z, y, x) float16 on the image's own grid, of the box `crop` of it; outside the box there is
-    background only. `outputs` are the names of the K: "background" and the classes, or, with `has_regions`, the
-    regions.
+    `values` are (K, z, y, x) float16 on the image's own grid, in its box `crop`; outside the box is only background.
+    `outputs` are the names of the K: "background" and the classes or, with `has_regions`, the regions.
     """
 
     values: np.ndarray
@@ -43,16 +42,16 @@ class Probabilities:
 def new_probabilities(
     path: Path, *, crop: Box, geometry: Geometry, outputs: tuple[str, ...], has_regions: bool
 ) -> Iterator[np.ndarray]:
-    """Give an array (K, z, y, x) float16 of zeros to fill, and write it to `path` when the block ends without an error.
+    """Give a zero array (K, z, y, x) float16 to fill. It is written to `path` if the block ends without an error.
 
-    The array lies in a temporary file beside `path`, so that memory holds only what is being worked on.
+    The array is in a temporary file in the folder of `path`, so memory holds only the part in use.
 
     Args:
         path: the .npz file.
         crop, geometry, outputs, has_regions: see `Probabilities`.
 
     Raises:
-        OutputError: no space or no permission; what was there is kept.
+        OutputError: no space or no permission; an existing file is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     shape = (len(outputs), *(high - low for low, high in crop))
@@ -66,7 +65,7 @@ def new_probabilities(
         raw = folder / VALUES
         values = np.lib.format.open_memmap(raw, mode="w+", dtype=np.float16, shape=shape)
         with raw.open("r+b") as file:
-            reserve(file, raw.stat().st_size, path.parent)  # before anything is written to the array
+            reserve(file, raw.stat().st_size, path.parent)  # before the array is written to
         yield values
         values.flush()
         del values
@@ -83,7 +82,7 @@ def read_probabilities(path: Path) -> Probabilities:
     """Read one file into memory.
 
     Raises:
-        ImageError: it is missing, damaged or something else.
+        ImageError: missing, damaged or another kind of file.
 
     Example:
         >>> from masam_auto.formats.probability_files import read_probabilities
@@ -97,12 +96,11 @@ def read_probabilities(path: Path) -> Probabilities:
 
 @contextlib.contextmanager
 def open_probabilities(path: Path) -> Iterator[Probabilities]:
-    """Give what a file holds; its values lie in memory, or in a temporary file where they are large
-    (`formats.scratch`).
+    """Give the content of a file. The values are in memory or, if large, in a temporary file (`formats.scratch`).
 
     Raises:
-        ImageError: it is missing, damaged or something else.
-        OutputError: the disk of the temporary files has no space for it.
+        ImageError: missing, damaged or another kind of file.
+        OutputError: the disk of the temporary files has not enough space.
     """
     with contextlib.ExitStack() as stack:
         with _opened(path) as found, found.zip.open(VALUES) as stream:
@@ -118,19 +116,19 @@ def open_probabilities(path: Path) -> Iterator[Probabilities]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The arrays of a file by name. numpy, given a name, leaves a damaged archive open."""
+    """The arrays of a file by name. Given a path, numpy would leave a damaged archive open."""
     with _explained(path), path.open("rb") as file, np.load(file, allow_pickle=False) as found:
         yield found
 
 
 def values_bytes(path: Path) -> int:
-    """Bytes that the probabilities of a file take in memory. Raises ImageError as `read_probabilities`."""
+    """Bytes that the probabilities of a file take in memory. Raises ImageError like `read_probabilities`."""
     with _explained(path), zipfile.ZipFile(path) as archive:
         return archive.getinfo(VALUES).file_size
 
 
 def _fill(values: np.ndarray, stream: IO[bytes]) -> None:
-    """Read the bytes of an array from a stream. Raises EOFError where there are fewer."""
+    """Read the bytes of an array from a stream. Raises EOFError if there are too few."""
     rest = memoryview(values.reshape(-1).view(np.uint8))  # type: ignore[arg-type]  # an array is a buffer
     while len(rest):
         block = stream.read(min(BLOCK, len(rest)))
@@ -141,7 +139,7 @@ def _fill(values: np.ndarray, stream: IO[bytes]) -> None:
 
 
 def _described(values: np.ndarray, found: Any, path: Path) -> Probabilities:
-    """Values with the facts of an open file. Raises ValueError or KeyError where they do not fit each other."""
+    """Values with the facts of an open file. Raises ValueError or KeyError if they do not fit together."""
     first, second, third = ((low, high) for low, high in found["crop"].tolist())
     outputs = tuple(found["outputs"].tolist())
     if values.shape != (len(outputs), *(high - low for low, high in (first, second, third))):
@@ -149,7 +147,7 @@ def _described(values: np.ndarray, found: Any, path: Path) -> Probabilities:
     geometry = decode(parse_json(str(found["geometry"])), Geometry, where=str(path))
     crop = (first, second, third)
     if not all(0 <= low <= high <= size for (low, high), size in zip(crop, geometry.shape, strict=True)):
-        raise ValueError(f"their part {crop} of an image of shape {geometry.shape} lies beyond it")
+        raise ValueError(f"their part {crop} is outside the image of shape {geometry.shape}")
     return Probabilities(
         values=values,
         crop=crop,
@@ -161,7 +159,7 @@ def _described(values: np.ndarray, found: Any, path: Path) -> Probabilities:
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Whatever a file that is no such file makes numpy raise becomes one ImageError."""
+    """Turn any error that numpy raises for another kind of file into one ImageError."""
     try:
         yield
     except MasamError:

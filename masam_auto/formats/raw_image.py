@@ -1,4 +1,4 @@
-"""An image as its file has it, and whether what its header asks for can be in the file and in memory."""
+"""An image as stored in its file, and a check that its header's size is possible in the file and in memory."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +9,17 @@ from masam_auto.compute.machine import check_memory, shown_bytes
 from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry
 
-# Deflate packs 1032 : 1 at best (zlib's documentation); JPEG and LZW less. Ten times that is no picture.
+# Deflate packs at most 1032 : 1 (zlib's documentation); JPEG and LZW less. Ten times that cannot be a picture.
 LARGEST_RATIO = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RawImage:
-    """An image as its file has it.
+    """An image as stored in its file.
 
     `array` is (C, Z, Y, X) in the file's type, scale slope and intercept applied. `is_series`: the first axis counts
-    the volumes of a 4D file, which may be channels or times. `step`: the scale slope, between two values that it can
-    hold; 0 where the values are as they were stored.
+    the volumes of a 4D file, which may be channels or times. `step`: the scale slope, the distance between two values
+    that the file can store; 0 without scaling.
     """
 
     array: np.ndarray
@@ -29,16 +29,16 @@ class RawImage:
 
 
 def check_room(path: Path, size: int, *, on_disk: int | None = None) -> None:
-    """Check what a header asks for.
+    """Check the size that a header asks for.
 
     Args:
         path: the file.
-        size: bytes in memory that reading it takes at least.
-        on_disk: bytes that its voxels are packed into; the file's by default.
+        size: the least memory, in bytes, that reading takes.
+        on_disk: bytes of the packed voxels; by default those of the file.
 
     Raises:
-        ImageError: no file of this size can hold so much.
-        MemoryError: there is not so much free memory.
+        ImageError: a file of this size cannot contain so much.
+        MemoryError: there is not enough free memory.
     """
     packed = path.stat().st_size if on_disk is None else on_disk
     if size > LARGEST_RATIO * packed:

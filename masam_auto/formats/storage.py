@@ -1,4 +1,4 @@
-"""Preprocessed arrays on disk, compressed slice by slice, and the places where each class lies.
+"""Preprocessed arrays on disk, compressed slice by slice, and the locations of each class.
 
 Nothing here is ever unpickled: arrays are plain blosc2 frames, locations plain npz.
 """
@@ -34,13 +34,13 @@ COMPRESSION = {
 }
 MAX_LOCATIONS = 10_000
 LOCATIONS = "_locations.npz"
-# Case-blind, as many file systems are. Names with the mark get another one, so that no two cases end up alike.
+# Ignores case, as many file systems do. Names with the mark get another one, so that no two cases share a name.
 TAKEN = re.compile(r"(_seg|^preprocessing)@*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArrayFiles:
-    """The preprocessed files of one case, in the order in which they are written."""
+    """The preprocessed files of one case, in the order of writing."""
 
     image: Path
     labels: Path
@@ -52,10 +52,10 @@ class ArrayFiles:
 
 
 def array_files(folder: Path, identifier: str) -> ArrayFiles:
-    """Where the preprocessed files of a case lie. No two cases share one, whatever they are called.
+    """Paths of the preprocessed files of a case. No two cases share one, whatever their names.
 
-    A case whose own name ends as the labels of another, or is that of the folder's record, gets a mark: the image of
-    "a_seg" is a_seg@.b2nd, and a_seg.b2nd the labels of "a".
+    A case gets a mark if its name ends like another's labels or equals that of the folder's record: the image of
+    "a_seg" is a_seg@.b2nd, because a_seg.b2nd has the labels of "a".
     """
     stem = f"{identifier}@" if TAKEN.search(identifier) else identifier
     return ArrayFiles(
@@ -67,13 +67,13 @@ def array_files(folder: Path, identifier: str) -> ArrayFiles:
 
 
 def check_name_length(identifier: str) -> None:
-    """Raise DatasetError where the names of a case's preprocessed files would be longer than file systems take."""
+    """Raise DatasetError if the names of a case's preprocessed files would be too long for file systems."""
     longest = max(len(file.name.encode()) for file in array_files(Path(), identifier))
     if longest > NAME_MAX:
         most = len(identifier.encode()) - (longest - NAME_MAX)
         raise DatasetError(
-            f"{identifier}: this name is too long: its preprocessed files would have {longest} bytes in theirs, and "
-            f"{NAME_MAX} are the most. Rename its files to at most {most} bytes without channel and ending."
+            f"{identifier}: this name is too long: its preprocessed files would have names of {longest} bytes, and the "
+            f"limit is {NAME_MAX}. Rename its files to at most {most} bytes without channel and ending."
         )
 
 
@@ -96,34 +96,31 @@ def write_array(path: Path, array: np.ndarray) -> None:
     chunks = (1,) * (array.ndim - 2) + array.shape[-2:]
     parameters = {**COMPRESSION, "typesize": array.dtype.itemsize}
     stored = blosc2.asarray(np.ascontiguousarray(array), chunks=chunks, blocks=chunks, cparams=parameters)
-    # compressed in memory and written by us, because blosc2 does not say why a file could not be written
+    # compressed in memory and written by us, because blosc2 does not report why writing failed
     write_bytes(path, stored.to_cframe())
 
 
 class StoredArray:
-    """An array on disk; indexing reads and decompresses only the slices asked for.
+    """An array on disk. Indexing reads and decompresses only the requested slices.
 
-    Holds no data itself. Any number of processes may open the same file; the object is sent between processes as
-    its path.
+    It holds no data itself. Any number of processes may open the same file; between processes, only its path is sent.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open a file written by `write_array`. Raises ImageError, or MemoryError where a slice is more than there
-        is.
-        """
+        """Open a file written by `write_array`. Raises ImageError, or MemoryError if a slice does not fit in memory."""
         self.path = Path(path)
         try:
             stored = blosc2.open(str(self.path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
         except FileNotFoundError as error:
             raise ImageError(f"{self.path} is missing. Run the preprocessing again.") from error
-        except Exception as error:  # blosc2 has no exception of its own for a damaged file
+        except Exception as error:  # blosc2 has no specific exception for a damaged file
             raise ImageError(self._damaged()) from error
         if not isinstance(stored, blosc2.NDArray):
             raise ImageError(self._damaged())
         self._stored = stored
         self.shape: tuple[int, ...] = tuple(stored.shape)
         self.dtype: np.dtype = stored.dtype
-        # a slice of zeros takes no room on the disk
+        # a slice of zeros takes no space on the disk
         check_room(self.path, math.prod(self.shape[-2:]) * self.dtype.itemsize, on_disk=sys.maxsize)
 
     @property
@@ -144,11 +141,11 @@ class StoredArray:
         return (StoredArray, (self.path,))
 
     def _damaged(self) -> str:
-        return f"{self.path} is damaged. Delete it and run the preprocessing again; it makes only what is missing."
+        return f"{self.path} is damaged. Delete it and run the preprocessing again; only missing files are made."
 
 
 def open_array(path: Path) -> StoredArray:
-    """Open an array written by `write_array` without reading it.
+    """Open an array written by `write_array`, without reading it.
 
     Raises:
         ImageError: missing or damaged (a damaged slice is noticed when it is read).
@@ -164,10 +161,10 @@ def open_array(path: Path) -> StoredArray:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassLocations:
-    """Where one class or region lies in a preprocessed label array.
+    """Where one class or region is in a preprocessed label array.
 
     `voxels` is (n, 3) int32 (Z, Y, X): all of them, or MAX_LOCATIONS drawn at random. `slices` is (m,) int32: every
-    slice along Z that holds the class, sorted.
+    slice along Z that contains the class, sorted.
     """
 
     voxels: np.ndarray
@@ -179,18 +176,18 @@ def find_locations(
 ) -> dict[str, ClassLocations]:
     """Find each class or region in a label array.
 
-    Args:
+        labels: the meaning of the values.
         volume: (Z, Y, X) label values.
         labels: what they mean.
-        seed: for the choice among more than `maximum` voxels.
+        seed: to choose among more than `maximum` voxels.
         maximum: most voxels kept per class.
 
     Returns:
-        Class or region name -> its locations; also classes that are absent, with empty arrays.
+        Class or region name -> its locations; absent classes have empty arrays.
     """
     generator = np.random.default_rng(seed)
     width = volume.shape[2]
-    # positions of all foreground voxels once: usually a small share of the volume
+    # find all foreground voxels once: usually a small share of the volume
     positions = np.flatnonzero(volume)
     values = volume.reshape(-1)[positions]
     found = {}
@@ -205,8 +202,8 @@ def find_locations(
 
 
 def write_locations(path: Path, locations: Mapping[str, ClassLocations]) -> None:
-    """Write `find_locations`' result as npz, atomically. Raises OutputError."""
-    # classes are numbered, because names may hold characters that a zip entry must not
+    """Write the result of `find_locations` as npz, atomically. Raises OutputError."""
+    # classes are numbered, because a zip entry's name cannot have every character
     arrays: dict[str, np.ndarray] = {"names": np.array(list(locations), dtype=np.str_)}
     for number, entry in enumerate(locations.values()):
         arrays[f"voxels_{number}"] = entry.voxels
@@ -222,7 +219,7 @@ def read_locations(path: Path) -> dict[str, ClassLocations]:
         ImageError: missing or damaged.
     """
     try:
-        # numpy, given a name, leaves a damaged archive open
+        # given a path, numpy would leave a damaged archive open
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {
                 str(name): ClassLocations(voxels=stored[f"voxels_{number}"], slices=stored[f"slices_{number}"])
@@ -232,5 +229,5 @@ def read_locations(path: Path) -> dict[str, ClassLocations]:
         raise ImageError(f"{path} is missing. Run the preprocessing again.") from error
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ImageError(
-            f"{path} is damaged. Delete it and run the preprocessing again; it makes only what is missing."
+            f"{path} is damaged. Delete it and run the preprocessing again; only missing files are made."
         ) from error

@@ -1,4 +1,4 @@
-"""TIFF: pictures, and stacks with the spacing that ImageJ, OME or nnU-Net's side-car file give."""
+"""TIFF: pictures and stacks, with spacing from ImageJ, OME or nnU-Net's side-car file."""
 
 import contextlib
 import io
@@ -28,31 +28,29 @@ MILLIMETRES = {
 DAMAGE = re.compile(
     r"invalid page offset|invalid offset to page|corrupted|failed to reshape|zeroed|invalid value offset|index out of"
 )
-"""tifffile only logs these, and gives what is left of the file."""
+"""tifffile only logs these, and returns the rest of the file."""
 
 PAGE_LIMIT = 100_000
 UNKNOWN_SPACING = (1.0, 1.0, 1.0)
 UPRIGHT = 1
-ALPHA = (1, 2)  # of the values of ExtraSamples
+ALPHA = (1, 2)  # values of ExtraSamples that mean alpha
 
 
 def read_tiff(path: Path) -> RawImage:
-    """Read a TIFF: a picture, a stack, or a stack with channels. Alpha is dropped, and where 0 is white, values are
-    turned
-    round, so that bright is high as in every other picture. Pictures that say how they are to be turned are turned.
+    """Read a TIFF: a picture, a stack, or a stack with channels.
+
+    Alpha is dropped. If 0 is white, values are inverted, so that bright is high as in other pictures. The Orientation
+    tag is applied.
 
     Raises:
-        ImageError: more axes than channels, one stack axis, height and width; images of several kinds; the file is
-        truncated;
-            or compressed in a way that only ITK reads, and not plainly grey or coloured.
+        ImageError: other axes than channels, one stack axis, height and width; images of several kinds; a truncated
+            file; or a compression that only ITK reads in a picture that is not plain grey or colour.
     """
     return _read(path, as_shown=True)
 
 
 def read_tiff_labels(path: Path) -> RawImage:
-    """As `read_tiff`, of labels: their values mean classes and not shades, and stay as stored unless there are only
-    two.
-    """
+    """Like `read_tiff`, for labels. They are classes, not shades, so they stay as stored unless there are only two."""
     return _read(path, as_shown=False)
 
 
@@ -73,7 +71,7 @@ def _read(path: Path, *, as_shown: bool) -> RawImage:
             _check_plain(path, file, page, error)
             return _read_rare_compression(path, _spacing(path, file), bilevel=bilevel)
         stored: np.ndarray = whole
-        # a sample that the file does not say what it is for may be a channel
+        # a sample without a stated purpose may be a channel
         alpha = "S" in axes and any(int(extra) in ALPHA for extra in page.extrasamples)
         if as_shown and page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None:
             stored, axes, size = _coloured(stored, axes, page.colormap)
@@ -86,8 +84,8 @@ def _read(path: Path, *, as_shown: bool) -> RawImage:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
-    """A file that is all of its image. Raises ImageError where it names others, has too many pages, or is damaged."""
-    # Micro-Manager's two forms are stacks like others, but their metadata makes tifffile open the files beside them
+    """Open a file with a complete image. Raises ImageError if it refers to other files, is too long, or is damaged."""
+    # Micro-Manager's two forms are ordinary stacks, but their metadata makes tifffile open neighbouring files
     with _no_damage(path), tifffile.TiffFile(path, is_mmstack=False, is_ndtiff=False, _multifile=False) as file:
         with contextlib.suppress(IndexError):
             file.pages[PAGE_LIMIT]
@@ -99,10 +97,10 @@ def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
 
 
 def _check_ome(path: Path, root: ElementTree.Element) -> None:
-    """Raise ImageError where OME metadata says that planes lie in other files, or are more than a file may have."""
+    """Raise ImageError if OME metadata says that planes are in other files, or too many."""
     parts = {element.text for element in root.iter() if element.tag.endswith("}UUID")}
     if len(parts) > 1 or (parts and root.get("UUID") not in (None, *parts)) or root.find("./{*}BinaryOnly") is not None:
-        raise ImageError(f"{path}: is only a part of its image, says its OME metadata. Save the image as one file.")
+        raise ImageError(f"{path}: its OME metadata says it is only part of its image. Save the image as one file.")
     for element in root.iter():
         sizes = [element.get(f"Size{axis}", "1") for axis in "ZCT"]
         counts = [element.get(name, "1") for name in ("PlaneCount", "NumPlanes", "FirstZ", "FirstC", "FirstT", "IFD")]
@@ -114,10 +112,10 @@ def _check_ome(path: Path, root: ElementTree.Element) -> None:
 
 
 def _layout(path: Path, file: tifffile.TiffFile) -> tuple[str, tuple[int, ...]]:
-    """tifffile's axes and their lengths; pages of one size and kind are one stack, though stored differently.
+    """tifffile's axes and their lengths. Pages of one size and kind form one stack, even if stored differently.
 
     Raises:
-        ImageError: images of several kinds, of which nobody can say which is meant.
+        ImageError: images of several kinds, so it is unclear which one is meant.
     """
     if len(file.series) == 1:
         return file.series[0].axes, file.series[0].shape
@@ -125,7 +123,7 @@ def _layout(path: Path, file: tifffile.TiffFile) -> tuple[str, tuple[int, ...]]:
     if len(kinds) > 1:
         listed = first_few(sorted(f"{'x'.join(map(str, shape))} {dtype}" for shape, _, dtype, _ in kinds))
         raise ImageError(
-            f"{path}: holds images of different size or kind ({listed}). Save the one that is meant, or a stack of "
+            f"{path}: has images of different size or kind ({listed}). Save only the one you need, or a stack of "
             "pages of one kind."
         )
     ((shape, axes, _, _),) = kinds
@@ -133,9 +131,9 @@ def _layout(path: Path, file: tifffile.TiffFile) -> tuple[str, tuple[int, ...]]:
 
 
 def _check_plain(path: Path, file: tifffile.TiffFile, page: tifffile.TiffPage, error: ValueError) -> None:
-    """Refuse what would be read otherwise by ITK, which is all that reads this compression here. Raises ImageError."""
+    """Raise ImageError for properties that ITK, the only reader of this compression here, would ignore."""
     odd = (
-        (_orientation(file) != UPRIGHT, "is to be turned (tag Orientation)"),
+        (_orientation(file) != UPRIGHT, "has a rotation (tag Orientation)"),
         (page.photometric == tifffile.PHOTOMETRIC.MINISWHITE, "stores white as zero"),
         (page.photometric == tifffile.PHOTOMETRIC.PALETTE, "has a palette"),
         (len(file.series) > 1, "has pages of several compressions"),
@@ -149,7 +147,7 @@ def _check_plain(path: Path, file: tifffile.TiffFile, page: tifffile.TiffPage, e
 
 
 def _coloured(stored: np.ndarray, axes: str, palette: np.ndarray) -> tuple[np.ndarray, str, tuple[int, ...]]:
-    """Indices as their colours, of which TIFF has 16 bits; one channel where all of them are grey."""
+    """Convert palette indices to their colours (16 bits in TIFF); one channel if all of them are grey."""
     colours = palette >> 8 if not (palette & 0xFF).any() or (palette == (palette >> 8) * 257).all() else palette
     if (colours == colours[:1]).all():
         return colours[0][stored], axes, stored.shape
@@ -158,7 +156,7 @@ def _coloured(stored: np.ndarray, axes: str, palette: np.ndarray) -> tuple[np.nd
 
 
 def _turned_round(stored: np.ndarray, bits: int) -> np.ndarray:
-    """White becomes high; values with a sign or a fraction have no white and stay."""
+    """Invert values so that white is high; values with a sign or fraction have no white and stay."""
     if stored.dtype.kind == "b":
         return ~stored
     return 2**bits - 1 - stored if stored.dtype.kind == "u" else stored
@@ -174,7 +172,7 @@ def read_tiff_geometry(path: Path) -> Geometry:
 
 
 def write_tiff(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
-    """Write labels (Z, Y, X), or (1, Y, X) as a picture, with the spacing as OME metadata, atomically."""
+    """Write labels (Z, Y, X), or (1, Y, X) as a picture, atomically, with the spacing as OME metadata."""
     metadata: dict[str, object] = {"axes": "YX" if geometry.dimensions == 2 else "ZYX"}
     if geometry.spacing != UNKNOWN_SPACING:
         for axis, size in zip("ZYX", geometry.spacing, strict=True):
@@ -205,7 +203,7 @@ class _Messages(logging.Handler):
 
 @contextlib.contextmanager
 def _no_damage(path: Path) -> Iterator[None]:
-    """Raise ImageError when tifffile found the file damaged but made something of it."""
+    """Raise ImageError if tifffile found damage but still returned something."""
     messages = _Messages()
     logger = logging.getLogger("tifffile")
     propagate, logger.propagate = logger.propagate, False
@@ -222,7 +220,7 @@ def _no_damage(path: Path) -> Iterator[None]:
 def _ordered(
     path: Path, stored: np.ndarray, axes: str, size: tuple[int, ...], *, alpha: bool
 ) -> tuple[np.ndarray, bool]:
-    """Bring tifffile's axes to (C, Z, Y, X); also whether the file has a stack axis."""
+    """Bring tifffile's axes to (C, Z, Y, X); also returns whether the file has a stack axis."""
     if alpha:
         stored = np.take(stored, range(stored.shape[axes.index("S")] - 1), axis=axes.index("S"))
     kept = [i for i, name in enumerate(axes) if name in "YX" or stored.shape[i] > 1]
@@ -239,10 +237,10 @@ def _ordered(
 
 
 def _read_rare_compression(path: Path, spacing: Triple, *, bilevel: bool) -> RawImage:
-    """LZW and the like, which tifffile leaves to an optional package and ITK reads."""
+    """Read LZW and similar, which tifffile leaves to an optional package, with ITK."""
     raw = read_itk(path)
     array = raw.array[:-1] if raw.array.shape[0] in (2, 4) and not raw.is_series else raw.array
-    if bilevel and not raw.is_series:  # ITK makes colours of them, 0 and 255
+    if bilevel and not raw.is_series:  # ITK returns grey values, 0 and 255
         array = (array[:1] > 0).astype(np.uint8)
     if raw.is_series:
         raise axes_error(path, array.shape[::-1])
@@ -265,7 +263,7 @@ def _orientation(file: tifffile.TiffFile) -> int:
 
 
 def _spacing(path: Path, file: tifffile.TiffFile) -> Triple:
-    """Spacing (Z, Y, X) in mm of the upright picture; 1 where nothing is known."""
+    """Spacing (Z, Y, X) in mm of the upright picture; 1 if unknown."""
     z, y, x = _stored_spacing(path, file)
     return (z, x, y) if _orientation(file) in LYING else (z, y, x)
 
@@ -284,9 +282,9 @@ def _stored_spacing(path: Path, file: tifffile.TiffFile) -> Triple:
 
 
 def _side_car_spacing(path: Path) -> Triple | None:
-    """Spacing from ID.json beside ID_0000.tif or ID.tif.
+    """Spacing from ID.json in the folder of ID_0000.tif or ID.tif.
 
-    Source: the place and form that nnU-Net's Tiff3DIO documents for 3D TIFF.
+    Source: place and form as documented for 3D TIFF in nnU-Net's Tiff3DIO.
     """
     for stem in dict.fromkeys((re.sub(r"_\d{4}$", "", path.stem), path.stem)):
         file = path.with_name(f"{stem}.json")
@@ -315,7 +313,7 @@ def _ome_spacing(xml: str) -> Triple:
 
 
 def _imagej_spacing(file: tifffile.TiffFile) -> Triple:
-    """ImageJ keeps the slice distance in its metadata and pixels per unit in the resolution tags."""
+    """ImageJ stores the slice distance in its metadata and pixels per unit in the resolution tags."""
     metadata = file.imagej_metadata or {}
     depth = _positive(float(metadata.get("spacing", 1.0)))
     scale = MILLIMETRES.get(str(metadata.get("unit", "pixel")).replace("\\u00B5", "\u00b5"))
@@ -334,5 +332,5 @@ def _imagej_spacing(file: tifffile.TiffFile) -> Triple:
 
 
 def _positive(value: float) -> float:
-    """A length, or 1 where the file has nonsense."""
+    """A length, or 1 if the file's value makes no sense."""
     return value if math.isfinite(value) and value > 0 else 1.0

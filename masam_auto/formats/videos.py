@@ -1,4 +1,4 @@
-"""Video files: frames in, and a copy with contours out. PyAV (an optional library) decodes and encodes."""
+"""Video files: read frames, and write a copy with contours. PyAV (an optional library) decodes and encodes."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ COLOURS = np.array(
     [(228, 26, 28), (77, 175, 74), (55, 126, 184), (255, 127, 0), (152, 78, 163), (255, 255, 51), (247, 129, 191)],
     np.uint8,
 )
-"""Of label values 1, 2, ... and again from the first."""
+"""For label values 1, 2, ..., repeated for more."""
 
 USUAL_RATE = Fraction(25)
-# How containers begin: from which byte on, and what FFmpeg calls them. Left to itself it goes by content as well, but
-# knows lists of files, too, and opens whatever they name.
+# How containers begin: offset, bytes, FFmpeg's name. FFmpeg would detect the type itself, but also knows lists of files
+# and opens anything they name.
 MOV_BOXES = (
     "ftyp", "moov", "mdat", "wide", "free", "skip", "pnot", "udta", "uuid", "junk", "pict", "PICT", "prft",
     "styp", "sidx", "emsg",
@@ -36,14 +36,14 @@ CONTAINERS = (
     (8, b"AVI ", "avi"), (0, b"\x1a\x45\xdf\xa3", "matroska"), (0, b"\x30\x26\xb2\x75", "asf"),
     (0, b"\x00\x00\x01\xba", "mpeg"), (0, b"\x00\x00\x01\xb3", "mpegvideo"), (0, b"\x00\x00\x01\xb0", "m4v"),
     (0, b"\x00\x00\x00\x01\x67", "h264"), (0, b"\x00\x00\x00\x01\x40", "hevc"),
-    (0, b"\x47", "mpegts"), (4, b"\x47", "mpegts"),  # of cameras, with a time before each packet
+    (0, b"\x47", "mpegts"), (4, b"\x47", "mpegts"),  # the second from cameras, with a time before each packet
 )  # fmt: skip
 FRAMES_LOST = 0.05
-"""A file that ends this part earlier than its header says is truncated; less is how some cameras count."""
+"""A file that ends this share before its stated length is truncated; smaller gaps are how some cameras count."""
 
 
 def is_video(path: Path) -> bool:
-    """Whether a file is called like a video."""
+    """Whether a file has the name of a video."""
     return path.name.lower().endswith(VIDEO_ENDINGS)
 
 
@@ -55,7 +55,7 @@ def read_video(path: Path, channels: int) -> RawImage:
         channels: 1 for grey values, 3 for red, green, blue.
 
     Returns:
-        uint8 (C, T, Y, X): frames along Z, spacing 1. Pixels are as stored: a rotation for display is not applied.
+        uint8 (C, T, Y, X): frames along Z, spacing 1. Pixels are as stored; a rotation for display is not applied.
 
     Raises:
         ImageError: damaged, truncated, without a picture, or the number of channels is neither 1 nor 3.
@@ -65,17 +65,17 @@ def read_video(path: Path, channels: int) -> RawImage:
 
 
 def decode_video(path: Path, channels: int) -> RawImage:
-    """As `read_video`, in this process."""
+    """Like `read_video`, in this process."""
     if channels not in PIXELS:
         raise ImageError(f"{path}: a video has 1 or 3 channels, but the model takes {channels}")
     frames: list[np.ndarray] = []
-    room = free_memory() / 2  # all of them are copied once
+    room = free_memory() / 2  # all frames are copied once
     for frame in _decode(path, PIXELS[channels]):
         frames.append(frame)
         if len(frames) * frame.nbytes > room:
             raise MemoryError(f"{path}: more than {len(frames)} frames of {frame.shape[1]} x {frame.shape[0]} pixels")
     if not frames:
-        raise ImageError(f"{path}: holds no frames. Copy or export it again.")
+        raise ImageError(f"{path}: has no frames. Copy or export it again.")
     if len({frame.shape for frame in frames}) > 1:
         raise ImageError(f"{path}: its frames change in size. Convert it to one size.")
     array = np.stack(frames)
@@ -89,10 +89,10 @@ def write_overlay(path: Path, video: Path, labels: np.ndarray) -> None:
     Args:
         path: an .mp4 file.
         video: the file that `labels` belongs to.
-        labels: (T, Y, X) label values; widths and heights that are odd get one more column or row, as H.264 asks.
+        labels: (T, Y, X) label values. Odd widths and heights get one more column or row, as H.264 requires.
 
     Raises:
-        ImageError, DatasetError: as `read_video`.
+        ImageError, DatasetError: like `read_video`.
         OutputError: the file cannot be written.
     """
     av = _library(video)
@@ -100,7 +100,7 @@ def write_overlay(path: Path, video: Path, labels: np.ndarray) -> None:
         stream = file.add_stream("libx264", rate=_frame_rate(video), options={"crf": "20", "preset": "veryfast"})
         stream.height, stream.width = (size + size % 2 for size in labels.shape[1:])
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1  # the caller decides how many cores are used
+        stream.codec_context.thread_count = 1  # the caller decides how many cores to use
         for picture, mask in zip(_decode(video, "rgb24"), labels, strict=True):
             drawn = np.pad(draw_contours(picture, mask), [(0, size % 2) for size in mask.shape] + [(0, 0)], mode="edge")
             file.mux(stream.encode(av.VideoFrame.from_ndarray(drawn, format="rgb24")))
@@ -109,7 +109,7 @@ def write_overlay(path: Path, video: Path, labels: np.ndarray) -> None:
 
 def draw_contours(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """A copy of a picture, uint8 (Y, X, 3), with the outlines of labels (Y, X) inside their classes."""
-    # scikit-image's find_boundaries says the same, in seven times the time: with it a video takes 1.6 times as long
+    # scikit-image's find_boundaries gives the same but takes seven times as long: a video would take 1.6 times as long
     padded = np.pad(labels, 1, mode="edge")
     neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
     edge = (labels > 0) & np.any([labels != other for other in neighbours], axis=0)
@@ -121,7 +121,7 @@ def draw_contours(picture: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _decode(path: Path, pixels: str) -> Iterator[np.ndarray]:
-    """Frames, uint8 (Y, X) or (Y, X, 3), one by one. Raises as `read_video`."""
+    """Frames, uint8 (Y, X) or (Y, X, 3), one by one. Raises like `read_video`."""
     av = _library(path)
     try:
         with _opened(path) as file:
@@ -131,7 +131,7 @@ def _decode(path: Path, pixels: str) -> Iterator[np.ndarray]:
             for frame in file.decode(stream):
                 count += 1
                 yield frame.to_ndarray(format=pixels)
-            stated = stream.frames  # 0 where the header says nothing
+            stated = stream.frames  # 0 if the header does not say
     except av.FFmpegError as error:
         raise ImageError(
             f"{path}: cannot be read as a video ({error.strerror}). It is damaged or truncated; copy or export it "
@@ -147,7 +147,7 @@ def _frame_rate(path: Path) -> Fraction:
 
 
 def _opened(path: Path) -> Any:
-    """A video as a container of what it begins with. Raises ImageError where that is none."""
+    """Open a video as the container type of its first bytes. Raises ImageError if they are not a video's."""
     with path.open("rb") as file:
         start = file.read(16)
     for place, magic, name in CONTAINERS:
@@ -155,17 +155,15 @@ def _opened(path: Path) -> Any:
             return _library(path).open(
                 path, format=name, metadata_errors="replace", options={"protocol_whitelist": "file"}
             )
-    raise ImageError(
-        f"{path}: is no video of a kind that can be read ({', '.join(VIDEO_ENDINGS)}). Convert it to .mp4."
-    )
+    raise ImageError(f"{path}: is not a readable kind of video ({', '.join(VIDEO_ENDINGS)}). Convert it to .mp4.")
 
 
 def _first_stream(path: Path, file: Any) -> Any:
     if not file.streams.video:
-        raise ImageError(f"{path}: holds no video. Give a file with pictures.")
+        raise ImageError(f"{path}: has no video. Give a file with pictures.")
     stream = file.streams.video[0]
     if stream.codec_context is None:
-        raise ImageError(f"{path}: its pictures are coded in an unknown way. It is damaged, or export it as H.264.")
+        raise ImageError(f"{path}: its pictures use an unknown coding. It is damaged, or export it as H.264.")
     return stream
 
 

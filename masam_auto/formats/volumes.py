@@ -1,8 +1,8 @@
 """Volumes: NIfTI, NRRD, MetaImage, GIPL and MGH files as arrays with their geometry, and label files of these kinds.
 
-The geometry of a NIfTI file is the one ITK reads (as in ITK-SNAP, 3D Slicer and nnU-Net), but for sheared grids and
-files that ITK refuses, where nibabel's is taken. The voxels of NIfTI files are decompressed here: ITK fills the
-missing part of a truncated file with zeros without a word.
+The geometry of a NIfTI file is ITK's (as in ITK-SNAP, 3D Slicer and nnU-Net). nibabel's is used only for sheared grids
+and files that ITK refuses. NIfTI voxels are decompressed here, because ITK silently fills the missing part of a
+truncated file with zeros.
 """
 
 import contextlib
@@ -32,29 +32,29 @@ sitk.ProcessObject.SetGlobalWarningDisplay(False)
 
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SHEAR_TOLERANCE = 1e-3
-LARGEST_STEP = 0.1  # of a scale slope that can come from rounding; labels in larger steps were chosen by somebody
+LARGEST_STEP = 0.1  # of a scale slope that rounding can explain; labels with larger steps were chosen on purpose
 GZIP = b"\x1f\x8b"
 GZIP_LEVEL = 5
 """Label volumes compress to within a few per cent of level 9's size in a fraction of the time."""
 
 MILLIMETRES = {"meter": 1e3, "micron": 1e-3}
-"""Of a NIfTI file's unit of length; files that name none count in millimetres."""
+"""By a NIfTI file's unit of length; without one it is millimetres."""
 
 PLACE_FIELDS = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("sform_code", "srow_x", "srow_y", "srow_z", "xyzt_units", "descrip"),
 )
-"""Fields of a NIfTI header that, with the voxel sizes, say where an image lies, and its description."""
+"""Fields of a NIfTI header that give, with the voxel sizes, the position of an image, and its description."""
 
 TRAILING_BYTES = 1 << 20
-"""Read beyond the voxels at most: what some programs append."""
+"""At most this much is read after the voxels: some programs append data."""
 
 MGH_HEADER_BYTES = 284
 MGH_DIRECTIONS = slice(28, 30)
-"""The bytes of an MGH file (goodRASFlag) that say whether it holds directions."""
+"""The bytes of an MGH file (goodRASFlag) that say whether it has directions."""
 
 DETACHED_HEADERS = {".mhd": ".mha", ".nhdr": ".nrrd"}
-"""Header-only endings and the single-file form of the same format, whose readers take either."""
+"""Endings of separate headers, and the single-file form of the same format, whose readers take both."""
 
 
 def read_itk(path: Path) -> RawImage:
@@ -65,7 +65,7 @@ def read_itk(path: Path) -> RawImage:
 
 
 def decode_itk(path: Path) -> RawImage:
-    """As `read_itk`, in this process, of a file whose header has been checked."""
+    """Like `read_itk`, in this process, for a file with a checked header."""
     image = sitk.ReadImage(utf8_name(path))
     if "complex" in image.GetPixelIDTypeAsString():
         raise complex_error(path)
@@ -85,14 +85,14 @@ def decode_itk(path: Path) -> RawImage:
 
 
 def read_itk_geometry(path: Path) -> Geometry:
-    """Read only the header with SimpleITK. Raises as `read_itk`."""
+    """Read only the header with SimpleITK. Raises like `read_itk`."""
     if path.suffix.lower() in CHECKS:
         CHECKS[path.suffix.lower()](path)
     return read_apart("itk_header", path).geometry
 
 
 def decode_itk_header(path: Path) -> RawImage:
-    """The geometry alone, without voxels, in this process, of a file whose header has been checked."""
+    """Only the geometry, without voxels, in this process, for a file with a checked header."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(utf8_name(path))
     reader.ReadImageInformation()
@@ -144,8 +144,8 @@ def read_mgh_geometry(path: Path) -> Geometry:
 def write_nifti(path: Path, labels: np.ndarray, geometry: Geometry, like: Path | None = None) -> None:
     """Write labels (Z, Y, X) as NIfTI-1, atomically.
 
-    Both forms, their codes, the units and the description are those of the NIfTI file `like`, on whose grid the labels
-    lie. Without it both forms say where `geometry` lies, or none where it says nothing; sheared grids keep their shear.
+    Both forms, their codes, the units and the description are copied from the NIfTI file `like`, whose grid must be
+    that of the labels. Without it, both forms describe `geometry`, or neither if it is unknown; shear is kept.
     """
     array = labels[0].T if geometry.dimensions == 2 else labels.T
     image = nibabel.Nifti1Image(array, None)
@@ -158,7 +158,7 @@ def write_nifti(path: Path, labels: np.ndarray, geometry: Geometry, like: Path |
         header.set_sform(affine, code="scanner" if somewhere else "unknown")
         header.set_qform(affine, code="scanner" if somewhere else "unknown", strip_shears=True)
     else:
-        source = _nifti_header(like, check=False)  # as it stands there; nibabel corrects what it takes for mistakes
+        source = _nifti_header(like, check=False)  # unchanged: nibabel would correct what it considers mistakes
         header["pixdim"][:4] = source["pixdim"][:4]
         for name in PLACE_FIELDS:
             header[name] = source[name]
@@ -173,7 +173,7 @@ def write_mgh(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
 
 
 def write_itk(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
-    """Write labels (Z, Y, X) compressed with SimpleITK, atomically; .mhd and .nhdr hold their data themselves.
+    """Write labels (Z, Y, X) compressed with SimpleITK, atomically; .mhd and .nhdr contain their data themselves.
 
     Raises:
         OutputError: the disk is full.
@@ -191,7 +191,7 @@ def write_itk(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
             written.replace(temporary)
         except RuntimeError as error:
             raise OutputError(
-                f"cannot write {path}: {itk_cause(error)}. Is the disk full? What was there has not been changed."
+                f"cannot write {path}: {itk_cause(error)}. Is the disk full? An existing file has not been changed."
             ) from error
         finally:
             if written != temporary:
@@ -199,23 +199,23 @@ def write_itk(path: Path, labels: np.ndarray, geometry: Geometry) -> None:
 
 
 def _read_whole(path: Path, size: int) -> bytes:
-    """The first bytes of a file, decompressed where it is gzip's, and a little of what follows.
+    """The first bytes of a file, decompressed if it is gzip, and a little of what follows.
 
     Raises:
-        ImageError: the gzip data is damaged, or cannot be so much.
-        MemoryError: it is more than there is memory.
+        ImageError: the gzip data is damaged, or cannot be so large.
+        MemoryError: the data does not fit in memory.
     """
     check_room(path, size)
     try:
         with _opened(path) as file:
-            content: bytes = file.read(size + TRAILING_BYTES)  # to the end, where gzip has its checksum
+            content: bytes = file.read(size + TRAILING_BYTES)  # up to the end, where gzip has its checksum
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise _damaged(path, error) from error
     return content
 
 
 def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
-    """The file, decompressed where it is gzip's, whatever its name says of that."""
+    """Open the file, decompressed if its content is gzip, whatever its name."""
     with path.open("rb") as plain:
         packed = plain.read(2) == GZIP
     return gzip.open(path) if packed else path.open("rb")
@@ -235,34 +235,34 @@ def _damaged(path: Path, error: Exception) -> ImageError:
 
 
 def complex_error(path: Path) -> ImageError:
-    """What to say of a file with complex voxels."""
+    """The error for a file with complex voxels."""
     return ImageError(f"{path}: has complex voxels. Save the magnitude (or the phase) as real numbers.")
 
 
 def axes_error(path: Path, size: tuple[int, ...]) -> ImageError:
-    """What to say of a file with too many axes; `size` is in the file's order."""
+    """The error for a file with too many axes; `size` is in the file's order."""
     shape = " x ".join(str(n) for n in size)
     return ImageError(
-        f"{path}: has {len(size)} axes ({shape}), but one volume is expected. Split it into one file a channel "
-        "(ID_0000, ID_0001, ...) or a time point."
+        f"{path}: has {len(size)} axes ({shape}), but one volume is expected. Split it into one file per channel "
+        "(ID_0000, ID_0001, ...) or per time point."
     )
 
 
 def itk_cause(error: RuntimeError) -> str:
-    """The telling part of an ITK message, in one line."""
+    """The useful part of an ITK message, in one line."""
     text = re.sub(r"\w+\(0x[0-9a-f]+\): ", "", str(error).rpartition("ERROR:")[2])  # an object's address
     line = " ".join(part.strip() for part in text.splitlines() if part.strip())
     return line if len(line) <= 200 else line[:197] + "..."
 
 
 def _header(path: Path) -> SpatialImage:
-    image = nibabel.load(path)  # voxels are left on disk
+    image = nibabel.load(path)  # does not read the voxels
     assert isinstance(image, SpatialImage)
     return image
 
 
 def _nifti_header(path: Path, *, check: bool) -> nibabel.Nifti1Header:
-    """The header, compressed or not, whatever the file's name says of that. Raises ImageError."""
+    """The header, compressed or not, whatever the file's name. Raises ImageError."""
     try:
         with _opened(path) as file:
             start = file.read(nibabel.Nifti2Header.sizeof_hdr)
@@ -277,7 +277,7 @@ def _nifti_class(path: Path, content: bytes) -> type[nibabel.Nifti1Image]:
     for size, kind in ((348, nibabel.Nifti1Image), (540, nibabel.Nifti2Image)):
         if start in (size.to_bytes(4, "little"), size.to_bytes(4, "big")):
             return kind
-    raise ImageError(f"{path}: is not a NIfTI file in spite of its name. Replace it, or correct the file's ending.")
+    raise ImageError(f"{path}: is not a NIfTI file despite its name. Replace it, or correct the file's ending.")
 
 
 def _channels_first(path: Path, stored: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -299,7 +299,7 @@ def _channels_first(path: Path, stored: np.ndarray) -> tuple[np.ndarray, bool]:
 
 
 def _scaled(array: np.ndarray, slope: float, intercept: float) -> np.ndarray:
-    """float32 of slope * array + intercept, computed in float64 as ITK does, one slice at a time to spare memory."""
+    """float32 of slope * array + intercept, computed in float64 like ITK, one slice at a time to save memory."""
     result = np.empty(array.shape, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         for index in np.ndindex(array.shape[:2]):
@@ -310,21 +310,21 @@ def _scaled(array: np.ndarray, slope: float, intercept: float) -> np.ndarray:
 def _nifti_geometry(path: Path, header: nibabel.Nifti1Header) -> Geometry:
     oriented = int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
     sheared = int(header["sform_code"]) > 0 and _is_sheared(header.get_sform())
-    if not sheared and not isinstance(header, nibabel.Nifti2Header):  # ITK reads no NIfTI-2
+    if not sheared and not isinstance(header, nibabel.Nifti2Header):  # ITK does not read NIfTI-2
         with contextlib.suppress(RuntimeError):  # a q-form that ITK cannot make orthonormal
             reader = sitk.ImageFileReader()
             reader.SetImageIO("NiftiImageIO")
             reader.SetFileName(utf8_name(path))
             reader.ReadImageInformation()
             return replace(_from_itk(path, reader), oriented=oriented)
-    # ITK gives millimetres whatever the file counts in
+    # ITK always gives millimetres, whatever the file's unit
     to_mm = MILLIMETRES.get(header.get_xyzt_units()[0], 1.0)
     affine = np.diag([to_mm, to_mm, to_mm, 1.0]) @ header.get_best_affine()
     return replace(_from_affine(affine, header.get_data_shape()), oriented=oriented)
 
 
 def _mgh_geometry(image: SpatialImage, start: bytes) -> Geometry:
-    """nibabel takes directions for granted where the file's first bytes say that it has none."""
+    """nibabel ignores the flag in the file's first bytes that says that it has no directions."""
     return replace(_from_affine(image.affine, image.shape), oriented=any(start[MGH_DIRECTIONS]))
 
 
@@ -361,7 +361,7 @@ def _from_itk(path: Path, source: sitk.Image | sitk.ImageFileReader) -> Geometry
     direction = np.eye(3)
     kept = min(dimensions, 3)
     direction[:kept, :kept] = np.reshape(source.GetDirection(), (dimensions, dimensions))[:kept, :kept]
-    # Analyze and SPM wrote negative voxel sizes for axes that run the other way
+    # Analyze and SPM wrote negative voxel sizes for reversed axes
     direction = direction * np.where(np.less(spacing, 0), -1.0, 1.0)
     spacing = tuple(abs(length) for length in spacing)
     return Geometry(
@@ -375,7 +375,7 @@ def _from_itk(path: Path, source: sitk.Image | sitk.ImageFileReader) -> Geometry
 
 
 def _says_where_axes_point(path: Path, source: sitk.Image | sitk.ImageFileReader) -> bool:
-    """ITK gives the identity where a NRRD file names no space, and for GIPL, whose directions it does not read."""
+    """ITK returns the identity for a NRRD file without a space, and for GIPL, whose directions it does not read."""
     if path.suffix.lower() in (".nrrd", ".nhdr"):
         return "NRRD_space" in source.GetMetaDataKeys()
     return path.suffix.lower() != ".gipl"

@@ -1,7 +1,7 @@
-"""Between preprocessed slices and the network's canvas: one map, and what is moved along it.
+"""The map between preprocessed slices and the network's canvas, and moving images, boxes and logits along it.
 
-A slice of h x w preprocessed pixels, magnified, covers `extent` canvas pixels. Where that fits, it is centred on the
-canvas and zero-padded; where it does not, several tiles, which are maps that are shifted, cover it.
+A slice of h x w preprocessed pixels, once magnified, covers `extent` canvas pixels. If that fits, it is centred on the
+canvas and zero-padded. If not, several tiles cover it, which are shifted maps.
 """
 
 import math
@@ -21,10 +21,10 @@ Places = TypeVar("Places", float, np.ndarray)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CanvasMap:
-    """Where a canvas lies on a magnified slice. Places are pixel centres and count from 0, along axis 0 (rows) or 1.
+    """Where a canvas is on a magnified slice. Positions are pixel centres, from 0, along axis 0 (rows) or 1 (columns).
 
-    `size` (h, w) is in preprocessed pixels; `canvas` (H, W), `extent` and `start` (row, column) are in canvas pixels:
-    `extent` is what the magnified slice covers, `start` where the canvas begins on it, negative where there is padding.
+    `size` (h, w) is in preprocessed pixels; `canvas` (H, W), `extent` and `start` (row, column) are in canvas pixels.
+    `extent` is the size of the magnified slice. `start` is where the canvas begins on it, negative if there is padding.
     `magnification` is canvas pixels per preprocessed pixel.
     """
 
@@ -35,28 +35,28 @@ class CanvasMap:
     start: tuple[int, int]
 
     def to_slice(self, places: Places, axis: int) -> Places:
-        """Slice coordinates of places on the canvas."""
+        """Convert positions on the canvas to slice coordinates."""
         middle = (self.extent[axis] - 1) / 2
         return (places + self.start[axis] - middle) / self.magnification + (self.size[axis] - 1) / 2
 
     def to_canvas(self, places: Places, axis: int) -> Places:
-        """Canvas coordinates of places on the slice."""
+        """Convert positions on the slice to canvas coordinates."""
         middle = (self.extent[axis] - 1) / 2
         return (places - (self.size[axis] - 1) / 2) * self.magnification + middle - self.start[axis]
 
     def shifted(self, start: tuple[int, int]) -> "CanvasMap":
-        """The same slice under a canvas that begins elsewhere."""
+        """The same slice under a canvas with another start."""
         return replace(self, start=start)
 
     @property
     def centre(self) -> tuple[float, float]:
-        """Slice coordinates (row, column) of the canvas's middle."""
+        """Slice coordinates (row, column) of the centre of the canvas."""
         row, column = (self.to_slice((self.canvas[axis] - 1) / 2, axis) for axis in (0, 1))
         return row, column
 
 
 def canvas_map(size: tuple[int, int], canvas: tuple[int, int], magnification: float) -> CanvasMap:
-    """The map of a slice that is centred on the canvas, or begins where the canvas does along axes where it is larger.
+    """The map of a slice centred on the canvas. Along axes where the slice is larger, both begin at the same place.
 
     Args:
         size: (h, w) of the preprocessed slice.
@@ -74,11 +74,11 @@ def canvas_map(size: tuple[int, int], canvas: tuple[int, int], magnification: fl
 
 
 def tiles_of(fitted: CanvasMap, overlap: float) -> tuple[CanvasMap, ...]:
-    """The canvases that together show all of a slice, row by row; one where it fits.
+    """The canvases that together cover a slice, row by row; a single one if it fits.
 
     Args:
         fitted: from `canvas_map`.
-        overlap: share of a tile's side that neighbours have in common, within [0, 1).
+        overlap: share of a tile's side that overlaps with its neighbour, within [0, 1).
 
     Example:
         >>> from masam_auto.imaging.canvas import canvas_map, tiles_of
@@ -91,14 +91,14 @@ def tiles_of(fitted: CanvasMap, overlap: float) -> tuple[CanvasMap, ...]:
 
 
 def place(window: torch.Tensor, tile: CanvasMap) -> torch.Tensor:
-    """Show preprocessed slices on a canvas: bilinear where magnified, else an exact crop; zero outside the slices.
+    """Put preprocessed slices on a canvas: bilinear if magnified, else an exact crop; zero outside the slices.
 
     Args:
         window: (N, C, h, w).
         tile: made for (h, w).
 
     Returns:
-        (N, C, H, W); a view of `window` where it needs no padding.
+        (N, C, H, W); a view of `window` if it needs no padding.
 
     Example:
         >>> from masam_auto.imaging.canvas import canvas_map, place
@@ -115,14 +115,14 @@ def place(window: torch.Tensor, tile: CanvasMap) -> torch.Tensor:
 def canvas_box(
     rows: tuple[float, float], columns: tuple[float, float], tile: CanvasMap
 ) -> tuple[float, float, float, float] | None:
-    """Where a box on preprocessed slices lies on a canvas, cut to it.
+    """Convert a box on preprocessed slices to a canvas, and cut it to the canvas.
 
     Args:
-        rows, columns: where the box begins and ends, measured from the slice's edge: pixel i reaches from i to i + 1.
+        rows, columns: begin and end of the box, measured from the slice's edge: pixel i covers i to i + 1.
         tile: made for the slices.
 
     Returns:
-        x0, y0, x1, y1 in canvas pixels, measured from the canvas's edge; None where the box does not touch the canvas.
+        x0, y0, x1, y1 in canvas pixels, measured from the canvas's edge; None if the box does not touch the canvas.
     """
     sides = []
     for axis, edges in enumerate((rows, columns)):
@@ -135,16 +135,16 @@ def canvas_box(
 
 
 def collect(logits: Iterable[torch.Tensor], tiles: Sequence[CanvasMap]) -> Iterator[torch.Tensor]:
-    """Bring the logits of all tiles back to the preprocessed grid; overlaps are averaged with Gaussian weights.
+    """Bring the logits of all tiles back to the preprocessed grid. Overlaps are averaged with Gaussian weights.
 
-    Tiles are taken one by one and slices are given one by one, so that neither exist all at once.
+    Tiles are taken and slices returned one by one, so that they are never all in memory at once.
 
     Args:
-        logits: (N, K, H, W), one for each tile.
-        tiles: as they were given to `place`.
+        logits: (N, K, H, W) per tile.
+        tiles: as given to `place`.
 
     Yields:
-        (K, h, w) logits of each of the N slices; bilinear where the slices were magnified, else exact.
+        (K, h, w) logits of each of the N slices; bilinear if the slices were magnified, else exact.
 
     Example:
         >>> from masam_auto.imaging.canvas import canvas_map, collect, tiles_of
@@ -200,7 +200,7 @@ def _starts(fitted: CanvasMap, axis: int, overlap: float) -> tuple[int, ...]:
 
 
 def _to_preprocessed(logits: torch.Tensor, whole: CanvasMap) -> torch.Tensor:
-    """Read (N, K, ...) logits, whose first pixel lies where `whole` starts, at the preprocessed pixels."""
+    """Read (N, K, ...) logits, which start at the first pixel of `whole`, at the preprocessed pixels."""
     if whole.magnification == 1:
         (h, w), (top, left) = whole.size, whole.start
         return logits[..., -top : h - top, -left : w - left]

@@ -1,4 +1,4 @@
-"""Connected components of label maps: those that a postprocessing takes out, and what taking them out would change."""
+"""Connected components of label maps: which ones postprocessing removes, and what removing them changes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ WITHOUT_ROOM: Final = (slice(-1),) * 3  # undoes `_roomy`
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Components:
-    """The connected components of a mask of a segmentation, and where they meet a reference.
+    """The connected components of a segmentation's mask, and their overlap with a reference.
 
     `sizes` are (N,) voxels. `meetings` are (M, 4) rows of whole numbers: component (from 0), its label value, the
-    reference's value, and how many voxels have both.
+    reference's value, and the number of voxels with both.
     """
 
     sizes: np.ndarray
@@ -28,15 +28,15 @@ class Components:
 
 
 def apply_postprocessing(labels: np.ndarray, postprocessing: Postprocessing, *, voxel_volume: float) -> np.ndarray:
-    """Do the steps of a postprocessing in their order.
+    """Apply the steps of a postprocessing in order.
 
     Args:
-        labels: (Z, Y, X) label values; they are not changed.
-        postprocessing: what to do.
+        labels: (Z, Y, X) label values; not changed.
+        postprocessing: the steps.
         voxel_volume: cubic mm (`Geometry.voxel_volume`).
 
     Returns:
-        (Z, Y, X) of the same type; `labels` itself where there are no steps.
+        (Z, Y, X) of the same type; `labels` itself if there are no steps.
 
     Example:
         >>> from masam_auto.core.postprocessing import Postprocessing, PostprocessingStep
@@ -57,7 +57,7 @@ def apply_postprocessing(labels: np.ndarray, postprocessing: Postprocessing, *, 
 
 
 def staying(sizes: np.ndarray, steps: Sequence[PostprocessingStep], voxel_volume: float) -> np.ndarray:
-    """Which components of a mask stay when steps on this mask are done one after the other.
+    """Which components of a mask remain after applying steps to this mask in order.
 
     Args:
         sizes: (N,) voxels.
@@ -65,7 +65,7 @@ def staying(sizes: np.ndarray, steps: Sequence[PostprocessingStep], voxel_volume
         voxel_volume: cubic mm.
 
     Returns:
-        (N,) bool. Equally large ones all count as the largest: which is the first depends on the file's orientation.
+        (N,) bool. Equally large ones all count as the largest, because their order depends on the file's orientation.
     """
     stays = np.ones(len(sizes), dtype=bool)
     for step in steps:
@@ -75,17 +75,17 @@ def staying(sizes: np.ndarray, steps: Sequence[PostprocessingStep], voxel_volume
 
 
 def find_components(labels: np.ndarray, reference: np.ndarray, values: Sequence[int]) -> Components:
-    """The components of the voxels of some label values.
+    """The components of the mask formed by some label values.
 
     Args:
         labels: (Z, Y, X) label values from 0 on.
         reference: (Z, Y, X) label values from 0 on.
-        values: that form the mask together.
+        values: the values that form the mask together.
     """
     mask, box = _mask(labels, values)
     numbers, sizes = number_components(mask)
     keys = np.stack([part[mask].astype(np.int64) for part in (numbers, crop_to(labels, box), crop_to(reference, box))])
-    # one number for each triple, so that counting them needs no sort of rows
+    # one number per triple, so that counting needs no sort of rows
     spans = keys.max(axis=1, initial=0) + 1
     distinct, counts = np.unique(np.ravel_multi_index(tuple(keys), tuple(spans)), return_counts=True)
     number, value, met = np.unravel_index(distinct, tuple(spans))
@@ -93,13 +93,13 @@ def find_components(labels: np.ndarray, reference: np.ndarray, values: Sequence[
 
 
 def smallest_component(labels: np.ndarray, values: Sequence[int]) -> int | None:
-    """Voxels of the smallest component of the voxels of some label values (Z, Y, X); None where there are none."""
+    """Size in voxels of the smallest component of some label values (Z, Y, X); None if there is none."""
     _, sizes = number_components(_mask(labels, values)[0])
     return int(sizes.min()) if len(sizes) else None
 
 
 def number_components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The components of a (Z, Y, X) boolean mask, numbered from 1 on and 0 elsewhere; and their (N,) sizes, voxels."""
+    """Number the components of a (Z, Y, X) boolean mask from 1, 0 elsewhere. Also returns their (N,) sizes, voxels."""
     numbers, sizes = cc3d_label_with_component_sizes(_roomy(mask), CONNECTIVITY)
     return numbers[WITHOUT_ROOM], np.fromiter(sizes.values(), dtype=np.int64)
 
@@ -112,7 +112,7 @@ def _mask(labels: np.ndarray, values: Sequence[int]) -> tuple[np.ndarray, Box]:
 
 
 def _take_out(labels: np.ndarray, step: PostprocessingStep, voxel_volume: float) -> None:
-    """Do one step on `labels` itself."""
+    """Apply one step to `labels` in place."""
     mask, box = _mask(labels, step.values)
 
     def stay(numbers: list[int], sizes: list[int]) -> np.ndarray:
@@ -123,5 +123,5 @@ def _take_out(labels: np.ndarray, step: PostprocessingStep, voxel_volume: float)
 
 
 def _roomy(mask: np.ndarray) -> np.ndarray:
-    """With one empty voxel more along each axis: cc3d 4.1.1 fails where no component more would fit (101 in a row)."""
+    """Add one empty voxel along each axis: cc3d 4.1.1 fails when no more components would fit (101 in a row)."""
     return np.pad(mask, (0, 1))

@@ -1,5 +1,4 @@
-"""Which label values meet which in a segmentation and its reference: all that Dice needs of a case, in one small
-table."""
+"""Counts of label pairs in a segmentation and its reference: all that Dice needs of a case, in one small table."""
 
 from collections.abc import Sequence
 
@@ -9,7 +8,7 @@ from masam_auto.core.labels import Labels
 
 
 def count_confusion(prediction: np.ndarray, reference: np.ndarray, labels: Labels) -> np.ndarray:
-    """Count voxels by their two label values.
+    """Count voxels by their pair of label values.
 
     Args:
         prediction: (Z, Y, X) label values.
@@ -26,25 +25,25 @@ def count_confusion(prediction: np.ndarray, reference: np.ndarray, labels: Label
 
 
 def table_size(labels: Labels) -> int:
-    """One more than the highest value that a label file may have."""
+    """One more than the highest value allowed in a label file."""
     return 1 + max(*labels.declared, labels.ignore or 0)
 
 
 def known_values(array: np.ndarray, size: int) -> np.ndarray:
-    """Label values with those that are not within 0 and `size` as background."""
+    """Label values, with those outside the range from 0 to `size` set to background."""
     return np.where((array >= 0) & (array < size), array, 0)
 
 
 def class_dice(confusions: Sequence[np.ndarray], labels: Labels) -> np.ndarray:
-    """Mean Dice of every class or region over cases, as `evaluation.evaluate` has it.
+    """Mean Dice of every class or region over cases, as in `evaluation.evaluate`.
 
     Args:
-        confusions: of `count_confusion`, one a case.
+        confusions: from `count_confusion`, one per case.
         labels: classes or regions; voxels whose reference is ignore are left out.
 
     Returns:
-        (C,) in the order of `labels.foreground`. Cases where neither has the class do not count; not-a-number where no
-        case does.
+        (C,) in the order of `labels.foreground`. Cases without the class in both are left out; not-a-number if no case
+        is left.
     """
     tables = np.stack(list(confusions)).astype(np.int64)
     if labels.ignore is not None:
@@ -60,6 +59,6 @@ def class_dice(confusions: Sequence[np.ndarray], labels: Labels) -> np.ndarray:
 
 
 def mean_dice(dice: np.ndarray) -> float:
-    """Mean over the classes that are numbers; not-a-number where none is."""
+    """Mean over the classes that are numbers; not-a-number if none is."""
     known = dice[~np.isnan(dice)]
     return float(known.mean()) if len(known) else float("nan")

@@ -1,4 +1,4 @@
-"""The part of an image that holds something: nnU-Net's non-zero mask, and bounding boxes of masks and label values."""
+"""The non-empty part of an image: nnU-Net's non-zero mask, and bounding boxes of masks and label values."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ from masam_auto.core.geometry import Box
 
 
 def nonzero_box(image: np.ndarray) -> Box:
-    """Bounding box of the voxels that are not zero in some channel.
+    """Bounding box of the voxels that are not zero in at least one channel.
 
     Filling holes does not change a bounding box, so this is nnU-Net's crop without that cost.
 
@@ -18,7 +18,7 @@ def nonzero_box(image: np.ndarray) -> Box:
         image: (C, Z, Y, X).
 
     Returns:
-        Half-open ranges along Z, Y and X; the whole image where every voxel is zero.
+        Half-open ranges along Z, Y and X; the whole image if every voxel is zero.
 
     Example:
         >>> from masam_auto.imaging.crop import nonzero_box
@@ -31,8 +31,8 @@ def nonzero_box(image: np.ndarray) -> Box:
 
 
 def bounding_box(mask: np.ndarray) -> Box | None:
-    """Half-open bounding box of a (Z, Y, X) boolean mask, or None where it is empty."""
-    # not acvl-utils', which takes 5 to 47 times as long, imports torch, and gives the whole array for an empty mask
+    """Half-open bounding box of a (Z, Y, X) boolean mask; None if it is empty."""
+    # Not acvl-utils' function: it takes 5 to 47 times as long, imports torch, and gives the whole array if empty.
     ranges = []
     columns = np.asarray(mask.any(axis=0))  # small; the in-plane ranges need no second pass over the volume
     for line in (mask.any(axis=(1, 2)), columns.any(axis=1), columns.any(axis=0)):
@@ -49,7 +49,7 @@ def value_boxes(labels: np.ndarray) -> dict[int, Box]:
 
 
 def box_around(boxes: Iterable[Box]) -> Box | None:
-    """The smallest box that holds all of these; None where there are none."""
+    """The smallest box that contains all of these; None if there are none."""
     axes = list(zip(*boxes, strict=True))
     return _box((min(low for low, _ in axis), max(high for _, high in axis)) for axis in axes) if axes else None
 
@@ -72,10 +72,10 @@ def crop_to(array: np.ndarray, box: Box) -> np.ndarray:
 
 
 def nonzero_mask(image: np.ndarray) -> np.ndarray:
-    """Voxels that are not zero in some channel, holes filled.
+    """Voxels that are not zero in at least one channel, with holes filled.
 
-    A hole is a region of zeros that has no path of face neighbours to the border of the volume; a single slice has
-    therefore none.
+    A hole is a region of zeros without a path of face neighbours to the border of the volume, so a single slice has
+    none.
 
     Args:
         image: (C, Z, Y, X).

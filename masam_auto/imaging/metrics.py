@@ -1,13 +1,18 @@
 """How well two masks agree: overlap, surface distances, volumes, lesions.
 
-Conventions (documentation/metrics.md has them as a table). Overlap: Dice and IoU are not-a-number where the class is in
-neither mask (nnU-Net's), so that it does not count in means; where it is in one only they are 0. Surfaces: the surface
-of a mask is its voxels with a face neighbour outside it (the image's border counts as outside); distances are those
-between voxel centres of the surfaces. HD is the largest of them, HD95 the larger of the two directed 95th percentiles
-(MONAI's; MedPy pools both directions instead), ASSD the mean over the voxels of both surfaces (MONAI's symmetric one;
-MedPy averages the two directed means); not-a-number where either mask is empty. NSD is the share of the voxels of both
-surfaces that lie within the tolerance of the other surface (MONAI's; by voxel count, not by surface area);
-not-a-number where both masks are empty, 0 where one is. The relative volume error is not-a-number without a reference.
+Conventions (documentation/metrics.md has them as a table):
+
+Overlap. Dice and IoU are not-a-number if neither mask has the class (nnU-Net's rule), so such cases are left out of
+means. If only one mask has it, they are 0.
+
+Surfaces. The surface of a mask is its voxels with a face neighbour outside it (beyond the image's border counts as
+outside). Distances are between voxel centres of the surfaces. HD is the largest of them, HD95 the larger of the two
+directed 95th percentiles (MONAI's; MedPy pools both directions instead). ASSD is the mean over the voxels of both
+surfaces (MONAI's symmetric one; MedPy averages the two directed means). All are not-a-number if either mask is empty.
+NSD is the share of voxels of both surfaces within the tolerance of the other surface (MONAI's; by voxel count, not by
+surface area); not-a-number if both masks are empty, 0 if one is.
+
+The relative volume error is not-a-number without a reference.
 """
 
 import math
@@ -26,7 +31,7 @@ from masam_auto.imaging.crop import bounding_box, crop_to
 
 CUBIC_MM_PER_ML = 1000.0
 HAUSDORFF_PERCENTILE = 95
-# Metrics Reloaded (Maier-Hein et al., Nature Methods 2024) names 0.1 for objects whose outline is uncertain.
+# Metrics Reloaded (Maier-Hein et al., Nature Methods 2024) names 0.1 for objects with an uncertain outline.
 MATCHING_IOU = 0.1
 
 
@@ -41,12 +46,12 @@ class LesionCounts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """What is counted and measured of a predicted and a reference mask; METRICS are computed from it.
+    """Counts and measurements of a predicted and a reference mask. METRICS are computed from it.
 
-    `distances` are, for each voxel of the predicted surface, mm to the reference surface, and the other way round;
-    `voxel_distances` the same in voxels. All are None where a mask is empty. `voxel_volume` is in cubic mm, `tolerance`
-    in mm. `lesions` is None where they were not asked for. `prediction` and `reference` are the (Z, Y, X) bool masks
-    themselves, within a box that holds both of them, and `spacing` their voxels' in mm: for metrics that plug-ins add.
+    `distances` are mm from each voxel of the predicted surface to the reference surface, and the other way round.
+    `voxel_distances` are the same in voxels. All are None if a mask is empty. `voxel_volume` is in cubic mm,
+    `tolerance` in mm. `lesions` is None if not requested. For metrics that plug-ins add, `prediction` and `reference`
+    are the (Z, Y, X) bool masks within a box that contains both, and `spacing` is their voxel spacing in mm.
     """
 
     tp: int
@@ -90,9 +95,9 @@ def compare_masks(
         prediction: (Z, Y, X) bool.
         reference: (Z, Y, X) bool.
         spacing: mm along (Z, Y, X).
-        tolerance: distance in mm up to which surfaces agree.
-        voxel_volume: cubic mm; by default that of a box (it is less where axes are sheared).
-        valid: (Z, Y, X) bool; voxels outside it count for nothing. All by default.
+        tolerance: largest distance in mm at which surfaces count as equal.
+        voxel_volume: cubic mm; by default that of a box (it is less if axes are sheared).
+        valid: (Z, Y, X) bool; voxels outside it are ignored. All by default.
         outside: voxels of the image around these arrays, where both masks are empty.
         lesions: whether to match connected components (`count_lesions`).
     """
@@ -126,7 +131,7 @@ def compare_masks(
 
 
 def surface(mask: np.ndarray) -> np.ndarray:
-    """Voxels of a mask, of any number of axes, with a face neighbour outside it or outside the array."""
+    """Voxels of a mask (any number of axes) with a face neighbour outside the mask or the array."""
     inner = mask.copy()
     for axis in range(mask.ndim):  # an erosion by the face neighbours; scipy's takes several times as long
         there, here = np.moveaxis(mask, axis, 0), np.moveaxis(inner, axis, 0)
@@ -142,12 +147,12 @@ def surface_distances(a: np.ndarray, b: np.ndarray, *, spacing: Sequence[float])
     Args:
         a: bool, not empty.
         b: bool, not empty, of the same shape.
-        spacing: of voxels, one an axis; the distances are in its unit.
+        spacing: of voxels, one value per axis; distances have the same unit.
     """
     shared = np.zeros(int(np.count_nonzero(a & b)))
     results = []
     for own, other in ((a, b), (b, a)):
-        # voxels on both surfaces are at distance 0 without asking: most of them, in a good prediction
+        # voxels on both surfaces have distance 0: most of them, in a good prediction
         alone = np.argwhere(own & ~other) * np.asarray(spacing)
         tree = cKDTree(np.argwhere(other) * np.asarray(spacing)) if len(alone) else None
         results.append(shared if tree is None else np.concatenate([shared, tree.query(alone)[0]]))
@@ -155,10 +160,10 @@ def surface_distances(a: np.ndarray, b: np.ndarray, *, spacing: Sequence[float])
 
 
 def count_lesions(prediction: np.ndarray, reference: np.ndarray) -> LesionCounts:
-    """Match lesions one to one: pairs whose IoU is at least `MATCHING_IOU`, as many as there can be.
+    """Match lesions one to one: as many pairs with an IoU of at least `MATCHING_IOU` as possible.
 
-    Lesions are connected components, corners included. A predicted lesion that covers two of the reference's finds one
-    of them at most.
+    Lesions are connected components, corners included. A predicted lesion that covers two reference lesions finds at
+    most one of them.
 
     Args:
         prediction: (Z, Y, X) bool.
@@ -179,7 +184,7 @@ def count_lesions(prediction: np.ndarray, reference: np.ndarray) -> LesionCounts
 
 
 def _surfaces(prediction: np.ndarray, reference: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], tuple[int, ...]]:
-    """Both surfaces within their common box, and the axes they have: a picture's single slice is none."""
+    """Both surfaces within their common box, and the axes used: a picture's single slice is not an axis."""
     axes = tuple(axis for axis, size in enumerate(prediction.shape) if size > 1) or (2,)
     flat = tuple(axis for axis in range(3) if axis not in axes)
     box = bounding_box(prediction | reference)
@@ -241,13 +246,12 @@ LESION_METRICS: dict[str, Callable[[LesionCounts], float]] = {
 
 
 def find_metric(name: str) -> Callable[[Comparison], float]:
-    """A metric by name, ours or a plug-in's. Raises PlanError that lists the known ones."""
+    """Find a metric by name, ours or a plug-in's. Raises PlanError that lists the known ones."""
     return find_entry("metrics", name, METRICS, field="metric")
 
 
 def measure(comparison: Comparison, added: Sequence[str] = ()) -> dict[str, float]:
-    """All METRICS of a comparison by name, those of plug-ins that are asked for, and LESION_METRICS where lesions
-    were."""
+    """All METRICS of a comparison by name, the plug-in metrics in `added`, and LESION_METRICS with lesions."""
     measured = {name: metric(comparison) for name, metric in METRICS.items()}
     measured |= {name: float(find_metric(name)(comparison)) for name in added}
     if comparison.lesions is not None:

@@ -17,19 +17,19 @@ DEFAULT_SCHEME = "zscore"
 
 
 def choose_scheme(channel_name: str) -> str:
-    """Name of the normalisation for a channel called so in dataset.json; case does not matter.
+    """Name of the normalisation for a channel name in dataset.json. Upper and lower case do not matter.
 
     Returns:
-        The scheme of that name ("CT" -> "ct"), else "zscore". A scheme that a plug-in adds is chosen in a plan, never
-        by a channel's name: it would change data sets that have such a channel.
+        The scheme of that name ("CT" -> "ct"), else "zscore". A scheme added by a plug-in is only chosen in a plan,
+        never by a channel's name: that would change data sets that already have such a channel.
     """
     return CHOSEN_BY_NAME.get(channel_name.casefold(), DEFAULT_SCHEME)
 
 
 def not_finite(image: np.ndarray) -> str | None:
-    """What to say of voxels that are infinite or not a number; None where there are none."""
+    """An error message about infinite or not-a-number voxels; None if there are none."""
     with np.errstate(invalid="ignore"):
-        if np.isfinite(image.sum(dtype=np.float64)):  # any of them shows in the sum, which makes no copy
+        if np.isfinite(image.sum(dtype=np.float64)):  # any such voxel shows in the sum, which makes no copy
             return None
     count = image.size - np.count_nonzero(np.isfinite(image))
     return (
@@ -43,7 +43,7 @@ def normalize(image: np.ndarray, plans: Sequence[NormalizationPlan]) -> np.ndarr
 
     Args:
         image: (C, Z, Y, X) in the file's units.
-        plans: one entry a channel.
+        plans: one entry per channel.
 
     Returns:
         (C, Z, Y, X) float32, a new array.
@@ -74,7 +74,7 @@ def normalize(image: np.ndarray, plans: Sequence[NormalizationPlan]) -> np.ndarr
 
 
 def find_normalizer(scheme: str) -> "Normalizer":
-    """The function of a scheme, ours or a plug-in's. Raises PlanError that lists the known ones."""
+    """Find the function of a scheme, ours or a plug-in's. Raises PlanError that lists the known ones."""
     return find_entry("normalizers", scheme, NORMALIZERS, field="normalization.scheme")
 
 
@@ -86,7 +86,7 @@ def _ct(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray | None) -
 
 
 def _zscore(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray | None) -> None:
-    """Zero mean and unit deviation of this volume; with a mask, of its inside, and zero stays zero outside."""
+    """Zero mean and unit deviation of this volume. With a mask: of the part inside it; zeros outside stay zero."""
     inside = channel if mask is None else channel[mask]
     if inside.size == 0:
         return
@@ -99,13 +99,13 @@ def _zscore(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray | Non
 
 
 def _rescale_to_0_1(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray | None) -> None:
-    """From this volume's minimum and maximum to 0 and 1."""
+    """Scale this volume's minimum and maximum to 0 and 1."""
     channel -= channel.min()
     channel /= max(channel.max(), SMALLEST_DIVISOR)
 
 
 def _clip_to_0_1(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray | None) -> None:
-    """Clip to the plan's lower and upper intensity, which become 0 and 1.
+    """Clip to the plan's lower and upper intensity, then scale these to 0 and 1.
 
     Source: the reference MA-SAM, with -200 and 250 HU for abdominal CT.
     """
@@ -115,7 +115,7 @@ def _clip_to_0_1(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray 
 
 
 def _quantile_to_0_1(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray | None) -> None:
-    """From this volume's minimum and 99 % quantile, where it is cut off, to 0 and 1.
+    """Scale this volume's minimum and 99 % quantile to 0 and 1; higher values are cut off.
 
     Source: the reference MA-SAM, for prostate MRI.
     """
@@ -126,7 +126,7 @@ def _quantile_to_0_1(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndar
 
 
 def _rgb_to_0_1(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray | None) -> None:
-    """From 0..255 to 0..1."""
+    """Scale 0..255 to 0..1."""
     low, high = float(channel.min()), float(channel.max())
     if low < 0 or high > 255:
         raise ImageError(
@@ -140,7 +140,7 @@ def _no_norm(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray | No
     """Leave intensities as they are."""
 
 
-# Each changes one (Z, Y, X) float32 channel in place; the mask is given where the plan says `inside_mask`.
+# Each changes one (Z, Y, X) float32 channel in place. The mask is given if the plan sets `inside_mask`.
 Normalizer = Callable[[np.ndarray, NormalizationPlan, np.ndarray | None], None]
 NORMALIZERS: dict[str, Normalizer] = {
     "ct": _ct,

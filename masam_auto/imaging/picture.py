@@ -1,4 +1,4 @@
-"""Pictures for people: slices of a volume with reference and prediction drawn over them, and training windows."""
+"""Pictures for people: slices of a volume with reference and prediction drawn on them, and training windows."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ VIVID, MANY = "Set1", "tab20"  # matplotlib's palettes: nine strong colours, twe
 
 
 def choose_slices(labels: np.ndarray, count: int) -> tuple[int, ...]:
-    """Slices worth a look: where each class is largest, rare classes first, then evenly spread foreground slices.
+    """Slices worth looking at: where each class is largest, rare classes first, then evenly spread foreground slices.
 
     Args:
         labels: (Z, Y, X) whole numbers, 0 is background.
-        count: how many slices at most.
+        count: the largest number of slices.
 
     Returns:
-        Slice numbers, ascending; fewer than `count` where fewer slices hold a class. Without any foreground, the
+        Slice numbers, ascending; fewer than `count` if fewer slices contain a class. Without any foreground, the
         middle slice.
     """
     values, sizes = np.unique(labels[labels > 0], return_counts=True)
@@ -46,7 +46,7 @@ def draw_overlay(
     columns: int = 5,
     title: str = "",
 ) -> None:
-    """`draw_overlays` of a reference above and one prediction below."""
+    """Like `draw_overlays`, with the reference above and one prediction below."""
     rows = {"reference": reference, "prediction": prediction}
     draw_overlays(path, image, rows, names=names, pixel_aspect=pixel_aspect, columns=columns, title=title)
 
@@ -61,21 +61,21 @@ def draw_overlays(
     columns: int = 5,
     title: str = "",
 ) -> None:
-    """Write a PNG: segmentations of one image, one below the other, classes in colour over a few slices.
+    """Write a PNG of several segmentations of one image, one below the other, in colour over a few slices.
 
     Args:
         path: the PNG file.
-        image: (Z, Y, X) grey values; shown between the 1st and 99th percentile of the surroundings of the classes.
-        rows: words -> (Z, Y, X) label values; the first, the reference, decides on the slices.
+        image: (Z, Y, X) grey values, shown between the 1st and 99th percentile of the surroundings of the classes.
+        rows: title -> (Z, Y, X) label values. The first is the reference and decides on the slices.
         names: label value -> name, for the legend.
         pixel_aspect: height of a pixel over its width (spacing Y / spacing X).
-        columns: number of slices at most.
+        columns: the largest number of slices.
         title: a line above the picture.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    # Heavy, and drawn to a file only: no window system is touched.
+    # Slow to import. It draws only to a file: no window system is used.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -95,7 +95,7 @@ def draw_overlays(
             axis.imshow(_painted(labels[number], colours), aspect=pixel_aspect, interpolation="nearest")
             words = [word] if column == 0 else []
             words += [f"slice {number}"] if row == 0 else []
-            # a long word runs on over the next columns, and not out of the picture
+            # a long word extends over the next columns, not out of the picture
             axis.set_title(", ".join(words), color="white", fontsize=8, loc="left" if column == 0 else "center")
             axis.axis("off")
     figure.legend(
@@ -106,7 +106,7 @@ def draw_overlays(
         frameon=False,
         labelcolor="white",
     )
-    # the usual place, a share of the height, is among the slices of a tall picture
+    # the default position, a share of the height, would be among the slices of a tall picture
     figure.suptitle(title, y=1 - 0.1 / height, color="white", fontsize=10)
     figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.59 / height, bottom=0.44 / height, wspace=0.04, hspace=0.12)
     with atomic_path(path) as temporary:
@@ -126,7 +126,7 @@ class WindowPanel:
 def draw_windows(
     path: Path, panels: Sequence[WindowPanel], *, names: Mapping[int, str], columns: int = 3, title: str = ""
 ) -> None:
-    """Write a PNG of at most about 1500 px a side: each window's image, and beside it the same with its labels.
+    """Write a PNG of at most about 1500 px a side: each window's image, and next to it the same with its labels.
 
     Args:
         path: the PNG file.
@@ -138,7 +138,7 @@ def draw_windows(
     Raises:
         OutputError: the file cannot be written.
     """
-    # Heavy, and drawn to a file only: no window system is touched.
+    # Slow to import. It draws only to a file: no window system is used.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -169,7 +169,7 @@ def draw_windows(
 
 
 def _draw_panel(axis: Any, panel: WindowPanel, colours: Mapping[int, tuple[float, float, float, float]]) -> None:
-    """Without colours the image alone, under its title; with them the labels over it, and the box."""
+    """Without colours, draw only the image under its title. With colours, draw the labels over it, and the box."""
     shown = _shown(panel.image)
     if colours:
         painted = _painted(panel.labels, colours)
@@ -179,7 +179,7 @@ def _draw_panel(axis: Any, panel: WindowPanel, colours: Mapping[int, tuple[float
         axis.set_title(panel.title, color="white", fontsize=8, pad=3, loc="left")
     axis.imshow(shown)
     if colours and panel.box is not None:
-        x0, y0, x1, y1 = (value - 0.5 for value in panel.box)  # a pixel's middle is a whole number to imshow
+        x0, y0, x1, y1 = (value - 0.5 for value in panel.box)  # for imshow, pixel centres are whole numbers
         axis.plot((x0, x1, x1, x0, x0), (y0, y0, y1, y1, y0), color="white", linewidth=1.2, linestyle="--")
         axis.set_xlim(-0.5, panel.labels.shape[1] - 0.5)
         axis.set_ylim(panel.labels.shape[0] - 0.5, -0.5)
@@ -187,7 +187,7 @@ def _draw_panel(axis: Any, panel: WindowPanel, colours: Mapping[int, tuple[float
 
 
 def _shown(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) within 0..1: each channel between its 0.5 and 99.5 percentile, a constant one black."""
+    """(H, W, 3) within 0..1: each channel scaled from its 0.5 to its 99.5 percentile; a constant one is black."""
     channels = image[..., None] if image.ndim == 2 else image
     low, high = np.percentile(channels, (0.5, 99.5), axis=(0, 1))
     scaled = np.clip((channels - low) / np.maximum(high - low, 1e-6), 0, 1)
@@ -195,7 +195,7 @@ def _shown(image: np.ndarray) -> np.ndarray:
 
 
 def _grey_range(image: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Grey values that show the classes and what surrounds them; air and metal must not set the scale."""
+    """The grey range of the classes and their surroundings, so that air and metal do not set the scale."""
     inside = image[labels > 0] if (labels > 0).any() else image
     low, high = np.percentile(inside, (1, 99))
     margin = max(float(high - low), 1e-6) * 0.6

@@ -1,11 +1,11 @@
-"""Images, labels and logits from one grid to another, on the convention that voxels are boxes.
+"""Resample images, labels and logits from one grid to another, treating voxels as boxes.
 
-The outer faces of both grids coincide (output centre i lies at input coordinate (i + 1/2) * in / out - 1/2) and beyond
-the outermost centres the nearest voxel continues. Spline interpolation is linear and separable, so that resampling is
-one matrix product an axis; the matrices are scipy's own responses to unit impulses.
+The outer faces of both grids coincide: output centre i is at input coordinate (i + 1/2) * in / out - 1/2. Beyond the
+outermost centres the nearest voxel is repeated. Spline interpolation is linear and separable, so resampling is one
+matrix product per axis. The matrices are scipy's own responses to unit impulses.
 
-Source: the results are those of nnU-Net's default resampling: skimage's `resize(mode="edge", anti_aliasing=False)`,
-and, where slices are kept apart, the same in-plane and scipy's `map_coordinates(mode="nearest")` between slices.
+Source: the results equal nnU-Net's default resampling: skimage's `resize(mode="edge", anti_aliasing=False)`. With
+separate slices, this is used in-plane, and scipy's `map_coordinates(mode="nearest")` between slices.
 """
 
 import functools
@@ -21,10 +21,10 @@ from torch.nn import functional
 from masam_auto.core.geometry import Shape, Triple
 from masam_auto.imaging.crop import bounding_box, crop_to
 
-# Advantage of the label of the nearest voxel, so that ties, which every even factor makes at every boundary, are
-# settled by geometry rather than by the order of the labels or by rounding.
+# Advantage of the label of the nearest voxel. Every even factor makes ties at every boundary; this lets geometry settle
+# them, not the order of the labels or rounding.
 NEAREST_ADVANTAGE = 1e-5
-# A cubic spline's prefilter reaches on for ever, shrinking by 0.27 a voxel; this cuts it 16 voxels away.
+# A cubic spline's prefilter has no end but shrinks by 0.27 per voxel. It is cut 16 voxels away.
 NEGLIGIBLE = 1e-9
 BLOCK_ROWS = 64
 BLOCK_BYTES = 2 << 20
@@ -60,11 +60,11 @@ def resample_image(
         shape: wanted (Z, Y, X).
         order: spline order, 0, 1 or 3.
         separate_slices: interpolate with `order` within slices only.
-        order_slices: spline order between slices, where they are kept apart.
+        order_slices: spline order between slices, with `separate_slices`.
 
     Returns:
-        (C, *shape) float32; `image` itself where the shape is the same. As skimage does, values are clipped to the
-        range of the input: of the channel, or of the slice where slices are kept apart.
+        (C, *shape) float32; `image` itself if the shape is the same. As in skimage, values are clipped to the range of
+        the input: that of the channel or, with `separate_slices`, of the slice.
 
     Example:
         >>> from masam_auto.imaging.resample import resample_image
@@ -94,17 +94,17 @@ def resample_image(
 def resample_labels(
     labels: np.ndarray, shape: Shape, *, order: int = 1, separate_slices: bool = False, order_slices: int = 0
 ) -> np.ndarray:
-    """Resample a label map: every label's indicator by itself, then the largest of them.
+    """Resample a label map: the indicator of each label separately, then the largest wins.
 
     Args:
         labels: (Z, Y, X) integers.
         shape: wanted (Z, Y, X).
         order: spline order, 0, 1 or 3.
         separate_slices: interpolate with `order` within slices only.
-        order_slices: spline order between slices, where they are kept apart.
+        order_slices: spline order between slices, with `separate_slices`.
 
     Returns:
-        `shape`, of the same type; `labels` itself where the shape is the same. Only values that were there.
+        `shape`, same type; `labels` itself if the shape is the same. Contains only values of the input.
 
     Source: nnU-Net 2.8 / batchgenerators 0.25.5 (`resize_segmentation`): largest indicator, ties to the nearest
     voxel's label.
@@ -132,7 +132,7 @@ def resample_labels(
 
 
 def _indicator(mask: np.ndarray, shape: Shape, orders: Shape) -> tuple[tuple[slice, slice, slice], torch.Tensor]:
-    """Resample a mask where it can be anything but zero: the part of the output, and the values there."""
+    """Resample a mask, only where it can be non-zero: the part of the output, and its values."""
     box = bounding_box(mask)
     assert box is not None
     volume = torch.from_numpy(crop_to(mask, box).astype(np.float32))
@@ -156,7 +156,7 @@ def _resample_volume(volume: torch.Tensor, wanted: dict[int, tuple[int, int]]) -
 def _resample_axis(
     volume: torch.Tensor, axis: int, before: int, after: int, order: int, *, low: int = 0
 ) -> tuple[torch.Tensor, int]:
-    """Resample one axis of a (Z, Y, X) volume that may be a part of a longer one which is zero elsewhere.
+    """Resample one axis of a (Z, Y, X) volume, which may be part of a longer one that is zero elsewhere.
 
     Args:
         volume: covers `low` to `low + volume.shape[axis]` of an axis of length `before`.
@@ -206,9 +206,9 @@ class AxisBlock:
 
 @functools.lru_cache(maxsize=64)
 def axis_blocks(before: int, after: int, order: int) -> tuple[AxisBlock, ...]:
-    """The matrix that resamples a line of `before` voxels to `after`, in blocks of rows without their empty columns.
+    """The matrix that resamples a line of `before` voxels to `after`, in blocks of rows without empty columns.
 
-    Prefilter, edge padding and weights of the spline are all inside, computed by scipy in float64.
+    It includes the spline's prefilter, edge padding and weights, computed by scipy in float64.
 
     Args:
         before: voxels of the line.
@@ -237,7 +237,7 @@ def axis_blocks(before: int, after: int, order: int) -> tuple[AxisBlock, ...]:
 
 
 def nearest_index(before: int, after: int) -> np.ndarray:
-    """(after,) index of the input voxel nearest to each output voxel; the later one where two are as near."""
+    """(after,) index of the input voxel nearest to each output voxel; the later one if two are equally near."""
     return np.floor(_input_coordinate(before, after) + 0.5).astype(np.int64).clip(0, before - 1)
 
 
@@ -260,21 +260,21 @@ def iterate_slabs(
     nearest_slices: bool = False,
     only: range | None = None,
 ) -> Iterator[tuple[int, slice, torch.Tensor]]:
-    """Resample logits linearly, a few rows of one slice at a time, as their slices come.
+    """Resample logits linearly, a few rows of one slice at a time, as their slices arrive.
 
-    At most two slices are held at a time: those that interpolation between slices needs.
+    Holds at most two slices at a time, as needed to interpolate between slices.
 
     Args:
-        slices: numbers, rising, and (K, y, x) logits of any floating type on any device, of `before`; those that the
-            wanted slices lie between must be among them.
+        slices: ascending slice numbers with (K, y, x) logits of any floating type on any device. `before` is the shape
+            of their volume. The slices around each wanted slice must be included.
         before: (Z, Y, X) of the logits.
         shape: wanted (Z, Y, X).
         nearest_slices: take the nearest slice instead of interpolating between two.
-        only: the wanted slices; all of them by default.
+        only: the wanted slices; all by default.
 
     Yields:
-        Slice number, range of rows, and their (K, rows, X) float32 values; all K classes, of about BLOCK_BYTES.
-        Together they cover `shape`, or the wanted slices of it.
+        Slice number, range of rows, and their (K, rows, X) float32 values for all K classes, about BLOCK_BYTES each.
+        Together they cover `shape`, or its wanted slices.
     """
     depth, height, width = shape
     first, second, weights = linear_index(before[0], depth)

@@ -1,1 +1,1 @@
-"""MA-SAM: Segment Anything's image encoder over windows of slices, adapted, with mask decoders."""
+"""MA-SAM: Segment Anything's image encoder, adapted to windows of slices, with mask decoders."""

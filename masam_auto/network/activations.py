@@ -1,7 +1,7 @@
-"""How much memory the image encoder's activations take. Each decoder says its own (network/decoder.py).
+"""The memory that the image encoder's activations take. Decoders state their own (network/decoder.py).
 
-It counts the values that the layers keep for the backward pass, or need at once without gradients. What a plan makes of
-it, and how far it is from measured peaks: planning/memory.py, documentation/benchmarks.md.
+It counts the values that layers keep for the backward pass, or need at once without gradients. For how plans use it and
+how well it matches measured peaks, see planning/memory.py and documentation/benchmarks.md.
 """
 
 import math
@@ -13,9 +13,9 @@ from masam_auto.core.plan import NetworkPlan
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Load:
-    """What the memory depends on. `precision_bytes`: 2 where activations are bf16, 4 in float32.
+    """What the memory depends on. `precision_bytes`: 2 for bf16 activations, 4 for float32.
 
-    `fused`: attention runs in a fused kernel, which keeps no (tokens x tokens) scores (GPU); plain products do (CPU).
+    `fused`: attention runs in a fused kernel (GPU), which keeps no (tokens x tokens) scores. Plain products (CPU) do.
     """
 
     encoder: EncoderSpec
@@ -29,7 +29,7 @@ class Load:
 
     @property
     def built(self) -> NetworkPlan:
-        """The plan without what it does not build."""
+        """The plan without parts that are not built."""
         return self.network.as_built
 
     @property
@@ -50,11 +50,11 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderMemory:
-    """Bytes that the image encoder takes, of a slice but for `tables`.
+    """Bytes that the image encoder takes per slice, except `tables`, which are kept once.
 
-    In training: `tables` are kept once, `stem` and `blocks` for the backward pass; where blocks are computed again,
-    `residuals` between them, and `again` for the largest one. `levels` are what a multi-scale decoder fuses. In
-    prediction: `block` for the largest block, `held` besides.
+    In training, `stem` and `blocks` are kept for the backward pass. If blocks are recomputed, `residuals` are kept
+    between them, and `again` is for the largest one. `levels` are what a multi-scale decoder fuses. In prediction,
+    `block` is for the largest block, plus `held`.
     """
 
     tables: float
@@ -68,7 +68,7 @@ class EncoderMemory:
 
 
 def encoder_memory(load: Load) -> EncoderMemory:
-    """What the encoder takes of one slice of a load."""
+    """What the encoder takes for one slice of a load."""
     encoder, width, tokens = load.encoder, load.precision_bytes, load.tokens
     adapter = 2 * width * load.built.adapter_channels if _adapters(load.built) else 0
     attention = 6 * encoder.dim * tokens + _grid_attention_values(load, *load.grid, scores=2)
@@ -89,7 +89,7 @@ def _adapters(network: NetworkPlan) -> int:
 
 
 def _attention_values(load: Load) -> float:
-    """Values that the attentions' products keep for a slice, mean over the blocks."""
+    """Values that the attention products keep per slice, as a mean over the blocks."""
     encoder = load.encoder
     height, width = load.grid
     total = len(encoder.global_blocks) * _grid_attention_values(load, height, width, scores=1)
@@ -102,10 +102,10 @@ def _attention_values(load: Load) -> float:
 
 
 def _grid_attention_values(load: Load, height: int, width: int, *, scores: int) -> float:
-    """Queries, keys, values, and as many (tokens x tokens) arrays as `scores` says; fused: padded values, the result.
+    """Queries, keys, values, and `scores` (tokens x tokens) arrays; if fused, padded values and the result instead.
 
-    What the projection gives is kept besides, because queries and values are parts of it: 1 and 1.5 times the channels
-    by measurement.
+    The projection's output is kept as well, because queries and values are parts of it: 1 and 1.5 times the channels by
+    measurement.
     """
     encoder, tokens = load.encoder, height * width
     channels = encoder.heads * _wide(encoder, height, width)
@@ -115,12 +115,12 @@ def _grid_attention_values(load: Load, height: int, width: int, *, scores: int) 
 
 
 def _wide(encoder: EncoderSpec, height: int, width: int) -> int:
-    """Channels of a head's queries and keys: relative positions are extra ones, filled up to a multiple of 8."""
+    """Channels of a head's queries and keys: relative positions add channels, padded to a multiple of 8."""
     return math.ceil((encoder.dim // encoder.heads + height + width) / 8) * 8
 
 
 def _tables_bytes(load: Load) -> float:
-    """Tables of relative positions that the blocks keep once, whatever the number of windows: one for each token."""
+    """Tables of relative positions. Blocks keep one per token, for any number of windows."""
     encoder = load.encoder
     height, width = load.grid
     side, whole = encoder.window, len(encoder.global_blocks)
@@ -129,7 +129,7 @@ def _tables_bytes(load: Load) -> float:
 
 
 def _block_bytes(load: Load, attention: float) -> float:
-    """Bytes that one block, whose attention keeps so many values, keeps for the backward pass of a slice."""
+    """Bytes that one block keeps for the backward pass of a slice; `attention` is the number of attention values."""
     encoder, network, width = load.encoder, load.built, load.precision_bytes
     adapters, learns = _adapters(network), network.trained == "all"
     residuals = (2 + adapters) * 4 * encoder.dim

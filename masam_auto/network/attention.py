@@ -1,4 +1,4 @@
-"""SAM's attention with decomposed relative positions, exact and without a stored (tokens x tokens) bias."""
+"""SAM's attention with decomposed relative positions: exact, but without storing a (tokens x tokens) bias."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from masam_auto.network.fact import Increments, folded_weight
 
-# On a CPU, plain products are 1.2 to 8 times as fast as the fused kernel (measured, 35 to 1024 tokens), and are used
-# while all scores together stay below this many values (256 MiB in float32).
+# On a CPU, plain products are 1.2 to 8 times as fast as the fused kernel (measured, 35 to 1024 tokens). They are used
+# as long as all scores together are fewer values than this (256 MiB in float32).
 PLAIN_SCORES = 2**26
 
 
@@ -19,12 +19,12 @@ def attend(
 ) -> Float[Tensor, "s t n _"]:
     """Softmax attention of products times `scale`; `s` slices or windows, `t` tokens, `n` heads.
 
-    The first D channels of the result count: where a fused kernel wants values as wide as queries and keys, zeros
+    Only the first D channels of the result count. If a fused kernel needs values as wide as queries and keys, zeros
         follow.
     """
     slices, tokens, heads, width = q.shape
     if q.device.type == "cpu" and slices * heads * tokens**2 <= PLAIN_SCORES:
-        # Autocast would store the probabilities in float32; the kernel sums in float32 all the same.
+        # Autocast would store the probabilities in float32; the kernel sums in float32 anyway.
         with torch.autocast("cpu", enabled=False):
             scores = (q * scale).transpose(1, 2) @ k.permute(0, 2, 3, 1)
             return (scores.softmax(-1) @ v.transpose(1, 2)).transpose(1, 2)
@@ -39,15 +39,15 @@ def _zeros(like: Float[Tensor, "s t n e"], width: int) -> Float[Tensor, "s t n _
 
 
 def relative_index(size: int, device: torch.device) -> Int[Tensor, "size size"]:
-    """Row of the relative-position table for each pair (query place, key place) along an axis."""
+    """Row of the relative-position table for each pair (query position, key position) along an axis."""
     place = torch.arange(size, device=device)
     return place[:, None] - place[None, :] + size - 1
 
 
 class TakeRows(torch.autograd.Function):
-    """Rows by their places, each at most once, of each the first channels.
+    """Select rows by index, each at most once, and the first channels of each.
 
-    The gradient is put back in one go; that of `index_select` and of a slice is added up in zeros, one after the other.
+    The gradient is put back in one step; those of `index_select` and of a slice are added into zeros one by one.
     """
 
     @staticmethod
@@ -69,8 +69,7 @@ class TakeRows(torch.autograd.Function):
 def window_places(
     slices: int, size: tuple[int, int], grid: tuple[int, int], device: torch.device
 ) -> Int[Tensor, "tokens"]:
-    """Where the tokens of slices of `size`, in their order, lie in windows of `grid`: (windows x tokens of each)
-    rows."""
+    """Index of the tokens of slices of `size` in windows of `grid`, in token order: (windows x tokens of each) rows."""
     rows, columns = grid
     down, right = -(-size[0] // rows), -(-size[1] // columns)
     places = torch.arange(slices * down * right * rows * columns, device=device)
@@ -83,19 +82,19 @@ def window_places(
 class Attention(nn.Module):
     """Multi-head self-attention over (rows, columns) of tokens, or within windows of them; SAM's names and shapes.
 
-    The relative-position terms are extra channels of queries and keys, `q' = [q, rel_h / scale, rel_w / scale]` and
-    `k' = [k, onehot(row), onehot(column)]`, so that one product of q' and k', times scale, gives the biased scores.
-    Zeros make both a multiple of 8 wide, without which the fused kernels copy them again.
+    The relative-position terms are extra channels of queries and keys: `q' = [q, rel_h / scale, rel_w / scale]` and
+    `k' = [k, onehot(row), onehot(column)]`. So one product of q' and k', times scale, gives the biased scores. Zeros
+    pad both to a multiple of 8 channels; otherwise the fused kernels would copy them.
 
-    From the projection to the result, tokens are rows with all heads side by side: kernels take heads by their strides,
-    and a token moves as one piece, into its window and back.
+    From projection to result, tokens are rows with all heads side by side. Kernels select heads by strides, and a token
+    moves as one piece into its window and back.
 
     Args:
         dim: channels.
-        heads: parts that they are divided into.
-        grid: (rows, columns) of the tokens that attend to one another.
-        windowed: slices of any size are cut into windows of `grid`. SAM pads them with zeros, which as keys and values
-            are the bias of `qkv`: they are put in after the projection, which never sees them.
+        heads: number of parts that the channels are split into.
+        grid: (rows, columns) of the tokens that attend to each other.
+        windowed: cut slices of any size into windows of `grid`. SAM pads them with zeros. As keys and values these are
+            the bias of `qkv`, so they are added after the projection, which never sees them.
     """
 
     def __init__(self, *, dim: int, heads: int, grid: tuple[int, int], windowed: bool = False) -> None:
@@ -112,7 +111,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "s h w c"], increments: Increments | None, block: int
     ) -> Float[Tensor, "s h w c"]:
-        """Attention within each of `s` slices; `increments` of q and v belong to block number `block`."""
+        """Attention within each of `s` slices; the `increments` of q and v are those of block number `block`."""
         slices, height, width, channels = x.shape
         assert self.windowed or (height, width) == self.grid, f"{height} x {width} tokens, tables for {self.grid}"
         qkv = self._project(x.flatten(0, 2), increments, block)
@@ -123,7 +122,7 @@ class Attention(nn.Module):
         tokens = self.grid[0] * self.grid[1]
         q, k, v = qkv.view(-1, tokens, 3, self.heads, channels // self.heads).unbind(2)
         tables, marks = self._positions(q.dtype)
-        # One product for each place in the grid: it has a table of its own.
+        # One product per grid position: each has its own table.
         bias = torch.einsum("bthe,tek->bthk", q, tables)
         extra = bias.shape[-1]
         filled = _zeros(q, -(q.shape[-1] + extra) % 8)
@@ -137,13 +136,12 @@ class Attention(nn.Module):
     def _in_windows(
         self, qkv: Float[Tensor, "tokens c3"], places: Int[Tensor, "tokens"], windows: int
     ) -> Float[Tensor, "places c3"]:
-        """Tokens window by window, filled up with what zeros are projected to."""
+        """Tokens window by window, padded with the projection of zeros."""
         filled = self.qkv.bias.to(qkv.dtype).expand(windows * self.grid[0] * self.grid[1], -1)
         return filled.index_copy(0, places, qkv)
 
     def _positions(self, dtype: torch.dtype) -> tuple[Float[Tensor, "t e k"], Float[Tensor, "t k"]]:
-        """For each token of the grid: what makes its row and column terms of its query; its own row and column,
-        one-hot."""
+        """For each grid token: what turns its query into row and column terms, and its own row and column, one-hot."""
         rows, columns = self.grid
         device = self.rel_pos_h.device
         in_rows = self.rel_pos_h[relative_index(rows, device)][:, None].expand(-1, columns, -1, -1)

@@ -1,4 +1,4 @@
-"""A network from a plan: its sizes, its first weights, what of it learns, and its weights by name."""
+"""Build a network from a plan: sizes, first weights, what learns, and weights by name."""
 
 import functools
 from collections.abc import Mapping
@@ -34,22 +34,22 @@ def build_network(
     frozen_dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> MaSam:
-    """The network that a plan describes, with random weights, marked for training, in training mode.
+    """Build the network of a plan, with random weights, trainable parts marked, in training mode.
 
-    With `plan.weights == "sam"` the SAM weights are loaded next, by `load_sam_weights`.
+    With `plan.weights == "sam"`, call `load_sam_weights` next.
 
     Args:
         plan: names, sizes, and what learns.
-        canvas: (height, width) in pixels, whole tokens.
+        canvas: (height, width) in pixels, a whole number of tokens.
         in_channels: C.
-        num_outputs: K, background included where there is one.
+        num_outputs: K, background included if there is one.
         seed: of the first weights; the same seed gives the same network on every device.
         activation_checkpointing: recompute the encoder's blocks in the backward pass, to save memory.
-        frozen_dtype: of the encoder's frozen matrices, e.g. bfloat16 where training runs under autocast.
+        frozen_dtype: of the encoder's frozen matrices, e.g. bfloat16 if training runs under autocast.
         device: where the network goes; "meta" builds shapes without weights.
 
     Raises:
-        PlanError: an unknown name, or a canvas that is not whole tokens.
+        PlanError: an unknown name, or a canvas that is not a whole number of tokens.
 
     Example:
         >>> from masam_auto.core.plan import NetworkPlan
@@ -74,7 +74,7 @@ def build_network(
 
 
 def encoder_of(plan: NetworkPlan) -> EncoderSpec:
-    """Sizes of a plan's encoder: those of its name, or its own. Raises PlanError for an unknown name."""
+    """Sizes of a plan's encoder: by name, or the plan's own. Raises PlanError for an unknown name."""
     return find_encoder(plan.encoder) if plan.custom_encoder is None else plan.custom_encoder
 
 
@@ -88,7 +88,7 @@ def assemble(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> MaSam:
-    """A network of any sizes; `build_network` for the named ones. Arguments and errors as there."""
+    """Build a network of any sizes. `build_network` does it for named encoders; arguments and errors are the same."""
     plan = plan.as_built
     stride = spec.token_stride
     if any(side < stride or side % stride for side in canvas):
@@ -103,7 +103,7 @@ def assemble(
         with torch.device("meta"):
             network = construct()
     else:
-        with torch.random.fork_rng(devices=[]):  # drawn on the CPU, so that every device starts alike
+        with torch.random.fork_rng(devices=[]):  # drawn on the CPU, so that the start is the same on every device
             torch.manual_seed(seed)
             network = construct()
         network = network.to(device)
@@ -112,12 +112,12 @@ def assemble(
 
 
 def mark_trainable(network: MaSam) -> None:
-    """Freeze what the plan says, and what never receives a gradient in the plan's mode.
+    """Freeze what the plan says, and what never gets a gradient in the plan's mode.
 
-    The increments, adapters and mask decoder learn, the rest of the image encoder only with `trained="all"`, and none
-    of it with `trained="none"`, for which increments and adapters are not even built (`NetworkPlan.as_built`). The
-    patch embedding learns also for channel counts that SAM has no weights for, and the neck with `neck_trained`. Of the
-    prompt encoder learns what the prompt mode and the decoder use; SAM's IoU head is used by none.
+    The increments, adapters and mask decoder learn. The rest of the image encoder learns only with `trained="all"`.
+    With `trained="none"`, none of it does, and increments and adapters are not even built (`NetworkPlan.as_built`). The
+    patch embedding also learns for channel counts that SAM has no weights for, and the neck with `neck_trained`. In the
+    prompt encoder, the parts used by the prompt mode and the decoder learn. SAM's IoU head is never used.
     """
     plan = network.plan
     prompt_parts = _PROMPT_PARTS[network.mask_decoder.prompt, plan.prompt]
@@ -145,7 +145,7 @@ def _encoder_learns(name: str, plan: NetworkPlan, in_channels: int) -> bool:
 
 
 def cast_frozen(network: MaSam, dtype: torch.dtype) -> None:
-    """Store the image encoder's frozen matrices in `dtype`; norms and biases are small and stay as they are."""
+    """Store the image encoder's frozen matrices in `dtype`; norms and biases are small and stay unchanged."""
     for parameter in network.image_encoder.parameters():
         if not parameter.requires_grad and parameter.ndim > 1:
             parameter.data = parameter.data.to(dtype)
@@ -163,7 +163,7 @@ def part_of(name: str) -> str:
 
 
 def count_parameters(network: MaSam) -> dict[str, tuple[int, int]]:
-    """Parameters and how many of them learn, for each part and in total.
+    """Count parameters, and those that learn, per part and in total.
 
     Example:
         >>> from masam_auto.network.build import build_network, count_parameters
@@ -183,7 +183,7 @@ def count_parameters(network: MaSam) -> dict[str, tuple[int, int]]:
 
 
 def learning_summary(network: MaSam) -> str:
-    """One line on what learns, for the log; it warns of an encoder that stays as random as it was made."""
+    """One log line on what learns; it warns if the encoder is random and stays so."""
     counts = count_parameters(network)
     parts = [f"{part} {learns / 1e6:.3g}" for part, (_, learns) in counts.items() if learns and part != "total"]
     total, learns = counts["total"]
@@ -191,15 +191,15 @@ def learning_summary(network: MaSam) -> str:
     if network.plan.weights == "none" and network.plan.trained != "all":
         line += (
             "; the rest of the image encoder is random and stays so (network.weights=none with network.trained="
-            f"{network.plan.trained}): only of use as an ablation, else give network.trained=all"
+            f"{network.plan.trained}): only useful as an ablation, else give network.trained=all"
         )
     return line
 
 
 def trainable_state_dict(network: MaSam) -> dict[str, Tensor]:
-    """What a checkpoint must hold: all that no SAM checkpoint gives back unchanged; everything, where there is none.
+    """The tensors a checkpoint needs: those not restored from a SAM checkpoint, or all if there is none.
 
-    The tensors share the network's memory.
+    They share the network's memory.
     """
     frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
     given_back = {name for name in frozen if network.plan.stands_on_sam and _from_sam(name, {})}
@@ -207,29 +207,29 @@ def trainable_state_dict(network: MaSam) -> dict[str, Tensor]:
 
 
 def load_trainable_state(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> None:
-    """Put a checkpoint's tensors back; what is frozen and not in it stays. Raises ModelError as `check_state`."""
+    """Load a checkpoint's tensors; frozen tensors not in it stay. Raises ModelError like `check_state`."""
     check_state(network, state, origin=origin)
     _copy(network.state_dict(), state)
 
 
 def load_sam_weights(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> None:
-    """Start from a SAM checkpoint: image encoder, prompt encoder, and of the mask decoder what does not count classes.
+    """Start from a SAM checkpoint: image and prompt encoder, and mask decoder parts independent of the class count.
 
     Args:
-        network: built for any canvas and channels; tables and patch embedding are fitted.
+        network: built for any canvas and channels; tables and patch embedding are adapted.
         state: from `load_sam_checkpoint`.
         origin: the file, for messages.
 
     Raises:
-        ModelError: the checkpoint is of another encoder.
+        ModelError: the checkpoint belongs to another encoder.
     """
     _copy(network.state_dict(), sam_tensors(network, state, origin=origin))
 
 
 def sam_tensors(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> dict[str, Tensor]:
-    """What `load_sam_weights` loads: a SAM checkpoint's tensors in this network's shapes; only those are looked at.
+    """What `load_sam_weights` loads: a SAM checkpoint's tensors, in this network's shapes. Uses only these.
 
-    Arguments and errors as there; the network may be on the meta device.
+    Arguments and errors are the same; the network may be on the meta device.
     """
     return fit_state(
         state,
@@ -247,43 +247,43 @@ def _from_sam(name: str, state: Mapping[str, Tensor]) -> bool:
     if room == "prompt_encoder":
         return True
     if rest.startswith("output_upscaling."):
-        return name in state  # the steps beyond SAM's own two start anew
+        return name in state  # steps beyond SAM's own two start from scratch
     return rest.startswith(("transformer.", "iou_token."))
 
 
 def load_published_checkpoint(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> None:
-    """Put the tensors of a published MA-SAM checkpoint (flat names) over a network that has its SAM weights.
+    """Load the tensors of a published MA-SAM checkpoint (flat names) into a network that has its SAM weights.
 
     Raises:
-        ModelError: the checkpoint is of another network.
+        ModelError: the checkpoint belongs to another network.
     """
     _copy(network.state_dict(), published_tensors(network, state, origin=origin))
 
 
 def published_tensors(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> dict[str, Tensor]:
-    """What `load_published_checkpoint` loads, by this network's names; it may be on the meta device."""
+    """What `load_published_checkpoint` loads, by this network's names; the network may be on the meta device."""
     wanted = {name: value for name, value in network.state_dict().items() if part_of(name) != "encoder"}
     return fit_published(state, wanted, origin=origin)
 
 
 def check_state(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> None:
-    """Check that a checkpoint's tensors are what this network needs of one.
+    """Check that a checkpoint has the tensors that this network needs.
 
     Args:
-        network: it may be on the meta device.
+        network: may be on the meta device.
         state: the tensors.
         origin: the checkpoint, for messages.
 
     Raises:
-        ModelError: the checkpoint is of another network: tensors are missing, unknown, of another shape or kind; or
-            values are not finite.
+        ModelError: the checkpoint belongs to another network (tensors are missing, unknown, or of another shape or
+            kind), or values are not finite.
     """
     own, expected = network.state_dict(), set(trainable_state_dict(network))
     advice = "it was made by another plan or version"
     if found := network_differences(state, {name: own[name] for name in expected}):
         raise ModelError(
-            f"{origin}: the checkpoint is of another network: {'; '.join(found)}. Use the plan that it was trained "
-            "with, or train again."
+            f"{origin}: the checkpoint belongs to another network: {'; '.join(found)}. Use the plan that it was "
+            "trained with, or train again."
         )
     for name in sorted(expected - set(state)):
         raise ModelError(f"{origin}: {name} is missing; {advice}")
@@ -296,7 +296,7 @@ def check_state(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> 
                 f"{advice}"
             )
         if problem := wrong_values(value, own[name]):
-            raise ModelError(f"{origin}: {name} {problem}. Take another checkpoint, or train again.")
+            raise ModelError(f"{origin}: {name} {problem}. Use another checkpoint, or train again.")
 
 
 def _copy(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:

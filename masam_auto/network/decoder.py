@@ -19,9 +19,9 @@ from masam_auto.network.stem import ConvBlock
 
 
 class TokenDecoder(MaskDecoder):
-    """SAM's mask decoder, one mask token an output: two-way transformer, upscaling, a hyper-network for each output.
+    """SAM's mask decoder with one mask token per output: two-way transformer, upscaling, and a hyper-network for each.
 
-    Boxes reach it as SAM's sparse prompt tokens.
+    It receives boxes as SAM's sparse prompt tokens.
     """
 
     prompt: Literal["tokens", "mask"] = "tokens"
@@ -53,7 +53,7 @@ class TokenDecoder(MaskDecoder):
         dense: Float[Tensor, "p c h w"],
         num_slices: int,
     ) -> Float[Tensor, "s k height width"]:
-        """Logits at canvas resolution. Prompts are for all slices (p = 1) or one set a slice (p = s)."""
+        """Logits at canvas resolution. Prompts are for all slices (p = 1) or one set per slice (p = s)."""
         sets = (sparse.expand(len(features.embedding), -1, -1), dense.expand(len(features.embedding), -1, -1, -1))
         return by_parts(lambda image, *prompts: self._logits(image, positions, *prompts), features.embedding, *sets)
 
@@ -97,10 +97,10 @@ def _upscaling(channels: int, steps: int) -> nn.Sequential:
 
 
 class MultiscaleDecoder(nn.Module):
-    """U-shaped: the tokens are upsampled level by level and fused with the encoder's features; a 1 x 1 head at the end.
+    """U-shaped: the tokens are upsampled level by level and fused with the encoder's features; ends in a 1 x 1 head.
 
-    Levels that stand at the tokens' resolution (SAM's blocks) are first lifted to their place by a transposed
-    convolution. A box reaches it as SAM's dense prompt: its mask, downscaled onto the tokens.
+    Levels at the tokens' resolution (SAM's blocks) are first lifted to their resolution by a transposed convolution. A
+    box arrives as SAM's dense prompt: its mask, downscaled to the tokens.
     """
 
     prompt: Literal["tokens", "mask"] = "mask"
@@ -118,7 +118,7 @@ class MultiscaleDecoder(nn.Module):
             self.ups.append(_up(channels, level.width, stride // level.target))
             self.fusions.append(ConvBlock(2 * level.width, level.width, spec=spec.conv))
             channels, stride = level.width, level.target
-        # Where the finest level is coarser than the canvas, the rest is upsampled without a partner.
+        # If the finest level is coarser than the canvas, the rest is upsampled without fusing.
         self.finish = _up(channels, channels // 2, stride) if stride > 1 else nn.Identity()
         self.head = nn.Conv2d(channels // 2 if stride > 1 else channels, num_outputs, kernel_size=1)
 
@@ -144,9 +144,8 @@ def _up(in_channels: int, out_channels: int, factor: int) -> nn.ConvTranspose2d:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecoderMemory:
-    """Bytes that a decoder takes of one slice: `kept` for the backward pass; in prediction `held`, and `part` besides
-    for what a CPU works through slice by slice (network/slicewise.py). The encoder's levels and the logits are not
-    counted.
+    """Bytes that a decoder takes per slice. `kept`: for the backward pass. `held`: in prediction, plus `part` for what
+    a CPU computes slice by slice (network/slicewise.py). The encoder's levels and the logits are not counted.
     """
 
     kept: float
@@ -156,17 +155,17 @@ class DecoderMemory:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoder:
-    """A decoder, and all that others must know of it."""
+    """A decoder, and everything that other modules need to know about it."""
 
     build: Callable[..., Any]
-    """Called as build(spec, num_outputs=K); gives a module that is called as `TokenDecoder.forward`. Its `prompt` says
-    whether a box reaches it as SAM's "tokens" or as SAM's "mask"."""
+    """Called as build(spec, num_outputs=K). Returns a module called like `TokenDecoder.forward`. Its `prompt` says
+    whether it takes a box as SAM's "tokens" or as SAM's "mask"."""
     memory: Callable[[Load], DecoderMemory]
-    """What it takes of one slice."""
+    """Memory per slice."""
     fuses_levels: bool = False
-    """Whether it needs the encoder's levels, not only its last features."""
+    """Whether it needs the encoder's levels in addition to its last features."""
     features_held: int = 8
-    """Values that a pass without gradients on a CPU holds for each pixel besides its logits."""
+    """Values per pixel that a pass without gradients on a CPU holds, in addition to the logits."""
 
 
 def sam_decoder(spec: EncoderSpec, *, num_outputs: int) -> TokenDecoder:
@@ -187,7 +186,7 @@ def _steps_to_canvas(spec: EncoderSpec) -> int:
 
 
 def _token_memory(load: Load, steps: int) -> DecoderMemory:
-    """What is normed and its result are float32, the next step's input is cast; the last step has no norm."""
+    """Normed inputs and results are float32; the next step's input is cast. The last step has no norm."""
     width, embedding, tokens = load.precision_bytes, load.encoder.embedding, load.tokens
     # c/4 at twice the tokens' resolution, and so on
     *normed, last = (embedding / 2 ** (step + 2) * tokens * 4 ** (step + 1) for step in range(steps))
@@ -198,7 +197,7 @@ def _token_memory(load: Load, steps: int) -> DecoderMemory:
 
 
 def _multiscale_memory(load: Load) -> DecoderMemory:
-    """Every fusion keeps about five values; in prediction the finest one decides."""
+    """Every fusion keeps about five values; in prediction the finest one needs most."""
     width, pixels, levels = load.precision_bytes, load.pixels, load.encoder.levels
     finest = width * 5 * levels[0].width * pixels / levels[0].target ** 2
     return DecoderMemory(
@@ -217,5 +216,5 @@ DECODERS: dict[str, Decoder] = {
 
 
 def choose_decoder(name: str) -> Decoder:
-    """A decoder by the plan's name, ours or a plug-in's. Raises PlanError listing the known ones."""
+    """Find a decoder by name, ours or a plug-in's. Raises PlanError listing the known ones."""
     return find_entry("decoders", name, DECODERS, field="network.decoder", form=Decoder)

@@ -1,4 +1,4 @@
-"""SliceEncoder: SAM's image encoder over windows of slices, adapted, or our small one with a convolutional stem."""
+"""SliceEncoder: SAM's image encoder adapted to windows of slices, or our small one with a convolutional stem."""
 
 from typing import NamedTuple
 
@@ -19,14 +19,14 @@ from masam_auto.network.stem import Stem
 
 
 class Features(NamedTuple):
-    """What the decoder gets: the token grid, and the levels to fuse (finest first; empty unless asked for)."""
+    """The decoder's input: the token grid, and the levels to fuse (finest first; empty unless requested)."""
 
     embedding: Float[Tensor, "s c h w"]
     levels: tuple[Float[Tensor, "s _ _ _"], ...]
 
 
 class Block(nn.Module):
-    """SAM's transformer block with an adapter before the attention and one after it, before the MLP."""
+    """SAM's transformer block, with one adapter before the attention and one after it, before the MLP."""
 
     def __init__(self, spec: EncoderSpec, plan: NetworkPlan, *, number: int, grid: tuple[int, int]) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Block(nn.Module):
         self.adapter_after = _adapter(spec, plan) if plan.adapters in ("both", "after") else None
         self.norm2 = nn.LayerNorm(spec.dim, eps=1e-6)
         self.mlp = MLPBlock(embedding_dim=spec.dim, mlp_dim=int(spec.dim * spec.mlp_ratio))
-        # From scratch, a block that starts as the identity learns faster (measured); one that is frozen must not be it.
+        # From scratch, a block that starts as the identity learns faster (measured); a frozen one must not be it.
         if plan.weights == "none" and plan.trained == "all":
             for last in (self.attn.proj, self.mlp.lin2):
                 nn.init.zeros_(last.weight)
@@ -62,8 +62,7 @@ class Block(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """SAM's LayerNorm2d, over channels at each pixel, by the fused kernel: same names and numbers, a third of the
-    memory."""
+    """SAM's LayerNorm2d, over channels at each pixel, with the fused kernel: same results, a third of the memory."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

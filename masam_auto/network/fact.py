@@ -11,16 +11,16 @@ from masam_auto.core.plugins import find_entry
 
 
 class Increments(nn.Module):
-    """What is added to the frozen query and value projections of each block.
+    """Low-rank changes added to the frozen query and value projections of each block.
 
-    In training the increments are computed from the tokens, with dropout on the low-rank activations; in evaluation
-    `weights` gives the same as one matrix for each projection, which attention adds to the frozen weight.
+    In training the increments are computed from the tokens, with dropout on the low-rank activations. In evaluation
+    `weights` gives them as one matrix per projection, which attention adds to the frozen weight.
     """
 
     def forward(
         self, block: int, x: Float[Tensor, "*tokens c"], qkv: Float[Tensor, "*tokens c3"]
     ) -> Float[Tensor, "*tokens c3"]:
-        """Queries, keys and values of a block's tokens `x`, changed in place: the increments of q and v are added."""
+        """Queries, keys and values of a block's tokens `x`. The increments of q and v are added in place."""
         raise NotImplementedError
 
     def weights(self, block: int) -> tuple[Float[Tensor, "c c"], Float[Tensor, "c c"]]:
@@ -29,7 +29,7 @@ class Increments(nn.Module):
 
 
 class FacTIncrements(Increments):
-    """`q += s V dropout(Sq U x)`, likewise v; U and V are shared over all blocks, Sq and Sv belong to one.
+    """`q += s V dropout(Sq U x)`, same for v. All blocks share U and V; each block has its own Sq and Sv.
 
     Source: Chen et al., MA-SAM, Medical Image Analysis 98 (2024) 103310: tensor-train form, V starts at zero.
     """
@@ -47,7 +47,7 @@ class FacTIncrements(Increments):
     def forward(
         self, block: int, x: Float[Tensor, "*tokens c"], qkv: Float[Tensor, "*tokens c3"]
     ) -> Float[Tensor, "*tokens c3"]:
-        """Queries, keys and values of a block's tokens `x`, changed in place: the increments of q and v are added."""
+        """Queries, keys and values of a block's tokens `x`. The increments of q and v are added in place."""
         reduced = self.u(x)
         q = self.dropout(self.q_cores[block](reduced))
         v = self.dropout(self.v_cores[block](reduced))
@@ -60,9 +60,9 @@ class FacTIncrements(Increments):
 
 
 class LoraIncrements(Increments):
-    """`q += s B dropout(A x)`, likewise v, with matrices of its own for each block and projection; B starts at zero.
+    """`q += s B dropout(A x)`, same for v. Each block and projection has its own matrices; B starts at zero.
 
-    Source: Hu et al., LoRA, ICLR 2022, with the dropout where FacT has it, so that the two can be compared.
+    Source: Hu et al., LoRA, ICLR 2022, with dropout at the same place as in FacT, so that the two can be compared.
     """
 
     def __init__(self, *, dim: int, depth: int, rank: int, scale: float, dropout: float) -> None:
@@ -79,7 +79,7 @@ class LoraIncrements(Increments):
     def forward(
         self, block: int, x: Float[Tensor, "*tokens c"], qkv: Float[Tensor, "*tokens c3"]
     ) -> Float[Tensor, "*tokens c3"]:
-        """Queries, keys and values of a block's tokens `x`, changed in place: the increments of q and v are added."""
+        """Queries, keys and values of a block's tokens `x`. The increments of q and v are added in place."""
         q = self.dropout(self.q_down[block](x))
         v = self.dropout(self.v_down[block](x))
         return _add_increments(qkv, q, v, _matrix(self.q_up[block]), _matrix(self.v_up[block]), self.scale)
@@ -99,9 +99,9 @@ def _add_increments(
     v_up: Float[Tensor, "c r"],
     scale: float,
 ) -> Float[Tensor, "*tokens c3"]:
-    """`scale * q_up q` added to queries and `scale * v_up v` to values, in place.
+    """Add `scale * q_up q` to the queries and `scale * v_up v` to the values, in place.
 
-    By one product that adds to what is there: its gradient is that of `qkv`, which nothing copies.
+    One product adds to the existing values, so its gradient is that of `qkv`, without a copy.
     """
     rank = q.shape[-1]
     up = torch.cat([F.pad(q_up, (0, rank)), q_up.new_zeros(len(q_up), 2 * rank), F.pad(v_up, (rank, 0))])
@@ -126,11 +126,11 @@ INCREMENTS: dict[str, Callable[..., Increments | None]] = {
 
 
 def find_increments(name: str) -> Callable[..., Increments | None]:
-    """What builds the increments of a name, ours or a plug-in's. Raises PlanError that lists the known ones."""
+    """Find the class of increments by name, ours or a plug-in's. Raises PlanError that lists the known ones."""
     return find_entry("increments", name, INCREMENTS, field="network.increment")
 
 
 def folded_weight(weight: Float[Tensor, "c3 c"], increments: Increments, block: int) -> Float[Tensor, "c3 c"]:
-    """A block's frozen qkv weight with the increments of q and v added, in float32 where the increments are."""
+    """A block's frozen qkv weight plus the increments of q and v, in float32 if the increments are."""
     q, v = increments.weights(block)
     return weight + torch.cat([q, torch.zeros_like(q), v])

@@ -1,4 +1,4 @@
-"""Where numbers stop being finite: the first layer of a network that gives NaN or infinite values."""
+"""Find where numbers stop being finite: the first layer of a network that gives NaN or infinite values."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -19,12 +19,12 @@ def find_nonfinite(network: nn.Module, call: Callable[[], object]) -> str | None
     """Name the first layer whose output is not finite.
 
     Args:
-        network: whose layers are watched.
-        call: runs the network; it is called once, without gradients, and left at the first such layer.
+        network: the network whose layers are watched.
+        call: runs the network. It is called once, without gradients, and stopped at the first such layer.
 
     Returns:
-        One clause that names the layer and says how many of its values are not finite and where the first of them is,
-        how large its input was, and which parameter is not finite, if one is; None where everything was finite.
+        One clause that names the layer. It says how many of its values are not finite, where the first one is, how
+        large its input was, and which parameter is not finite, if any. None if everything was finite.
     """
     watch = _Watch(network)
     handles = []
@@ -43,10 +43,10 @@ def find_nonfinite(network: nn.Module, call: Callable[[], object]) -> str | None
 
 
 def finite_logits(network: nn.Module, *inputs: Tensor) -> Tensor:
-    """One pass of a network in evaluation.
+    """Run a network once in evaluation.
 
     Raises:
-        ModelError: the logits are not finite; the layer where that starts is named.
+        ModelError: the logits are not finite; the message names the layer where this starts.
     """
     logits = network(*inputs)
     if _finite_throughout(logits):
@@ -54,12 +54,12 @@ def finite_logits(network: nn.Module, *inputs: Tensor) -> Tensor:
     culprit = find_nonfinite(network, lambda: network(*inputs))
     raise ModelError(
         f"the network's output is not finite (NaN or infinite); it starts in {culprit}. Check the image's values, and "
-        "whether the training diverged (progress.png); then choose another fold or checkpoint."
+        "whether the training diverged (progress.png). If so, use another fold or checkpoint."
     )
 
 
 def _finite_throughout(logits: Tensor) -> bool:
-    """As `all_finite`, without a tensor of the logits' size, unless their sum overflows."""
+    """Like `all_finite`, without a copy of the logits' size unless their sum overflows."""
     return bool(torch.isfinite(logits.sum())) or all_finite(logits)
 
 
@@ -69,22 +69,22 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def nonfinite_parameter(network: nn.Module) -> str | None:
-    """Name the first parameter, in the network's order, that is not finite; None where all are."""
+    """Name the first parameter, in the network's order, that is not finite; None if all are."""
     return next((name for name, parameter in network.named_parameters() if not all_finite(parameter)), None)
 
 
 def nonfinite_gradient(network: nn.Module) -> str | None:
-    """Name the last parameter, in the network's order, whose gradient is not finite: where it starts on its way
-    back.
+    """Name the last parameter, in the network's order, whose gradient is not finite. There it starts in the backward
+    pass.
     """
     learned = [(name, parameter.grad) for name, parameter in network.named_parameters() if parameter.grad is not None]
     return next((name for name, gradient in reversed(learned) if not all_finite(gradient)), None)
 
 
 class _Watch:
-    """Looks at what goes into each layer and what comes out; `entered` are the layers at work, outermost first.
+    """Checks the inputs and outputs of each layer. `entered` are the running layers, outermost first.
 
-    Other threads may use the network meanwhile; what passes through it there is not looked at.
+    Other threads may use the network at the same time; their values are not checked.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -94,14 +94,14 @@ class _Watch:
         self.largest: list[float | None] = []
 
     def before(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Earlier layers gave finite values: what the layer around this one computed in between is to blame."""
+        """Earlier layers gave finite values, so a bad input was computed in between by the surrounding layer."""
         if threading.get_ident() != self.thread:
             return
         for number, value in enumerate(_tensors((args, kwargs))):
             if all_finite(value):
                 continue
             if not self.entered:
-                if number > 0:  # boxes: not-a-number stands for slices without one
+                if number > 0:  # boxes: not-a-number means a slice without one
                     continue
                 raise _Found(f"the network's input: {_describe(value)}")
             around, owner = self.entered[-1]
@@ -126,7 +126,7 @@ class _Watch:
         self.largest.pop()
 
     def weights(self, module: nn.Module) -> str:
-        """What is to be said of the weights: the layer's own first, which are the likelier cause."""
+        """A clause on the weights: the layer's own first, as they are the likelier cause."""
         for place, name in (("its", nonfinite_parameter(module)), ("the network's", nonfinite_parameter(self.network))):
             if name is not None:
                 return f"; {place} parameter {name} is not finite"

@@ -18,9 +18,9 @@ from masam_auto.network.sam import PromptEncoder
 
 
 class MaSam(nn.Module):
-    """The whole network, for one canvas; any number of slices in a window.
+    """The full network for one canvas size and any number of slices in a window.
 
-    Pixels come in as preprocessing leaves them: SAM's pixel mean and deviation are not applied.
+    Pixels are used as preprocessed: SAM's pixel mean and deviation are not applied.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class MaSam(nn.Module):
 
         Args:
             windows: (B, N, C, H, W) normalised slices, H x W the canvas; any N.
-            boxes: (B, N, 4) a box on each slice, x0, y0, x1, y1 in canvas pixels; not-a-number for slices without
-                one; None for no prompt at all.
+            boxes: (B, N, 4) one box per slice, x0, y0, x1, y1 in canvas pixels; not-a-number for slices without one;
+                None for no prompt at all.
 
         Raises:
-            ModelError: another canvas or number of channels than the network was built for, weights stored in half
-                precision without autocast, or boxes for a network that was built without box prompts.
+            ModelError: a canvas or number of channels that the network was not built for, weights stored in half
+                precision without autocast, or boxes for a network built without box prompts.
         """
         batch, num_slices = windows.shape[:2]
         self._check(windows, boxes)
@@ -70,10 +70,10 @@ class MaSam(nn.Module):
     def decode(
         self, features: Features, boxes: Float[Tensor, "s 4"] | None, num_slices: int
     ) -> Float[Tensor, "s k h w"]:
-        """Logits of encoded slices; windows of `num_slices` follow one another.
+        """Logits of encoded slices; windows of `num_slices` follow each other.
 
-        A slice whose box is not-a-number gets the logits that it gets without boxes. Every trainable parameter has a
-        gradient then, whatever slices have boxes, as data-parallel training needs it.
+        A slice whose box is not-a-number gets the same logits as without boxes. Every trainable parameter always has a
+        gradient, whichever slices have boxes, as data-parallel training needs.
         """
         if boxes is None:
             return self._decode(features, self._prompts(), num_slices)
@@ -85,7 +85,7 @@ class MaSam(nn.Module):
             return self._decode(features, (sparse, torch.where(given[:, None, None, None], boxed, plain)), num_slices)
         if given.all():
             return self._decode(features, self._prompts(boxes=boxes), num_slices)
-        # Prompts of one call have equally many tokens: slices with and without boxes are decoded apart.
+        # Prompts of one call must have the same number of tokens: decode slices with and without boxes separately.
         plain = self._decode(_some(features, ~given), self._prompts(), 1)
         if not given.any():
             return plain + 0 * sum(table.weight.sum() for table in self.prompt_encoder.point_embeddings[2:])
@@ -94,7 +94,7 @@ class MaSam(nn.Module):
         return logits.index_put((given,), boxed).index_put((~given,), plain)
 
     def _decode(self, features: Features, prompts: tuple[Tensor, Tensor], num_slices: int) -> Float[Tensor, "s k h w"]:
-        """Logits of encoded slices with (sparse, dense) prompts, for all slices or one set a slice."""
+        """Logits of encoded slices with (sparse, dense) prompts, for all slices or one set per slice."""
         sparse, dense = prompts
         with self._in_float32():
             positions = self.prompt_encoder.get_dense_pe()
@@ -106,15 +106,14 @@ class MaSam(nn.Module):
             return self.prompt_encoder(points=None, boxes=boxes, masks=masks)
 
     def _in_float32(self) -> AbstractContextManager[Any]:
-        """No autocast: positions are sines of large angles, which bf16 would move by whole tokens."""
+        """No autocast: positions are sines of large angles, which bf16 would shift by whole tokens."""
         kind = next(self.parameters()).device.type
-        if not torch.amp.is_autocast_available(kind):  # "meta", on which nothing is computed
+        if not torch.amp.is_autocast_available(kind):  # "meta", which computes nothing
             return contextlib.nullcontext()
         return torch.autocast(kind, enabled=False)
 
     def train(self, mode: bool = True) -> "MaSam":
-        """Training mode for what learns. Parts that are frozen whole stay in evaluation: no dropout, no new
-        statistics."""
+        """Training mode for the parts that learn. Frozen parts stay in evaluation: no dropout, fixed statistics."""
         super().train(mode)
         if mode:
             for module in self.modules():
@@ -133,7 +132,7 @@ class MaSam(nn.Module):
         stored = self.image_encoder.get_parameter("blocks.0.attn.qkv.weight").dtype
         if stored != windows.dtype and not torch.is_autocast_enabled(windows.device.type):
             raise ModelError(
-                f"the network's frozen weights are stored as {stored}, the windows as {windows.dtype}: compute within "
+                f"the network's frozen weights are stored as {stored}, the windows as {windows.dtype}: use "
                 "torch.autocast, or build the network with frozen_dtype=torch.float32"
             )
         if boxes is not None and self.plan.prompt != "box":
@@ -159,7 +158,7 @@ def box_masks(boxes: Float[Tensor, "s 4"], canvas: tuple[int, int], size: tuple[
 
 
 def _coverage(start: Float[Tensor, "s"], stop: Float[Tensor, "s"], length: int, cells: int) -> Float[Tensor, "s cells"]:
-    """Share of each of `cells` equal parts of an axis that lies between start and stop."""
+    """Share of each of `cells` equal parts of an axis that is between start and stop."""
     edges = torch.linspace(0, length, cells + 1, device=start.device, dtype=start.dtype)
     overlap = torch.minimum(stop[:, None], edges[1:]) - torch.maximum(start[:, None], edges[:-1])
     return F.relu(overlap) * (cells / length)

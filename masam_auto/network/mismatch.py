@@ -1,4 +1,4 @@
-"""What a checkpoint's tensors say of the network they were made for, in a plan's words, and where a network differs."""
+"""Describe the network that a checkpoint's tensors were made for, in a plan's words, and its differences to another."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -19,11 +19,11 @@ Tensors = Mapping[str, Tensor]
 
 
 def network_differences(found: Tensors, needed: Tensors) -> list[str]:
-    """What differs between the networks that two sets of tensors belong to; [] where no plain words can be found.
+    """Describe how the networks of two sets of tensors differ; [] if there are no plain words for it.
 
     Args:
-        found: a checkpoint's.
-        needed: those that the network wants from it.
+        found: a checkpoint's tensors.
+        needed: the tensors that the network needs.
 
     Returns:
         Clauses such as "it holds FacT increments of rank 4, the plan asks for FacT increments of rank 32".
@@ -61,7 +61,7 @@ def _outputs(state: Tensors) -> str | None:
 
 
 def _channels(state: Tensors) -> str | None:
-    """Of the image: the stem's where there is one, whose channels the patch embedding sees."""
+    """Of the image: the stem's, if there is one, because the patch embedding then sees the stem's channels."""
     for name in ("image_encoder.stem.levels.0.conv.weight", "image_encoder.patch_embed.proj.weight"):
         if name in state:
             return f"{state[name].shape[1]} input channel{'' if state[name].shape[1] == 1 else 's'}"
@@ -74,14 +74,14 @@ def _canvas(state: Tensors) -> str | None:
 
 
 def _encoder(state: Tensors) -> str | None:
-    """Blocks and width, where anything of the encoder is there."""
+    """Blocks and width, if any tensor of the encoder is there."""
     blocks = [int(match[1]) for match in map(_BLOCK.match, state) if match]
     tables = ("image_encoder.pos_embed", _FACT, _LORA, *(name for name in state if _ADAPTER.fullmatch(name)))
     widths = [state[name].shape[-1] for name in tables if name in state]
     return f"an encoder of {1 + max(blocks)} blocks of width {widths[0]}" if blocks and widths else None
 
 
-# Those that say most come first.
+# The most informative ones come first.
 DESCRIPTIONS: tuple[Callable[[Tensors], str | None], ...] = (
     _encoder,
     _increments,

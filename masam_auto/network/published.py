@@ -1,7 +1,7 @@
-"""Published MA-SAM checkpoints: their tensors' names, and the network that the shapes of their tensors describe.
+"""Published MA-SAM checkpoints: the names of their tensors, and the network that the tensors' shapes describe.
 
-The reference implementation saves a flat dict of what it trained: q_FacTs_000, v_FacTs_000, ... (one matrix a block),
-image_encoder.FacTu and FacTv, the adapters, the prompt encoder and the mask decoder. The rest is in the SAM checkpoint.
+The reference implementation saves a flat dict of what it trained: q_FacTs_000, v_FacTs_000, ... (one matrix per block),
+image_encoder.FacTu and FacTv, the adapters, the prompt encoder and the mask decoder. All else is in the SAM checkpoint.
 """
 
 import re
@@ -28,7 +28,7 @@ SAM_PATCH = 16
 
 
 def _own_name(name: str) -> str:
-    """This package's name for a tensor of a published checkpoint; names that both have in common stay."""
+    """Our name for a tensor of a published checkpoint; names that are equal in both stay."""
     if core := _CORE.fullmatch(name):
         return f"image_encoder.increments.{core[1]}_cores.{int(core[2])}.weight"
     if adapter := _ADAPTER.fullmatch(name):
@@ -40,7 +40,7 @@ def _own_name(name: str) -> str:
 
 
 def _published_name(name: str) -> str:
-    """What a tensor of this package is called in a published checkpoint."""
+    """The name of our tensor in a published checkpoint."""
     if core := _OWN_CORE.fullmatch(name):
         return f"{core[1]}_FacTs_{int(core[2]):03d}"
     if adapter := _OWN_ADAPTER.fullmatch(name):
@@ -53,7 +53,7 @@ def _published_name(name: str) -> str:
 
 
 def fit_published(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, origin: str) -> dict[str, Tensor]:
-    """A published checkpoint's tensors under this package's names, all that are wanted and no other.
+    """A published checkpoint's tensors under our names: exactly the wanted ones.
 
     Args:
         state: the checkpoint.
@@ -61,14 +61,14 @@ def fit_published(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, 
         origin: the file, for messages.
 
     Raises:
-        ModelError: a tensor is missing, unknown, of another shape or not finite; it is named as in the file.
+        ModelError: a tensor is missing, unknown, of another shape or not finite, named as in the file.
     """
     own = {_own_name(name): (name, value) for name, value in state.items()}
     for name in wanted:
         if name not in own:
             raise ModelError(
-                f"{origin}: {_published_name(name)} is missing, but other tensors ask for it. The file is incomplete: "
-                "get it again."
+                f"{origin}: {_published_name(name)} is missing, but other tensors need it. The file is incomplete: "
+                "download it again."
             )
     for name, (published, value) in own.items():
         if name not in wanted:
@@ -78,16 +78,16 @@ def fit_published(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, 
         if value.shape != wanted[name].shape:
             raise ModelError(
                 f"{origin}: {published} has shape {tuple(value.shape)}, but the SAM checkpoint and the other tensors "
-                f"ask for {tuple(wanted[name].shape)}"
+                f"need {tuple(wanted[name].shape)}"
             )
         if problem := wrong_values(value, wanted[name]):
-            raise ModelError(f"{origin}: {published} {problem}. Take another checkpoint.")
+            raise ModelError(f"{origin}: {published} {problem}. Use another checkpoint.")
     return {name: value for name, (_, value) in own.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """What a published checkpoint says of its network by the names and shapes of its tensors.
+    """What the names and shapes of a published checkpoint's tensors say about its network.
 
     `dim` and `depth` are the image encoder's; `num_outputs` is K, background included; `steps` counts the transposed
     convolutions of the decoder.
@@ -103,7 +103,7 @@ class Variant:
 
 
 def read_variant(state: Mapping[str, Tensor], *, origin: str) -> Variant:
-    """Read a checkpoint's variant from the shapes of its tensors.
+    """Read the variant of a checkpoint from the shapes of its tensors.
 
     Args:
         state: its tensors, by their published names.
@@ -138,27 +138,27 @@ def read_variant(state: Mapping[str, Tensor], *, origin: str) -> Variant:
 def network_plan_of(
     variant: Variant, spec: EncoderSpec, *, scale: float, prompt: Literal["none", "box"], origin: str
 ) -> NetworkPlan:
-    """The plan of the network that a published checkpoint and its SAM checkpoint make together.
+    """The plan of the network that a published checkpoint and its SAM checkpoint form together.
 
     Args:
         variant: of the checkpoint.
         spec: of the SAM checkpoint, from `infer_encoder`.
-        scale: s, which no tensor tells.
-        prompt: whether it was trained with boxes; the tensors are the same.
+        scale: s; the tensors do not show it.
+        prompt: whether it was trained with boxes; the tensors do not show it.
         origin: the checkpoint, for messages.
 
     Raises:
-        ModelError: the two are of different encoders, or the decoder is none of ours.
+        ModelError: the two have different encoders, or the decoder is unknown.
     """
     if (variant.dim, variant.depth) != (spec.dim, spec.depth):
         raise ModelError(
             f"{origin} adapts an encoder of {variant.depth} blocks of width {variant.dim}, but the SAM checkpoint has "
-            f"{spec.depth} blocks of width {spec.dim}. Name the SAM checkpoint that it was trained on."
+            f"{spec.depth} blocks of width {spec.dim}. Give the SAM checkpoint that it was trained on."
         )
     decoders: dict[int, str] = {2: "sam", spec.token_stride.bit_length() - 1: "progressive"}
     if variant.steps not in decoders:
         known = " or ".join(f"{steps} ({name})" for steps, name in decoders.items())
-        raise ModelError(f"{origin}: the decoder has {variant.steps} upscaling steps; known are {known}")
+        raise ModelError(f"{origin}: the decoder has {variant.steps} upscaling steps; expected {known}")
     name = next((name for name, known in ENCODERS.items() if known == spec), CUSTOM)
     return NetworkPlan(
         encoder=name,
@@ -177,19 +177,19 @@ def network_plan_of(
 
 
 def infer_encoder(state: Mapping[str, Tensor], *, canvas: tuple[int, int], origin: str) -> EncoderSpec:
-    """Sizes of the encoder, and of the decoder's transformer, that a SAM checkpoint is of.
+    """Sizes of the encoder, and of the decoder's transformer, of a SAM checkpoint.
 
-    Where width, blocks and heads are those of a named encoder, it is that one. Else a block attends globally where its
-    tables of relative positions are as long as the position table asks; the other blocks' length gives the window.
+    If width, blocks and heads match a named encoder, it is that one. Otherwise a block attends globally if its tables
+    of relative positions have the length that the position table implies; the other blocks' length gives the window.
     The number of heads in the decoder (8) is SAM's.
 
     Args:
         state: from `load_sam_checkpoint`.
-        canvas: (height, width) in pixels that the network is for.
+        canvas: (height, width) in pixels of the network.
         origin: the file, for messages.
 
     Raises:
-        ModelError: not a SAM checkpoint, or its sizes make no sense.
+        ModelError: not a SAM checkpoint, or its sizes are impossible.
     """
     patch, positions, neck, head, lin1, mlp = (
         _shape(state, name, axes, origin)
@@ -240,8 +240,8 @@ def _attention_reach(
     if not windowed:
         if tuple(side // SAM_PATCH for side in canvas) != grid:
             raise ModelError(
-                f"{origin}: made for {grid[0] * SAM_PATCH} x {grid[1] * SAM_PATCH} px, where it cannot be told which "
-                "blocks attend within windows; give `canvas` with these sides"
+                f"{origin}: made for {grid[0] * SAM_PATCH} x {grid[1] * SAM_PATCH} px. It is unclear which blocks "
+                "attend within windows; give `canvas` with these sides"
             )
         return ENCODERS["vit_b"].window, global_blocks
     sides = {length for pair in windowed for length in pair}
@@ -254,9 +254,9 @@ def _attention_reach(
 
 
 def _depth(blocks: set[int], origin: str) -> int:
-    """How many blocks there are, of these numbers. Raises ModelError where one is missing."""
+    """The number of blocks with these numbers. Raises ModelError if one is missing."""
     if missing := set(range(len(blocks))) - blocks:
-        raise ModelError(f"{origin}: block {min(missing)} of the image encoder is missing. Get the file again.")
+        raise ModelError(f"{origin}: block {min(missing)} of the image encoder is missing. Download the file again.")
     return len(blocks)
 
 

@@ -1,4 +1,4 @@
-"""SAM's parts from the segment-anything package, its checkpoints, and its tables resized to another canvas."""
+"""SAM's parts from the segment-anything package, its checkpoints, and resizing its tables to another canvas."""
 
 import importlib.util
 import re
@@ -20,7 +20,7 @@ _BLOCK_TABLE = re.compile(r"image_encoder\.blocks\.(\d+)\.attn\.rel_pos_[hw]")
 
 
 def _load_modeling() -> ModuleType:
-    """SAM's `modeling` subpackage alone: the package's top level imports torchvision, which nothing here needs."""
+    """Only SAM's `modeling` subpackage: the package's top level imports torchvision, which is not needed here."""
     if _PRIVATE_NAME in sys.modules:
         return sys.modules[_PRIVATE_NAME]
     package = importlib.util.find_spec("segment_anything")
@@ -53,7 +53,7 @@ MLPBlock: Any = _modeling.common.MLPBlock
 
 
 def resize_positions(table: Float[Tensor, "1 h w c"], grid: tuple[int, int]) -> Float[Tensor, "1 h2 w2 c"]:
-    """Position table resized bilinearly to `grid` (rows, columns) tokens; unchanged where it fits."""
+    """Position table resized bilinearly to `grid` (rows, columns) tokens; unchanged if it fits."""
     if tuple(table.shape[1:3]) == grid:
         return table
     resized = F.interpolate(table.permute(0, 3, 1, 2), size=grid, mode="bilinear", align_corners=False)
@@ -61,7 +61,7 @@ def resize_positions(table: Float[Tensor, "1 h w c"], grid: tuple[int, int]) -> 
 
 
 def resize_relative(table: Float[Tensor, "l c"], length: int) -> Float[Tensor, "l2 c"]:
-    """Relative-position table resized linearly to `length` = 2 * tokens - 1 distances; unchanged where it fits."""
+    """Relative-position table resized linearly to `length` = 2 * tokens - 1 distances; unchanged if it fits."""
     if table.shape[0] == length:
         return table
     return F.interpolate(table.T[None], size=length, mode="linear", align_corners=False)[0].T.contiguous()
@@ -72,8 +72,8 @@ def fit_channels(
 ) -> Float[Tensor, "dim channels2 height width"]:
     """Patch-embedding weights for another number of input channels.
 
-    The response to an image whose channels are all equal stays what it was: one channel gets the sum of the weights,
-    which is the same as replicating the image and cheaper; other counts get equal shares of it.
+    The response to an image whose channels are all equal stays the same. One channel gets the sum of the weights,
+    which equals replicating the image but is cheaper; other counts get equal shares of it.
     """
     if weight.shape[1] == in_channels:
         return weight
@@ -88,7 +88,7 @@ def fit_state(
     global_blocks: Container[int],
     origin: str,
 ) -> dict[str, Tensor]:
-    """The wanted tensors of a SAM checkpoint, in the wanted shapes.
+    """The needed tensors of a SAM checkpoint, in the needed shapes.
 
     Args:
         state: the checkpoint.
@@ -98,13 +98,13 @@ def fit_state(
         origin: the file, for messages.
 
     Returns:
-        A tensor for each wanted name; position tables resized and the patch embedding's channels fitted.
+        A tensor for each wanted name, with position tables resized and the patch embedding's channels adapted.
 
     Raises:
         ModelError: a tensor is missing, has a shape that resizing does not explain, or values that are not finite; or
             the checkpoint's encoder has more blocks.
     """
-    # What is fitted comes last, so that the message for a wrong encoder shows widths and not canvases or channels.
+    # Resized tensors come last, so that the message for a wrong encoder shows widths, not canvases or channels.
     names = sorted(
         wanted, key=lambda name: "pos" in name.rpartition(".")[2] or name.endswith("patch_embed.proj.weight")
     )
@@ -125,7 +125,7 @@ def fit_state(
         fitted[name] = value
     for name in state:
         if name.startswith("image_encoder.blocks.") and name not in wanted:
-            raise ModelError(f"{origin}: {name} has no place in {encoder}; expected a SAM checkpoint of {encoder}")
+            raise ModelError(f"{origin}: {name} does not exist in {encoder}; expected a SAM checkpoint of {encoder}")
     return fitted
 
 

@@ -1,7 +1,7 @@
-"""What works slice by slice, computed for a few slices at a time where no gradient is kept.
+"""Run slice-wise computations for a few slices at a time if no gradient is kept.
 
-The numbers are the same. What lives between two layers stays small: a volume's pass holds little more than its tokens
-and logits, and on a CPU the rest stays in the cache, in memory that the allocator need not fetch from the system.
+The results are the same. Values between two layers stay small: a volume's pass holds little more than its tokens and
+logits. On a CPU the rest stays in the cache, and the allocator need not ask the system for memory.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-SLICES_AT_ONCE = 1  # on a CPU; a GPU needs all of them at once to be busy
+SLICES_AT_ONCE = 1  # on a CPU; a GPU needs all of them at once to be fully used
 
 
 def by_parts(function: Callable[..., Tensor], *values: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def by_parts(function: Callable[..., Tensor], *values: Tensor) -> Tensor:
 
 
 def add(x: Tensor, function: Callable[[Tensor], Tensor], source: Tensor) -> Tensor:
-    """`x + function(source)`, the first axis counting slices; without gradients x itself is changed."""
+    """`x + function(source)`; the first axis counts slices. Without gradients, x itself is changed."""
     if torch.is_grad_enabled():
         return x + function(source)
     at_once = _at_once(x)

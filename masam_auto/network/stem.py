@@ -1,4 +1,4 @@
-"""Convolutions around the tokens: blocks that look across slices, and the stem that gives a pyramid of levels."""
+"""Convolutions around the tokens: blocks that look across slices, and the stem that makes a pyramid of levels."""
 
 from collections.abc import Callable
 
@@ -36,7 +36,7 @@ class ConvBlock(nn.Module):
 
 
 class Stem(nn.Module):
-    """One block a level, the first at full resolution, each later one at half of the one before."""
+    """One block per level: the first at full resolution, each later one at half the resolution of the one before."""
 
     def __init__(self, in_channels: int, channels: tuple[int, ...], *, spec: ConvSpec) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The network over a whole preprocessed volume: windows along the slices, tiles in the plane, flips, several models."""
+"""Run networks over a full preprocessed volume: windows along the slices, tiles in the plane, flips, several models."""
 
 import itertools
 import math
@@ -17,13 +17,13 @@ from masam_auto.core.windows import SliceWindow, covering_windows, triangular_we
 from masam_auto.imaging.canvas import CanvasMap, canvas_box, canvas_map, collect, place, tiles_of
 from masam_auto.network.finite import finite_logits
 
-# Bounds the memory of one pass, whatever the size of the slices: a pixel counts its outputs and about 32 features, or
-# as many as the network says that it holds (`MaSam.features_held`).
-# On a CPU 16 slices of 512 x 512 pixels with 15 outputs (measured: about 1 GiB); GPUs gain from more at once.
+# Limits the memory of one pass for any slice size. A pixel counts its outputs plus about 32 features, or as many as the
+# network states (`MaSam.features_held`).
+# On a CPU: 16 slices of 512 x 512 pixels with 15 outputs (measured: about 1 GiB); GPUs gain from more at once.
 FEATURES = 32
 VALUES_AT_ONCE = 16 * 512 * 512 * 48
 VALUES_AT_ONCE_ON_GPU = 64 * 512 * 512 * 48
-LARGEST_HALF = 6e4  # logits beyond the range of float16 are cut to it
+LARGEST_HALF = 6e4  # logits are clipped to this, within the range of float16
 
 
 class Volume(Protocol):
@@ -37,7 +37,7 @@ class Volume(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightedWindow:
-    """A window and how much of each of its slices goes into the result; over all windows a slice's shares sum to 1."""
+    """A window, and how much each of its slices adds to the result. Over all windows, a slice's shares sum to 1."""
 
     window: SliceWindow
     shares: tuple[float, ...]
@@ -55,24 +55,24 @@ def predict_slices(
     precision: str = "float32",
     prompt: BoxPrompt | None = None,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Logits of a preprocessed volume, averaged over windows, tiles, flips and networks, slice after slice.
+    """Logits of a preprocessed volume, averaged over windows, tiles, flips and networks, slice by slice.
 
-    Only the window at work and the slices that later windows still add to are held, whatever the depth.
+    For any depth, only the current window and the slices that later windows still add to are held.
 
     Args:
         networks: one or more, in evaluation mode and on `device`; (B, N, C, H, W) -> (B, N, K, H, W).
         image: (C, Z, Y, X), slice axis first, normalised and at the target spacing.
-        configuration: the one the networks were trained with.
-        inference: how to cut the volume up.
+        configuration: the one that the networks were trained with.
+        inference: how to divide the volume.
         num_outputs: K.
         device: where the networks are.
-        precision: what they compute in, as `compute.device.autocast` takes it.
-        prompt: a box that every slice of its range is predicted with; the slices around it serve as context. Tiles that
-            it does not touch get zeros, which stand for background.
+        precision: what they compute in, as for `compute.device.autocast`.
+        prompt: a box for every slice of its range; the slices around it serve as context. Tiles that it does not touch
+            get zeros, which mean background.
 
     Yields:
-        The slice's number and its (K, Y, X) float16 logits on `device`; each slice once, in order, with a box those of
-        its range.
+        The slice's number and its (K, Y, X) float16 logits on `device`. Each slice comes once, in order; with a box,
+        only those of its range.
 
     Raises:
         ModelError: a network gives logits that are not finite.
@@ -88,7 +88,7 @@ def predict_slices(
     wanted = seen if prompt is None else prompt.slices
     passes = [(weighted.window, _used_slices(weighted, seen, wanted)) for weighted in planned]
     last_use = {z: number for number, (_, slices) in enumerate(passes) for z, _, _ in slices}
-    # Networks of single slices must not look across them: slices become the batch.
+    # Networks of single slices must not look across slices, so slices become the batch.
     batch_axis = 1 if configuration.window == 1 else 0
     unfinished: dict[int, torch.Tensor] = {}
     for number, (window, slices) in enumerate(passes):
@@ -120,8 +120,7 @@ def predict_volume(
     device: torch.device,
     precision: str = "float32",
 ) -> torch.Tensor:
-    """The slices of `predict_slices` together: (K, Z, Y, X) float16 on the host. For volumes that are small, or
-    measured."""
+    """All slices of `predict_slices` together: (K, Z, Y, X) float16 on the host. For small volumes and measurements."""
     result = torch.empty((num_outputs, *image.shape[1:]), dtype=torch.float16)
     slices = predict_slices(
         networks, image, configuration, inference, num_outputs=num_outputs, device=device, precision=precision
@@ -136,9 +135,9 @@ def plan_windows(
 ) -> tuple[WeightedWindow, ...]:
     """The windows that cover `depth` slices, in order, and what each contributes.
 
-    With "windows", they have the training length and triangular weights. With "whole", they are as long as `limit`
-    and `inference.max_slices` allow and overlap by half a training window on either side; each slice is taken from
-    the window in which it is farthest from a cut. Networks of single slices get plain runs of slices.
+    With "windows", they have the training length and triangular weights. With "whole", they are as long as `limit` and
+    `inference.max_slices` allow, and overlap by half a training window at each end; each slice is taken from the window
+    in which it is farthest from a cut. Networks of single slices get plain runs of slices.
     """
     length = configuration.window
     if inference.depth == "windows" and length > 1:
@@ -150,7 +149,7 @@ def plan_windows(
     else:
         overlap = 2 * (length // 2)
         count = math.ceil((depth - overlap) / (longest - overlap))
-        even = math.ceil((depth + (count - 1) * overlap) / count)  # as short as so many windows may be
+        even = math.ceil((depth + (count - 1) * overlap) / count)  # the shortest length for this many windows
         windows = covering_windows(depth, even, even - overlap)
     distance = np.stack([_distance_to_cut(window, depth) for window in windows])
     owner = distance.argmax(axis=0)
@@ -158,7 +157,7 @@ def plan_windows(
 
 
 def slices_at_once(fitted: CanvasMap, num_outputs: int, device: torch.device, networks: Sequence[nn.Module]) -> int:
-    """How many slices may go through the network together, so that memory does not grow with the slices' size."""
+    """How many slices may go through the network together, so that larger slices do not need more memory."""
     pixels = max(fitted.canvas[0] * fitted.canvas[1], fitted.extent[0] * fitted.extent[1])
     if device.type != "cpu":
         return max(1, VALUES_AT_ONCE_ON_GPU // (pixels * (num_outputs + FEATURES)))
@@ -174,7 +173,7 @@ def _mean_logits(
     box: tuple[float, float, float, float] | None,
     precision: str,
 ) -> torch.Tensor:
-    """Mean float32 logits (n, K, H, W) of the chosen ones of (B, N, C, H, W) slices, over flips and networks."""
+    """Mean float32 logits (n, K, H, W) of the chosen slices of (B, N, C, H, W), over flips and networks."""
     total: torch.Tensor | None = None
     for flip, network in itertools.product(flips, networks):
         shown = canvas.flip(flip) if flip else canvas
@@ -189,7 +188,7 @@ def _mean_logits(
 def _flipped_boxes(
     box: tuple[float, float, float, float], flip: tuple[int, ...], windows: torch.Tensor
 ) -> torch.Tensor:
-    """A box (x0, y0, x1, y1) for every slice of flipped (B, N, C, H, W) windows: (B, N, 4)."""
+    """A box (x0, y0, x1, y1) for each slice of flipped (B, N, C, H, W) windows: (B, N, 4)."""
     (x0, y0, x1, y1), (height, width) = box, windows.shape[3:]
     if 3 in flip:
         y0, y1 = height - y1, height - y0
@@ -199,7 +198,7 @@ def _flipped_boxes(
 
 
 def _flips(configuration: Configuration, inference: InferencePlan) -> list[tuple[int, ...]]:
-    """Axes of (B, N, C, H, W) to flip, one entry a pass; the first is no flip, or the plan's reversed axes."""
+    """Axes of (B, N, C, H, W) to flip, one entry per pass; the first is no flip, or the plan's reversed axes."""
     axis_of = {1: 3, 2: 4} if configuration.window == 1 else {0: 1, 1: 3, 2: 4}
     always = {axis_of[axis] for axis in inference.reversed_axes if axis in axis_of}
     axes = [axis_of[axis] for axis in configuration.mirror_axes if axis in axis_of and inference.mirror]
@@ -208,14 +207,14 @@ def _flips(configuration: Configuration, inference: InferencePlan) -> list[tuple
 
 
 def _with_context(slices: range, depth: int, window: int) -> range:
-    """Slices with half a window of neighbours on either side, and at least a whole window where the volume has it."""
+    """Slices with half a window of neighbours at each end, and at least a full window if the volume has it."""
     low, high = max(0, slices.start - window // 2), min(depth, slices.stop + window // 2)
     low = max(0, min(low, high - window))
     return range(low, min(depth, max(high, low + window)))
 
 
 def _read(image: Volume, window: SliceWindow, seen: range) -> torch.Tensor:
-    """(N, C, h, w) float32 slices of a window on the seen slices; only the slices in it are read."""
+    """(N, C, h, w) float32 slices of a window on the seen slices; reads only the slices in it."""
     indices = window.indices(len(seen)) + seen.start
     first, last = int(indices[0]), int(indices[-1])
     block = np.asarray(image[:, first : last + 1], dtype=np.float32)
@@ -223,7 +222,7 @@ def _read(image: Volume, window: SliceWindow, seen: range) -> torch.Tensor:
 
 
 def _used_slices(weighted: WeightedWindow, seen: range, wanted: range) -> list[tuple[int, int, float]]:
-    """(slice number, position within the window, share) of the wanted slices with a share; windows lie on the seen
+    """(slice number, position in the window, share) of the wanted slices with a share; windows refer to the seen
     ones."""
     inside = weighted.window.inside(len(seen))
     places = [
@@ -252,7 +251,7 @@ def _distance_to_cut(window: SliceWindow, depth: int) -> np.ndarray:
 
 
 def _shared(windows: tuple[SliceWindow, ...], weights: np.ndarray) -> tuple[WeightedWindow, ...]:
-    """Attach to each window its part of the (windows, depth) weights, normalised slice by slice."""
+    """Give each window its part of the (windows, depth) weights, normalised slice by slice."""
     depth = weights.shape[1]
     weights = weights / weights.sum(axis=0)
     weighted = []

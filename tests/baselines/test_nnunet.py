@@ -208,7 +208,7 @@ def test_what_fails_there_is_told(nnunet: NnUNet, dataset: Dataset, splits: Path
         ModelError, match=r"failed to train \(exit code 1\): nothing said\. All it said is in .*nnunet\.log\.$"
     ):
         make("nnunet_2d_nomirror", dataset, splits, 0, batch=2).train()
-    with pytest.raises(PlanError, match="budget 'lots' is not understood"):
+    with pytest.raises(PlanError, match="budget 'lots' is not valid"):
         nnunet_method(nnunet, "nnunet_2d", dataset, splits, 0, budget="lots", batch=None, device="cpu", processes=1)
 
 

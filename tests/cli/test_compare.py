@@ -120,7 +120,7 @@ def test_a_slip_in_the_budget_is_told_before_anything_runs(
     command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command("--with", "2d", "--budget", "lots") == 2
-    assert "budget 'lots' is not understood" in capsys.readouterr().err
+    assert "budget 'lots' is not valid" in capsys.readouterr().err
 
 
 def test_an_nnunet_that_does_not_work_is_left_out(

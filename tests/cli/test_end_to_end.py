@@ -164,7 +164,7 @@ def test_the_next_command_trains_what_was_preprocessed(
         (train.main, ["1", "1", "--c"], "no checkpoint to continue from"),
         (train.main, ["1", "1", "--val"], "fold 1 of .* has no checkpoint"),
         (train.main, ["1", "1", "-c", "2d"], "no preprocessed data in .* Preprocessed are: axis0 "),
-        (train.main, ["1", "1", "--budget", "soon"], "budget 'soon' is not understood"),
+        (train.main, ["1", "1", "--budget", "soon"], "budget 'soon' is not valid"),
         (train.main, ["1", "1", "--set", "axis0.spacing=3,2,2"], "was preprocessed with another plan"),
         (train.main, ["1", "1", "-device", "abacus"], "device 'abacus' is unknown"),
         (

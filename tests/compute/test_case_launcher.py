@@ -71,7 +71,7 @@ def test_processes_that_are_killed_again_and_again_are_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "RESTARTS_EACH", 1)
-    with pytest.raises(MasamError, match=r"were killed \(signal 9\) again and again.* `continue_prediction`"):
+    with pytest.raises(MasamError, match=r"were killed \(signal 9\) repeatedly.* `continue_prediction`"):
         launch(tmp_path, "os.kill(os.getpid(), signal.SIGKILL) if rank == '1' else time.sleep(60)")
     assert starts(tmp_path) == [1, 3]
 

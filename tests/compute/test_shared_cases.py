@@ -91,7 +91,7 @@ def test_what_may_have_killed_a_process_is_told_apart_and_given_up_the_second_ti
     assert third.results(["a", "b"])["a"] == []
     (problem,) = third.results(["a", "b"])["b"]
     assert problem.startswith(
-        "case b: the process that predicted it was killed, and again with no other case beside it"
+        "case b: the process that predicted it was killed, and again while working on this case alone"
     )
     assert process(store, 1).take_over(NAMES) == ([], [])
 

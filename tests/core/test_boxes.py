@@ -65,7 +65,7 @@ def test_boxes_are_cut_to_the_image_and_one_beside_it_is_an_error() -> None:
         WorldBox(centre=(500.0, 0.0, 0.0), sides=(5.0, 5.0, 5.0)),
     ]
     for given in beside:
-        with pytest.raises(DatasetError, match=r"^case x: the box .* lies outside the image of \(12, 20, 30\) voxels"):
+        with pytest.raises(DatasetError, match=r"^case x: the box .* is outside the image of \(12, 20, 30\) voxels"):
             voxels_of(given, geometry, where="case x")
 
 

@@ -73,16 +73,16 @@ def test_a_good_description() -> None:
         ({"channel_names": {"CT": "a"}}, "must have numbers as keys"),
         ({"channel_names": {"0": "CT", "2": "MR"}}, "numbered from 0 without gaps"),
         ({"channel_names": {"1" * 5000: "CT"}}, "must have numbers as keys"),
-        ({"channel_names": {str(i): "CT" for i in range(1001)}}, "has 1001 channels; at most 1000 are taken"),
+        ({"channel_names": {str(i): "CT" for i in range(1001)}}, "has 1001 channels; the limit is 1000"),
         (
             {"labels": {"background": 0} | {f"{i}": i for i in range(1, 1001)}},
-            "has 1001 classes; at most 1000 are taken",
+            "has 1001 classes; the limit is 1000",
         ),
         ({"labels": {"background": 0, "a": "1" * 5000}}, 'label "a" must be a non-negative whole number'),
         ({"labels": {"background": 0, "a": list(range(1, 1001))}, "regions_class_order": [1]}, "has 1001 classes"),
         ({"channel_names": {"0": 5}}, "must map numbers to names"),
-        ({"channel_names": {"0": "CT\x1b[2J"}}, r"channel .*x1b.* holds a line end or another control character"),
-        ({"labels": {"background": 0, "a\nb": 1}}, "label .* holds a line end or another control character"),
+        ({"channel_names": {"0": "CT\x1b[2J"}}, r"channel .*x1b.* contains a line break or control character"),
+        ({"labels": {"background": 0, "a\nb": 1}}, "label .* contains a line break or control character"),
         ({"channel_names": {"\u00b2": "CT"}}, "must have numbers as keys"),
         ({"file_ending": "nii.gz"}, "must be one of .nii.gz"),
         ({"file_ending": 3}, "must be one of .nii.gz"),
@@ -90,8 +90,8 @@ def test_a_good_description() -> None:
         ({"regions_class_order": "1"}, "must be a list of label values"),
         ({"sequences": ["a"]}, "must map each video to the list"),
         ({"sequences": {"a": []}}, "must map each video to the list"),
-        ({"sequences": {"a": ["f", "f"]}}, 'frame "f" stands twice'),
-        ({"sequences": {"a": ["f"], "b": ["f"]}}, r'frame "f" stands twice in "sequences" \(in "b"\)'),
+        ({"sequences": {"a": ["f", "f"]}}, 'frame "f" appears twice'),
+        ({"sequences": {"a": ["f"], "b": ["f"]}}, r'frame "f" appears twice in "sequences" \(in "b"\)'),
     ],
 )
 def test_what_is_wrong_in_dataset_json_is_named(changes: dict[str, Any], words: str) -> None:
@@ -106,7 +106,7 @@ def test_unreadable_descriptions(tmp_path: Path) -> None:
     for content, words in (
         ("{", "is not valid JSON"),
         ("[]", "must be a JSON object"),
-        ('{"labels": {"a": 1, "a": 2}}', '"a" stands twice in the same object'),
+        ('{"labels": {"a": 1, "a": 2}}', '"a" appears twice in the same object'),
         ("{}", "missing labels"),
     ):
         file.write_text(content)
@@ -252,5 +252,5 @@ def test_labels_are_found_however_their_ending_is_spelt_and_never_two(tmp_path: 
     assert case.labels is not None and case.labels[0].name == "a.Nii.Gz"
     (dataset.folder / "labelsTr" / "a.nii.gz").touch()
     if len(list((dataset.folder / "labelsTr").iterdir())) == 2:
-        with pytest.raises(DatasetError, match="differ by upper and lower case alone"):
+        with pytest.raises(DatasetError, match="differ only in upper and lower case"):
             find_training_cases(dataset.folder, dataset.description)

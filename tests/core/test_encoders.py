@@ -58,7 +58,7 @@ def test_a_custom_encoder_survives_the_plans_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("name", "spec"), [("vit_b", OWN), (CUSTOM, None)])
 def test_custom_sizes_and_the_name_custom_go_together(name: str, spec: Any) -> None:
-    with pytest.raises(PlanError, match=r'must be "custom" where network\.custom_encoder gives sizes, and only there'):
+    with pytest.raises(PlanError, match=r'must be "custom" if network\.custom_encoder gives sizes, and only then'):
         NetworkPlan(encoder=name, custom_encoder=spec, **FIELDS)
 
 

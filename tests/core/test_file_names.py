@@ -22,7 +22,7 @@ def test_what_commands_a_terminal_is_shown_as_numbers() -> None:
 
 def test_only_utf8_is_for_libraries_that_end_the_process_at_other_names() -> None:
     assert utf8_name(Path("/Fuß/患者")) == "/Fuß/患者"
-    with pytest.raises(ImageError, match="no UTF-8"):
+    with pytest.raises(ImageError, match="not UTF-8"):
         utf8_name(Path("/a\udcff/b.nii.gz"))
 
 

@@ -84,7 +84,7 @@ def test_case_properties() -> None:
     case = properties()
     assert case.cropped_shape == (3, 6, 3) and case.permuted_shape == (3, 3, 6)
     for crop in (((0, 5), (0, 6), (0, 5)), ((2, 2), (0, 6), (0, 5)), ((-1, 4), (0, 6), (0, 5))):
-        with pytest.raises(ImageError, match="does not lie within shape"):
+        with pytest.raises(ImageError, match="is not inside shape"):
             properties(crop=crop)
     with pytest.raises(ImageError, match="must be a permutation"):
         properties(axis_order=(0, 1, 1))

@@ -128,9 +128,9 @@ def test_hostile_json_is_a_value_error_and_nothing_else(content: bytes, tmp_path
 def test_what_may_never_end_is_not_read(kind: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "device").symlink_to("/dev/zero")
-    with pytest.raises(PlanError, match=rf"{kind} is not valid JSON \(it is no plain file\)"):
+    with pytest.raises(PlanError, match=rf"{kind} is not valid JSON \(it is not a regular file\)"):
         read_plain(tmp_path / kind, what="file")
-    with pytest.raises(DatasetError, match=rf"{kind} is not valid JSON: it is no plain file"):
+    with pytest.raises(DatasetError, match=rf"{kind} is not valid JSON: it is not a regular file"):
         read_description(tmp_path / kind, name="D")
 
 

@@ -32,9 +32,9 @@ def test_values_change_at_once_and_others_stay() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], 'must hold "labels"'),
-        ({"prediction": {}}, 'must hold "labels"'),
-        ({"labels": {"a": 1}, "predictions": {"1": 0}}, 'must hold "labels"'),
+        ([], 'must have "labels"'),
+        ({"prediction": {}}, 'must have "labels"'),
+        ({"labels": {"a": 1}, "predictions": {"1": 0}}, 'must have "labels"'),
         ({"labels": ["a"]}, '"labels" must map names to values'),
         ({"labels": {"a": 1, "b": 3}}, "map.json: label values must be consecutive"),
         ({"labels": {"a": 1}, "prediction": {"liver": 1}}, '"prediction" must map label values'),

@@ -49,7 +49,7 @@ def test_ignore_is_no_class() -> None:
     [
         ([], None, "must map names to values"),
         ({}, None, "must map names to values"),
-        ({"0": "background", "1": "liver"}, None, r"nnU-Net v1\). Turn it round"),
+        ({"0": "background", "1": "liver"}, None, r"nnU-Net v1\). Swap them"),
         ({"background": 0, "liver": 1.0}, None, 'label "liver" must be a non-negative whole number'),
         ({"background": 0, "liver": True}, None, 'label "liver" must be'),
         ({"background": 0, "liver": -1}, None, 'label "liver" must be'),

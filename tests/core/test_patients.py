@@ -89,4 +89,4 @@ def test_a_list_that_names_no_case_is_refused_and_a_gap_is_told(
         patients_of(["a", "b"], tmp_path)
     (tmp_path / "patients.json").write_text('{"a": "p1", "gone": "p1"}')
     assert patients_of(["a", "b"], tmp_path) == {"a": "p1", "b": "b"}
-    assert "does not say the patient of b" in caplog.text
+    assert "gives no patient for b" in caplog.text

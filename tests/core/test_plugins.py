@@ -86,7 +86,7 @@ def test_a_package_is_imported_for_its_names_only(tmp_path: Path) -> None:
 
 def test_own_names_are_not_replaced(tmp_path: Path) -> None:
     install(tmp_path, "more", "def mean(): pass", "mean = more:mean", "max = more:mean")
-    twice = "PlanError training.loss: the name 'mean' is taken twice, by masam_auto and by "
+    twice = "PlanError training.loss: the name 'mean' is used twice, by masam_auto and by "
     assert ask("ask('mean')", path=tmp_path).startswith(f"{twice}package more 2.0. Rename it")
     assert ask("ask('max')", path=tmp_path) == "mean"  # its other names are as good as ever
     file = write_file(tmp_path, "LOSSES = {'mean': max}")

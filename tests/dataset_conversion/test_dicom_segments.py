@@ -172,7 +172,7 @@ def test_damage_and_absence(written: Callable[..., tuple[Path, Geometry]], monke
     def empty(tags: Any) -> None:
         del tags.PerFrameFunctionalGroupsSequence
 
-    with pytest.raises(ImageError, match=r"seg\.dcm: has no place in space for each of its frames"):
+    with pytest.raises(ImageError, match=r"seg\.dcm: does not give the position of each frame"):
         read_segments(changed(file, empty), geometry)
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(DatasetError, match=r"seg\.dcm: reading DICOM needs pydicom"):

@@ -221,5 +221,5 @@ def test_postprocessing_of_other_classes_is_refused(tmp_path: Path) -> None:
 
 def test_another_json_is_no_postprocessing(tmp_path: Path) -> None:
     write_json(tmp_path / "plan.json", {"name": "masam"})
-    with pytest.raises(PlanError, match=r"plan\.json is no postprocessing\.json"):
+    with pytest.raises(PlanError, match=r"plan\.json is not a postprocessing\.json"):
         read_postprocessing(tmp_path / "plan.json")

@@ -122,7 +122,7 @@ def test_two_slices_at_one_place(tmp_path: Path) -> None:
 
 def test_two_time_points_in_a_series(tmp_path: Path) -> None:
     dicom_files.write_series(tmp_path, STORED, STRAIGHT, order=[0, 1, 2, 0, 1, 2])
-    assert "Keep one time point" in failing(tmp_path)
+    assert "Keep only one time point" in failing(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value for VR DS")
@@ -132,10 +132,10 @@ def test_two_time_points_in_a_series(tmp_path: Path) -> None:
         ({"ImagePositionPatient": [-10.0, 20.0, 33.7]}, "slices are uneven between them"),
         ({"ImagePositionPatient": [-9.6, 20.0, 33.0]}, "mm against the line through"),
         ({"ImagePositionPatient": [-10.0, 25.0, 33.0]}, "mm against the line through"),
-        ({"ImagePositionPatient": [-10.0, 20.0, 1e300]}, "is no place in space"),
-        ({"PixelSpacing": ["inf", 0.9]}, "is no place in space"),
-        ({"ImageOrientationPatient": [0.0, 1.0, 0.0, 1.0, 0.0, 0.0]}, "lie in different directions"),
-        ({"ImageOrientationPatient": [1.0, 0.0, 0.0, 1.0, 0.0, 0.0]}, "not two unit vectors at right angles"),
+        ({"ImagePositionPatient": [-10.0, 20.0, 1e300]}, "is not a valid place"),
+        ({"PixelSpacing": ["inf", 0.9]}, "is not a valid place"),
+        ({"ImageOrientationPatient": [0.0, 1.0, 0.0, 1.0, 0.0, 0.0]}, "have different directions"),
+        ({"ImageOrientationPatient": [1.0, 0.0, 0.0, 1.0, 0.0, 0.0]}, "not two orthogonal unit vectors"),
         ({"PixelSpacing": [0.7, 0.8]}, "differ in pixel spacing"),
         ({"PixelSpacing": None}, "has no PixelSpacing"),
         ({"Rows": 6, "Columns": 5}, "differ in size"),
@@ -159,7 +159,9 @@ def test_truncated_files(tmp_path: Path, kept: int) -> None:
 @pytest.mark.parametrize("frames", [1, 100_000])
 def test_more_pixels_than_a_file_can_hold_are_not_made_room_for(frames: int, tmp_path: Path) -> None:
     files = dicom_files.write_series(tmp_path, STORED, STRAIGHT, Rows=65535, Columns=65535, NumberOfFrames=frames)
-    with pytest.raises(ImageError, match=r"IM0000: (its header asks for .* GiB, which .* bytes cannot hold|has no)"):
+    with pytest.raises(
+        ImageError, match=r"IM0000: (its header asks for .* GiB, which .* bytes cannot hold|does not give the position)"
+    ):
         read_series(files)
 
 

@@ -110,7 +110,7 @@ def test_a_source_without_frame_of_reference(tmp_path: Path) -> None:
 def test_a_source_that_highdicom_refuses(tmp_path: Path) -> None:
     grid = Geometry(shape=(7, 5, 6), spacing=(2.5, 0.7, 0.9))
     files = dicom_files.write_series(tmp_path / "in", STORED, grid, StudyInstanceUID=None)
-    with pytest.raises(ImageError, match=r"in: no DICOM SEG can be made for this series .*StudyInstanceUID"):
+    with pytest.raises(ImageError, match=r"in: cannot make a DICOM SEG for this series .*StudyInstanceUID"):
         write_dicom_seg(tmp_path / "out.dcm", make_labels(), grid, files, NAMES)
     assert not (tmp_path / "out.dcm").exists()
 

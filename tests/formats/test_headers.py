@@ -81,11 +81,11 @@ META = b"ObjectType = Image\nNDims = 3\nDimSize = 5 6 4\nElementType = MET_UCHAR
         (b"LOCAL", b"/etc/passwd", "names '/etc/passwd' for its data"),
         (b"LOCAL", b"%s%n%s%n.raw 1 2 1", "for its data"),
         (b"LOCAL", b"LIST\nb.raw", "names 'LIST'"),
-        (b"LOCAL", b"b.raw", "its data in itself"),
+        (b"LOCAL", b"b.raw", "its data in the file itself"),
         (b"NDims = 3", b"NDims = 100", "has 100 axes"),
         (b"NDims = 3", b"NDims = -3", "has -3 axes"),
-        (b"5 6 4", b"5 6", "not those of 3 axes"),
-        (b"5 6 4", b"5 6 -4", "not those of 3 axes"),
+        (b"5 6 4", b"5 6", "do not fit 3 axes"),
+        (b"5 6 4", b"5 6 -4", "do not fit 3 axes"),
         (b"5 6 4", b"5 6 99999999999999999999", "DimSize is"),
         (b"5 6 4", b"99999 99999 99999", "cannot hold"),
         (b"MET_UCHAR", b"MET_OTHER", "ElementType is MET_OTHER"),
@@ -118,8 +118,8 @@ NRRD = b"NRRD0004\ntype: uchar\ndimension: 3\nsizes: 5 6 4\nencoding: raw\n"
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b"data file: /etc/passwd\n", "its data in itself"),
-        (b"data file: LIST\n", "its data in itself"),
+        (b"data file: /etc/passwd\n", "its data in the file itself"),
+        (b"data file: LIST\n", "its data in the file itself"),
         (b"line skip: 3\n", "skips lines"),
     ],
 )

@@ -218,7 +218,7 @@ def test_endings_in_upper_case_are_endings(tmp_path: Path) -> None:
     folder = touch(tmp_path / "in", "a_0000.nii.gz", "b_0000.NII.GZ")
     assert found(folder, description()) == {"a": [["a_0000.nii.gz"]], "b": [["b_0000.NII.GZ"]]}
     touch(folder, "a_0000.NII.gz")
-    with pytest.raises(DatasetError, match="differ by upper and lower case alone"):
+    with pytest.raises(DatasetError, match="differ only in upper and lower case"):
         find_inputs(folder, description())
 
 
@@ -233,7 +233,7 @@ def test_images_that_differ_by_the_case_of_their_ending_alone(tmp_path: Path) ->
         (tmp_path / name).touch()
     if len(list(tmp_path.iterdir())) == 1:
         pytest.skip("this file system does not tell upper from lower case")
-    with pytest.raises(DatasetError, match="differ by upper and lower case alone"):
+    with pytest.raises(DatasetError, match="differ only in upper and lower case"):
         find_inputs(tmp_path, description())
 
 

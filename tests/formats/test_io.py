@@ -112,8 +112,8 @@ def test_labels_must_be_whole_numbers(tmp_path: Path) -> None:
     for value, words in (
         (1.5, "there is 1.5"),
         (np.nan, "there is nan"),
-        (np.inf, "reach from"),
-        (70000, "reach from"),
+        (np.inf, "range from"),
+        (70000, "range from"),
     ):
         array = numbers()
         array[1, 1, 1] = value
@@ -347,14 +347,14 @@ def test_channels_of_one_grid_at_another_place_are_joined_with_one_warning(
     for _ in range(2):
         assert read_case(case, description)[0].shape == (2, 2, 3, 4)
     assert (
-        caplog.text.count("x_0001.nii.gz: origin") == 1 and "in x_0000.nii.gz, taken as the same place" in caplog.text
+        caplog.text.count("x_0001.nii.gz: origin") == 1 and "in x_0000.nii.gz, treated as the same place" in caplog.text
     )
 
 
 def test_no_permission_is_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw_data.write_volume(tmp_path / "a.nii.gz", np.zeros((2, 3, 4), np.int16))
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read everything
-    with pytest.raises(ImageError, match=r"a\.nii\.gz: there is no permission to read it"):
+    with pytest.raises(ImageError, match=r"a\.nii\.gz: no permission to read it"):
         read_image(tmp_path / "a.nii.gz")
 
 
@@ -370,5 +370,5 @@ def test_names_that_are_no_utf8_end_no_process(tmp_path: Path, ending: str) -> N
         np.testing.assert_array_equal(read_labels(folder / f"a{ending}")[0], labels)
         return
     for read in (read_image, read_labels, read_geometry):
-        with pytest.raises(ImageError, match=r"a\..* no UTF-8"):
+        with pytest.raises(ImageError, match=r"a\..* not UTF-8"):
             read(folder / f"a{ending}")

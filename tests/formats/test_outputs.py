@@ -53,7 +53,7 @@ def test_unknown_endings(chosen: str) -> None:
 
 
 def test_seg_is_for_dicom_only() -> None:
-    with pytest.raises(OutputError, match="for DICOM images only, and volume is none"):
+    with pytest.raises(OutputError, match="only written for DICOM images, and volume is not one"):
         choose_endings(CASES, describe(), ".dcm")
 
 
@@ -128,7 +128,7 @@ def test_a_folder_that_cannot_be_replaced(tmp_path: Path) -> None:
     film, out = write_film(tmp_path / "film.avi"), tmp_path / "out"
     out.mkdir()
     (out / "film").touch()
-    with pytest.raises(OutputError, match=r"film is a file, which is not replaced"):
+    with pytest.raises(OutputError, match=r"film is a file, so it was not replaced"):
         write_segmentation(film, SEGMENTATION, Geometry(shape=(4, 5, 6), spacing=(1.0, 1.0, 1.0)), out, ".png", LABELS)
     assert not [path for path in out.iterdir() if path.name.startswith(".partial")]
 
@@ -144,7 +144,7 @@ def test_a_folder_of_the_users_is_kept(tmp_path: Path) -> None:
         write_segmentation(film, SEGMENTATION, grid, out, ".png", LABELS)
     (out / "film").unlink()
     (tmp_path / "mine").rename(out / "film")
-    with pytest.raises(OutputError, match=r"film holds notes\.txt, which is no mask"):
+    with pytest.raises(OutputError, match=r"film contains notes\.txt, which is not a mask"):
         write_segmentation(film, SEGMENTATION, grid, out, ".png", LABELS)
     assert (out / "film" / "notes.txt").read_text() == "mine"
 

@@ -101,7 +101,7 @@ def test_a_wrong_checksum_is_damage(tmp_path: Path) -> None:
 def test_pictures_of_other_kinds_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: pytest.fail(f"{name} would be run"))
     (tmp_path / "a.png").write_bytes(start)
-    with pytest.raises(ImageError, match=r"a\.png: is no PNG, BMP or JPEG picture"):
+    with pytest.raises(ImageError, match=r"a\.png: is not a PNG, BMP or JPEG picture"):
         read_image(tmp_path / "a.png")
 
 

@@ -185,5 +185,5 @@ def test_names_whose_files_the_disk_does_not_take_are_refused(tmp_path: Path, le
     check_name_length(letter * most)
     for file in array_files(tmp_path, letter * most):
         file.touch()
-    with pytest.raises(DatasetError, match=r"too long.* 255 are the most. Rename its files to at most 241 bytes"):
+    with pytest.raises(DatasetError, match=r"too long.* the limit is 255. Rename its files to at most 241 bytes"):
         check_name_length(letter * (most + 1))

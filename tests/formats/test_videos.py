@@ -102,7 +102,7 @@ LISTS = ("ffconcat version 1.0\nfile '{}'\n", "#EXTM3U\n#EXT-X-TARGETDURATION:1\
 def test_lists_of_other_files_are_no_videos(text: str, tmp_path: Path) -> None:
     other = write_video(tmp_path / "other.mkv")
     (tmp_path / "a.mp4").write_text(text.format(other))
-    with pytest.raises(ImageError, match=r"a\.mp4: is no video of a kind that can be read"):
+    with pytest.raises(ImageError, match=r"a\.mp4: is not a readable kind of video"):
         read_video(tmp_path / "a.mp4", 3)
 
 
@@ -149,7 +149,7 @@ def test_contours_stay_within_their_class() -> None:
 
 def test_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"no video at all")
-    with pytest.raises(ImageError, match=r"a\.mp4: is no video of a kind that can be read"):
+    with pytest.raises(ImageError, match=r"a\.mp4: is not a readable kind of video"):
         read_video(tmp_path / "a.mp4", 3)
     (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x18ftypnothing more")
     with pytest.raises(ImageError, match=r"a\.mp4: cannot be read as a video"):
@@ -167,7 +167,7 @@ def test_files_without_pictures_and_models_of_other_channels(tmp_path: Path) -> 
         sound.sample_rate = 8000
         file.mux(stream.encode(sound))
         file.mux(stream.encode())
-    with pytest.raises(ImageError, match=r"sound\.mkv: holds no video"):
+    with pytest.raises(ImageError, match=r"sound\.mkv: has no video"):
         read_video(tmp_path / "sound.mkv", 3)
     with pytest.raises(ImageError, match="a video has 1 or 3 channels, but the model takes 2"):
         read_video(write_video(tmp_path / "a.avi"), 2)
@@ -195,7 +195,7 @@ def test_names() -> None:
     )
 
 
-@pytest.mark.parametrize(("frames", "message"), [([], "holds no frames"), ([(4, 5), (5, 4)], "change in size")])
+@pytest.mark.parametrize(("frames", "message"), [([], "has no frames"), ([(4, 5), (5, 4)], "change in size")])
 def test_streams_that_decode_oddly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: list[tuple[int, int]], message: str
 ) -> None:

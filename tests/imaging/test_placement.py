@@ -39,7 +39,7 @@ def test_elsewhere_nothing_is_turned_to_place() -> None:
 def test_another_place_is_told(caplog: pytest.LogCaptureFixture) -> None:
     moved = dataclasses.replace(GRID, origin=(1.0, 2.0, 4.6))
     with pytest.raises(
-        DatasetError, match=r"a.nii.gz lies on another grid than b.nii.gz: origin .* up to 0.533 voxels apart"
+        DatasetError, match=r"a.nii.gz is on another grid than b.nii.gz: origin .* up to 0.533 voxels apart"
     ):
         labels_on_grid(LABELS, moved, GRID, **FILES)
     silent = dataclasses.replace(moved, oriented=False)

@@ -413,8 +413,8 @@ def write_selection(inside: Path, member: SelectedModel) -> None:
         (no_weights, "has no checkpoint"),
         (no_tensors, "model.safetensors is damaged"),
         (other_shape, rf"fold_1/checkpoint_best: {NAME} has shape"),
-        (whole_numbers, rf"{NAME} holds values of type torch\.int32, not torch\.float32"),
-        (not_finite, rf"{NAME} holds values that are not finite"),
+        (whole_numbers, rf"{NAME} has values of type torch\.int32, not torch\.float32"),
+        (not_finite, rf"{NAME} has values that are not finite"),
         (one_less, rf"{NAME} is missing"),
         (one_more, "it holds an encoder of 1000000000 blocks of width 8"),
         (

@@ -181,7 +181,7 @@ def without(name: str) -> Callable[[dict[str, Any]], Any]:
         (without("v_FacTs_001"), r"v_FacTs_001 is missing"),
         (without(f"{BLOCK}.adapter_conv.bias"), r"adapter_conv\.bias is missing"),
         (lambda state: state | {"epoch_loss": torch.ones(1)}, "epoch_loss is unknown"),
-        (lambda state: list(state), "holds no named tensors; expected a published MA-SAM state dict"),
+        (lambda state: list(state), "has no named tensors; expected a published MA-SAM state dict"),
         (lambda state: {"a": torch.ones(1)}, r"FacTu\.weight is missing; expected an adapted MA-SAM checkpoint"),
     ],
 )
@@ -219,7 +219,7 @@ def test_a_missing_file_is_named(do_import: Callable[..., Path], tmp_path: Path)
     [
         ({"dim": 48}, "2 blocks of width 32, but the SAM checkpoint has 2 blocks of width 48"),
         ({"depth": 3}, "2 blocks of width 32, but the SAM checkpoint has 3 blocks of width 32"),
-        ({"prompt_dim": 96}, r"has shape \(2, 32\), but the SAM checkpoint and the other tensors ask for"),
+        ({"prompt_dim": 96}, r"has shape \(2, 32\), but the SAM checkpoint and the other tensors need"),
     ],
 )
 def test_another_sam_checkpoint_is_refused(

@@ -252,7 +252,7 @@ DIFFERENCES = [
 def test_a_checkpoint_of_another_variant_is_named_in_the_plans_words(made, loaded, held, asked):
     state = trainable_state_dict(make_network(**made))
     with pytest.raises(
-        ModelError, match=rf"^run: the checkpoint is of another network: .*it holds {held}.*asks for .*{asked}"
+        ModelError, match=rf"^run: the checkpoint belongs to another network: .*it holds {held}.*asks for .*{asked}"
     ):
         load_trainable_state(make_network(**loaded), state, origin="run")
 

@@ -139,7 +139,7 @@ def test_half_precision_weights_without_autocast_are_a_clear_error(frozen):
     network = make_network(in_channels=2)  # whose patch embedding learns, and stays in float32
     cast_frozen(network, frozen)
     with pytest.raises(
-        ModelError, match=r"stored as torch\..*float16, the windows as torch\.float32: compute within torch\.autocast"
+        ModelError, match=r"stored as torch\..*float16, the windows as torch\.float32: use torch\.autocast"
     ):
         network(torch.zeros(1, 2, 2, 96, 64))
 

@@ -131,7 +131,7 @@ def test_other_sizes_are_read_off_the_tables(grid, global_blocks):
         ),
         ({"image_encoder/blocks/999999/norm": (1,)}, "block 3 of the image encoder is missing"),
         ({"image_encoder/blocks/0/attn/rel_pos_h": (7, 0)}, r"rel_pos_h has shape \(7, 0\); expected a SAM"),
-        ({"grid": (4, 4)}, "made for 64 x 64 px, where it cannot be told which blocks attend within windows"),
+        ({"grid": (4, 4)}, "made for 64 x 64 px. It is unclear which blocks attend within windows"),
     ],
 )
 def test_what_is_no_sam_checkpoint_is_named(tensors, message):
@@ -163,12 +163,12 @@ BLOCK = "image_encoder.ImageEncoderViT.blocks.1.Block"
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("q_FacTs_001", None, "q_FacTs_001 is missing, but other tensors ask for it"),
+        ("q_FacTs_001", None, "q_FacTs_001 is missing, but other tensors need it"),
         (f"{BLOCK}.adapter_linear_up_2.weight", None, r"adapter_linear_up_2\.weight is missing"),
-        ("image_encoder.FacTv.weight", lambda t: t[:, :2], r"FacTv\.weight has shape \(24, 2\).*ask for \(24, 3\)"),
+        ("image_encoder.FacTv.weight", lambda t: t[:, :2], r"FacTv\.weight has shape \(24, 2\).*need \(24, 3\)"),
         ("image_encoder.blocks.0.norm3.weight", lambda t: torch.ones(2), r"blocks\.0\.norm3\.weight is unknown"),
-        ("v_FacTs_000", lambda t: t * float("nan"), "v_FacTs_000 holds values that are not finite"),
-        ("v_FacTs_000", lambda t: t.int(), r"v_FacTs_000 holds values of type torch\.int32, not torch\.float32"),
+        ("v_FacTs_000", lambda t: t * float("nan"), "v_FacTs_000 has values that are not finite"),
+        ("v_FacTs_000", lambda t: t.int(), r"v_FacTs_000 has values of type torch\.int32, not torch\.float32"),
     ],
 )
 def test_what_does_not_fit_is_named_as_in_the_file(parts, name, change, message):
@@ -199,5 +199,5 @@ def test_decoders_of_other_lengths_are_refused(parts):
         name: value for name, value in parts[0].items() if not name.startswith("mask_decoder.output_upscaling.9")
     }
     variant = read_variant(adapted, origin="a.pth")
-    with pytest.raises(ModelError, match=r"3 upscaling steps; known are 2 \(sam\) or 4 \(progressive\)"):
+    with pytest.raises(ModelError, match=r"3 upscaling steps; expected 2 \(sam\) or 4 \(progressive\)"):
         network_plan_of(variant, SPECS["sam"], scale=1.0, prompt="none", origin="a.pth")

@@ -101,7 +101,7 @@ def test_checkpoint_of_another_encoder_is_refused(checkpoint):
     with pytest.raises(ModelError, match=r"b\.pth: .*proj\.bias has shape \(48,\), but small needs \(24,\)"):
         load_sam_weights(network, wider, origin="b.pth")
     deeper = checkpoint | {"image_encoder.blocks.3.norm1.weight": torch.ones(24)}
-    with pytest.raises(ModelError, match=r"blocks\.3\.norm1\.weight has no place in small"):
+    with pytest.raises(ModelError, match=r"blocks\.3\.norm1\.weight does not exist in small"):
         load_sam_weights(network, deeper, origin="b.pth")
     del checkpoint["image_encoder.blocks.2.norm1.weight"]
     with pytest.raises(ModelError, match=r"blocks\.2\.norm1\.weight is missing"):

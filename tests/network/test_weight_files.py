@@ -133,16 +133,19 @@ def sparse(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
-        (repeated, "its tensors are more than the file holds"),
-        (many_times, "its tensors are more than the file holds"),
+        (repeated, "its tensors are larger than the file"),
+        (many_times, "its tensors are larger than the file"),
         (compressed, "its content is compressed, which torch never does"),
-        (lambda path: named(path, b"__builtin__\nbytearray"), "it holds __builtin__ bytearray, which no weights need"),
-        (lambda path: named(path, b"_codecs\nencode"), "it holds _codecs encode"),
-        (old_named, "it holds __builtin__ bytearray"),
-        (two_in_one, "it holds __builtin__ bytearray"),
-        (two_archives, "something lies before or behind its content"),
-        (without_data, "its tensors are more than the file holds"),
-        (sparse, "its tensors are more than the file holds"),
+        (
+            lambda path: named(path, b"__builtin__\nbytearray"),
+            "it contains __builtin__ bytearray, which weights never need",
+        ),
+        (lambda path: named(path, b"_codecs\nencode"), "it contains _codecs encode"),
+        (old_named, "it contains __builtin__ bytearray"),
+        (two_in_one, "it contains __builtin__ bytearray"),
+        (two_archives, "something before or after its content"),
+        (without_data, "its tensors are larger than the file"),
+        (sparse, "its tensors are larger than the file"),
     ],
 )
 def test_a_small_file_does_not_take_much_memory(make, problem: str, tmp_path: Path) -> None:
@@ -192,7 +195,7 @@ def test_checkpoints_of_trainings_are_read_and_those_with_more_than_tensors_say_
     assert load_sam_checkpoint(tmp_path / "w.pth").keys() == model.state_dict().keys()
     torch.save(whole | {"args": Namespace(lr=1)}, tmp_path / "w.pth", _use_new_zipfile_serialization=new)
     with pytest.raises(
-        ModelError, match=r"it holds argparse\.Namespace, which no weights need.*save the state dict alone"
+        ModelError, match=r"it contains argparse\.Namespace, which weights never need.*save only the state dict"
     ):
         load_sam_checkpoint(tmp_path / "w.pth")
 

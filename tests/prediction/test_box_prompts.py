@@ -244,7 +244,7 @@ def test_a_box_outside_one_image_does_not_stop_the_others(case: Path, tmp_path: 
     outcome = predict_folder(make_predictor(case), case / "imagesTr", tmp_path / "out", boxes=boxes)
     assert outcome.predicted == ("case_001", "case_002")
     (problem,) = outcome.problems
-    assert problem.startswith("case case_000, box 2: the box") and "lies outside the image" in problem
+    assert problem.startswith("case case_000, box 2: the box") and "is outside the image" in problem
 
 
 def test_models_without_boxes_refuse_them(case: Path, tmp_path: Path) -> None:
@@ -283,5 +283,5 @@ def test_boxes_are_read_for_the_cases_of_a_folder(case: Path, tmp_path: Path) ->
     boxes = read_case_boxes(make_predictor(case), case / "imagesTr", path)
     assert boxes == {"case_001": (VoxelBox(box=((0, 3), (0, 9), (0, 9))),)}
     path.write_text('{"case_009": {"unit": "voxel", "min": [0, 0, 0], "max": [3, 9, 9]}}')
-    with pytest.raises(DatasetError, match="boxes for case_009, but there is no such image"):
+    with pytest.raises(DatasetError, match="boxes for case_009, but there are no such images"):
         read_case_boxes(make_predictor(case), case / "imagesTr", path)

@@ -114,7 +114,7 @@ def test_video_files(tmp_path: Path, predictor_for: Callable[..., Predictor]) ->
     predictor = predictor_for(".png", (1.0, 1.0, 1.0))
     outcome = predict_folder(predictor, tmp_path / "in", tmp_path / "out")
     assert outcome.predicted == ("film",)
-    assert len(outcome.problems) == 1 and "broken.mp4: is no video of a kind" in outcome.problems[0]
+    assert len(outcome.problems) == 1 and "broken.mp4: is not a readable kind of video" in outcome.problems[0]
     masks = [read_labels(path)[0][0] for path in sorted((tmp_path / "out" / "film").iterdir())]
     np.testing.assert_array_equal(masks, classes)
     assert (tmp_path / "out" / "film_overlay.mp4").stat().st_size > 0

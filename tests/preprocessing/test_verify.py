@@ -115,7 +115,7 @@ def test_a_direction_that_moves_no_voxel_by_half_is_a_warning(
     with caplog.at_level(logging.WARNING, "masam_auto"):
         if accepted:
             verify_dataset(opened(folder), workers=0)
-            assert "case_000.nii.gz: direction" in caplog.text and "taken as the same place" in caplog.text
+            assert "case_000.nii.gz: direction" in caplog.text and "treated as the same place" in caplog.text
         else:
             assert "does not lie on the grid of case_000_0000.nii.gz: direction" in problems_of(folder)[0]
 
@@ -203,7 +203,7 @@ def test_unreadable_files_of_every_sort(raw_dataset: Callable[..., Path]) -> Non
     sitk.WriteImage(sitk.GetImageFromArray(four, isVector=False), str(folder / "imagesTr/case_002_0000.nii.gz"))
     problems = problems_of(folder)
     assert "the file is empty" in problems[0]
-    assert "is not a NIfTI file in spite of its name" in problems[1]
+    assert "is not a NIfTI file despite its name" in problems[1]
     assert "labels must be whole numbers, but there is 0.5" in problems[2]
     assert "is 4D, 2 volumes" in problems[3]
     assert len(problems) == 4
