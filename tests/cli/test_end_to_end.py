@@ -177,7 +177,7 @@ def test_the_next_command_trains_what_was_preprocessed(
         (predict.main, ["-i", "{root}/nothing", "-o", "{tmp}/out"], "input not found"),
         (predict.main, ["-i", "{root}/raw", "-o", "{tmp}/out", "-f", "4"], "fold 4 of .* has no checkpoint"),
         (predict.main, ["-i", "{root}/raw", "-o", "{tmp}/out", "-d", "5"], "data set '5' not found"),
-        (predict.main, ["-i", "{root}/raw", "-o", "{tmp}/out", "-m", "{tmp}"], "is no trained model"),
+        (predict.main, ["-i", "{root}/raw", "-o", "{tmp}/out", "-m", "{tmp}"], "is not a trained model"),
         (evaluate.main, ["{tmp}", "{root}/raw/Dataset001_Toy/labelsTr"], "segmentations are missing"),
         (evaluate.main, ["{tmp}", "{tmp}"], "no dataset.json in"),
     ],

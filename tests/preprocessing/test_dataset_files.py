@@ -102,7 +102,7 @@ def test_a_patients_cases_stay_together_and_given_folds_that_divide_one_are_warn
     (raw / "splits.json").write_text(json.dumps([{"train": ["case_000", "case_002"], "val": ["case_001", "case_004"]}]))
     write_companions(opened(raw), tmp_path / "other")
     assert (
-        "have 1 of 3 patients both in training and validation (patient_0: case_000 is trained on, case_001 is validated)"
+        "1 of 3 patients both in training and validation (patient_0: case_000 is trained on, case_001 is validated)"
         in caplog.text
     )
 
