@@ -1,12 +1,12 @@
-"""Checkpoints: folders of safetensors and JSON that appear whole, never unpickled.
+"""Checkpoints: folders of safetensors and JSON files, written atomically and never unpickled.
 
-    checkpoint_latest/  model.safetensors     what was learned, averaged; its header says of which plan
+    checkpoint_latest/  model.safetensors     the learned tensors, averaged; the header names the plan
                         training.safetensors  the weights in training and the optimisers' state
                         checkpoint.json       how far training is, and the checksums of the two files
     checkpoint_best/    the same, of the epoch with the best validation
 
-No generator's state is among them: every draw is seeded by its own numbers (see `training.sampling`), and torch's
-generator is seeded anew for every step.
+No random generator's state is saved. Every draw has its own seed (see `training.sampling`), and torch's generator is
+seeded again for every step.
 """
 
 import contextlib
@@ -36,19 +36,19 @@ from masam_auto.core.selection import CHECKPOINTS
 logger = logging.getLogger(__name__)
 
 LATEST, PREVIOUS, BEST = CHECKPOINTS["latest"], "checkpoint_previous", CHECKPOINTS["best"]
-# What the best checkpoint is called between the two renames that replace it; the latest is called PREVIOUS.
+# Name of the old best checkpoint between the two renames that replace it. For the latest, the name is PREVIOUS.
 ASIDE = f".partial-old-{BEST}"
 MODEL_FILE, TRAINING_FILE, STATE_FILE = "model.safetensors", "training.safetensors", "checkpoint.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelHeader:
-    """What a model file says of itself.
+    """What a model file says about itself.
 
-    `sam_file` and `sam_sha256` (of the file) name the SAM checkpoint that it started from, whose frozen weights it may
-    stand on; None from scratch. `pretrained_weights` is the checkpoint folder that the training took tensors from,
-    where it did. `canvas` (height, width), `in_channels` and `num_outputs` are the network's; None in
-    models of version 1.
+    `sam_file` and `sam_sha256` (of the file) name the SAM checkpoint that the model started from, and whose frozen
+    weights it may need; None from scratch. `pretrained_weights` is the checkpoint folder of another model that the
+    training started from, or None. `canvas` (height, width), `in_channels` and `num_outputs` describe the network; None
+    in models of version 1.
     """
 
     version: int = 2
@@ -74,11 +74,11 @@ class ModelHeader:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpochSoFar:
-    """What the steps of an epoch did, up to now.
+    """The steps of an epoch so far.
 
-    `losses` has one entry a step, `learning_rate` is the last step's, `waited` are the seconds spent waiting for
-    windows; `skipped` are the last ones in a row whose update was left out. `rescued` is of older versions, and not
-    used.
+    `losses` has one entry per step. `learning_rate` is that of the last step. `waited` is the time spent waiting for
+    windows, in seconds. `skipped` counts the most recent steps in a row whose update was left out. `rescued` is from
+    older versions and not used.
     """
 
     losses: tuple[float, ...] = ()
@@ -96,13 +96,13 @@ class EpochSoFar:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingState:
-    """How far a training is: finished epochs and all steps, what it used, and its validation so far.
+    """How far a training is: finished epochs, all steps, time used, and validation so far.
 
-    `unfinished` are those of the steps that belong to an epoch which was stopped before its end. `left_out` is how many
-    steps the epochs that a budget of time ended had less than planned: draws are numbered without them. `best_epoch` is
-    the number of epochs after which `best_dice` was reached; `judged` that of those which `smoothed_dice` is the mean
-    of, None in states of older versions. The look at the validation windows belongs to epochs of `look_steps` steps,
-    None for the plan's. `ended` says why a training ended before its budget was used.
+    `unfinished` holds the steps of an epoch that was stopped before its end. `left_out` is how many planned steps were
+    not made because a time budget ended their epochs; draws are numbered without them. `best_epoch` is the number of
+    epochs after which `best_dice` was reached. `judged` is the number of epochs that `smoothed_dice` averages; None in
+    states of older versions. `look_steps` is the length, in steps, of the epochs after which the validation windows
+    are checked; None for the plan's. `ended` says why a training ended before its budget was used.
     """
 
     version: int = 1
@@ -125,7 +125,7 @@ class TrainingState:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """All of a checkpoint. `model` is the averaged weights, `weights` those in training.
+    """A whole checkpoint. `model` holds the averaged weights, `weights` those in training.
 
     `optimizers` holds each optimiser's `state_dict()["state"]`: parameter number -> name -> tensor.
     """
@@ -138,16 +138,16 @@ class Checkpoint:
 
 
 def plan_digest(plan: Plan, configuration: Configuration) -> str:
-    """Digest of what a training depends on: the configuration, the network, the training and the channels.
+    """Digest of everything that a training depends on: configuration, network, training and channels.
 
-    Fields at their default are left out, so that one that a later version adds does not make every older plan another.
+    Fields at their default are left out. So a field that a later version adds does not change the digest of old plans.
     """
     parts = (configuration, plan.network, plan.training, plan.channel_names)
     return digest([_without_defaults(part) for part in parts])
 
 
 def _without_defaults(value: Any) -> Any:
-    """JSON-like values; of dataclasses, the fields that are not at their default."""
+    """JSON-like values; dataclasses become their fields that are not at the default."""
     if not is_dataclass(value):
         return to_plain(value)
     kept = {}
@@ -162,7 +162,7 @@ def _without_defaults(value: Any) -> Any:
 def header_differences(
     header: ModelHeader, plan: Plan, configuration: Configuration, description: DatasetDescription
 ) -> list[str]:
-    """What of a model does not fit a plan, its configuration and a data set, in plain words; empty where all fits."""
+    """What in a model does not fit a plan, its configuration and a data set, in words; empty if all fits."""
     found = []
     channels, outputs, canvas = description.num_channels, description.labels.num_outputs, configuration.canvas
     if header.num_outputs not in (None, outputs):
@@ -184,14 +184,14 @@ def _sides(canvas: tuple[int, int] | None) -> str:
 
 
 def save_checkpoint(fold_folder: Path, checkpoint: Checkpoint, *, best: bool) -> None:
-    """Write the latest checkpoint, which may also be the best; each is, at every moment, the old or the new one, whole.
+    """Write the latest checkpoint, and also the best if it is. At any time, the old or the new one is complete.
 
-    A new one is written beside the old one and renamed. Between the two renames the old one is called
-    checkpoint_previous, where `load_checkpoint` finds it. The best comes first: then it is never behind what the
-    latest says of it.
+    A new checkpoint is written next to the old one and then renamed. Between the two renames, the old one is called
+    checkpoint_previous, where `load_checkpoint` finds it. The best is written first, so that it is never older than
+    the latest says.
 
     Raises:
-        OutputError: no space or no permission; what was there has been kept.
+        OutputError: no space or no permission; the old checkpoint has been kept.
     """
     with _new_folder(fold_folder / (BEST if best else LATEST)) as new:
         write_model(new / MODEL_FILE, checkpoint.header, checkpoint.model)
@@ -211,15 +211,15 @@ def save_checkpoint(fold_folder: Path, checkpoint: Checkpoint, *, best: bool) ->
 
 
 def has_checkpoint(fold_folder: Path) -> bool:
-    """Whether a training has left a checkpoint in the folder of its fold."""
+    """Whether a fold's folder has a checkpoint."""
     return any((fold_folder / name / STATE_FILE).is_file() for name in (LATEST, PREVIOUS, BEST))
 
 
 def load_checkpoint(fold_folder: Path) -> Checkpoint:
-    """Load the latest checkpoint that is whole: the latest, the one before it, or the best.
+    """Load the most recent intact checkpoint: the latest, the one before it, or the best.
 
     Raises:
-        ModelError: there is none, or all are damaged.
+        ModelError: there is no checkpoint, or all are damaged.
     """
     problems = []
     for name in (LATEST, PREVIOUS, BEST):
@@ -233,7 +233,7 @@ def load_checkpoint(fold_folder: Path) -> Checkpoint:
             logger.warning("%s Trying an older checkpoint.", error)
     if problems:
         raise ModelError(
-            f"{fold_folder}: no checkpoint can be continued: {problems[-1]} To train the fold anew in its place, give "
+            f"{fold_folder}: no checkpoint can be continued: {problems[-1]} To replace it with a new training, give "
             "`overwrite` instead of `resume`."
         )
     raise ModelError(f"{fold_folder} holds no checkpoint to continue from. Leave out `resume` to start the training.")
@@ -266,7 +266,7 @@ def read_model(folder: Path) -> tuple[ModelHeader, dict[str, torch.Tensor]]:
 
 def _header_of(metadata: Mapping[str, str], path: Path) -> ModelHeader:
     if "masam_auto" not in metadata:
-        raise ModelError(f"{path} is not a model of masam_auto's: its header is missing.")
+        raise ModelError(f"{path} is not a model of masam_auto: its header is missing.")
     try:
         plain = parse_json(metadata["masam_auto"])
     except ValueError as error:
@@ -279,19 +279,19 @@ def _header_of(metadata: Mapping[str, str], path: Path) -> ModelHeader:
 
 
 def read_state(folder: Path) -> TrainingState:
-    """How far the training of one checkpoint folder was. Raises PlanError where its file is missing or damaged."""
+    """Read how far the training of a checkpoint folder was. Raises PlanError if the file is missing or damaged."""
     return read_json(folder / STATE_FILE, TrainingState, what="checkpoint")
 
 
 def write_model(path: Path, header: ModelHeader, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write a model file, which `read_model` reads. Raises OSError."""
+    """Write a model file for `read_model`. Raises OSError."""
     _save(tensors, path, {"masam_auto": msgspec.json.encode(header).decode()})
 
 
 def remove_leftovers(fold_folder: Path) -> None:
-    """Remove half-written checkpoints that a killed run left, and the previous one where the latest is whole.
+    """Remove half-written checkpoints of a killed run, and the previous one if the latest is complete.
 
-    A best checkpoint that had been put aside for a new one which never took its place comes back.
+    If the best checkpoint was moved aside but its replacement was never put in place, it is moved back.
     """
     aside = fold_folder / ASIDE
     if aside.is_dir() and not (fold_folder / BEST).exists():
@@ -309,11 +309,11 @@ def _load(folder: Path) -> Checkpoint:
     state = read_state(folder)
     for name, checksum in state.checksums.items():
         if not (folder / name).is_file() or _checksum(folder / name) != checksum:
-            raise ModelError(f"{folder / name} is damaged: it is not what was written.")
+            raise ModelError(f"{folder / name} is damaged: its checksum is not that of the file that was written.")
     if not (folder / TRAINING_FILE).is_file():
         raise ModelError(
-            f"{folder} came from elsewhere, without the state of its training, which cannot be continued. Start a new "
-            f"one from it: `pretrained_weights={folder}`."
+            f"{folder} was imported or installed without the state of its training, so it cannot be continued. Start a "
+            f"new training from it: `pretrained_weights={folder}`."
         )
     header, model = read_model(folder)
     weights: dict[str, torch.Tensor] = {}
@@ -331,9 +331,9 @@ def _load(folder: Path) -> Checkpoint:
 
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder`, which takes its place when the block ends without an error."""
+    """A temporary folder that replaces `folder` when the block ends without an error."""
     there = has_checkpoint(folder.parent)
-    kept = "the checkpoint that was there has been kept. Continue with `resume`."
+    kept = "the last checkpoint has been kept. Then continue with `resume`."
     lost = "no epoch has been saved yet. Then start again."
     aside = folder.with_name(PREVIOUS if folder.name == LATEST else ASIDE)
     with told_if_unwritable(folder, kept if there else lost), atomic_folder(folder, aside=aside) as new:

@@ -1,5 +1,5 @@
-"""Trained models become one file to pass on: what prediction needs and a model card, without names of cases or
-places.
+"""Pack trained models into one file to share: what prediction needs and a model card, without names of cases or
+folders.
 """
 
 from collections.abc import Sequence
@@ -23,21 +23,21 @@ from masam_auto.models.model_archive import CARD_NAME, Manifest, write_archive
 from masam_auto.models.model_card import FoldFacts, model_card
 from masam_auto.models.trained_model import TrainedModel, choose_folds, open_model
 
-# What of dataset.json prediction and the card use. The rest may name cases ("dataset", "training", "sequences") or
-# people.
+# The entries of dataset.json that prediction and the card use. Others may name cases ("dataset", "training",
+# "sequences") or people.
 SHARED_KEYS = (
     "name", "description", "licence", "license", "reference", "citation", "release", "modality",
     "channel_names", "labels",
     "regions_class_order", "file_ending", "overwrite_image_reader_writer",
 )  # fmt: skip
-# Stands for the videos of the training data: that there are some says that the model takes videos.
+# Replaces the names of the training videos: that there are any says that the model takes videos.
 SOME_VIDEO = {"a training video": ["its frames are not told"]}
 Means = dict[str, float | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportedModel:
-    """A trained model, and which of its folds (None: all that `choose_folds` takes) and which checkpoint of each."""
+    """A trained model, its folds to export (None: all that `choose_folds` takes), and the checkpoint of each."""
 
     model: TrainedModel
     folds: Sequence[int | str] | None = None
@@ -60,22 +60,22 @@ def export_model(
     case_names: bool = False,
     overwrite: bool = False,
 ) -> Manifest:
-    """Write an archive that `models.install_model` takes.
+    """Write an archive for `models.install_model`.
 
-    What of an optimiser's state and of the training's records is there stays behind, and so do paths of this machine.
+    The optimisers' state, the training's records and paths of this machine are left out.
 
     Args:
         members: models of one data set.
         output: the archive.
-        selection: that chose the members, if one did; it goes with them.
+        selection: the selection that chose the members, if any; it is exported too.
         licence: of the models, for their cards.
-        case_names: also tell the folds, and the results of every validation case, which name cases.
-        overwrite: the archive may be there.
+        case_names: also export the folds and the results of every validation case, which name cases.
+        overwrite: replace an existing archive.
 
     Raises:
         ModelError: a checkpoint is missing, damaged or of another plan.
         PlanError: a plan or the summary of a validation is damaged.
-        OutputError: the archive is there, is not called .zip, or cannot be written.
+        OutputError: the archive exists, is not called .zip, or cannot be written.
 
     Example:
         >>> from masam_auto.models.export_model import ExportedModel, export_model
@@ -88,7 +88,7 @@ def export_model(
     if output.suffix != ".zip":
         raise OutputError(f"{output}: the archive needs a name that ends in .zip, such as {output.name}.zip")
     if output.exists() and not overwrite:
-        raise OutputError(f"{output} is there already. Give `overwrite` to replace it, or another name with `output`.")
+        raise OutputError(f"{output} exists already. Give `overwrite` to replace it, or another name with `output`.")
     wishes = _Wishes(licence=licence, case_names=case_names, selection=selection)
     with scratch_folder(partial_path(output.absolute().with_name("scratch"))) as staged:
         names = {_stage(member, staged, wishes) for member in members}
@@ -99,7 +99,7 @@ def export_model(
 
 
 def _stage(member: ExportedModel, staged: Path, wishes: _Wishes) -> str:
-    """Lay one model out as it will be in the archive; the name of its data set."""
+    """Arrange one model as in the archive. Returns the name of its data set."""
     model = member.model
     plan, description = open_model(model)
     checkpoints = choose_folds(model, member.folds, member.checkpoint)
@@ -149,14 +149,14 @@ def _stage_fold(
 
 
 def shared_description(description: DatasetDescription) -> dict[str, Any]:
-    """dataset.json without what names cases; a video model stays one."""
+    """dataset.json without names of cases; it still says whether the model takes videos."""
     shared = {key: description.raw[key] for key in SHARED_KEYS if key in description.raw}
     return shared | ({"sequences": SOME_VIDEO} if description.is_video else {})
 
 
 def read_summary(path: Path, *, case_names: bool) -> dict[str, Any] | None:
-    """What is shared of a validation: means and the number of cases; with names, each case's metrics by the names of
-    its files.
+    """The part of a validation that is exported: means and the number of cases; with case names, also each case's
+    metrics by the names of its files.
 
     Raises:
         PlanError: it is damaged.
@@ -185,7 +185,7 @@ def read_summary(path: Path, *, case_names: bool) -> dict[str, Any] | None:
 
 
 def _without_place(checkpoint: str | None) -> str | None:
-    """Of the path of a checkpoint folder, what lies below the results folder."""
+    """The part of a checkpoint folder's path below the results folder."""
     if checkpoint is None:
         return None
     parts = Path(checkpoint).parts

@@ -1,7 +1,7 @@
-"""A published MA-SAM checkpoint and the SAM checkpoint that it stands on become a model folder of ours.
+"""Turn a published MA-SAM checkpoint and the SAM checkpoint it needs into a model folder of masam_auto.
 
-The network is read off the tensors. What no tensor tells (canvas, window, intensities, spacing) is the reference
-implementation's, or what is said.
+The tensors tell the network's architecture. The rest (canvas, window, intensities, spacing) is taken from the reference
+implementation, unless the user gives it.
 
 Source of the defaults: the reference implementation's preprocessing, training and test scripts, at commit 0c3cd90.
 """
@@ -35,20 +35,20 @@ logger = logging.getLogger(__name__)
 
 CANVAS, WINDOW, BATCH = (512, 512), 5, 3
 CT_RANGE = (-200.0, 250.0)  # Hounsfield units, abdominal CT
-FIXED_RANGE = ("clip_to_0_1", "ct")  # schemes that cut off at given intensities
-# Windows of the training's length around every slice, blended; no flips averaged.
+FIXED_RANGE = ("clip_to_0_1", "ct")  # schemes that clip at fixed intensities
+# Windows as long as in training around every slice, blended; no averaging over flips.
 INFERENCE = InferencePlan(depth="windows", slice_stride=1, mirror=False)
-# The scripts for BTCV and prostate turn each slice by 180 degrees against the order in which NIfTI files have it; those
-# for RGB frames do not.
+# The reference's scripts for BTCV and prostate turn each slice by 180 degrees from its order in NIfTI files. Those for
+# RGB frames do not.
 TURNED = (1, 2)
 ADAPTED = "published MA-SAM"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Published:
-    """What is said of a published checkpoint.
+    """A published checkpoint, with what its tensors do not tell.
 
-    `checkpoint` is the file. `scale` is FacT's s and `prompt` how it was trained: no tensor tells either.
+    `checkpoint` is the file, `scale` is FacT's s, and `prompt` says how it was trained.
     """
 
     checkpoint: Path
@@ -59,18 +59,18 @@ class Published:
 def reference_normalization(
     channel_names: Sequence[str], *, scheme: str | None = None, intensity: tuple[float, float] | None = None
 ) -> tuple[NormalizationPlan, ...]:
-    """Intensities as the reference gives them to its networks: 0 to 1.
+    """Choose the normalisation as in the reference, which gives its networks intensities from 0 to 1.
 
-    CT is cut off at -200 and 250 HU, other volumes at their minimum and 99 % quantile; a channel that is called like
-    another scheme gets that one.
+    CT is clipped to -200..250 HU, other volumes to their minimum and 99 % quantile. A channel named like another scheme
+    gets that scheme.
 
     Args:
         channel_names: in channel order.
-        scheme: one for all channels, instead.
-        intensity: lowest and highest intensity, in the file's units; for the schemes that cut off at fixed ones.
+        scheme: one scheme for all channels instead.
+        intensity: lowest and highest intensity, in the file's units, for schemes that clip at fixed intensities.
 
     Raises:
-        PlanError: unknown scheme, or an intensity range that is none, or that the scheme has no use for.
+        PlanError: unknown scheme, an invalid intensity range, or one that the scheme does not use.
     """
     if scheme is not None:
         find_normalizer(scheme)
@@ -78,7 +78,7 @@ def reference_normalization(
     if not lower < upper:
         raise PlanError(f"`intensity={lower:g} {upper:g}`: the lowest intensity must be below the highest")
     if intensity is not None and scheme not in (None, *FIXED_RANGE):
-        raise PlanError(f"`intensity` has no use with `normalization={scheme}`; leave one of them out")
+        raise PlanError(f"`normalization={scheme}` does not use `intensity`; leave one of them out")
     usual = {"ct": "clip_to_0_1", "zscore": "quantile_to_0_1"}
     plans = []
     for name in channel_names:
@@ -97,22 +97,23 @@ def reference_configuration(
     canvas: tuple[int, int] = CANVAS,
     window: int | None = None,
 ) -> Configuration:
-    """How volumes become the windows of a published network.
+    """Make the configuration that prepares volumes for a published network.
 
-    The reference resamples nothing between slices and stretches each slice to the canvas. We keep millimetres: slices
-    are resampled in-plane to `spacing`; between slices the nearest one is taken. With a plan, a slice of the data set's
-    median size fills the canvas; without one, a preprocessed pixel is a canvas pixel.
+    The reference does not resample between slices, and stretches each slice to the canvas. We keep physical sizes:
+    slices are resampled in-plane to `spacing`, with the nearest slice across. With a plan, a slice of the data set's
+    median size fills the canvas. Without a plan, a preprocessed pixel is a canvas pixel.
 
     Args:
-        planned: a configuration of the data set's plan, whose geometry is taken; None where there is no plan.
-        normalization: one entry a channel.
+        planned: a configuration of the data set's plan, whose geometry is used; None without a plan.
+        normalization: one entry per channel.
         spacing: mm in the file's order (Z, Y, X), of the volumes that the network was trained on.
-        axis: the slice axis in that order; 0 by default. A planned configuration has its own.
+        axis: the slice axis in that order; 0 by default. A planned configuration brings its own.
         canvas: (height, width) in pixels.
-        window: N; 5 by default, and 1 where the planned configuration sees single slices.
+        window: N; by default 5, or 1 if the planned configuration uses single slices.
 
     Raises:
-        PlanError: no spacing, an axis beside a planned one, or a value that a configuration refuses.
+        PlanError: no spacing, an axis that differs from the planned one, or a value that a configuration does not
+            allow.
     """
     if window is None:
         window = 1 if planned is not None and planned.window == 1 else WINDOW
@@ -173,16 +174,16 @@ def import_checkpoint(
     overrides: Sequence[str] = (),
     overwrite: bool = False,
 ) -> Path:
-    """Write the model folder; nothing is written before all is known to fit.
+    """Write the model folder. Nothing is written before everything is known to fit.
 
     Args:
-        published: the adapted checkpoint.
-        sam: the SAM checkpoint that it stands on; None looks for the encoder's in `weights_folder`.
-        description: the data set whose labels the network gives, background included.
+        published: the published checkpoint.
+        sam: the SAM checkpoint that it needs; None looks for one of the encoder in `weights_folder`.
+        description: the data set whose labels the network predicts, background included.
         configuration: from `reference_configuration`.
         results: root of the results.
         weights_folder: SAM checkpoints.
-        name: of the plan, which is part of the folder's name.
+        name: of the plan; part of the folder's name.
         overrides: "section.field=value" assignments for the plan.
         overwrite: replace the model of an earlier import.
 
@@ -190,10 +191,10 @@ def import_checkpoint(
         results/DatasetXXX_Name/<name>__<configuration>, with the network as fold "all".
 
     Raises:
-        ModelError: a checkpoint cannot be read or is not of this form, the two do not fit each other, or the classes or
-            channels are others than the data set's.
-        PlanError: overrides or canvas that are refused.
-        OutputError: a model is there, or the folder cannot be written.
+        ModelError: a checkpoint cannot be read or has another form, the two do not fit each other, or the classes or
+            channels differ from the data set's.
+        PlanError: overrides or a canvas that are not allowed.
+        OutputError: a model of that name exists, or the folder cannot be written.
     """
     folder = results / description.name / f"{name}__{configuration.name}"
     with claimed(folder.parent, "models"):
@@ -214,7 +215,7 @@ def import_checkpoint(
             canvas=configuration.canvas,
             in_channels=description.num_channels,
             num_outputs=variant.num_outputs,
-            device="meta",  # the tensors must fit before memory is taken for what they ask for
+            device="meta",  # no memory is allocated before the tensors are known to fit
         )
         frozen = sam_tensors(network, sam_state, origin=str(sam.path))
         network.load_state_dict({**frozen, **published_tensors(network, state, origin=origin)}, assign=True)
@@ -226,12 +227,12 @@ def import_checkpoint(
 
 
 def _check_data(variant: Variant, description: DatasetDescription, origin: str) -> None:
-    """Raise ModelError where the checkpoint is not of these labels or channels."""
+    """Raise ModelError if the checkpoint does not have these labels or channels."""
     labels = description.labels
     if labels.has_regions:
         raise ModelError(
             f"{description.name} has regions as labels, but {origin} was trained on classes that exclude each other. "
-            "Give a dataset.json with one value a class (`dataset_json`)."
+            "Give a dataset.json with one value per class (`dataset_json`)."
         )
     if labels.num_outputs != variant.num_outputs:
         raise ModelError(
@@ -242,17 +243,17 @@ def _check_data(variant: Variant, description: DatasetDescription, origin: str) 
     if description.num_channels not in (1, 3):
         raise ModelError(
             f"{description.name} has {description.num_channels} channels ({', '.join(description.channel_names)}); "
-            "published checkpoints take 1 (replicated for SAM) or 3"
+            "published checkpoints take 1 (replicated for SAM) or 3."
         )
 
 
 def _usual_sam(variant: Variant, weights_folder: Path, origin: str) -> SamWeights:
-    """The SAM checkpoint in the weights folder for the encoder of the checkpoint's size."""
+    """The SAM checkpoint in the weights folder for an encoder of this size."""
     sizes = {(spec.dim, spec.depth): name for name, spec in ENCODERS.items() if not spec.stem}
     encoder = sizes.get((variant.dim, variant.depth))
     if encoder is None:
         raise ModelError(
-            f"{origin} adapts an encoder of {variant.depth} blocks of width {variant.dim}, which is none of "
+            f"{origin} adapts an encoder of {variant.depth} blocks of width {variant.dim}. It is none of "
             f"{', '.join(sizes.values())}. Name its SAM checkpoint with `sam_checkpoint=PATH`."
         )
     return weights_to_start_from(encoder, file=None, folder=weights_folder)
@@ -261,14 +262,14 @@ def _usual_sam(variant: Variant, weights_folder: Path, origin: str) -> SamWeight
 def _make_plan(
     description: DatasetDescription, configuration: Configuration, network: NetworkPlan, *, name: str, origin: str
 ) -> Plan:
-    read = f"read off the tensors of {Path(origin).name}"
-    told = "the reference implementation's, or as said when it was imported"
+    read = f"read from the tensors of {Path(origin).name}"
+    told = "from the reference implementation, or given when the model was imported"
     fields = ("encoder", "decoder", "increment", "increment_rank", "adapters", "adapter_channels")
     reasons = {f"network.{field}": read for field in fields}
     reasons |= {f"{configuration.name}.{field}": told for field in ("spacing", "normalization", "window", "canvas")}
     reasons |= {f"network.{field}": told for field in ("increment_scale", "prompt")}
-    reasons |= {"inference.depth": "windows around every slice, as the reference tests; whole is faster"}
-    reasons |= {"inference.reversed_axes": "volumes are turned by 180 degrees in-plane in the reference's scripts"}
+    reasons |= {"inference.depth": "windows around every slice, as in the reference's test script; whole is faster"}
+    reasons |= {"inference.reversed_axes": "the reference's scripts turn volumes by 180 degrees in-plane"}
     return Plan(
         name=name,
         dataset_name=description.name,
@@ -291,7 +292,7 @@ def _write(
     network: MaSam,
     sam: SamWeights,
 ) -> None:
-    """Make the folder aside and put it in its place."""
+    """Write the folder under a temporary name, then move it into place."""
     header = ModelHeader(
         dataset_name=description.name,
         configuration=configuration.name,
@@ -319,11 +320,11 @@ def _write(
 
 
 def _refuse_what_is_there(folder: Path, *, overwrite: bool) -> None:
-    """Raise OutputError where importing would replace what nobody asked to replace."""
+    """Raise OutputError if importing would replace a model without `overwrite`, or a trained one."""
     if not folder.exists():
         return
     folds = [str(fold) for fold in describe_model(folder).folds]
-    # an imported network stands as fold "all", as a training may; only a training has metrics
+    # an imported network is fold "all", like some trained ones; only a training writes metrics
     trained = [fold for fold in folds if fold != "all" or (folder / "fold_all" / "metrics.jsonl").exists()]
     if trained:
         raise OutputError(
@@ -331,13 +332,11 @@ def _refuse_what_is_there(folder: Path, *, overwrite: bool) -> None:
             "`plan_name`."
         )
     if not overwrite:
-        raise OutputError(
-            f"{folder} is there already. Give `overwrite` to replace it, or another name with `plan_name`."
-        )
+        raise OutputError(f"{folder} exists already. Give `overwrite` to replace it, or another name with `plan_name`.")
 
 
 def _stretch(planned: Configuration, spacing: Triple, canvas: tuple[int, int]) -> float:
-    """Canvas pixels per preprocessed pixel where a slice of the median size fills the canvas."""
+    """Canvas pixels per preprocessed pixel with which a slice of the median size fills the canvas."""
     sizes = [planned.median_shape[axis] * planned.spacing[axis] / spacing[axis] for axis in (1, 2)]
     return min(side / size for side, size in zip(canvas, sizes, strict=True))
 

@@ -1,4 +1,4 @@
-"""An archive of models is checked wholly, then takes its place among the trained models."""
+"""Install an archive of models: check all of it, then put it among the trained models."""
 
 import contextlib
 import logging
@@ -21,17 +21,17 @@ logger = logging.getLogger(__name__)
 
 
 def install_model(archive: Path, results: Path, *, weights: Path, overwrite: bool = False) -> tuple[TrainedModel, ...]:
-    """Install all models of an archive, and the selection that comes with them, or nothing.
+    """Install all models of an archive and its selection, or nothing.
 
     Args:
-        archive: that `models.export_model` wrote.
+        archive: written by `models.export_model`.
         results: root of the results.
-        weights: the folder of SAM files; a warning says where one that a model needs is not there.
-        overwrite: models of the same names are replaced, with all of their folds.
+        weights: the folder of SAM files; warns if one that a model needs is missing.
+        overwrite: replace models of the same names, with all of their folds.
 
     Raises:
-        ModelError: the archive is damaged, holds what it should not, or a model in it cannot be used.
-        OutputError: a model of that name is there, or in training, or the folder is not writable.
+        ModelError: the archive is damaged or has unexpected content, or a model in it cannot be used.
+        OutputError: a model of that name exists or is in training, or the folder is not writable.
 
     Example:
         >>> from masam_auto.models.export_model import ExportedModel, export_model
@@ -54,27 +54,27 @@ def install_model(archive: Path, results: Path, *, weights: Path, overwrite: boo
 def _install(
     archive: Path, manifest: Manifest, dataset: Path, *, weights: Path, overwrite: bool
 ) -> tuple[TrainedModel, ...]:
-    """Lay the models out beside their place, check them, and exchange them with what is there."""
+    """Extract the models to a temporary folder, check them, and replace the present ones."""
     bring_back(dataset)
     names = [*manifest.models, *(file.name for file in manifest.files if file.name == SELECTION_NAME)]
     there = [name for name in names if (dataset / name).exists()]
     if there and not overwrite:
         raise OutputError(
-            f"{dataset / there[0]} is there already. Give `overwrite` to replace it with all of its folds, or another "
+            f"{dataset / there[0]} exists already. Give `overwrite` to replace it with all of its folds, or another "
             "folder with `results`."
         )
     with new_models(dataset) as new:
         extract_archive(archive, new)
         headers = _check(new, manifest, archive)
     if SELECTION_NAME in names:
-        (dataset / TEXT_NAME).unlink(missing_ok=True)  # of the selection that was replaced
+        (dataset / TEXT_NAME).unlink(missing_ok=True)  # it describes the selection that was replaced
     for folder, header in headers.items():
         _look_for_sam(header, dataset / folder, weights)
     return tuple(describe_model(dataset / name) for name in manifest.models)
 
 
 def _check(folder: Path, manifest: Manifest, archive: Path) -> dict[str, ModelHeader]:
-    """Read all that was extracted; the header of each checkpoint by its folder. Raises ModelError."""
+    """Read everything that was extracted. Returns the header of each checkpoint, by its folder. Raises ModelError."""
     headers = {}
     try:
         for name in manifest.models:
@@ -83,12 +83,12 @@ def _check(folder: Path, manifest: Manifest, archive: Path) -> dict[str, ModelHe
             selection = read_selection(folder / SELECTION_NAME)
             missing = {member.folder_name for member in selection.members} - set(manifest.models)
             if selection.dataset_name != manifest.dataset_name or missing:
-                raise ModelError(f"{SELECTION_NAME} is of other models")
+                raise ModelError(f"{SELECTION_NAME} is for other models")
             for member in selection.members:
                 choose_folds(describe_model(folder / member.folder_name), member.folds, member.checkpoint)
     except MasamError as error:
         problem = str(error).replace(f"{folder}/", "")
-        raise ModelError(f"{archive} is not installed: its content does not belong together: {problem}") from error
+        raise ModelError(f"{archive} was not installed: its content does not belong together: {problem}") from error
     return {str(path.relative_to(folder)): header for path, header in headers.items()}
 
 
@@ -116,7 +116,7 @@ def _check_model(folder: Path, dataset_name: str) -> dict[Path, ModelHeader]:
 
 
 def _look_for_sam(header: ModelHeader, checkpoint: Path, weights: Path) -> None:
-    """Warn where the SAM file that a model stands on is not there yet."""
+    """Warn if the SAM file that a model needs is not there yet."""
     try:
         sam_of_model(header, checkpoint, file=None, folder=weights)
     except ModelError as error:

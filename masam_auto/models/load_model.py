@@ -1,23 +1,23 @@
-"""What happens when a checkpoint is loaded, whoever loads it.
+"""Load a checkpoint. These are the steps, whoever loads it:
 
-1. The file is read once, header and tensors together; nothing in it is executed (`checkpoint.read_model`).
-2. Its header is compared with the plan.json and dataset.json that it is to be used with
-(`checkpoint.header_differences`). 3. The network is built from that plan, with shapes only, so that a wrong file costs
-no memory (`build.build_network`). 4. The tensors are compared with the network: all that are needed, none unknown,
-shapes, types, finite values
+1. Read the file once, header and tensors together. Nothing in it is executed (`checkpoint.read_model`).
+2. Compare its header with the plan.json and dataset.json to be used (`checkpoint.header_differences`).
+3. Build the network from that plan with shapes only, so that a wrong file costs no memory (`build.build_network`).
+4. Compare the tensors with the network: none missing, none unknown, shapes, types, finite values
    (`build.check_state`).
-5. Where the network stands on frozen SAM weights, which no checkpoint holds, the SAM file with the SHA-256 in the
-header is
-   looked for (`sam_weights.sam_of_model`), and its tensors are fitted to this canvas and these channels.
-6. The network takes the tensors.
+5. If the network needs frozen SAM weights, which no checkpoint holds, find the SAM file by the SHA-256 in the header
+   (`sam_weights.sam_of_model`), and fit its tensors to this canvas and these channels.
+6. Put the tensors into the network.
 
-Prediction does all of it for each fold (`load_member`); the folds share the SAM weights. Exporting and installing stop
-after step 4 (`read_fitting`): the SAM file may be missing there. Continuing a training also checks the checksums and
-reads the weights in training and the optimisers' state in step 1, refuses any other plan in step 2, and fills a
-network that has its SAM weights already (`training.learner.restore_learner`). A training that starts from another
-model takes what fits: it needs the same encoder and the same SAM file instead of steps 2 to 4 (`training.pretrained`).
-Importing a published checkpoint reads another format in step 1 and reads the plan off the tensors
-(`import_checkpoint`); what it writes is a checkpoint like any other.
+* Prediction takes all steps for each fold (`load_member`). The folds share the SAM weights.
+* Exporting and installing stop after step 4 (`read_fitting`), because the SAM file may be missing.
+* Continuing a training also verifies checksums and reads the weights in training and the optimisers' state in step 1.
+  It rejects any other plan in step 2, and fills a network that has its SAM weights already
+  (`training.learner.restore_learner`).
+* A training that starts from another model takes the tensors that fit. Instead of steps 2 to 4, it requires the same
+  encoder and the same SAM file (`training.pretrained`).
+* Importing a published checkpoint reads another format in step 1 and takes the plan from the tensors
+  (`import_checkpoint`). It writes an ordinary checkpoint.
 """
 
 import logging
@@ -60,18 +60,18 @@ def load_member(
     sam_checkpoint: Path | None = None,
     weights: Path | None = None,
 ) -> Member:
-    """Networks with the weights of checkpoints, in evaluation mode; frozen SAM weights are in memory once for all.
+    """Load the networks of checkpoints in evaluation mode. They share frozen SAM weights in memory.
 
     Args:
         checkpoints: of one model: folders such as fold_0/checkpoint_best.
         plan, description: of the model.
-        device: where the networks go.
-        sam_checkpoint: the SAM file that the model stands on, where it is neither where it was nor in `weights`.
+        device: of the networks.
+        sam_checkpoint: the SAM file that the model needs, if it was moved and is not in `weights`.
         weights: the folder of SAM files.
 
     Raises:
         ModelError: a checkpoint is missing, damaged, or of another plan; its SAM file is missing or has changed.
-        PlanError: the plan has no such configuration, or names what no plug-in here adds.
+        PlanError: the plan does not have the configuration, or names a plug-in's entry that is not here.
     """
     networks, headers = [], []
     frozen: dict[SamWeights | None, Mapping[str, Tensor]] = {None: {}}
@@ -82,7 +82,7 @@ def load_member(
         if sam is not None and sam not in frozen:
             given = sam_tensors(network, load_sam_checkpoint(sam.path), origin=str(sam.path))
             frozen[sam] = {name: tensor.to(device) for name, tensor in given.items() if name not in tensors}
-        # a training in bf16 stores its frozen matrices so; devices without bf16 need float32
+        # trainings in bf16 store frozen matrices in bf16; devices without it need float32
         learned = {
             name: tensor.to(device, torch.float32 if tensor.is_floating_point() else None)
             for name, tensor in tensors.items()
@@ -91,19 +91,19 @@ def load_member(
         networks.append(network.eval())
     configuration = common_configuration(headers, plan)
     for channel in configuration.normalization:
-        find_normalizer(channel.scheme)  # now, and not for each image
+        find_normalizer(channel.scheme)  # fails here, once, instead of for each image
     return Member(networks=tuple(networks), plan=plan, configuration=configuration)
 
 
 def common_configuration(headers: Sequence[ModelHeader], plan: Plan) -> Configuration:
-    """What all folds of a model were trained with; its folder may have been renamed. Raises ModelError where they
+    """The configuration that all folds were trained with; the folder may have been renamed. Raises ModelError if they
     differ.
     """
     names = sorted({header.configuration for header in headers})
     if len(names) > 1:
         raise ModelError(
-            f"the folds of {headers[0].dataset_name}, plan {plan.name}, are of several configurations "
-            f"({', '.join(names)}) and cannot be averaged. Choose the folds of one of them."
+            f"the folds of {headers[0].dataset_name}, plan {plan.name}, belong to several configurations "
+            f"({', '.join(names)}) and cannot be averaged. Choose folds of one configuration."
         )
     return plan.configuration(names[0])
 
@@ -111,11 +111,11 @@ def common_configuration(headers: Sequence[ModelHeader], plan: Plan) -> Configur
 def read_fitting(
     folder: Path, plan: Plan, description: DatasetDescription
 ) -> tuple[ModelHeader, dict[str, Tensor], MaSam]:
-    """Steps 1 to 4: a checkpoint's header and tensors, and the network without weights that they fit.
+    """Steps 1 to 4: read a checkpoint's header and tensors, and build the network, still without weights.
 
     Raises:
-        ModelError: it is missing, damaged, or of another plan; tensors are not the network's, or not finite.
-        PlanError: the plan has no such configuration.
+        ModelError: it is missing, damaged, or of another plan; tensors do not fit the network or are not finite.
+        PlanError: the plan does not have the configuration.
     """
     header, tensors = read_model(folder)
     configuration = plan.configuration(header.configuration)
@@ -124,7 +124,7 @@ def read_fitting(
             f"{folder} does not fit {folder.parents[1] / 'plan.json'}: {'; '.join(found)}. Bring back the plan.json "
             "and dataset.json that it was trained with, or train it again."
         )
-    # older versions made the digest in another way; what matters is compared above
+    # not an error: older versions computed the digest differently, and what matters is compared above
     if header.version >= 2 and header.plan_digest != plan_digest(plan, configuration):
         logger.warning("%s was trained with another plan than %s says", folder, folder.parents[1] / "plan.json")
     network = build_network(

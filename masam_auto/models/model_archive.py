@@ -1,12 +1,12 @@
-"""Models in one file: a zip of JSON and safetensors, with a manifest of the size and SHA-256 of every file.
+"""Archives of models: a zip of JSON and safetensors, with a manifest of the size and SHA-256 of every file.
 
     manifest.json                 all other files: name, size, SHA-256
-    inference_instructions.json   where several models, or postprocessing, were selected together
-    masam__axis0/                 one folder a model: plan.json, dataset.json, README.md (the model card), fold_K/...
+    inference_instructions.json   only if several models or postprocessing were selected together
+    masam__axis0/                 one folder per model: plan.json, dataset.json, README.md (the model card), fold_K/...
 
-Nothing that an archive says is trusted. Only names of this form are taken, so that no file lands elsewhere; files are
-stored uncompressed, so that what comes out is never more than the archive itself; every file must have the size and
-the SHA-256 of the manifest. The sums tell damage, not who made the archive.
+Archives are not trusted. Only names of this form are accepted, so no file is written elsewhere. Files are stored
+uncompressed, so the extracted files are never larger than the archive. Every file must have the size and SHA-256 in
+the manifest. These checks find damage; they do not tell who made the archive.
 """
 
 import contextlib
@@ -41,8 +41,8 @@ FILE = re.compile(
     r"(?:plan\.json|dataset\.json|splits\.json|README\.md"
     r"|fold_(?:0|[1-9]\d{0,5}|all)/(?:checkpoint_(?:best|latest)/(?:model\.safetensors|checkpoint\.json)|validation/summary\.json))"
 )
-NAME_LIMIT = 255  # characters, as file systems have it
-WRITTEN_AT = (1980, 1, 1, 0, 0, 0)  # the zip format's first day: the same model is the same bytes on every day
+NAME_LIMIT = 255  # characters; the usual limit of file systems
+WRITTEN_AT = (1980, 1, 1, 0, 0, 0)  # the first day of the zip format; a fixed date makes equal models equal bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +55,7 @@ class ArchivedFile:
 
     def __post_init__(self) -> None:
         if not _is_model_file(self.name):
-            raise ModelError(f"{self.name!r} is no file of a model, or lies outside of it")
+            raise ModelError(f"{self.name!r} is not a file of a model, or is outside of its folder")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,15 +69,15 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if not DATASET.fullmatch(self.dataset_name):
-            raise ModelError(f"{self.dataset_name!r} is no name of a data set such as Dataset001_Name")
-        # one file on systems where case makes no difference
+            raise ModelError(f"{self.dataset_name!r} is not the name of a data set, such as Dataset001_Name")
+        # names that differ only in case are one file on some systems
         names = Counter(file.name.casefold() for file in self.files)
         if repeated := sorted(name for name, count in names.items() if count > 1):
-            raise ModelError(f"{repeated[0]!r} stands twice in the manifest")
+            raise ModelError(f"{repeated[0]!r} is in the manifest twice")
         if not 1 <= len(self.models) <= MODELS_LIMIT or len(self.files) > FILES_LIMIT:
             raise ModelError(
-                f"the manifest lists {len(self.models)} models of {len(self.files)} files; from 1 model to "
-                f"{MODELS_LIMIT} of {FILES_LIMIT} files are taken"
+                f"the manifest lists {len(self.models)} models with {len(self.files)} files; allowed are 1 to "
+                f"{MODELS_LIMIT} models with at most {FILES_LIMIT} files"
             )
 
     @property
@@ -87,17 +87,17 @@ class Manifest:
 
 
 def write_archive(path: Path, folder: Path, *, dataset_name: str, masam_auto: str) -> Manifest:
-    """Put all files of a folder into an archive; equal folders make equal archives.
+    """Write all files of a folder to an archive. Equal folders give equal archives.
 
     Args:
         path: the archive.
-        folder: laid out as the archive.
+        folder: arranged like the archive.
         dataset_name: DatasetXXX_Name.
-        masam_auto: version that writes.
+        masam_auto: the version that writes the archive.
 
     Raises:
-        ModelError: a name that an archive cannot hold.
-        OutputError: the archive cannot be written; what was there has been kept.
+        ModelError: a file name that is not allowed in an archive.
+        OutputError: the archive cannot be written; an existing one has been kept.
     """
     paths = sorted(file for file in folder.rglob("*") if file.is_file())
     files = tuple(
@@ -115,20 +115,20 @@ def write_archive(path: Path, folder: Path, *, dataset_name: str, masam_auto: st
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read an archive's manifest, and check that the archive holds exactly these files, plainly stored.
+    """Read an archive's manifest, and check that the archive holds exactly the listed files, uncompressed.
 
     Raises:
-        ModelError: no archive of a model, damaged, of a newer version, or holding what it should not.
+        ModelError: not an archive of models, damaged, from a newer version, or with unexpected content.
     """
     with _opened(path) as archive:
         return _manifest_of(archive, path)
 
 
 def extract_archive(path: Path, folder: Path) -> Manifest:
-    """Lay an archive's files out in an empty folder, each checked against the manifest while it is written.
+    """Extract an archive into an empty folder, checking each file against the manifest while it is written.
 
     Raises:
-        ModelError: as `read_manifest`, or a file is not what the manifest says.
+        ModelError: as `read_manifest`, or a file that does not match the manifest.
         OSError: the folder cannot be written.
     """
     with _opened(path) as archive:
@@ -143,24 +143,24 @@ def extract_archive(path: Path, folder: Path) -> Manifest:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     if not path.is_file():
-        raise ModelError(f"{path}: no such file. Give an archive that masam_export_model wrote.")
+        raise ModelError(f"{path}: no such file. Give an archive written by masam_export_model.")
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
     except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} is damaged, or no zip archive ({error}). Copy or download it again.") from error
+        raise ModelError(f"{path} is damaged or not a zip archive ({error}). Copy or download it again.") from error
 
 
 def _manifest_of(archive: zipfile.ZipFile, path: Path) -> Manifest:
     entries = archive.infolist()
     sizes = {entry.filename: entry.file_size for entry in entries}
     if MANIFEST_NAME not in sizes:
-        raise ModelError(f"{path} is no archive of a model: it has no {MANIFEST_NAME}. masam_export_model writes them.")
+        raise ModelError(f"{path} has no {MANIFEST_NAME}, so it is not an archive written by masam_export_model.")
     problem = next((found for entry in entries if (found := _problem(entry))), None)
     if problem is None and len(sizes) < len(entries):
-        problem = "it holds several files of one name"
+        problem = "it has several files with the same name"
     if problem is None and sum(sizes.values()) > path.stat().st_size:
-        problem = "its files claim to be larger than the archive itself"
+        problem = "the sizes of its files add up to more than the archive"
     if problem is None and sizes[MANIFEST_NAME] > MANIFEST_LIMIT:
         problem = f"its manifest is larger than {MANIFEST_LIMIT} bytes"
     if problem is not None:
@@ -168,11 +168,11 @@ def _manifest_of(archive: zipfile.ZipFile, path: Path) -> Manifest:
     manifest = _parse_manifest(archive.read(MANIFEST_NAME), path)
     declared = {file.name: file.size for file in manifest.files}
     if unknown := sorted(set(sizes) - set(declared) - {MANIFEST_NAME}):
-        raise _refused(path, f"it holds {unknown[0]!r}, which its manifest does not list")
+        raise _refused(path, f"it has {unknown[0]!r}, which is not in its manifest")
     for name, size in declared.items():
         if sizes.get(name) != size:
-            there = "is not there" if name not in sizes else f"has {sizes[name]} bytes"
-            raise _refused(path, f"{name!r} should have {size} bytes and {there}")
+            there = "is missing" if name not in sizes else f"has {sizes[name]} bytes"
+            raise _refused(path, f"{name!r} should have {size} bytes but {there}")
     return manifest
 
 
@@ -193,18 +193,18 @@ def _parse_manifest(content: bytes, path: Path) -> Manifest:
 
 
 def _problem(entry: zipfile.ZipInfo) -> str | None:
-    """What is wrong with an entry, whatever the manifest says of it."""
+    """What is wrong with an entry by itself, without looking at the manifest; None if nothing."""
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if entry.orig_filename != entry.filename or not (entry.filename == MANIFEST_NAME or _is_model_file(entry.filename)):
-        return f"it holds {entry.orig_filename!r}, which is no file of a model, or lies outside of it"
+        return f"it has {entry.orig_filename!r}, which is not a file of a model or is outside of its folder"
     if kind not in (0, stat.S_IFREG):
-        return f"{entry.filename!r} is a link or something else that is not a plain file"
+        return f"{entry.filename!r} is a link or another special file"
     if entry.header_offset < 0:
-        return f"{entry.filename!r} is said to lie before the archive's start"
+        return f"{entry.filename!r} has a position before the archive's start"
     if entry.flag_bits & 0x1:
         return f"{entry.filename!r} is encrypted"
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
-        return f"{entry.filename!r} is compressed, which masam_export_model never does"
+        return f"{entry.filename!r} is compressed; masam_export_model never compresses"
     return None
 
 
@@ -222,16 +222,16 @@ def _extract(archive: zipfile.ZipFile, file: ArchivedFile, target: Path, path: P
         handle.flush()
         os.fsync(handle.fileno())
     if left or total.hexdigest() != file.sha256:
-        raise _refused(path, f"{file.name!r} is not what was exported: its SHA-256 differs from the manifest's")
+        raise _refused(path, f"{file.name!r} has changed since the export: its SHA-256 is not that in the manifest")
 
 
 def _refused(path: Path, problem: str) -> ModelError:
-    return ModelError(f"{path} is not installed: {problem}. Get the archive again from where you trust it.")
+    return ModelError(f"{path} was not installed: {problem}. Get the archive again from a source that you trust.")
 
 
 def _entry(name: str, size: int) -> zipfile.ZipInfo:
     entry = zipfile.ZipInfo(name, WRITTEN_AT)
-    entry.create_system = 3  # Unix, on every system, for the same bytes
+    entry.create_system = 3  # Unix on every system, so that the bytes are the same
     entry.external_attr = (stat.S_IFREG | 0o644) << 16
     entry.file_size = size
     return entry

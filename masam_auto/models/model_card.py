@@ -1,4 +1,4 @@
-"""The model card: what a trained model is, how well it did on cases it had not seen, and what it needs, as Markdown."""
+"""The model card in Markdown: what a trained model is, how well it did on unseen cases, and what it needs."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,10 +19,10 @@ METRICS_SHOWN = {"Dice": "Dice", "NSD": "NSD", "HD95_mm": "HD95, mm"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FoldFacts:
-    """What is known of one trained fold.
+    """What is known about one trained fold.
 
-    `summary` is that of its validation: "mean" by class, "foreground_mean", and "cases", their number; None where it
-    was not validated.
+    `summary` is of its validation: "mean" by class, "foreground_mean", and "cases", their number; None if it was not
+    validated.
     """
 
     fold: int | str
@@ -47,8 +47,8 @@ def model_card(
         plan, configuration, description: of the model.
         folds: at least one.
         licence: of the model.
-        version: of the masam_auto that writes.
-        selection: which the model is a member of.
+        version: of masam_auto.
+        selection: that the model belongs to, if any.
     """
     name = f"{plan.name}__{configuration}"
     parts = [
@@ -76,7 +76,7 @@ def _facts(
         f"{name} ({' + '.join(map(str, values))})" for name, values in description.labels.foreground.items()
     )
     said = {
-        "licence of the model": licence or f"{UNSTATED}: ask whoever made it before you use or pass it on",
+        "licence of the model": licence or f"{UNSTATED}: ask its author before you use or share it",
         "data set": raw.get("name"),
         "description": raw.get("description"),
         "licence of the data": raw.get("licence", raw.get("license")) or UNSTATED,
@@ -92,16 +92,16 @@ def _facts(
 
 
 def _results(description: DatasetDescription, folds: Sequence[FoldFacts]) -> Iterable[str]:
-    """Means of each fold on its validation cases; fold `all` has none that it was not trained on."""
+    """Means of each fold on its validation cases. Fold `all` has none, because it was trained on all cases."""
     names = {summary_key(values): name for name, values in description.labels.foreground.items()}
     validated = [(facts.fold, facts.summary) for facts in folds if facts.summary is not None and facts.fold != "all"]
     yield "## Cross-validation"
     if not validated:
-        yield "No fold was validated on cases that it had not been trained on: nothing is known of how well it does."
+        yield "No fold was validated on cases outside its training, so its accuracy is not known."
         return
     yield (
-        "Each fold on its own validation cases, which it was not trained on. Foreground mean over the classes; NSD "
-        "with a tolerance of 2 mm; `-` where no case has a value."
+        "Each fold on its own validation cases, which it was not trained on. Foreground: mean over the classes. NSD "
+        "with a tolerance of 2 mm. `-`: no case has a value."
     )
     rows = []
     for key, name in [*names.items(), (None, "foreground")]:
@@ -113,9 +113,7 @@ def _results(description: DatasetDescription, folds: Sequence[FoldFacts]) -> Ite
     heading = ("class", "metric", *(f"fold {fold} ({s['cases']} cases)" for fold, s in validated), "mean of folds")
     yield _table(heading, rows)
     if without := [str(fold) for fold, s in validated if not s.get("protocol", {}).get("mirror", True)]:
-        yield (
-            f"Predicted without averaging over flips: fold {', '.join(without)}. `masam_predict` does as the plan says."
-        )
+        yield (f"Predicted without averaging over flips: fold {', '.join(without)}. `masam_predict` follows the plan.")
 
 
 def _selected(selection: Selection) -> Iterable[str]:
@@ -141,7 +139,7 @@ def _training(folds: Sequence[FoldFacts]) -> Iterable[str]:
     heading = ("fold", "epochs", "steps", "budget", "hours", "smoothed validation Dice")
     yield _table(heading, rows)
     yield (
-        "The validation Dice is on a fixed set of windows, which chose the checkpoint; the table above is on whole "
+        "The validation Dice is of a fixed set of windows, used to choose the checkpoint. The table above is of whole "
         "cases."
     )
     starts = sorted({facts.header.pretrained_weights for facts in folds if facts.header.pretrained_weights})
@@ -156,13 +154,13 @@ def _needs(folds: Sequence[FoldFacts]) -> Iterable[str]:
     if not needed:
         yield "Nothing: the model holds all of its weights."
         return
-    yield "SAM's frozen weights, which are not in the archive and have their own licence, in the weights folder:"
+    yield "SAM's frozen weights, in the weights folder. They are not in the archive and have their own licence:"
     known = {file.sha256 for file in SAM_FILES.values()}
     for encoder, file, sha256 in needed:
         how = (
-            f"`masam_fetch_weights {encoder}` brings it"
+            f"get it with `masam_fetch_weights {encoder}`"
             if sha256 in known
-            else "no official file: ask whoever made the model"
+            else "not an official file; ask the model's author"
         )
         yield f"* `{file}`, SHA-256 `{sha256}`: {how}."
 
@@ -181,7 +179,7 @@ def _limits(description: DatasetDescription) -> Iterable[str]:
     yield (
         f"Research on images like those it was trained on: {', '.join(description.channel_names)}, of the same body "
         "region, and with similar acquisition. Other scanners, protocols, populations and diseases were not tested "
-        "and may give wrong segmentations without a sign of it. Look at the results. Not a medical device; not for "
+        "and may give wrong segmentations without any warning. Look at the results. Not a medical device; not for "
         "diagnosis."
     )
 
@@ -192,7 +190,7 @@ def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Text of one line that cannot end its cell of a table."""
+    """Text on one line, safe in a table cell."""
     return " ".join(str(value).split()).replace("|", "\\|")
 
 

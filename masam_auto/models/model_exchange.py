@@ -1,4 +1,4 @@
-"""New models take their places among the trained ones of a data set: all of them, or none."""
+"""Put new models among the trained ones of a data set: all of them, or none."""
 
 import contextlib
 import logging
@@ -10,20 +10,20 @@ from masam_auto.core.atomic import scratch_folder, take_places
 
 logger = logging.getLogger(__name__)
 
-EXCHANGE = ".exchange"  # has a name of its own, because what was there before may lie in it
+EXCHANGE = ".exchange"  # not an ordinary temporary folder, because it may hold the replaced models
 
 
 @contextlib.contextmanager
 def new_models(dataset: Path) -> Iterator[Path]:
-    """Give an empty folder; what is in it when the block ends takes its place in `dataset`, instead of what is there.
+    """Give an empty folder. When the block ends, its content moves to `dataset` and replaces what is there.
 
-    Whoever calls holds the claim on the data set's models. What a killed process left is put right first.
+    The caller must hold the claim on the data set's models. Remains of a killed process are restored first.
 
     Args:
         dataset: results/DatasetXXX_Name.
 
     Raises:
-        OutputError: it cannot be written; everything is as it was.
+        OutputError: it cannot be written; nothing has changed.
     """
     bring_back(dataset)
     shutil.rmtree(dataset / EXCHANGE, ignore_errors=True)
@@ -36,9 +36,9 @@ def new_models(dataset: Path) -> Iterator[Path]:
 
 
 def bring_back(dataset: Path) -> None:
-    """Put models back that a killed process had moved aside before the new ones took their places."""
-    # former versions moved them to a folder whose name began with .partial-
+    """Move models back that a process had moved aside before it was killed."""
+    # earlier versions moved them to a folder whose name began with .partial-
     for left in sorted(path for pattern in (EXCHANGE, ".partial-*") for path in dataset.glob(f"{pattern}/old/*")):
         if not (dataset / left.name).exists():
-            logger.warning("%s: brought back, an installation was killed", dataset / left.name)
+            logger.warning("%s: restored, because an installation had been killed", dataset / left.name)
             left.rename(dataset / left.name)

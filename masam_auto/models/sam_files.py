@@ -1,4 +1,4 @@
-"""SAM's checkpoints as files: the official ones, which of them are in a folder, and whether one is still the same."""
+"""SAM's checkpoint files: the official ones, those in a folder, and whether one is unchanged."""
 
 import logging
 from collections.abc import Iterable
@@ -53,22 +53,22 @@ SAM_FILES: dict[str, SamFile] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamWeights:
-    """A SAM checkpoint that a network starts from or stands on: where it is, and the SHA-256 of the file."""
+    """A SAM checkpoint that a network starts from or needs: its path and the SHA-256 of the file."""
 
     path: Path
     sha256: str
 
 
 def sam_encoders(folder: Path) -> tuple[str, ...]:
-    """Encoders whose SAM weights are in the weights folder, by their names; nothing is read."""
+    """Encoders with SAM weights in the weights folder, judged by file names only."""
     return tuple(name for name in known_names("encoders", SAM_FILES) if _named_files(folder, name))
 
 
 def find_sam_file(folder: Path, encoder: str) -> Path:
-    """The SAM checkpoint of an encoder in the weights folder: the official file first, then others by their names.
+    """Find the SAM checkpoint of an encoder in the weights folder: the official file first, then others by name.
 
     Raises:
-        ModelError: there is none; the message says what was looked for and how to get one.
+        ModelError: there is none; the message says which names were tried and how to get one.
     """
     found = _named_files(folder, encoder)
     if found:
@@ -79,12 +79,12 @@ def find_sam_file(folder: Path, encoder: str) -> Path:
 
 
 def weights_to_start_from(encoder: str, *, file: Path | None, folder: Path) -> SamWeights:
-    """The SAM checkpoint that a training starts from.
+    """Find the SAM checkpoint that a training starts from.
 
     Args:
         encoder: its name.
-        file: the checkpoint that was asked for, or None.
-        folder: the weights folder, looked into where none was asked for.
+        file: the user's checkpoint, or None.
+        folder: the weights folder, searched if `file` is None.
 
     Raises:
         ModelError: no such file, or none in the folder.
@@ -96,47 +96,47 @@ def weights_to_start_from(encoder: str, *, file: Path | None, folder: Path) -> S
 def weights_of_model(
     sha256: str, *, recorded: Path, encoder: str, file: Path | None, folder: Path | None, model: str
 ) -> SamWeights:
-    """The SAM checkpoint that a trained model stands on, wherever it is now: the file with the SHA-256 of then.
+    """Find the SAM checkpoint that a trained model needs, by its SHA-256, even if it was moved.
 
-    Looked at: the file that was named, the recorded one, the encoder's in the weights folder, and any other checkpoint
-    there; folds may stand on different files, of which one can be named.
+    Checks the user's file, the recorded path, the encoder's file in the weights folder, and any other checkpoint there.
+    Folds may need different files, and the user can name only one.
 
     Args:
-        sha256: of the file that the model was trained on.
+        sha256: of the file that the model was trained with.
         recorded: where that file was.
-        encoder: name of the encoder, for the names in the folder.
-        file: the checkpoint that was asked for, or None.
-        folder: the weights folder, or None for none.
-        model: the model's place, for messages.
+        encoder: name of the encoder, to recognise files in the folder.
+        file: the user's checkpoint, or None.
+        folder: the weights folder, or None.
+        model: the model's path, for messages.
 
     Raises:
-        ModelError: the file that was named, or every file found, is another; or none is there.
+        ModelError: the user's file, or every file found, is a different one; or there is none.
     """
     looked_at = {}
     for path in _candidates(recorded, encoder, file, folder):
         looked_at[path] = file_sha256(path)
         if looked_at[path] == sha256:
             if file is not None and path != file:
-                logger.warning("%s does not stand on %s, but on %s, which is used", model, file, path)
+                logger.warning("%s was not trained with %s but with %s, which is used", model, file, path)
             return SamWeights(path=path.absolute(), sha256=sha256)
     if recorded in looked_at and file is None:
-        problem = f"{recorded} has changed since: its own now begins with {looked_at[recorded][:12]}"
+        problem = f"{recorded} has changed: its SHA-256 now begins with {looked_at[recorded][:12]}"
     elif looked_at:
         problem = "; ".join(f"that of {path} with {digest[:12]}" for path, digest in looked_at.items())
     else:
         problem = f"{recorded} is gone" + (f", and {folder} holds no SAM checkpoint" if folder else "")
     official = [known.name for known in SAM_FILES.values() if known.sha256 == sha256]
     remedy = (
-        f"masam_fetch_weights {encoder} brings it" if official else "Bring that file back, e.g. into the weights folder"
+        f"Run masam_fetch_weights {encoder}" if official else "Put that file back, for example in the weights folder"
     )
     raise ModelError(
-        f"{model} stands on SAM weights whose SHA-256 begins with {sha256[:12]}, but {problem}. {remedy}, or name the "
+        f"{model} needs SAM weights whose SHA-256 begins with {sha256[:12]}, but {problem}. {remedy}, or name the "
         "file with `sam_checkpoint=PATH`."
     )
 
 
 def _candidates(recorded: Path, encoder: str, file: Path | None, folder: Path | None) -> Iterable[Path]:
-    """Files that may be the one that is looked for, likeliest first; each once."""
+    """Files that may be the right one, the likeliest first; each once."""
     found = [] if file is None else [_existing(file)]
     found += [recorded] if recorded.is_file() else []
     if folder is not None and folder.is_dir():
@@ -160,7 +160,7 @@ def _named_files(folder: Path, encoder: str) -> list[Path]:
 
 
 def _patterns(encoder: str) -> tuple[str, ...]:
-    """What the file may be called, in the order of preference."""
+    """Possible names of the file, in order of preference."""
     official = (SAM_FILES[encoder].name,) if encoder in SAM_FILES else ()
     plain = tuple(f"{encoder}{ending}" for ending in ENDINGS)
     return (*official, *plain, *(f"sam_{encoder}*{ending}" for ending in ENDINGS))
@@ -169,6 +169,6 @@ def _patterns(encoder: str) -> tuple[str, ...]:
 def _how_to_get(encoder: str) -> str:
     fetch = f"Fetch them (masam_fetch_weights {encoder}), name" if encoder in SAM_FILES else "Name"
     return (
-        f"{fetch} a file (`sam_checkpoint=PATH`) or another folder (`weights`, MASAM_WEIGHTS), or go on without SAM's "
-        "knowledge (`from_scratch`)."
+        f"{fetch} a file (`sam_checkpoint=PATH`) or another folder (`weights`, MASAM_WEIGHTS), or train without "
+        "SAM's weights (`from_scratch`)."
     )

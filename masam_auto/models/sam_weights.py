@@ -1,4 +1,4 @@
-"""Which SAM checkpoint a training starts from, and which one a trained model stands on."""
+"""Which SAM checkpoint a training starts from, and which one a trained model needs."""
 
 import logging
 from pathlib import Path
@@ -15,14 +15,14 @@ from masam_auto.network.weight_files import load_sam_checkpoint
 logger = logging.getLogger(__name__)
 
 
-SAM_CANVAS = (1024, 1024)  # px, that SAM's own checkpoints are for
+SAM_CANVAS = (1024, 1024)  # px; the canvas of SAM's own checkpoints
 
 
 def encoder_of_file(path: Path) -> str:
-    """Name of the encoder that a SAM checkpoint is of.
+    """Name of the encoder in a SAM checkpoint.
 
     Raises:
-        ModelError: no SAM checkpoint, or of none that has a name.
+        ModelError: not a SAM checkpoint, or an encoder without a name.
     """
     spec = infer_encoder(load_sam_checkpoint(path), canvas=SAM_CANVAS, origin=str(path))
     for name in known_names("encoders", ENCODERS):
@@ -30,27 +30,26 @@ def encoder_of_file(path: Path) -> str:
             return name
     named = ", ".join(f"{name} ({known.dim}, {known.depth})" for name, known in ENCODERS.items() if not known.stem)
     raise ModelError(
-        f"{path}: its encoder is {spec.dim} wide and has {spec.depth} blocks, which is none of those that can be "
-        f"planned for: {named}"
+        f"{path}: its encoder is {spec.dim} wide and has {spec.depth} blocks. Known encoders (width, blocks): {named}."
     )
 
 
 def sam_to_start_from(network: NetworkPlan, *, file: Path | None, folder: Path) -> SamWeights | None:
-    """The SAM checkpoint that a training starts from; None where its plan starts from scratch.
+    """Find the SAM checkpoint that a training starts from; None if its plan starts from scratch.
 
     Args:
         network: of the plan.
-        file: the checkpoint that was asked for, or None.
-        folder: the weights folder, looked into where none was asked for.
+        file: the user's checkpoint, or None.
+        folder: the weights folder, searched if `file` is None.
 
     Raises:
-        ModelError: it is missing, or one was asked for that the plan has no use for.
+        ModelError: it is missing, or the user gave one that the plan does not use.
     """
     if network.weights == "none":
         if file is not None:
             raise ModelError(
-                "this plan trains from scratch (network.weights=none), so `sam_checkpoint` has no use. Leave it out, "
-                "or plan again with a SAM encoder, e.g. `backbone=vit_b`."
+                "this plan trains from scratch (network.weights=none), so it does not use `sam_checkpoint`. Leave it "
+                "out, or plan again with a SAM encoder, e.g. `backbone=vit_b`."
             )
         return None
     found = weights_to_start_from(network.encoder, file=file, folder=folder)
@@ -58,7 +57,7 @@ def sam_to_start_from(network: NetworkPlan, *, file: Path | None, folder: Path) 
     for official in SAM_FILES.values():
         if found.path.name == official.name and found.sha256 != official.sha256:
             logger.warning(
-                "%s is not the official file of that name. If that is not meant: `masam_fetch_weights %s overwrite`",
+                "%s is not the official file of that name. To replace it: `masam_fetch_weights %s overwrite`",
                 found.path,
                 official.encoder,
             )
@@ -66,20 +65,20 @@ def sam_to_start_from(network: NetworkPlan, *, file: Path | None, folder: Path) 
 
 
 def sam_of_model(header: ModelHeader, model: Path, *, file: Path | None, folder: Path | None) -> SamWeights | None:
-    """The SAM checkpoint that a model's frozen weights come from, wherever it is now; None where it needs none.
+    """Find the SAM checkpoint of a model's frozen weights, even if it was moved; None if the model needs none.
 
     Args:
         header: of the model.
-        model: its place, for messages.
-        file: the checkpoint that was asked for, or None.
-        folder: the weights folder, or None for none.
+        model: its path, for messages.
+        file: the user's checkpoint, or None.
+        folder: the weights folder, or None.
 
     Raises:
-        ModelError: it is missing or has changed, or one was asked for that the model has no use for.
+        ModelError: it is missing or has changed, or the user gave one that the model does not use.
     """
     if not header.network.stands_on_sam:
         if file is not None:
-            raise ModelError(f"{model} holds all of its weights, so `sam_checkpoint` has no use. Leave it out.")
+            raise ModelError(f"{model} has all of its weights, so it does not use `sam_checkpoint`. Leave it out.")
         return None
     assert header.sam_sha256 is not None and header.sam_file is not None
     return weights_of_model(

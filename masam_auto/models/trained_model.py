@@ -1,4 +1,4 @@
-"""Trained models on disk: which there are, and which one is meant."""
+"""Find trained models on disk, and the one that the user means."""
 
 import re
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class TrainedModel:
 
 
 def find_models(results: Path) -> tuple[TrainedModel, ...]:
-    """All models below the results folder that have a plan and at least one checkpoint.
+    """Find all models below the results folder that have a plan and at least one checkpoint.
 
     Example:
         >>> from masam_auto.models.trained_model import find_models
@@ -60,17 +60,17 @@ def choose_model(
     plan_name: str | None = None,
     folder: Path | None = None,
 ) -> TrainedModel:
-    """The only model that fits what is said of it.
+    """Find the one model that matches what the user gave.
 
     Args:
         results: root of the results.
         dataset: number, name or path of the data set.
         configuration: name of the configuration.
         plan_name: name of the plan.
-        folder: the model's own folder, of any name; then nothing else is looked at.
+        folder: the model's folder, with any name; then the other arguments are ignored.
 
     Raises:
-        ModelError: none fits, or several do; the message lists what there is.
+        ModelError: no model matches, or several do; the message lists them.
         DatasetError: the data set is unknown.
 
     Example:
@@ -97,35 +97,35 @@ def choose_model(
     if fitting:
         listed = "\n".join(f"  - {model}" for model in fitting)
         raise ModelError(
-            f"several trained models fit; choose with `dataset`, `configuration`, `plan_name` or `model`:\n{listed}"
+            f"several trained models match; choose with `dataset`, `configuration`, `plan_name` or `model`:\n{listed}"
         )
     listed = "\n".join(f"  - {model}" for model in models)
-    raise ModelError(f"no trained model with {said}. There are:\n{listed}")
+    raise ModelError(f"no trained model with {said}. Trained models are:\n{listed}")
 
 
 def model_in(folder: Path) -> TrainedModel:
-    """The model in a folder of any name. Raises ModelError where there is none."""
+    """The model in a folder with any name. Raises ModelError if there is none."""
     if not (folder / "plan.json").is_file():
         raise ModelError(
-            f"{folder} is no trained model: it has no plan.json. Give a folder such as "
+            f"{folder} is not a trained model: it has no plan.json. Give a folder such as "
             "results/DatasetXXX_Name/masam__axis0."
         )
     return describe_model(folder.absolute())
 
 
 def choose_folds(model: TrainedModel, folds: Sequence[int | str] | None, checkpoint: str) -> tuple[Path, ...]:
-    """Checkpoints of the folds to average.
+    """Find the checkpoints of the folds to average.
 
     Args:
         model: the model.
-        folds: None for all numbered folds that are trained ("all" where it is the only one).
+        folds: None for all trained folds with a number (or "all", if it is the only one).
         checkpoint: one of `core.selection.CHECKPOINTS`.
 
     Raises:
-        ModelError: there is no such kind of checkpoint, or a fold has none; it is named.
+        ModelError: unknown kind of checkpoint, or a fold without one; the message names it.
     """
     if checkpoint not in CHECKPOINTS:
-        raise ModelError(f"checkpoint {checkpoint!r}: there is no such kind. Choose one of {', '.join(CHECKPOINTS)}.")
+        raise ModelError(f"unknown checkpoint {checkpoint!r}. Choose one of {', '.join(CHECKPOINTS)}.")
     if folds is None:
         folds = [fold for fold in model.folds if fold != "all"] or list(model.folds)
     if not folds:
@@ -143,18 +143,18 @@ def choose_folds(model: TrainedModel, folds: Sequence[int | str] | None, checkpo
 
 
 def checkpoint_path(fold_folder: Path, checkpoint: str) -> Path:
-    """Where a fold keeps one of its `CHECKPOINTS`."""
+    """The path of one of a fold's `CHECKPOINTS`."""
     return fold_folder / CHECKPOINTS[checkpoint]
 
 
 def open_model(model: TrainedModel) -> tuple[Plan, DatasetDescription]:
-    """Plan and data set description that a model was trained with. Raises PlanError or DatasetError."""
+    """Read the plan and data set description that a model was trained with. Raises PlanError or DatasetError."""
     plan = read_json(model.folder / "plan.json", Plan, what="plan")
     return plan, read_description(model.folder / "dataset.json", name=plan.dataset_name)
 
 
 def describe_model(folder: Path) -> TrainedModel:
-    """What there is in a model's folder, which need not exist: its name says what it is, its content which folds."""
+    """The model of a folder, which need not exist: its name tells the model, its content the folds."""
     plan_name, _, configuration = folder.name.partition("__")
     found = [FOLD.fullmatch(path.name) for path in sorted(folder.glob("fold_*"))]
     folds = [

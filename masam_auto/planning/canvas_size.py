@@ -1,4 +1,4 @@
-"""The canvas that slices are seen on, and how much they are magnified for it."""
+"""How large the canvas is that the network sees, and how much slices are magnified for it."""
 
 import math
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ TOKENS_ACROSS = 4.0  # tokens wanted across the smallest class
 LARGEST_MAGNIFICATION, SMALLEST_MAGNIFICATION = 8.0, 0.75
 PIXELS_ACROSS = 8.0  # the smallest class is not shrunk below this
 PERCENTILE = 95.0
-MOST = 0.75  # share of the cases from which on a few larger ones are tiled for themselves
-# Slices so little above the budget keep their own pixels on a slightly larger canvas: shrinking would blur for nothing.
+MOST = 0.75  # if this share of the cases fits, only the few larger ones are tiled
+# Slices at most this much above the budget get a slightly larger canvas: shrinking them would only blur.
 BLUR_TOLERANCE = 1.05
 
 
@@ -32,11 +32,11 @@ class CanvasChoice:
 def choose_canvas(
     fingerprint: Fingerprint, spacing: Triple, axis_order: tuple[int, int, int], encoder: PlannedEncoder
 ) -> CanvasChoice:
-    """Canvas and magnification of one view.
+    """Choose the canvas and magnification of one view.
 
-    Magnify until the budget is used, or a token is small against the smallest class, or 8 times. Beyond the budget
-    shrink, to 0.75 at most and not below what the smallest class needs, then tile. A few cases that would have to be
-    tiled do not decide this for the others: they alone are tiled.
+    Slices within the budget are magnified until they fill it, until a token is small against the smallest class, or
+    8 times. Slices beyond the budget are shrunk, to 0.75 at most and never below what the smallest class needs. What
+    is still too large is tiled. If only a few cases are too large, the others set the canvas.
 
     Source: the paper's section on inputs (512 px); preference for whole 14-token windows: ours, from SAM's padding.
     """
@@ -61,23 +61,23 @@ def choose_canvas(
 def _canvas_within_budget(
     extent: np.ndarray, seen: str, diameter: float, smallest: str, encoder: PlannedEncoder
 ) -> CanvasChoice:
-    """Of slices (height, width) that need not shrink: magnified as long as that serves the smallest class."""
+    """The canvas for slices of `extent` (height, width) that fit, magnified as far as it helps the smallest class."""
     longest = float(extent.max())
     wanted = max(1.0, TOKENS_ACROSS * encoder.detail / diameter)
     limits = (max(1.0, encoder.budget / longest), wanted, LARGEST_MAGNIFICATION)
     magnification = _to_whole_windows(min(limits), longest, encoder)
     because = (
-        f"they would use the {encoder.budget} px that {encoder.name} works at",
-        f'the smallest class, "{smallest}" ({diameter:.1f} px across), would be {TOKENS_ACROSS:g} times the '
+        f"slices then fill the {encoder.budget} px that {encoder.name} works at",
+        f'the smallest class, "{smallest}" ({diameter:.1f} px across), is then {TOKENS_ACROSS:g} times the '
         f"{encoder.detail} px that {encoder.name} resolves",
-        "8 is the most",
+        f"{LARGEST_MAGNIFICATION:g} is the largest allowed",
     )[int(np.argmin(limits))]
     if longest > encoder.budget:
-        because = f"they are hardly more than the {encoder.budget} px that {encoder.name} works at"
+        because = f"slices are only slightly larger than the {encoder.budget} px that {encoder.name} works at"
     elif min(limits) == 1.0:
         because = f'the smallest class, "{smallest}", is {diameter:.1f} px across and needs no magnification'
     rounded = (
-        "" if magnification == min(limits) else f", less a little to fill whole windows of {encoder.windowed} tokens"
+        "" if magnification == min(limits) else f", slightly reduced to fill whole windows of {encoder.windowed} tokens"
     )
     resized = "at their own resolution" if magnification == 1 else f"magnified {magnification:.3g} times"
     return CanvasChoice(
@@ -91,7 +91,7 @@ def _canvas_within_budget(
 def _canvas_beyond_budget(
     extent: np.ndarray, seen: str, least: float, diameter: float, smallest: str, encoder: PlannedEncoder
 ) -> CanvasChoice:
-    """Of slices (height, width) that shrink, to `least` at most; what is still too long is tiled."""
+    """The canvas for slices of `extent` (height, width) that do not fit: shrunk to `least` at most, then tiled."""
     longest = float(extent.max())
     magnification = max(encoder.budget / longest, least)
     sides = [float(length) * magnification for length in extent]
@@ -115,7 +115,7 @@ def _canvas_beyond_budget(
 
 
 def smallest_diameter(fingerprint: Fingerprint, spacing: Triple, axis_order: tuple[int, int, int]) -> tuple[float, str]:
-    """Median in-plane diameter of the smallest class, or of its components where it is several, in px; and its name."""
+    """Median in-plane diameter in px, and name, of the smallest class (of its components, if it has several)."""
     pixel, axis = math.sqrt(spacing[axis_order[1]] * spacing[axis_order[2]]), axis_order[0]
     return min(
         (min(c.median_diameters[axis], (c.median_components or c.median_diameters)[axis]) / pixel, name)
@@ -124,7 +124,7 @@ def smallest_diameter(fingerprint: Fingerprint, spacing: Triple, axis_order: tup
 
 
 def _to_whole_windows(magnification: float, longest: float, encoder: PlannedEncoder) -> float:
-    """Give up at most an eighth of a magnification above 1 where that fills whole attention windows exactly."""
+    """Reduce a magnification above 1 by at most an eighth, if that fills whole attention windows exactly."""
     if not encoder.windowed:
         return magnification
     unit = encoder.windowed * encoder.token

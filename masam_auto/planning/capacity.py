@@ -1,4 +1,4 @@
-"""Planning rules about what fits: the encoder, windows a step, slices at once in prediction."""
+"""Planning rules about what fits: the encoder, windows per step, and slices at once in prediction."""
 
 import math
 from collections.abc import Sequence
@@ -9,9 +9,9 @@ from masam_auto.planning.memory import GIB, Load, fitting_batch, fitting_slices,
 from masam_auto.planning.step_size import FEWEST_WINDOWS, PIXELS_PER_STEP
 
 SCRATCH = "vit_t"
-BY_SIZE = ("vit_h", "vit_l", "vit_b")  # Source: the paper's Table 7, the larger the better
+BY_SIZE = ("vit_h", "vit_l", "vit_b")  # Source: the paper's Table 7: the larger, the better
 WINDOWS_PER_UPDATE = 24  # Source: reference MA-SAM
-SHARE_PER_UPDATE = 0.05  # Source: nnU-Net v2, at most 5 % of the data set a step
+SHARE_PER_UPDATE = 0.05  # Source: nnU-Net v2: at most 5 % of the data set per step
 TRAINING_SHARE = 0.8  # of the cases, with five folds
 LONGEST_PREDICTION = 64
 
@@ -43,14 +43,14 @@ def choose_encoder(
     sam_weights: Sequence[str],
     from_scratch: bool = False,
 ) -> EncoderChoice:
-    """The largest SAM encoder whose weights are there and whose window fits in training, else vit_t from scratch.
+    """Choose the largest SAM encoder that has weights and fits in training, or else vit_t from scratch.
 
     Args:
         loads: of one training window, for every encoder by name.
         gpu_memory_gb: GiB of the GPU; 0 means there is none.
         backbone: the user's choice, or None.
         sam_weights: encoders whose SAM weights are on disk.
-        from_scratch: whether to go without SAM's weights.
+        from_scratch: whether to train without SAM's weights.
 
     Raises:
         PlanError: unknown backbone.
@@ -59,7 +59,7 @@ def choose_encoder(
         return _asked_for(backbone, sam_weights, from_scratch)
     scratch = PLANNED_ENCODERS[SCRATCH]
     if from_scratch:
-        reason = "from scratch, as asked: our small encoder, which is made for it"
+        reason = "from scratch, as asked: our small encoder, which is made for this"
         return EncoderChoice(shape=scratch, weights="none", reason=reason)
     if gpu_memory_gb <= 0:
         reason = "no GPU: our small encoder, trained from scratch (SAM's encoders would take days)"
@@ -77,28 +77,31 @@ def choose_encoder(
             )
             return EncoderChoice(shape=PLANNED_ENCODERS[name], weights="sam", reason=reason)
         tried.append(f"{name}: a training window needs {needed:.1f} GiB")
-    missing = "no SAM weights found in the weights folder (masam_fetch_weights brings them)"
+    missing = "no SAM weights found in the weights folder (get them with masam_fetch_weights)"
     why = missing if not sam_weights else "; ".join(tried)
     return EncoderChoice(
-        shape=scratch, weights="none", reason=f"{why}: our small encoder, trained from scratch without SAM's knowledge"
+        shape=scratch, weights="none", reason=f"{why}: our small encoder, trained from scratch without SAM's weights"
     )
 
 
 def choose_checkpointing(loads: Sequence[Load], *, gpu_memory_gb: float) -> tuple[bool, str]:
-    """Recompute activations only where a window of some configuration would not fit otherwise."""
+    """Recompute activations only if a window of some configuration does not fit without it."""
     if gpu_memory_gb <= 0:
-        return False, "no GPU whose memory is short"
+        return False, "no GPU, so GPU memory sets no limit"
     needed = max(training_bytes(load, batch=1, checkpointing=False) for load in loads) / GIB
     fits = all(fitting_batch(load, gpu_memory_gb=gpu_memory_gb, checkpointing=False) >= 1 for load in loads)
     verdict = "fits" if fits else "does not fit"
-    return not fits, f"one window without checkpointing needs {needed:.1f} GiB, which {verdict} {gpu_memory_gb:g} GiB"
+    return (
+        not fits,
+        f"one window without checkpointing needs {needed:.1f} GiB, which {verdict} in {gpu_memory_gb:g} GiB",
+    )
 
 
 def choose_batch(load: Load, *, training_slices: int, gpu_memory_gb: float, checkpointing: bool) -> BatchChoice:
-    """Windows a step and accumulation.
+    """Choose the windows per step and the accumulation.
 
-    On a GPU: as many windows as fit, accumulated toward 24 an update, but at most 5 % of the training slices. Without
-    one: few windows a step, so that there are many steps.
+    On a GPU: as many windows as fit, accumulated toward 24 per update, but at most 5 % of the training slices. Without
+    a GPU: few windows per step, so that there are many steps.
     """
     allowed = max(1, int(SHARE_PER_UPDATE * training_slices / load.window))
     share = f"5 % of about {training_slices} training slices are {allowed} windows of {load.window}"
@@ -110,33 +113,33 @@ def choose_batch(load: Load, *, training_slices: int, gpu_memory_gb: float, chec
         return BatchChoice(
             batch_size=batch,
             accumulation=1,
-            batch_reason=f"no GPU: about {PIXELS_PER_STEP} px a step, at least {fewest} "
+            batch_reason=f"no GPU: about {PIXELS_PER_STEP} px per step, at least {fewest} "
             f"{'window' if fewest == 1 else 'windows'} (a window has {pixels} px); {share}",
-            accumulation_reason="no GPU: every step is an update, many small ones learn faster than few large ones",
+            accumulation_reason="no GPU: every step is an update; many small updates learn faster than few large ones",
         )
     wanted = min(WINDOWS_PER_UPDATE, allowed)
     fits = max(1, fitting_batch(load, gpu_memory_gb=gpu_memory_gb, checkpointing=checkpointing))
     accumulation = math.ceil(wanted / fits)
     batch = max(1, wanted // accumulation)
     one = training_bytes(load, batch=batch, checkpointing=checkpointing) / GIB
-    toward = f"toward {WINDOWS_PER_UPDATE} windows an update" + (
+    toward = f"toward {WINDOWS_PER_UPDATE} windows per update" + (
         f", but {share}" if allowed < WINDOWS_PER_UPDATE else ""
     )
     return BatchChoice(
         batch_size=batch,
         accumulation=accumulation,
-        batch_reason=f"{fits} windows fit {gpu_memory_gb:g} GiB; {batch} need {one:.1f} GiB ({toward})",
-        accumulation_reason=f"{accumulation} x {batch} = {accumulation * batch} windows an update, {toward}",
+        batch_reason=f"{fits} windows fit in {gpu_memory_gb:g} GiB; {batch} need {one:.1f} GiB ({toward})",
+        accumulation_reason=f"{accumulation} x {batch} = {accumulation * batch} windows per update, {toward}",
     )
 
 
 def choose_longest_prediction(loads: Sequence[Load], *, gpu_memory_gb: float) -> tuple[int, str]:
-    """Most slices that go through the network at once in prediction."""
+    """Choose the most slices that go through the network at once in prediction."""
     if gpu_memory_gb <= 0:
-        return LONGEST_PREDICTION, "no GPU whose memory is short"
+        return LONGEST_PREDICTION, "no GPU, so GPU memory sets no limit"
     fits = min(fitting_slices(load, gpu_memory_gb=gpu_memory_gb) for load in loads)
     chosen = max(1, min(LONGEST_PREDICTION, fits))
-    return chosen, f"{fits} slices fit {gpu_memory_gb:g} GiB in prediction, at most {LONGEST_PREDICTION} are used"
+    return chosen, f"{fits} slices fit in {gpu_memory_gb:g} GiB in prediction; at most {LONGEST_PREDICTION} are used"
 
 
 def _asked_for(backbone: str, sam_weights: Sequence[str], from_scratch: bool) -> EncoderChoice:

@@ -1,7 +1,7 @@
-"""Decide everything about a data set from its fingerprint. A pure function: reads nothing, measures nothing.
+"""Decide everything about a data set from its fingerprint. A pure function: it reads and measures nothing.
 
-Each rule has a file of its name in this room and returns its decision with one sentence that says why. Here they are
-put together.
+Each planning rule is in a file named after it in this folder. It returns its decision and one sentence that says why.
+This file puts the decisions together.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ __all__ = ["make_plan", "plan_table"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _View:
-    """One configuration to be: its name, slice axis, and whether it looks at single slices."""
+    """A configuration to plan: its name, its slice axis, and whether it looks at single slices."""
 
     name: str
     axis: int
@@ -78,21 +78,21 @@ def make_plan(
     overrides: Sequence[str] = (),
     name: str = "masam",
 ) -> Plan:
-    """Decide everything.
+    """Plan a data set.
 
     Args:
         fingerprint: the measurements.
         gpu_memory_gb: GiB of the GPU that will train; 0 means there is none.
         backbone: encoder to use, or None to choose.
         sam_weights: names of the encoders whose SAM weights are on disk.
-        from_scratch: go without SAM's weights, also with a SAM encoder.
+        from_scratch: train without SAM's weights, even with a SAM encoder.
         target_spacing: mm in the fingerprint's order (Z, Y, X), or None to choose.
-        speed: of this machine without a GPU, as `training.speed` measures it; where None, a step has about 100,000 px.
+        speed: of this machine without a GPU, as `training.speed` measures it; with None, a step has about 100,000 px.
         overrides: "section.field=value" assignments, applied last.
         name: the plan's name.
 
     Raises:
-        PlanError: unknown backbone, encoder, decoder or field, or a value that is refused.
+        PlanError: unknown backbone, encoder, decoder or field, or a value that is not allowed.
 
     Example:
         >>> from masam_auto import make_plan
@@ -183,7 +183,7 @@ def _choose_views(slices: SliceAxes) -> tuple[_View, ...]:
 
 def _window(basis: _Basis, view: _View, shape: PlannedEncoder) -> tuple[int, str]:
     if view.single:
-        return 1, basis.slices.reason if basis.slices.single else "2d: every slice by itself"
+        return 1, basis.slices.reason if basis.slices.single else "2d: each slice alone"
     depth = median_shape(basis.fingerprint, basis.spacing, view.axis_order)[0]
     return choose_window(basis.fingerprint, distance=basis.spacing[view.axis], depth=depth, encoder=shape)
 
@@ -260,15 +260,15 @@ def _configure(
 def _axes_reason(fingerprint: Fingerprint) -> str:
     count, same = len(fingerprint.cases), sum(case.axes == fingerprint.axes for case in fingerprint.cases)
     if fingerprint.axes is None:
-        return "not turned: the fingerprint is of an older release, which did not note where the images' axes point"
+        return "not turned: the fingerprint is from an older release, which did not record where the images' axes point"
     if fingerprint.axes == UNKNOWN_AXES:
         return "not turned: the images do not say where their axes point"
     which = f"all {count}" if same == count else f"{same} of {count}"
-    return f"the axes (x, y, z) of {which} cases; every other image is turned to them, and its segmentation back"
+    return f"the axes (x, y, z) of {which} cases; other images are turned to these axes, and their segmentations back"
 
 
 def _mirror_axes(basis: _Basis, view: _View) -> tuple[tuple[int, ...], str]:
-    """Axes of the view that may be mirrored; a single slice has nothing to mirror across."""
+    """Axes of the view that may be mirrored; a single slice has no depth to mirror."""
     first = 1 if view.single else 0
     rules = [(position, basis.mirroring[view.axis_order[position]]) for position in range(first, 3)]
     allowed = tuple(position for position, rule in rules if rule.allowed)
@@ -281,11 +281,11 @@ def _choose_inference(
 ) -> tuple[InferencePlan, Reasons]:
     longest, longest_reason = choose_longest_prediction(loads, gpu_memory_gb=basis.gpu_memory_gb)
     depth, depth_reason = choose_depth(default.window, encoder)
-    where = "" if depth == "windows" else ", where depth=windows is chosen"
+    where = "" if depth == "windows" else "; used only with depth=windows"
     reasons = {
         "depth": depth_reason,
         "slice_stride": f"half of the window of {default.window} slices{where}",
         "max_slices": longest_reason,
-        "mirror": "mean over the flips that each configuration's mirror_axes allow",
+        "mirror": "mean over all flips that a configuration's mirror_axes allow",
     }
     return InferencePlan(depth=depth, slice_stride=(default.window + 1) // 2, max_slices=longest), reasons

@@ -1,8 +1,8 @@
 """The memory that training and prediction need: parameters, optimiser, activations, input.
 
-Encoder and decoders say what their activations take (network/activations.py, network/decoder.py). How far the sum is
-from measured peaks stands in documentation/benchmarks.md; `SAFETY` covers that, the allocator's losses and the
-libraries.
+Encoders and decoders say what their activations need (network/activations.py, network/decoder.py).
+documentation/benchmarks.md compares the estimates with measured peaks. `SAFETY` covers the difference, the allocator's
+losses and the libraries.
 """
 
 import functools
@@ -42,12 +42,12 @@ def training_bytes(load: Load, *, batch: int, checkpointing: bool) -> float:
 
 
 def prediction_bytes(load: Load, *, slices: int) -> float:
-    """Peak bytes of predicting one window of `slices` slices without gradients, sums over flips included."""
+    """Peak bytes of predicting one window of `slices` slices without gradients, including the sums over flips."""
     return _predictor_bytes(load) + max(once + slices * each for once, each in _phases(load))
 
 
 def fitting_batch(load: Load, *, gpu_memory_gb: float, checkpointing: bool) -> int:
-    """Most windows that fit a device in training, 0 where not even one does."""
+    """Most windows that fit a device in training; 0 if not even one fits."""
     room = available_bytes(gpu_memory_gb) - _learner_bytes(load)
     if room < _update_bytes(load):
         return 0
@@ -55,7 +55,7 @@ def fitting_batch(load: Load, *, gpu_memory_gb: float, checkpointing: bool) -> i
 
 
 def fitting_slices(load: Load, *, gpu_memory_gb: float) -> int:
-    """Most slices that fit a device in prediction, 0 where not even one does."""
+    """Most slices that fit a device in prediction; 0 if not even one fits."""
     room = available_bytes(gpu_memory_gb) - _predictor_bytes(load)
     return max(0, min(int((room - once) // each) for once, each in _phases(load)))
 
@@ -75,14 +75,14 @@ def _built_parameters(
 
 
 def _learner_bytes(load: Load) -> float:
-    """What training holds all the time: weights, frozen ones in the computing type, and what the optimiser keeps."""
+    """Bytes that training holds all the time: weights (frozen ones in the computing type) and the optimiser's state."""
     parameters, width = parameters_of(load), load.precision_bytes
     casts = width if width < 4 else 0  # of what learns, for the backward pass
     return LIBRARIES + parameters.trained * (LEARNED_BYTES + casts) + parameters.frozen * width
 
 
 def _update_bytes(load: Load) -> float:
-    """Gradients, which are complete when the activations are gone; on a GPU AdamW takes as much again at once."""
+    """Bytes of the gradients, complete once the activations are freed; on a GPU AdamW needs as much again."""
     return parameters_of(load).trained * (8 if load.fused else 4)
 
 
@@ -94,7 +94,7 @@ def _predictor_bytes(load: Load) -> float:
 
 
 def _window_bytes(load: Load, checkpointing: bool) -> float:
-    """Bytes of one window at the beginning of the backward pass, or where the largest block is computed again."""
+    """Bytes of one window when the backward pass begins, or when the largest block is recomputed."""
     encoder, decoder = encoder_memory(load), choose_decoder(load.built.decoder)
     end = (
         decoder.memory(load).kept + encoder.stem + 4 * (LOSS_VALUES * load.num_outputs + load.in_channels) * load.pixels
@@ -106,9 +106,10 @@ def _window_bytes(load: Load, checkpointing: bool) -> float:
 
 
 def _phases(load: Load) -> tuple[tuple[float, float], tuple[float, float]]:
-    """(bytes taken once, bytes a slice) of prediction in the encoder's blocks and in the decoder.
+    """(bytes needed once, bytes per slice) of prediction in the encoder's blocks and in the decoder.
 
-    On a CPU one slice is worked on at a time (network/slicewise.py), but by a multi-scale decoder; on a GPU all are.
+    A CPU computes one slice at a time (network/slicewise.py), except in a multi-scale decoder. A GPU computes all at
+    once.
     """
     encoder, decoder = encoder_memory(load), choose_decoder(load.built.decoder)
     levels = encoder.levels if decoder.fuses_levels else 0.0

@@ -1,8 +1,7 @@
-"""Planning rule: along which axes mirroring leaves the labels true.
+"""Planning rule: along which axes an image may be mirrored without making its labels wrong.
 
-Mirroring is harmless where classes can be told apart by their intensities, and as whole things by their size. Where
-only their order along an axis tells which is which, a mirrored image with mirrored labels teaches the opposite of the
-truth.
+Mirroring is harmless if classes differ in intensity or size. If only their order along an axis tells them apart, a
+mirrored image teaches the network the wrong order.
 """
 
 import math
@@ -15,19 +14,19 @@ import numpy as np
 from masam_auto.core.fingerprint import CaseMeasurement, ClassMeasurement, ClassSummary, Fingerprint
 from masam_auto.core.labels import named_sides
 
-LOOK_ALIKE = 0.5  # shared histogram area from which on two classes cannot be told apart by intensity
-# Share of cases in which the centroids come in the same order. Source: ours; on Hippocampus mirroring along an axis
-# with a share of 0.93 still cost 0.008 Dice in a short training (documentation/log.md).
+LOOK_ALIKE = 0.5  # with this shared histogram area or more, intensity does not tell two classes apart
+# Share of cases with the centroids in the same order, from which on the order counts as fixed. Source: ours; on
+# Hippocampus, mirroring along an axis with a share of 0.93 cost 0.008 Dice in a short training (documentation/log.md).
 SAME_ORDER = 0.90
 FEWEST_CASES = 3  # two cases agree by chance half of the time
-FEWEST_TO_TELL = 10  # cases from which on it can be seen whether two classes can be told apart otherwise
-TOLD_APART = 0.95  # share of the cases from which on a pair does not need its place
-PARTS = 10  # of the cases; each is tested by what the others say
+FEWEST_TO_TELL = 10  # cases needed to see whether volume and intensity tell two classes apart
+TOLD_APART = 0.95  # with this share of the cases told apart, a pair does not need its place
+PARTS = 10  # of the cases; each is tested with a discriminant fitted on the others
 SHRINKAGE = 0.1
 ALONG = 0.5  # an image axis runs along an anatomical one within 60 degrees
-# anatomical axis (ITK's physical x, y, z in LPS) that each pair of side words lies along
+# The anatomical axis (ITK's physical x, y, z in LPS) of each pair of side words.
 ANATOMICAL_AXES = {"left": 0, "anterior": 1, "ventral": 1, "superior": 2, "upper": 2}
-# a picture has no anatomical axes: left is along its width, upper along its height, the others may be either
+# A picture has no anatomical axes: left is along its width, upper along its height, the others may be along either.
 PICTURE_AXES = {"left": (2,), "anterior": (1, 2), "ventral": (1, 2), "superior": (1,), "upper": (1,)}
 
 
@@ -42,9 +41,10 @@ class MirrorRule:
 def choose_mirroring(fingerprint: Fingerprint) -> tuple[MirrorRule, MirrorRule, MirrorRule]:
     """Decide mirroring for the three axes of the fingerprint's order.
 
-    An axis is forbidden if label names say sides along it, or if a pair of classes with overlapping intensities keeps
-    its centroids in the same order along it in at least 90 % of the cases that hold both, and cannot be told apart
-    otherwise. A pair seen in fewer than three cases says nothing; in fewer than ten, nothing of how to tell it apart.
+    An axis is forbidden if label names tell sides apart along it. It is also forbidden if two classes with overlapping
+    intensities have their centroids in the same order along it in at least 90 % of the cases that hold both, and
+    nothing else tells them apart. A pair seen in fewer than three cases is ignored. With fewer than ten cases, nothing
+    can be said about telling it apart by volume and intensity.
 
     Source: ours. On the Hippocampus data nnU-Net's mirroring along all axes cost 0.21 Dice in a short training.
     """
@@ -59,11 +59,11 @@ def histogram_overlap(first: ClassSummary, second: ClassSummary) -> float:
 
 
 def order_consistency(cases: Sequence[CaseMeasurement], first: str, second: str, axis: int) -> tuple[float, int]:
-    """How steady two classes' order along an axis is.
+    """How often two classes have the same order along an axis.
 
     Returns:
-        share of the cases holding both classes in which the more frequent order is seen (0.5 to 1; 0 without any),
-        and the number of those cases. Equal centroids count for neither order.
+        the share of cases with the more frequent order, among the cases that hold both classes (0.5 to 1; 0 without
+        any), and the number of these cases. Equal centroids count for neither order.
     """
     pairs = _both(cases, first, second)
     if not pairs:
@@ -75,14 +75,14 @@ def order_consistency(cases: Sequence[CaseMeasurement], first: str, second: str,
 def told_apart(cases: Sequence[CaseMeasurement], first: str, second: str) -> float:
     """How well two classes can be told apart by volume and intensity (mean and standard deviation of every channel).
 
-    A linear discriminant, tested on cases that it has not seen. Shape does not count, because it was seen not to help:
-    documentation/log.md.
+    Uses a linear discriminant, tested on cases that it has not seen. Shape is left out because it did not help
+    (documentation/log.md).
 
     Args:
         cases: only those that hold both count.
 
     Returns:
-        share (0 to 1) of the cases in which the class that is harder to recognise is recognised; 0 of fewer than ten.
+        share (0 to 1) of the cases in which the harder class of the two is recognised; 0 with fewer than ten cases.
 
     Source: linear discriminant analysis (R. A. Fisher, Annals of Eugenics 7, 1936), its covariance shrunk by a tenth.
     """
@@ -107,7 +107,7 @@ def _discriminant(features: np.ndarray) -> tuple[np.ndarray, float]:
     means = features.mean(axis=0)
     within = np.einsum("ncf,ncg->fg", features - means, features - means) / (2 * len(features))
     spread = np.diag(np.maximum(within.diagonal(), 1e-9 * features.var(axis=(0, 1))))
-    # least squares, because features that never change make it singular
+    # least squares, because features that never vary make the matrix singular
     weights = np.linalg.lstsq((1 - SHRINKAGE) * within + SHRINKAGE * spread, means[1] - means[0])[0]
     return weights, float(weights @ means.mean(axis=0))
 
@@ -120,7 +120,7 @@ class _Pair:
     overlap: float
     share: float
     count: int
-    known: float  # as `told_apart` says, 0 where the order is not steady
+    known: float  # from `told_apart`; 0 if the order is not steady
 
     @property
     def steady(self) -> bool:
@@ -139,14 +139,14 @@ class _Pair:
         if not self.steady:
             return f"{sentence}, below {SAME_ORDER:.0%}"
         if self.count < FEWEST_TO_TELL:
-            return f"{sentence}, too few to see whether they can be told apart otherwise"
+            return f"{sentence}, too few to see whether anything else tells them apart"
         told = f"volume and intensity tell them apart in {self.known:.0%}"
         return f"{sentence}; {told} only" if self.needs_place else f"{sentence}, but {told}"
 
 
 def _rule(fingerprint: Fingerprint, axis: int) -> MirrorRule:
     pairs = _look_alikes(fingerprint, axis)
-    # that which is closest to needing its place: of a steady order, and hardest to tell apart
+    # the pair closest to needing its place: its order is steady, and it is hardest to tell apart
     closest = max(pairs, key=lambda pair: (pair.steady, -pair.known, pair.share), default=None)
     against = []
     if words := _sides_along(fingerprint, axis):
@@ -158,15 +158,15 @@ def _rule(fingerprint: Fingerprint, axis: int) -> MirrorRule:
     if closest:
         return MirrorRule(allowed=True, reason=f"yes: {closest}")
     if len(fingerprint.classes) == 1:
-        return MirrorRule(allowed=True, reason="yes: a single class, without a side in its name")
+        return MirrorRule(allowed=True, reason="yes: there is one class, and its name has no side")
     return MirrorRule(
         allowed=True,
-        reason=f"yes: no two classes with overlapping intensities are seen together in {FEWEST_CASES} cases or more",
+        reason=f"yes: no two classes with overlapping intensities are both in {FEWEST_CASES} or more cases",
     )
 
 
 def _look_alikes(fingerprint: Fingerprint, axis: int) -> list[_Pair]:
-    """The pairs of classes with overlapping intensities that are seen together often enough to say something."""
+    """The pairs of classes with overlapping intensities that are together in enough cases to judge."""
     pairs = []
     for first, second in combinations(fingerprint.classes, 2):
         overlap = histogram_overlap(fingerprint.classes[first], fingerprint.classes[second])
@@ -180,7 +180,7 @@ def _look_alikes(fingerprint: Fingerprint, axis: int) -> list[_Pair]:
 
 
 def _sides_along(fingerprint: Fingerprint, axis: int) -> tuple[str, str] | None:
-    """The side words in the label names that lie along an axis in some case, or None."""
+    """Two side words in the label names that are along this axis in some case, or None."""
     for words in named_sides(fingerprint.class_names):
         if fingerprint.dimensions == 2 or fingerprint.is_video:
             if axis in PICTURE_AXES[words[0]]:

@@ -10,7 +10,9 @@ MASK_BELOW = 0.75  # Source: nnU-Net v2, `determine_whether_to_use_mask_for_norm
 
 
 def choose_normalization(fingerprint: Fingerprint) -> tuple[NormalizationPlan, ...]:
-    """Schemes by channel names. Source: nnU-Net v2, also for the mask of z-scores on mostly empty images."""
+    """Choose each channel's scheme by its name. Source: nnU-Net v2, also for z-scores inside a mask on mostly empty
+    images.
+    """
     inside = fingerprint.median_relative_size_after_cropping < MASK_BELOW
     plans = []
     for channel, statistics in zip(fingerprint.channel_names, fingerprint.intensities, strict=True):
@@ -29,7 +31,7 @@ def choose_normalization(fingerprint: Fingerprint) -> tuple[NormalizationPlan, .
 
 
 def normalization_reason(fingerprint: Fingerprint, plans: Sequence[NormalizationPlan]) -> str:
-    """One sentence on what is done with each channel."""
+    """One sentence that says how each channel is normalised."""
     parts = []
     for name, plan in zip(fingerprint.channel_names, plans, strict=True):
         if plan.scheme == "ct":

@@ -1,4 +1,4 @@
-"""`--set section.field=value`: changes of a plan, typed by its fields."""
+"""`--set section.field=value`: change fields of a plan, with values checked against the field types."""
 
 import dataclasses
 import typing
@@ -14,13 +14,13 @@ from masam_auto.core.plan import Plan
 def override(plan: Plan, assignments: Sequence[str]) -> Plan:
     """Apply `--set` assignments such as "training.num_epochs=50" or "axis0.canvas=448,448".
 
-    The first word is `training`, `network`, `inference`, `training.augmentation` or a configuration's name. Values are
-    typed by the field: tuples are comma-separated, booleans true or false. Fields of one of several are named by its
-    number, those of a table by their name: "axis0.normalization.0.scheme=zscore",
-    "training.augmentation.added.blur=0.5,2".
+    The section is `training`, `network`, `inference`, `training.augmentation` or a configuration's name. The field
+    decides how its value is read: tuples are comma-separated, booleans are true or false. An item of a list is chosen
+    by its number ("axis0.normalization.0.scheme=zscore"), an entry of a table by its name
+    ("training.augmentation.added.blur=0.5,2").
 
     Raises:
-        PlanError: unknown field (the known ones are listed) or a value that the field refuses.
+        PlanError: unknown field (the known ones are listed) or a value that the field does not allow.
     """
     for assignment in assignments:
         try:
@@ -48,7 +48,7 @@ def _override_one(plan: Plan, assignment: str) -> Plan:
 
 
 def _replaced(section: Any, keys: Sequence[str], text: str) -> Any:
-    """A section with the field changed that the keys name."""
+    """The section with one field changed; the keys say which."""
     hints = typing.get_type_hints(type(section))
     if keys[0] not in hints or keys[0] == "name":
         raise PlanError(f"unknown field {keys[0]!r}; known: {', '.join(n for n in hints if n != 'name')}")
@@ -61,19 +61,21 @@ def _changed(value: Any, hint: Any, keys: Sequence[str], text: str) -> Any:
     field, *rest = keys
     if dataclasses.is_dataclass(hint):
         if not rest:
-            raise PlanError(f"name a field of {field}: {', '.join(typing.get_type_hints(hint))}")
+            raise PlanError(f"{field} has several fields. Name one: {', '.join(typing.get_type_hints(hint))}")
         return _replaced(value, rest, text)
     if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
         if len(rest) < 2 or rest[0] not in map(str, range(len(value))):
-            raise PlanError(f"name a field of one of {field}, 0 to {len(value) - 1}, like {field}.0.FIELD=VALUE")
+            raise PlanError(
+                f"{field} is a list. Give a number, 0 to {len(value) - 1}, and a field: {field}.0.FIELD=VALUE"
+            )
         number = int(rest[0])
         return (*value[:number], _replaced(value[number], rest[1:], text), *value[number + 1 :])
     if typing.get_origin(hint) is dict:
         if len(rest) != 1:
-            raise PlanError(f"name an entry of {field}, like {field}.NAME=VALUE")
+            raise PlanError(f"{field} is a table. Name an entry: {field}.NAME=VALUE")
         return {**value, rest[0]: _typed(text, typing.get_args(hint)[1], field)}
     if rest:
-        raise PlanError(f"{field} has no fields of its own")
+        raise PlanError(f"{field} is a single value and has no fields")
     return _typed(text, hint, field)
 
 

@@ -1,4 +1,4 @@
-"""A plan as a table that people read: field, value, reason."""
+"""A plan as a readable table: field, value, reason."""
 
 import textwrap
 from typing import Any
@@ -9,9 +9,9 @@ FIELD_WIDTH, VALUE_WIDTH, WIDTH = 35, 24, 140
 
 
 def plan_table(plan: Plan) -> str:
-    """The plan as text, one row for each decision that has a reason.
+    """Show the plan as text, one row per decision that has a reason.
 
-    The default configuration stands whole; of the others only what differs from it.
+    The default configuration is shown in full; the others only where they differ from it.
 
     Example:
         >>> from masam_auto.planning.plan_table import plan_table

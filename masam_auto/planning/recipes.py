@@ -1,4 +1,4 @@
-"""Planning rules about what learns and how: the network's variant and the training recipe of each encoder."""
+"""Planning rules about learning: which parts of the network learn, and the training recipe of each encoder."""
 
 import dataclasses
 
@@ -40,9 +40,9 @@ _FOREGROUND = "a third of the windows on a slice with a random class (nnU-Net)"
 def choose_network(
     shape: PlannedEncoder, encoder_reason: str, *, from_scratch: bool = False
 ) -> tuple[NetworkPlan, Reasons]:
-    """MA-SAM's variant for an encoder, and a reason for each field that was chosen.
+    """Choose the MA-SAM variant for an encoder, with a reason for each chosen field.
 
-    `from_scratch`: a SAM encoder starts without SAM's weights, and all of it learns.
+    With `from_scratch`, a SAM encoder starts without SAM's weights, and all of it learns.
 
     Source: the paper's Tables 6, 8, 9 and 10, and its reference code; vit_t: ours.
     """
@@ -57,7 +57,7 @@ def choose_network(
         return network, {
             "encoder": encoder_reason,
             "decoder": "progressive upsampling to the canvas (paper, Table 6)",
-            "weights": "from scratch, as asked: without SAM's knowledge" if from_scratch else "SAM's",
+            "weights": "from scratch, as asked: SAM's weights are not used" if from_scratch else "SAM's",
             "trained": "from scratch: everything learns"
             if from_scratch
             else "SAM's encoder stays frozen; increments, adapters and decoder learn",
@@ -77,18 +77,18 @@ def choose_network(
     )
     return network, {
         "encoder": encoder_reason,
-        "decoder": "fuses the stem's levels back; learned fastest from scratch",
+        "decoder": "fuses all resolutions of the stem; learned fastest from scratch",
         "weights": "from scratch, because there are no SAM weights of this size",
         "trained": "from scratch: everything learns",
-        "increment": "nothing is frozen that an increment could adapt",
-        "adapters": "before and after attention: they let the slices of a window, where it has several, see each other",
+        "increment": "nothing is frozen, so there is nothing to adapt with increments",
+        "adapters": "before and after attention: they connect the slices of a window",
     }
 
 
 def choose_training(
     shape: PlannedEncoder, *, checkpointing: bool, checkpointing_reason: str
 ) -> tuple[TrainingPlan, Reasons]:
-    """The training recipe of an encoder, and a reason for each field that was chosen."""
+    """Choose the training recipe of an encoder, with a reason for each chosen field."""
     recipe = ADAPTED if shape.sam else SCRATCH
     steps = recipe.num_epochs * recipe.steps_per_epoch
     if shape.sam:
@@ -123,11 +123,11 @@ def choose_training(
 def channels_reason(count: int, shape: PlannedEncoder, *, from_scratch: bool = False) -> str:
     """How the input channels reach the encoder. Source: ours."""
     if shape.sam and from_scratch:
-        return f"{count} input {'channel' if count == 1 else 'channels'}; the patch embedding is made for as many"
+        return f"{count} input {'channel' if count == 1 else 'channels'}; the patch embedding is built for {count}"
     if not shape.sam:
-        return f"{count} input {'channel' if count == 1 else 'channels'}; the stem is made for as many"
+        return f"{count} input {'channel' if count == 1 else 'channels'}; the stem is built for {count}"
     if count == 1:
-        return "1 channel: SAM's patch-embedding weights of its three channels are summed, as if it were replicated"
+        return "1 channel: SAM's patch-embedding weights are summed over its three channels, as if it were replicated"
     if count == 3:
         return "3 channels, as SAM has them"
     return f"{count} channels: SAM's patch embedding is inflated (same response to equal channels) and trained"

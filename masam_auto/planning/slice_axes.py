@@ -1,4 +1,4 @@
-"""Which axes slices are cut across, and how slices are resampled. Axes are the fingerprint's (Z, Y, X)."""
+"""Across which axes slices are cut, and how they are resampled. Axes are the fingerprint's (Z, Y, X)."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ SLICE_SPACING_RATIO = 1.2  # Source: ours
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SliceAxes:
-    """Axes to cut slices across, the default first. `single`: the data are single slices, only `2d` makes sense."""
+    """Axes to cut slices across, the default first. `single`: the data are single slices, so only `2d` makes sense."""
 
     axes: tuple[int, ...]
     single: bool
@@ -21,7 +21,7 @@ class SliceAxes:
 
 
 def choose_slice_axes(fingerprint: Fingerprint) -> SliceAxes:
-    """Time for video; the only axis that can be for single slices; the coarse axis; else all three.
+    """Choose the slice axes: time for videos, the only possible axis for single slices, the coarse axis, or all three.
 
     Source: ours; MA-SAM slices axially, which is the coarse axis of its data.
     """
@@ -30,7 +30,7 @@ def choose_slice_axes(fingerprint: Fingerprint) -> SliceAxes:
     depths = np.median([case.shape_after_cropping for case in fingerprint.cases], axis=0)
     if fingerprint.dimensions == 2 or depths.min() <= 1:
         axis = 0 if fingerprint.dimensions == 2 else int(depths.argmin())
-        return SliceAxes(axes=(axis,), single=True, reason="single slices: there is nothing to look across")
+        return SliceAxes(axes=(axis,), single=True, reason="single slices: there are no neighbouring slices")
     spacing = median_spacing(fingerprint)
     coarsest = int(np.argmax(spacing))
     next_largest = max(value for axis, value in enumerate(spacing) if axis != coarsest)
@@ -48,13 +48,13 @@ def choose_slice_axes(fingerprint: Fingerprint) -> SliceAxes:
     return SliceAxes(
         axes=tuple(order),
         single=False,
-        reason=f"{numbers} is nearly isotropic: one configuration for each axis; the default cuts across the shortest "
+        reason=f"{numbers} is nearly isotropic: one configuration per axis; the default cuts across the shortest "
         f"extent, axis {order[0]} ({_times(extent, 0)} mm)",
     )
 
 
 def choose_separate_slices(fingerprint: Fingerprint, slices: SliceAxes, spacing: Triple, axis: int) -> tuple[bool, str]:
-    """Whether slices are resampled in-plane only and between slices with order 0.
+    """Whether slices are resampled separately: smoothly in-plane, with order 0 between slices.
 
     Source: nnU-Net v2, `default_resampling`: anisotropy above 3.
     """

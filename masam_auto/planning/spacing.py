@@ -1,5 +1,5 @@
-"""Target spacing of a data set, and shapes at it. Axes are the fingerprint's (Z, Y, X) unless they are said to be
-permuted.
+"""The target spacing of a data set, and shapes after resampling to it. Axes are the fingerprint's (Z, Y, X) unless
+called permuted.
 """
 
 import math
@@ -14,7 +14,7 @@ ANISOTROPY = 3.0  # Source: nnU-Net v2, default_experiment_planner and default_r
 
 
 def choose_spacing(fingerprint: Fingerprint, wanted: Triple | None) -> tuple[Triple, str]:
-    """Target spacing in mm in the file's axis order.
+    """Choose the target spacing in mm, in the file's axis order.
 
     Args:
         fingerprint: measurements.
@@ -23,12 +23,12 @@ def choose_spacing(fingerprint: Fingerprint, wanted: Triple | None) -> tuple[Tri
     Raises:
         PlanError: the user's choice is not three positive numbers.
 
-    Source: nnU-Net v2, `default_experiment_planner`: medians; where one axis is more than 3 times as coarse as the
-        others and has less than a third of their voxels, its 10th percentile.
+    Source: nnU-Net v2, `default_experiment_planner`: medians; but the 10th percentile for an axis that is more than 3
+        times as coarse as the others and has less than a third of their voxels.
     """
     if wanted is not None:
         if len(wanted) != 3 or not all(math.isfinite(value) and value > 0 for value in wanted):
-            raise PlanError(f"target spacing must be three positive numbers of mm in the order Z, Y, X, got {wanted}")
+            raise PlanError(f"target spacing must be three positive numbers in mm, in the order Z, Y, X; got {wanted}")
         return _triple(wanted), "set by hand"
     spacings = np.array([case.spacing for case in fingerprint.cases])
     target = np.median(spacings, axis=0)

@@ -1,9 +1,9 @@
-"""Planning rules about time: how much one training step sees on a machine without a GPU.
+"""Planning rules about time: how many pixels one training step sees on a machine without a GPU.
 
-There a step's cost grows with the canvas pixels that it sees, and a short training learns more from many small steps
-than from few large ones. A plan therefore keeps several step sizes, each about half of the one before. A fold without a
-budget takes about 100,000 px a step, or more where its steps then fit into an hour; a budget of time takes larger
-steps the longer it is.
+On a CPU, a step costs more the more canvas pixels it sees, and a short training learns more from many small steps than
+from few large ones. A plan therefore lists several step sizes, each about half of the one before. A fold without a
+budget uses about 100,000 px per step, or more if its steps then still fit into an hour. With a time budget, steps are
+larger the longer the budget is.
 
 Source: ours, measured on ACDC, SarcomaCT and Hippocampus (documentation/log.md).
 """
@@ -17,30 +17,29 @@ from masam_auto.core.plan import Plan, Speed, StepSize, TrainingPlan
 from masam_auto.planning.canvas_size import PIXELS_ACROSS
 from masam_auto.planning.window_length import choose_depth
 
-PIXELS_PER_STEP = 100_000  # of a fold without a budget, or more where the machine has the time
-HALVINGS = -1  # the smallest size is half of it
-TOLERANCE = 1.1  # canvas sides are whole tokens, so that sizes are only about as planned
-FEWEST_WINDOWS = 2  # a step; one only where nothing else is left to shorten
-ENOUGH_SLICES = 5  # a window is not shortened below this before the canvas is
+PIXELS_PER_STEP = 100_000  # of a fold without a budget; more if the machine has time for it
+HALVINGS = -1  # the smallest size is half of PIXELS_PER_STEP
+TOLERANCE = 1.1  # canvas sides are whole tokens, so sizes are only approximately as planned
+FEWEST_WINDOWS = 2  # per step; one only if nothing else is left to shorten
+ENOUGH_SLICES = 5  # the canvas shrinks before a window gets shorter than this
 SHORTEST_WINDOW = 3
-SMALLEST_TILE = 64  # px, side of a canvas that shows part of a slice
+SMALLEST_TILE = 64  # px, side of a canvas that shows only part of a slice
 FOLD_SECONDS = 3600.0  # a fold without a budget
-# Steps of PIXELS_PER_STEP that a budget should hold; one twice as large has steps 1.4 times as large, and 1.4 times as
-# many.
+# A budget for this many steps uses steps of PIXELS_PER_STEP. Twice the budget means steps 1.4 times as large, and 1.4
+# times as many.
 STEPS_WANTED = 7200
 
 
 def step_sizes(natural: StepSize, *, encoder: PlannedEncoder, diameter: float) -> tuple[StepSize, ...]:
-    """The step sizes that a view of the data may be trained with, the largest first.
+    """List the step sizes that a view may be trained with, the largest first.
 
     Args:
         natural: window, canvas, magnification and batch as they would be if time did not matter.
-        encoder: its token is what canvas sides are multiples of.
+        encoder: canvas sides are multiples of its token.
         diameter: of the smallest class, px at the target spacing.
 
     Returns:
-        the natural size, alone where it is small enough; else also those of 100,000 px, twice and half as many, and so
-        on, that are smaller than it.
+        the natural size; if it is large, also smaller sizes: halvings and doublings of 100,000 px per step.
     """
     if natural.pixels <= TOLERANCE * PIXELS_PER_STEP:
         return (natural,)
@@ -55,10 +54,10 @@ def step_sizes(natural: StepSize, *, encoder: PlannedEncoder, diameter: float) -
 
 
 def shrink(natural: StepSize, limit: int, *, encoder: PlannedEncoder, diameter: float) -> StepSize:
-    """A step of at most about `limit` canvas pixels: fewer windows, shorter ones, a smaller canvas, in this order.
+    """Shrink a step to at most about `limit` canvas pixels: fewer windows, then shorter ones, then a smaller canvas.
 
-    A smaller canvas shows the whole slice in coarser pixels, as long as the smallest class is still `PIXELS_ACROSS`
-    wide; from there on it shows a part of the slice.
+    A smaller canvas first shows the whole slice in coarser pixels. Once the smallest class would be less than
+    `PIXELS_ACROSS` wide, the canvas shows only part of the slice instead.
     """
     side = math.prod(natural.canvas)
     batch = max(min(FEWEST_WINDOWS, natural.batch_size), min(natural.batch_size, limit // (natural.window * side)))
@@ -85,43 +84,43 @@ def shrink(natural: StepSize, limit: int, *, encoder: PlannedEncoder, diameter: 
 
 
 def size_within(sizes: tuple[StepSize, ...], pixels: float) -> StepSize:
-    """The largest of the sizes that sees no more than about so many pixels a step, or else the smallest."""
+    """The largest size with at most about `pixels` pixels per step, or the smallest if none is small enough."""
     return next((size for size in sizes if size.pixels <= TOLERANCE * pixels), sizes[-1])
 
 
 def choose_size(
     sizes: tuple[StepSize, ...], speed: Speed | None, training: TrainingPlan
 ) -> tuple[StepSize, dict[str, str]]:
-    """The step size of a fold without a budget, and what to add to the reasons of the fields that it changes.
+    """Choose the step size of a fold without a budget, with a reason for each field that it changes.
 
     Args:
         sizes: as `step_sizes` gives them.
-        speed: of the machine; None takes about 100,000 px.
+        speed: of the machine; with None, a step has about 100,000 px.
         training: its planned number of steps.
     """
     steps = training.num_epochs * training.steps_per_epoch
     size = size_within(sizes, max(PIXELS_PER_STEP, 0.0 if speed is None else speed.wall * FOLD_SECONDS / steps))
     natural = sizes[0]
     lasts = "" if speed is None else f", about {_duration(size.pixels * steps / speed.wall)} a fold here"
-    reasons = {"sizes": f"{size.pixels} px a step{lasts}; a budget may ask for another of these sizes"}
+    reasons = {"sizes": f"{size.pixels} px per step{lasts}; a budget may choose another of these sizes"}
     if size == natural:
         return size, reasons
-    why = f"smaller, so that {steps} steps are no more than {PIXELS_PER_STEP} px each"
+    why = f"smaller, so that {steps} steps have at most about {PIXELS_PER_STEP} px each"
     if speed is not None:
         unbounded = _duration(natural.pixels * steps / speed.wall)
-        why = f"{steps} steps as large as the data ask for would take {unbounded} here"
+        why = f"smaller, because {steps} steps of the size that suits the data would take {unbounded} here"
     changes = {
         "window": (f"{natural.window} slices", size.window != natural.window),
         "canvas": (f"{natural.canvas[0]} x {natural.canvas[1]} px", size.canvas != natural.canvas),
         "magnification": (f"{natural.magnification:.3g}", size.magnification != natural.magnification),
         "batch_size": (f"{natural.batch_size} windows", size.batch_size != natural.batch_size),
     }
-    reasons |= {name: f"{why}. The data ask for {was}" for name, (was, changed) in changes.items() if changed}
+    reasons |= {name: f"{why}. Without this limit: {was}" for name, (was, changed) in changes.items() if changed}
     return size, reasons
 
 
 def fit_budget(plan: Plan, name: str, *, seconds: float, cpu: bool) -> Plan:
-    """A plan whose configuration `name` takes the step size that a budget of time asks for.
+    """Give the configuration `name` of a plan the step size that suits a time budget.
 
     Args:
         plan: of the data set.
@@ -130,7 +129,7 @@ def fit_budget(plan: Plan, name: str, *, seconds: float, cpu: bool) -> Plan:
         cpu: whether they are CPU-seconds, not wall clock.
 
     Returns:
-        the plan itself where nothing is known of the machine, or size or encoder were set by hand.
+        the plan unchanged if the machine's speed is unknown, or if size or encoder were set by hand.
     """
     configuration = plan.configuration(name)
     if plan.speed is None or not has_planned_size(plan, name):
@@ -141,7 +140,7 @@ def fit_budget(plan: Plan, name: str, *, seconds: float, cpu: bool) -> Plan:
 
 
 def has_planned_size(plan: Plan, name: str) -> bool:
-    """Whether a configuration has one of its planned sizes, and the encoder that these were planned for."""
+    """Whether a configuration uses one of its planned sizes and the encoder that they were planned for."""
     configuration = plan.configuration(name)
     if plan.network.custom_encoder is not None or configuration.size not in configuration.sizes:
         return False
@@ -149,7 +148,7 @@ def has_planned_size(plan: Plan, name: str) -> bool:
 
 
 def with_size(plan: Plan, name: str, size: StepSize) -> Plan:
-    """The plan with another step size for one configuration, and depth at inference as windows of that length allow."""
+    """The plan with another step size for one configuration, and an inference depth that suits its window length."""
     before = plan.configuration(name)
     if size == before.size:
         return plan
@@ -159,7 +158,9 @@ def with_size(plan: Plan, name: str, size: StepSize) -> Plan:
         for field in ("window", "canvas", "magnification", "batch_size")
         if getattr(before, field) != getattr(after, field)
     ]
-    reasons = {f"{name}.{field}": f"for the budget: {size.pixels} px a step, of the sizes above" for field in changed}
+    reasons = {
+        f"{name}.{field}": f"for the budget: {size.pixels} px per step, one of the sizes above" for field in changed
+    }
     plan = replace(plan, configurations=plan.configurations | {name: after}, reasons=plan.reasons | reasons)
     if plan.reasons.get("inference.depth") == "set by hand" or before.window == after.window:
         return plan

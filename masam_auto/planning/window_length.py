@@ -1,4 +1,4 @@
-"""How many neighbouring slices a window has (N), and how prediction goes along the slices."""
+"""How many neighbouring slices a window has (N), and how prediction moves along the slices."""
 
 from typing import Literal
 
@@ -10,13 +10,13 @@ VIDEO_WINDOW = 5  # Source: MA-SAM
 
 
 def choose_window(fingerprint: Fingerprint, *, distance: float, depth: int, encoder: PlannedEncoder) -> tuple[int, str]:
-    """Window length N of a configuration that looks across slices: odd, nearest to 15 mm, 3 to the encoder's longest.
+    """Choose the window length N of a configuration with several slices: odd, nearest to 15 mm, at least 3.
 
     Args:
         fingerprint: measurements.
         distance: target spacing across slices, mm.
         depth: median number of slices at the target spacing.
-        encoder: says how long windows may be.
+        encoder: sets the longest window.
 
     Source: MA-SAM uses N = 5 at about 3 mm.
     """
@@ -35,23 +35,23 @@ def choose_window(fingerprint: Fingerprint, *, distance: float, depth: int, enco
 
 
 def choose_depth(window: int, encoder: PlannedEncoder) -> tuple[Literal["whole", "windows"], str]:
-    """How prediction goes along the slices after training on windows of a length.
+    """Choose how prediction moves along the slices, given the window length used in training.
 
-    In a short window most slices lie at its ends, where the network sees zeros beyond; a slice in the middle of a whole
-    volume is then something that it has hardly met.
+    In a short window, most slices are near its ends, where the network sees zeros beyond. A network trained on such
+    windows has rarely seen a slice with many neighbours on both sides, as in the middle of a whole volume.
 
     Source: measured (documentation/log.md): vit_t lost up to 0.18 Dice with the whole depth after windows of 3 and 5
     slices, and nothing after 9 and 15; a SAM-shaped network lost nothing after 5.
     """
     least = encoder.whole_from
     if window == 1:
-        return "whole", "slices do not see one another"
+        return "whole", "each slice is predicted alone"
     if window >= least:
         return "whole", (
-            f"the whole depth as one window: each slice is encoded once, and after windows of {least} or more slices "
-            "it is as accurate as overlapping ones (measured)"
+            f"the whole depth as one window: each slice is encoded once; after training on windows of {least} or more "
+            "slices this is as accurate as overlapping windows (measured)"
         )
     return "windows", (
         f"overlapping windows of {window} slices, as in training: the whole depth at once is less accurate after "
-        f"windows of fewer than {least} slices (measured)"
+        f"training on windows of fewer than {least} slices (measured)"
     )

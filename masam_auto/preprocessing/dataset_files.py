@@ -1,4 +1,4 @@
-"""What stands beside a data set's preprocessed arrays: its description, where its raw data are, and its folds."""
+"""The files next to a data set's preprocessed arrays: its description, its raw folder, its folds and its plan."""
 
 import contextlib
 import itertools
@@ -24,20 +24,21 @@ NNUNET_SPLITS_NAME = "splits_final.json"
 
 
 def write_companions(dataset: Dataset, folder: Path, *, nnunet_preprocessed: Path | None = None) -> None:
-    """Write dataset.json, raw_data.json and, unless it is there already, splits.json.
+    """Write dataset.json, raw_data.json and, if it does not exist yet, splits.json.
 
-    Folds are those of a splits.json or nnU-Net's splits_final.json in the raw folder, or of a splits_final.json in
-    `folder` or in nnU-Net's preprocessed folder, or else made here. Folds that are there stay, because trained models
-    rest on them; that others were found, cases that stand in none, and patients on both sides are announced.
+    An existing splits.json is kept, because trained models depend on it. Otherwise folds are copied from the first file
+    found: splits.json or nnU-Net's splits_final.json in the raw folder, then splits_final.json in `folder` or in
+    nnU-Net's preprocessed folder. Without such a file, new folds are made. Warns of files with other folds, of cases in
+    no fold, and of patients with cases on both sides of a fold.
 
     Args:
         dataset: the raw data set.
         folder: preprocessed/DatasetXXX_Name.
-        nnunet_preprocessed: nnU-Net's folder of preprocessed data sets, where there is one.
+        nnunet_preprocessed: nnU-Net's folder of preprocessed data sets, if there is one.
 
     Raises:
-        PlanError: folds that are there, or would be taken, do not fit the data set.
-        DatasetError: patients.json is not in its form.
+        PlanError: the existing folds, or those to be copied, do not fit the data set.
+        DatasetError: patients.json has the wrong form.
         OutputError: the folder is not writable or the disk is full.
     """
     write_json(folder / "dataset.json", dataset.description.raw)
@@ -50,13 +51,13 @@ def write_companions(dataset: Dataset, folder: Path, *, nnunet_preprocessed: Pat
         warn_of_other_splits(path, given)
     elif fitting := _fitting(given, dataset):
         write_bytes(path, fitting[0].read_bytes())
-        logger.info("folds: those of %s", fitting[0])
+        logger.info("folds: taken from %s", fitting[0])
         warn_of_other_splits(path, fitting[1:])
     else:
         write_splits(path, make_splits(identifiers, patients=patients), dataset.cases)
         if (number := len(set(patients.values()))) not in (1, len(identifiers)):
             logger.info(
-                "folds: %d cases are of %d patients (%s), whose cases stay on one side of each fold",
+                "folds: %d cases of %d patients (%s); the cases of a patient stay on one side of each fold",
                 len(identifiers),
                 number,
                 _said(patients),
@@ -65,13 +66,13 @@ def write_companions(dataset: Dataset, folder: Path, *, nnunet_preprocessed: Pat
 
 
 def _warn_of_folds(path: Path, cases: Sequence[Case], patients: Mapping[str, str]) -> None:
-    """Say where folds put a patient on both sides, and which cases stand in none."""
+    """Warn if folds have a patient on both sides, and if cases are in no fold."""
     splits, identifiers = read_splits(path, cases), [case.identifier for case in cases]
     if divided := divided_patients(splits, patients):
         patient, (trained, validated) = next(iter(divided.items()))
         logger.warning(
-            "warning: the folds of %s put %d of %d patients on both sides (%s: %s is trained on, %s is validated), so "
-            "that their Dice is too good. Remove the file to make folds by patient.",
+            "warning: the folds of %s have %d of %d patients both in training and validation (%s: %s is trained on, %s "
+            "is validated). Their Dice will be too high. Remove the file to make folds by patient.",
             path,
             len(divided),
             len(set(patients.values())),
@@ -82,8 +83,8 @@ def _warn_of_folds(path: Path, cases: Sequence[Case], patients: Mapping[str, str
     known = {name for split in splits for name in (*split.train, *split.val)}
     if new := [name for name in identifiers if name not in known]:
         logger.warning(
-            "%s of %s cases stand in no fold of %s (%s): left out of the folds, or added after they were made. They "
-            "are preprocessed, but only fold `all` learns from them. Put them into the file, or remove it to make new "
+            "%s of %s cases are in no fold of %s (%s): they were left out, or added after the folds were made. They "
+            "are preprocessed, but only fold `all` trains on them. Add them to the file, or remove it to make new "
             "folds for new trainings.",
             len(new),
             len(identifiers),
@@ -93,7 +94,7 @@ def _warn_of_folds(path: Path, cases: Sequence[Case], patients: Mapping[str, str
 
 
 def given_splits(raw: Path, preprocessed: Path, nnunet_preprocessed: Path | None) -> list[Path]:
-    """Files with folds that a user has brought, the first one to be taken.
+    """Find the files with folds that a user has provided; the first one is used.
 
     Args:
         raw: the raw data set's folder.
@@ -107,21 +108,22 @@ def given_splits(raw: Path, preprocessed: Path, nnunet_preprocessed: Path | None
 
 
 def warn_of_other_splits(path: Path, given: Sequence[Path]) -> None:
-    """Say which of the given files have other folds than splits.json, which stays."""
+    """Warn of given files whose folds differ from splits.json, which is kept."""
     for file in given:
         with _only_told(file):
             if read_plain(path, what="splits file") != read_plain(file, what="splits file"):
                 logger.warning(
-                    "warning: %s has other folds than %s and is not used: that stays. Remove it and preprocess again "
-                    "to take those (nothing else is made again).",
+                    "warning: the folds in %s differ from those in %s and are not used. To use them, remove the second "
+                    "file and preprocess again (arrays that exist are kept).",
                     file,
                     path,
                 )
 
 
 def _fitting(given: Sequence[Path], dataset: Dataset) -> list[Path]:
-    """The given files that fit the data set. Raises PlanError where one in the raw folder does not: it was put there
-    for it."""
+    """The given files that fit the data set. Raises PlanError if one in the raw folder does not fit: it was put there
+    for this data set.
+    """
     fitting = []
     for file in given:
         with contextlib.nullcontext() if file.parent == dataset.folder else _only_told(file):
@@ -132,7 +134,7 @@ def _fitting(given: Sequence[Path], dataset: Dataset) -> list[Path]:
 
 @contextlib.contextmanager
 def _only_told(file: Path) -> Iterator[None]:
-    """Folds that are not used cannot stop anything: what is wrong with them is a warning."""
+    """Turn errors in a file that will not be used into warnings."""
     try:
         yield
     except PlanError as error:
@@ -140,7 +142,7 @@ def _only_told(file: Path) -> Iterator[None]:
 
 
 def _said(patients: Mapping[str, str]) -> str:
-    """Two cases of one patient, as an example."""
+    """An example of two cases of one patient, in words."""
     for first, second in itertools.combinations(sorted(patients), 2):
         if patients[first] == patients[second]:
             return f"{first} and {second} are of {patients[first]}"
@@ -148,31 +150,31 @@ def _said(patients: Mapping[str, str]) -> str:
 
 
 def read_dataset_plan(paths: Paths, dataset_name: str) -> Plan:
-    """The plan of a data set, from its preprocessed folder.
+    """Read the plan of a data set from its preprocessed folder.
 
     Raises:
-        PlanError: there is none, or it is of another data set.
+        PlanError: there is no plan, or it is for another data set.
     """
     path = paths.preprocessed / dataset_name / "plan.json"
     if not path.is_file():
         raise PlanError(
-            f"plan not found: {path}. Make it: `masam_plan_and_preprocess dataset={shlex.quote(dataset_name)}`, or say "
-            "where it is with `preprocessed`."
+            f"plan not found: {path}. Make it with `masam_plan_and_preprocess dataset={shlex.quote(dataset_name)}`, or "
+            "name the folder of preprocessed data with `preprocessed`."
         )
     plan = read_json(path, Plan, what="plan")
     if plan.dataset_name != dataset_name:
         raise PlanError(
-            f"{path} is the plan of {plan.dataset_name}, not of {dataset_name}. Plan this data set with masam_plan."
+            f"{path} is the plan for {plan.dataset_name}, not for {dataset_name}. Plan this data set with masam_plan."
         )
     return plan
 
 
 def check_is_preprocessed(paths: Paths, dataset_name: str, file: str) -> None:
-    """Raise PlanError where a file that preprocessing leaves in a data set's folder is not there."""
+    """Raise PlanError if a file that preprocessing writes is missing from a data set's folder."""
     path = paths.preprocessed / dataset_name / file
     if not path.is_file():
         raise PlanError(
             f"{dataset_name} is not preprocessed: {path} is missing. Run `masam_plan_and_preprocess "
-            f"dataset={shlex.quote(dataset_name)}` (or masam_preprocess, which keeps the plan), or say where it is "
-            "with `preprocessed`."
+            f"dataset={shlex.quote(dataset_name)}` (or masam_preprocess, which keeps the plan), or name the "
+            "folder of preprocessed data with `preprocessed`."
         )

@@ -1,4 +1,4 @@
-"""Measure a data set, once: shapes, spacings, foreground intensities, and where each class lies. Decides nothing."""
+"""Measure a data set once: shapes, spacings, foreground intensities, and where each class is. Decides nothing."""
 
 import collections
 import dataclasses
@@ -33,8 +33,8 @@ from masam_auto.imaging.placement import check_same_shape, turned_to_place
 logger = logging.getLogger(__name__)
 
 SEED = 1234
-# Samples drawn over the whole data set and at least from each case. nnU-Net draws 10^8 in all; with 2 x 10^6 the
-# percentiles already lie within a thousandth of the intensity range of it, at a fiftieth of the memory.
+# Samples for the whole data set, and the fewest per case. nnU-Net draws 10^8 in all. With 2 x 10^6, the percentiles
+# differ by less than a thousandth of the intensity range and need a fiftieth of the memory.
 SAMPLES, MIN_SAMPLES_PER_CASE = 2_000_000, 10_000
 CLASS_SAMPLES_PER_CASE = 1_000
 HISTOGRAM_BINS = 64
@@ -45,8 +45,8 @@ STRAY_SHARE = 0.1
 class _Measured:
     """What a worker sends back for one case.
 
-    `samples`: (C, n) foreground intensities, n = 0 without foreground; `lowest`, `highest`: (C,) over all foreground
-    voxels; `class_samples`: (C, m) standardised intensities by class name.
+    `samples`: (C, n) foreground intensities; n = 0 without foreground. `lowest`, `highest`: (C,) over all foreground
+    voxels. `class_samples`: (C, m) standardised intensities by class name.
     """
 
     case: CaseMeasurement
@@ -65,12 +65,12 @@ def extract_fingerprint(dataset: Dataset, *, workers: Workers) -> Fingerprint:
         workers: processes, 0 for this one, or a cluster.
 
     Raises:
-        DatasetError: no case holds any foreground.
+        DatasetError: no case has any foreground.
         CaseErrors: cases that cannot be read.
 
-    Source: spacings, shapes after cropping and the intensity statistics are defined as nnU-Net v2's fingerprint
-        defines them, so that both agree; each case contributes equally many samples (ours drawn evenly: every voxel
-        once before any comes again).
+    Source: spacings, shapes after cropping and intensity statistics are defined as in nnU-Net v2's fingerprint, so both
+        agree. Each case contributes the same number of samples (ours are drawn evenly: no voxel is drawn twice before
+        every voxel was drawn once).
 
     Example:
         >>> from masam_auto import extract_fingerprint
@@ -78,7 +78,9 @@ def extract_fingerprint(dataset: Dataset, *, workers: Workers) -> Fingerprint:
         >>> [case.shape for case in fingerprint.cases]  # (Z, Y, X) after cropping
         [(5, 16, 14), (6, 16, 14), (5, 16, 14)]
     """
-    description = dataclasses.replace(dataset.description, raw={})  # not to be sent to the workers with every case
+    description = dataclasses.replace(
+        dataset.description, raw={}
+    )  # workers do not need it; it would be sent with every case
     count = max(MIN_SAMPLES_PER_CASE, SAMPLES // max(len(dataset.cases), 1))
     items = [(case, description, count) for case in dataset.cases]
     names = [case.identifier for case in dataset.cases]
@@ -106,7 +108,7 @@ def read_fingerprint(path: Path) -> Fingerprint:
     """
     if not path.is_file():
         raise PlanError(
-            f"fingerprint not found: {path}. Make it: masam_plan_and_preprocess, which plans as well, or "
+            f"fingerprint not found: {path}. Make it with masam_plan_and_preprocess, which also plans, or "
             "masam_extract_fingerprint."
         )
     return read_json(path, Fingerprint, what="fingerprint")
@@ -130,7 +132,7 @@ def measure_case(
         geometry: the image's grid.
         identifier: the case's name.
         classes: label values that make up each class or region.
-        ignore: label value that is no foreground.
+        ignore: label value that does not count as foreground.
         samples: foreground intensities to draw.
     """
     box = nonzero_box(image)
@@ -167,7 +169,7 @@ def _measure_classes(
     classes: Mapping[str, tuple[int, ...]],
     generator: np.random.Generator,
 ) -> tuple[dict[str, ClassMeasurement], dict[str, np.ndarray]]:
-    """What is measured of each class that is there, and some of its standardised intensities, (C, m)."""
+    """Measure each class that the case has, and sample its standardised intensities, (C, m)."""
     mean = image.mean(axis=(1, 2, 3), dtype=np.float64)
     std = np.maximum(image.std(axis=(1, 2, 3), dtype=np.float64), 1e-8)
     boxes = value_boxes(labels)
@@ -185,10 +187,10 @@ def _measure_classes(
 
 
 def summarise(description: DatasetDescription, measured: Sequence[_Measured]) -> Fingerprint:
-    """Join the cases' measurements, all of them turned to the most frequent axes.
+    """Join the measurements of all cases, turned to the most frequent axes.
 
     Raises:
-        DatasetError: no case holds any foreground.
+        DatasetError: no case has any foreground.
     """
     axes = most_frequent_axes([item.case.axes for item in measured])
     along = _slices_along([item.case for item in measured if item.case.axes == axes])
@@ -196,7 +198,7 @@ def summarise(description: DatasetDescription, measured: Sequence[_Measured]) ->
     if not any(item.class_samples for item in measured):
         raise DatasetError(
             f"{description.name}: none of the {len(measured)} training cases has a labelled foreground voxel "
-            "inside the non-zero part of its image. There is nothing to learn; check labelsTr."
+            "inside the non-zero part of its image, so there is nothing to learn. Check labelsTr."
         )
     samples = np.concatenate([item.samples for item in measured], axis=1)  # cases without foreground add nothing
     lowest = np.min([item.lowest for item in measured], axis=0)
@@ -223,13 +225,13 @@ def summarise(description: DatasetDescription, measured: Sequence[_Measured]) ->
 
 
 def _pool_classes(description: DatasetDescription, measured: Sequence[_Measured]) -> dict[str, np.ndarray]:
-    """The intensity samples of each class from all cases; a warning says which classes no case holds."""
+    """The intensity samples of each class from all cases. Warns of classes that no case has."""
     names = description.labels.foreground
     present = {name: [m.class_samples[name] for m in measured if name in m.class_samples] for name in names}
     if missing := [name for name, parts in present.items() if not parts]:
         logger.warning(
-            "warning: no case of %s holds %s: nothing can be learnt of it. Was it lost when the labels were made? Then "
-            "correct them, or take it out of dataset.json.",
+            "warning: no case of %s has %s, so it cannot be learned. Correct the labels if it got lost, or take it out "
+            "of dataset.json.",
             description.name,
             ", ".join(f'"{name}"' for name in missing),
         )
@@ -237,13 +239,13 @@ def _pool_classes(description: DatasetDescription, measured: Sequence[_Measured]
 
 
 def most_frequent_axes(found: Sequence[str | None]) -> str:
-    """The code that most cases have, of equally frequent ones the first; "unknown" where no case says."""
+    """The axis code of most cases; the first one if several are equally frequent; "unknown" if no case has one."""
     known = [axes for axes in found if axes is not None]
     return collections.Counter(known).most_common(1)[0][0] if known else UNKNOWN_AXES
 
 
 def _slices_along(cases: Sequence[CaseMeasurement]) -> str | None:
-    """The letter of the axis across slices in most cases of one code, where slices are evident in most."""
+    """The letter of the slice axis in most cases with one code, if most of them clearly have slices."""
     found = [
         None if (axis := case.grid.slice_axis) is None or case.axes is None else case.axes[2 - axis] for case in cases
     ]
@@ -251,7 +253,7 @@ def _slices_along(cases: Sequence[CaseMeasurement]) -> str | None:
 
 
 def _turned(case: CaseMeasurement, axes: str, along: str | None) -> CaseMeasurement:
-    """A case turned to `axes`; its own are those that its slices make it have (`Geometry.axes_with_slices`)."""
+    """A case turned to `axes`. Its own axes take its slices into account (`Geometry.axes_with_slices`)."""
     if case.axes is None:
         return case
     own = case.grid.axes_with_slices(along) or case.axes
@@ -259,26 +261,26 @@ def _turned(case: CaseMeasurement, axes: str, along: str | None) -> CaseMeasurem
 
 
 def _say_axes(fingerprint: Fingerprint) -> None:
-    """Log which cases are turned, and which cannot be."""
+    """Log which cases are turned, and which cannot be turned."""
     counts = collections.Counter(case.axes for case in fingerprint.cases)
     silent = counts.pop(None, 0)
     if len(counts) > 1:
         listed = ", ".join(f"{axes} in {count}" for axes, count in counts.most_common())
         logger.warning(
-            "the voxel axes (x, y, z) of the training images point in different directions (%s): all are turned to %s",
+            "the voxel axes (x, y, z) of the training images point in different directions (%s). All are turned to %s.",
             listed,
             fingerprint.axes,
         )
     if silent:
         logger.info(
-            "%s of %s training images do not say where their axes point: they are taken as they are stored",
+            "%s of %s training images do not say where their axes point. They are used as stored.",
             silent,
             len(fingerprint.cases),
         )
 
 
 def _measure_file(item: tuple[Case, DatasetDescription, int]) -> _Measured:
-    """Read and measure a case (in a worker). Raises MasamError where its files cannot be used."""
+    """Read and measure a case (in a worker). Raises MasamError if its files cannot be used."""
     case, description, samples = item
     image, geometry = read_case(case, description)
     labels, _ = turned_to_place(*read_case_labels(case, description), geometry)
@@ -302,7 +304,7 @@ def _measure_class(mask: np.ndarray, box: Box, intensities: np.ndarray, geometry
     counts = [mask.sum(axis=tuple(other for other in range(3) if other != axis)) for axis in range(3)]
     total = int(counts[0].sum())
     positions = [np.arange(low, high) + 0.5 for low, high in box]
-    # areas of slices across an axis: the product of the other two spacings, whatever the angle between them
+    # pixel area of slices across an axis: the product of the other two spacings, at any angle between them
     areas = [count[count > 0] * (spacing.prod() / spacing[axis]) for axis, count in enumerate(counts)]
     diameters = [float(np.median(2 * np.sqrt(area / math.pi))) for area in areas]
     extents = [float(mask.shape[axis] * spacing[axis]) for axis in range(3)]
@@ -319,10 +321,10 @@ def _measure_class(mask: np.ndarray, box: Box, intensities: np.ndarray, geometry
 
 
 def _component_diameter(mask: np.ndarray, axis: int) -> float:
-    """Median diameter, px, of the discs as large as the connected components in the slices across an axis.
+    """Median diameter in px of the connected components in slices across an axis, each taken as a disc of equal area.
 
-    A class may be a hundred specks. Stray voxels of a large one are not what it is made of: the smallest components,
-    which together hold less than a tenth of its area, do not count.
+    A class may consist of a hundred specks. A large class may also have stray voxels, which say nothing about it. So
+    the smallest components, which together have less than a tenth of the class's area, are ignored.
     """
     within = ndimage.generate_binary_structure(3, 1)
     within[tuple(slice(None, None, 2) if other == axis else slice(None) for other in range(3))] = False
@@ -333,7 +335,7 @@ def _component_diameter(mask: np.ndarray, axis: int) -> float:
 
 
 def _pixel(spacing: np.ndarray, axis: int) -> float:
-    """Side in mm of a square as large as a pixel of the slices across an axis."""
+    """Side in mm of a square with the area of a pixel, in slices across an axis."""
     return math.sqrt(spacing.prod() / spacing[axis])
 
 

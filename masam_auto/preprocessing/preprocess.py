@@ -1,7 +1,7 @@
-"""Images to the arrays that the network sees.
+"""Turn images into the arrays that the network sees.
 
-`preprocess_case` serves training and prediction alike; `prediction.restore` undoes its geometry. `preprocess_dataset`
-writes a whole data set; it may be stopped at any moment, and makes only what is missing when it is run again.
+`preprocess_case` is used in training and prediction; `prediction.restore` undoes its geometry. `preprocess_dataset`
+writes a whole data set. It may be stopped at any time; the next run makes only what is missing.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 RECORD_NAME = "preprocessing.json"
 LOCATIONS_SEED = 1234
-# Data sets of fewer voxels than this are done sooner than worker processes start.
+# Data sets with fewer voxels are done before worker processes would have started.
 FEW_VOXELS = 2e7
 
 
@@ -47,7 +47,7 @@ FEW_VOXELS = 2e7
 class PreprocessedCase:
     """A case as the network sees it, slice axis first.
 
-    `image` is float32 (C, Z, Y, X), `labels` int8 or int16 (Z, Y, X) with the label file's values, or None.
+    `image` is float32 (C, Z, Y, X). `labels` is int8 or int16 (Z, Y, X) with the label file's values, or None.
     """
 
     image: np.ndarray
@@ -57,7 +57,7 @@ class PreprocessedCase:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreprocessingRecord:
-    """preprocessing.json: from which decisions the arrays beside it were made."""
+    """preprocessing.json: the decisions that the arrays in its folder were made with."""
 
     version: int = 1
     configuration: str
@@ -67,7 +67,7 @@ class PreprocessingRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _PendingCase:
-    """A case with the configurations for which it is still to be preprocessed, and their folders."""
+    """A case, and the configurations (with folders) that it still has to be preprocessed for."""
 
     case: Case
     description: DatasetDescription
@@ -86,7 +86,7 @@ def preprocess_case(
     """Turn to the plan's axes, crop to the non-zero box, normalise, put the slice axis first and resample.
 
     Args:
-        image: (C, Z, Y, X) in the file's units and axis order; it is not changed.
+        image: (C, Z, Y, X) in the file's units and axis order; not changed.
         geometry: its grid.
         labels: (Z, Y, X) label values, or None.
         configuration: what to do.
@@ -110,7 +110,9 @@ def preprocess_case(
     box, order = nonzero_box(image), configuration.axis_order
     turn = configuration.turn_of(geometry)
     seen = turn.then(order)
-    if turn != STAY:  # in memory as if it had been stored so: sums over voxels depend on their order in the last digit
+    if (
+        turn != STAY
+    ):  # copied into the memory order of a file stored this way: the order of a sum affects its last digit
         image = np.ascontiguousarray(turn.array(image))
     try:
         normalized = normalize(crop_to(image, turn.ranges(box, geometry.shape)), configuration.normalization)
@@ -148,7 +150,7 @@ def preprocess_case(
 
 
 def _smallest_type(labels: np.ndarray) -> np.ndarray:
-    """Labels as int8 where their values fit, else int16."""
+    """Labels as int8 if their values fit, else int16."""
     fits_a_byte = labels.max() <= np.iinfo(np.int8).max and labels.min() >= np.iinfo(np.int8).min
     return np.ascontiguousarray(labels, dtype=np.int8 if fits_a_byte else np.int16)
 
@@ -161,22 +163,21 @@ def preprocess_dataset(
     configurations: Sequence[str] | None = None,
     workers: Workers | None = None,
 ) -> None:
-    """Preprocess all training cases of a data set, each read once for all configurations, and lay its folds beside
-    them.
+    """Preprocess all training cases of a data set and write its folds.
 
-    Cases whose arrays are there, and whose raw files have not changed since, are skipped; arrays of another plan, or of
-    other labels, are removed and made again.
+    Each case is read once for all configurations. Cases that are done, and whose raw files have not changed since, are
+    skipped. Arrays made with another plan or other labels are removed and made again.
 
     Args:
         dataset: the raw data set.
         plan: with the configurations.
         paths: where to write.
-        configurations: names; all of the plan by default.
-        workers: processes, 0 for this one, or a cluster. By default as many as cores and free memory allow.
+        configurations: names; by default all in the plan.
+        workers: processes, 0 for this one, or a cluster; by default as many as cores and free memory allow.
 
     Raises:
-        CaseErrors: cases that cannot be preprocessed, all together.
-        OutputError: the folder is not writable, the disk is full, or another process is at it.
+        CaseErrors: cases that cannot be preprocessed, all in one message.
+        OutputError: the folder is not writable, the disk is full, or another process is using the folder.
         DatasetError: a case whose name is too long.
         PlanError: unknown configuration or normalisation, folds that do not fit the data set, or arrays of a newer
             version of masam_auto.
@@ -190,7 +191,7 @@ def preprocess_dataset(
     """
     chosen = [plan.configuration(name) for name in configurations or plan.configurations]
     for scheme in {channel.scheme for configuration in chosen for channel in configuration.normalization}:
-        find_normalizer(scheme)  # once, and not for each case
+        find_normalizer(scheme)  # fails once here instead of for each case
     for case in dataset.cases:
         check_name_length(case.identifier)
     with contextlib.ExitStack() as claims:
@@ -200,7 +201,7 @@ def preprocess_dataset(
 
 
 def _preprocess_cases(dataset: Dataset, chosen: Sequence[Configuration], paths: Paths, workers: Workers | None) -> None:
-    """What is missing of these configurations."""
+    """The cases that still have to be preprocessed for these configurations."""
     write_companions(dataset, paths.preprocessed / dataset.name, nnunet_preprocessed=paths.nnunet_preprocessed)
     folders = []
     for configuration in chosen:
@@ -212,7 +213,7 @@ def _preprocess_cases(dataset: Dataset, chosen: Sequence[Configuration], paths: 
         if missing := tuple(pair for pair in folders if not _is_done(case, pair[1])):
             pending.append(_PendingCase(case=case, description=dataset.description, configurations=missing))
     if not pending:
-        logger.info("preprocessing: nothing to do, all %d cases are there", len(dataset.cases))
+        logger.info("preprocessing: nothing to do, all %d cases are done", len(dataset.cases))
         return
     if workers is None:
         sizes = [_estimate(case) for case in pending]
@@ -220,8 +221,8 @@ def _preprocess_cases(dataset: Dataset, chosen: Sequence[Configuration], paths: 
         workers = choose_workers(len(pending), bytes_each=max(peak for _, peak in sizes), quick=quick)
     if any(configuration.axes is None for configuration in chosen) and not dataset.description.is_video:
         logger.info(
-            "the plan is of an older release, which did not note where the images' axes point: nothing is turned. "
-            "Plan anew (masam_plan_and_preprocess) to have images of mixed orientation turned"
+            "the plan is from an older release, which did not record where the images' axes point. Nothing is turned. "
+            "If your images have mixed orientations, plan again with masam_plan_and_preprocess."
         )
     logger.info("preprocessing %d of %d cases, workers: %s", len(pending), len(dataset.cases), workers)
     names = [one.case.identifier for one in pending]
@@ -232,32 +233,32 @@ def _preprocess_cases(dataset: Dataset, chosen: Sequence[Configuration], paths: 
 def check_preprocessed(
     folder: Path, configuration: Configuration, cases: Collection[str] = (), *, labels: Labels | None = None
 ) -> None:
-    """Check that a folder holds arrays made with this configuration, and those of the given cases.
+    """Check that a folder holds arrays of the given cases, made with this configuration.
 
     Args:
         folder: of the configuration.
-        configuration: what the arrays should be made with.
-        cases: that should be there.
-        labels: that the arrays should be made with; not looked at where None.
+        configuration: that the arrays should be made with.
+        cases: that should be in the folder.
+        labels: that the arrays should be made with; not checked if None.
 
     Raises:
-        PlanError: nothing there, made with another plan or other labels, or cases missing.
+        PlanError: there are no arrays, they were made with another plan or other labels, or cases are missing.
     """
     remedy = "Run masam_plan_and_preprocess, or masam_preprocess to keep the plan."
     if not (folder / RECORD_NAME).is_file():
         others = ", ".join(sorted(file.parent.name for file in folder.parent.glob(f"*/{RECORD_NAME}")))
         raise PlanError(
             f"no preprocessed data in {folder}. "
-            f"{remedy}{f' Preprocessed are: {others} (choose with `configuration`).' if others else ''}"
+            f"{remedy}{f' There is data of {others} (choose with `configuration`).' if others else ''}"
         )
     record = read_json(folder / RECORD_NAME, PreprocessingRecord, what="preprocessing record")
     if record.digest != configuration.preprocessing_digest:
         raise PlanError(
-            f"{folder} was preprocessed with another plan than the present configuration {configuration.name}: "
-            f"spacing, axis order, normalisation or resampling differ. {remedy}"
+            f"{folder} was preprocessed with another plan: spacing, axis order, normalisation or resampling differ "
+            f"from the present configuration {configuration.name}. {remedy}"
         )
     if labels is not None and record.labels_digest != digest(labels):
-        raise PlanError(f"{folder} was preprocessed with other labels than dataset.json has now. {remedy}")
+        raise PlanError(f"{folder} was preprocessed with other labels than those in dataset.json. {remedy}")
     missing = [name for name in sorted(cases) if not all(file.is_file() for file in array_files(folder, name))]
     if missing:
         raise PlanError(
@@ -266,7 +267,7 @@ def check_preprocessed(
 
 
 def _prepare_folder(folder: Path, configuration: Configuration, labels: Labels) -> None:
-    """Empty the folder of arrays made otherwise and of what a killed run left, and record what will be made."""
+    """Remove arrays made with other settings and the remains of a killed run; record the present settings."""
     wanted = PreprocessingRecord(
         configuration=configuration.name,
         digest=configuration.preprocessing_digest,
@@ -276,9 +277,9 @@ def _prepare_folder(folder: Path, configuration: Configuration, labels: Labels) 
     same = record.is_file() and read_json(record, PreprocessingRecord, what="preprocessing record") == wanted
     if folder.is_dir():
         if not same and any(folder.glob("*.b2nd")):
-            logger.info("%s: made with another plan or other labels; removed", folder)
+            logger.info("%s: removed arrays that were made with another plan or other labels", folder)
         remove_abandoned(folder)
-        # the record goes last: if this is interrupted, the old one still stands for what is left
+        # remove the record last: if this is interrupted, the old record still describes what is left
         stale = [path for path in folder.iterdir() if path.name != record.name and not same]
         try:
             for path in stale:
@@ -293,9 +294,9 @@ def _prepare_folder(folder: Path, configuration: Configuration, labels: Labels) 
 
 
 def _is_done(case: Case, folder: Path) -> bool:
-    """Whether all files of a case are there, and its raw files are those that they were made from.
+    """Whether a case has all its files, made from its present raw files.
 
-    Data of earlier versions say nothing of their raw files: there, they count as made from them if they are newer.
+    Data from earlier versions do not record their raw files. They count as up to date if they are newer.
     """
     made, raw = array_files(folder, case.identifier), _raw_files(case)
     if not all(file.is_file() for file in made):
@@ -318,7 +319,7 @@ def _preprocess_files(pending: _PendingCase) -> None:
     case, description = pending.case, pending.description
     if case.labels is None:
         raise DatasetError(f"{case.identifier}: has no label file. Add it to labelsTr, or move its image to imagesTs.")
-    noted = note_files(_raw_files(case))  # first: what changes while it is read is then seen the next time
+    noted = note_files(_raw_files(case))  # noted first, so that a change during reading is noticed next time
     image, geometry = read_case(case, description)
     labels, _ = turned_to_place(*read_case_labels(case, description), geometry)
     raw_files = [os.fspath(file) for frame in case.images for file in frame]
@@ -333,18 +334,18 @@ def _preprocess_files(pending: _PendingCase) -> None:
 
 
 def _estimate(pending: _PendingCase) -> tuple[float, float]:
-    """Voxels that a case reads and writes, and the bytes that it needs at its peak, from the image's header."""
+    """Voxels that a case reads and writes, and the bytes it needs at most, from the image's header."""
     try:
         geometry = read_geometry(pending.case.images[0][0])
     except MasamError:
-        return 0.0, 0.0  # working on it will report it
+        return 0.0, 0.0  # the error is reported when the case is preprocessed
     raw = float(np.prod(geometry.shape)) * len(pending.case.images)
     resampled = []
     for configuration, _ in pending.configurations:
         resampled.append(raw * float(np.prod(geometry.spacing) / np.prod(configuration.spacing)))
     channels = pending.description.num_channels
     turned = any(configuration.turn_of(geometry) != STAY for configuration, _ in pending.configurations)
-    # raw, turned, normalised and resampled image; one channel's float32 between the axes; labels, a score and its
+    # raw, turned, normalised and resampled image; one channel in float32 between two axes; labels, a score and its
     # maximum
     peak = raw * ((12 if turned else 8) * channels + 8) + max(resampled) * (4 * channels + 20)
     return raw * len(resampled) + sum(resampled), peak

@@ -1,4 +1,4 @@
-"""Is the raw data set whole? All problems are found and reported together, before anything is computed."""
+"""Check a raw data set. All problems are reported together, before anything is computed."""
 
 import collections
 import logging
@@ -22,7 +22,7 @@ LOGGER = logging.getLogger(__name__)
 USUAL_FOLDS = 5
 WARNINGS_SHOWN = 10
 IN_PROCESS_BYTES = 32e6
-"""Files below this size together are read sooner than worker processes start (measured: 2 s for two workers)."""
+"""Files smaller than this in total are read before worker processes would have started (2 s for two, measured)."""
 
 READER_NAMES: dict[str, tuple[str, ...]] = {
     "SimpleITKIO": (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl"),
@@ -31,25 +31,25 @@ READER_NAMES: dict[str, tuple[str, ...]] = {
     "NaturalImage2DIO": (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff"),
     "Tiff3DIO": (".tif", ".tiff"),
 }
-"""nnU-Net's names for "overwrite_image_reader_writer", and the endings for which they are the same as our reader."""
+"""nnU-Net's names for "overwrite_image_reader_writer", each with the file endings that our reader reads the same."""
 
 
 def verify_dataset(dataset: Dataset, *, workers: Workers) -> None:
-    """Check a raw data set: that files belong together, can be read, share a grid and hold what is declared.
+    """Check that the files of a raw data set belong together, can be read, share a grid and match dataset.json.
 
-    What may be meant (few cases, a shifted origin, a wrong numTraining) is logged as a warning.
+    What may be intended (few cases, a shifted origin, a wrong numTraining) is only logged as a warning.
 
     Args:
         dataset: description and cases; each file is read once.
-        workers: processes, 0 for this one, or a cluster; a small data set is always read in this one.
+        workers: processes, 0 for this one, or a cluster; a small data set is always read in this process.
 
     Raises:
         DatasetError: the file ending or reader is unknown.
-        CaseErrors: all other problems, each with its file and its remedy.
+        CaseErrors: all other problems, each with its file and what to do.
 
     Example:
         >>> from masam_auto.preprocessing.verify import verify_dataset
-        >>> verify_dataset(dataset, workers=0)  # raises where something is wrong, else says nothing
+        >>> verify_dataset(dataset, workers=0)  # raises an error if something is wrong
     """
     description = dataset.description
     check_reader(description)
@@ -78,8 +78,8 @@ def verify_dataset(dataset: Dataset, *, workers: Workers) -> None:
 def check_reader(description: DatasetDescription) -> None:
     """Check that a data set's reader is known.
 
-    All readers of nnU-Net give the same voxels as ours, but NibabelIOWithReorient turns volumes first: here they keep
-    their files' axes, and so do the results.
+    All readers of nnU-Net give the same voxels as ours, except that NibabelIOWithReorient turns volumes first. Here,
+    volumes and results keep the axes of the files.
 
     Raises:
         DatasetError: unknown reader, or a reader that does not read this ending.
@@ -90,17 +90,17 @@ def check_reader(description: DatasetDescription) -> None:
     if name not in READER_NAMES:
         raise DatasetError(
             f'{description.name}: dataset.json has "overwrite_image_reader_writer" {name!r}; known readers: '
-            f"{', '.join(READER_NAMES)}. Choose one of them, or take the entry out: the file ending decides then."
+            f"{', '.join(READER_NAMES)}. Choose one of them, or remove the entry; then the file ending decides."
         )
     if ending.lower() not in READER_NAMES[name]:
         raise DatasetError(
             f"{description.name}: {name} reads {', '.join(READER_NAMES[name])}, not {ending}. Take "
-            '"overwrite_image_reader_writer" out of dataset.json: the file ending decides then.'
+            '"overwrite_image_reader_writer" out of dataset.json; then the file ending decides.'
         )
 
 
 def _folder_problems(dataset: Dataset) -> list[str]:
-    """Files of imagesTr and labelsTr that have no counterpart or no proper name."""
+    """Files in imagesTr and labelsTr that lack a counterpart or are not named as expected."""
     if "dataset" in dataset.description.raw:
         return []
     ending = dataset.description.file_ending
@@ -125,7 +125,7 @@ def _folder_problems(dataset: Dataset) -> list[str]:
         for name, files in zip(case.frames, case.images, strict=True):
             numbers = [int(path.name[: -len(ending)][-4:]) for path in files]
             if numbers[-1] >= len(numbers) and numbers[-1] < dataset.description.num_channels:
-                continue  # a gap, which is reported with the names of the missing channels when the case is read
+                continue  # a gap; reading the case reports it with the names of the missing channels
             if numbers != list(range(len(numbers))):
                 problems.append(
                     f"{files[0].parent / name}: its channel files are numbered "
@@ -135,7 +135,7 @@ def _folder_problems(dataset: Dataset) -> list[str]:
 
 
 def _identifier_problems(dataset: Dataset) -> list[str]:
-    """Identifiers that differ only by upper and lower case or are too long, and files that belong to two cases."""
+    """Identifiers that are too long or differ only in upper and lower case, and files that belong to two cases."""
     owners: dict[Path, list[str]] = collections.defaultdict(list)
     for case in dataset.cases:
         for name, files in zip(case.frames, case.images, strict=True):
@@ -155,7 +155,7 @@ def _identifier_problems(dataset: Dataset) -> list[str]:
     for path, names in owners.items():
         if len(names) > 1:
             problems.append(
-                f"{path}: belongs to {' and '.join(names)}. Every file may be used once; correct dataset.json."
+                f"{path}: belongs to {' and '.join(names)}. A file may be used only once; correct dataset.json."
             )
     for case in dataset.cases:
         try:
@@ -166,7 +166,7 @@ def _identifier_problems(dataset: Dataset) -> list[str]:
 
 
 def _split_problems(dataset: Dataset) -> list[str]:
-    """What is wrong with folds and patients that the raw folder brings along."""
+    """Problems with the files of folds and patients in the raw folder."""
     problems = []
     for name in (SPLITS_NAME, NNUNET_SPLITS_NAME):
         if (path := dataset.folder / name).is_file():
@@ -182,7 +182,7 @@ def _split_problems(dataset: Dataset) -> list[str]:
 
 
 def _alike(names: list[str]) -> list[tuple[str, ...]]:
-    """Groups of names that are equal but for upper and lower case."""
+    """Groups of names that differ only in upper and lower case."""
     spellings: dict[str, list[str]] = collections.defaultdict(list)
     for name in names:
         spellings[name.casefold()].append(name)
@@ -194,13 +194,17 @@ def _dataset_warnings(dataset: Dataset) -> list[str]:
     count = len(dataset.cases)
     noun = "videos and single pictures" if dataset.description.is_video else "cases"
     if count == 1:
-        warnings.append(f"{dataset.name} has a single case: it will be validated on itself, which says little")
+        warnings.append(
+            f"{dataset.name} has a single case: it will be trained and validated on the same case, which says little"
+        )
     elif count < USUAL_FOLDS:
         warnings.append(f"{dataset.name} has only {count} {noun}: there will be {count} folds instead of {USUAL_FOLDS}")
     present = sum(len(case.frames) for case in dataset.cases)
     announced = dataset.description.raw.get("numTraining")
     if announced is not None and as_number(announced) != present:
-        warnings.append(f"dataset.json says numTraining {announced}, but there are {present}; nnU-Net would refuse it")
+        warnings.append(
+            f"dataset.json says numTraining {announced}, but there are {present}; nnU-Net would reject this"
+        )
     labels = dataset.description.labels
     for value in labels.declared if labels.has_regions else ():
         if (written := labels.written(value)) != value:
@@ -210,14 +214,14 @@ def _dataset_warnings(dataset: Dataset) -> list[str]:
             )
     if dataset.description.reader == "NibabelIOWithReorient":
         warnings.append(
-            "NibabelIOWithReorient: volumes are not turned to RAS here, but to the axes that most of them have"
+            "NibabelIOWithReorient: here, volumes are not turned to RAS but to the axes that most of them have"
         )
     warnings += _other_endings(dataset)
     return warnings
 
 
 def _other_endings(dataset: Dataset) -> list[str]:
-    """Images and labels that are not used, because their ending is not the data set's."""
+    """Images and labels that are not used because of their file ending."""
     if "dataset" in dataset.description.raw:
         return []
     known = {f"{frame}_0000" for case in dataset.cases for frame in case.frames}
@@ -229,14 +233,14 @@ def _other_endings(dataset: Dataset) -> list[str]:
             if other is None or has_ending(path, ending) or path.name.startswith("."):
                 continue
             if path.name[: -len(other)] in known:
-                unused.append(f"{path}: the same image exists as {ending}, which is the one that is used")
+                unused.append(f"{path}: is not used, because the same image exists as {ending}")
             else:
                 unused.append(f"{path}: is not used, because file_ending in dataset.json is {ending}. Convert it.")
     return unused
 
 
 def _size(dataset: Dataset) -> int:
-    """Bytes of all files of a data set; missing ones count nothing."""
+    """Bytes of all files of a data set; missing files count as 0."""
     paths = [path for case in dataset.cases for files in (*case.images, case.labels or ()) for path in files]
     return sum(path.stat().st_size for path in paths if path.is_file())
 

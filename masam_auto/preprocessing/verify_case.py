@@ -1,4 +1,4 @@
-"""Is a raw case whole? Its files can be read, share a grid, and hold what dataset.json declares."""
+"""Check a raw case: its files can be read, share a grid, and match dataset.json."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from masam_auto.imaging.normalize import not_finite
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaseReport:
-    """What was found in one case."""
+    """The problems and warnings of one case."""
 
     problems: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -36,7 +36,7 @@ def verify_case(item: tuple[Case, DatasetDescription]) -> CaseReport:
         if case.is_sequence and (grid.shape != first.shape or grid.shape[0] != 1):
             problems.append(
                 f"{files[0]}: frame of shape {grid.shape} (Z, Y, X) in sequence {case.identifier}, whose first frame "
-                f"has {first.shape}. All frames of a sequence must be pictures of one size; resize or take it out."
+                f"has {first.shape}. All frames of a sequence must be pictures of one size. Resize it, or take it out."
             )
     return CaseReport(problems=tuple(problems), warnings=tuple(warnings))
 
@@ -44,7 +44,7 @@ def verify_case(item: tuple[Case, DatasetDescription]) -> CaseReport:
 def _check_image(
     files: tuple[Path, ...], name: str, description: DatasetDescription, problems: list[str], warnings: list[str]
 ) -> Geometry | None:
-    """Check the channels of one image; the grid of the first one that can be read, or None."""
+    """Check the channels of one image. Returns the grid of the first readable channel, or None."""
     expected = description.num_channels
     grid: tuple[Path, Geometry] | None = None
     found = 0
@@ -100,13 +100,15 @@ def _compare(
     turned = geometry.turned(geometry.turn_to(grid.axes))
     if turned.axes != geometry.axes and grid.difference(turned) is None:
         warnings.append(
-            f"{path}: its axes (x, y, z) point to {geometry.axes}, those of {reference.name} to {grid.axes}: it is "
-            "turned"
+            f"{path}: its axes (x, y, z) point to {geometry.axes}, those of {reference.name} to {grid.axes}. It "
+            "is turned to match."
         )
     elif problem := grid_difference(geometry, grid):
         problems.append(f"{path}: does not lie on the grid of {reference.name}: {problem} there. {SAME_GRID}")
     elif shift := geometry.difference(grid):
-        warnings.append(f"{path}: {shift} in {reference.name}, taken as the same place. Do they overlap in a viewer?")
+        warnings.append(
+            f"{path}: {shift} in {reference.name}, taken as the same place. Check in a viewer that they overlap."
+        )
 
 
 def _channel_problem(files: tuple[Path, ...], name: str, found: int, description: DatasetDescription) -> str:
@@ -116,7 +118,7 @@ def _channel_problem(files: tuple[Path, ...], name: str, found: int, description
         present = {path.name for path in files}
         wanted = [f"{name}_{number:04d}{description.file_ending}" for number in range(description.num_channels)]
         missing = [file for file in wanted if file not in present]
-        return f"{files[0].parent / name}: has {found} of the channels, {expected}. Missing: {', '.join(missing)}."
+        return f"{files[0].parent / name}: has {found} channels, but {expected}. Missing: {', '.join(missing)}."
     return (
         f"{files[0]}: {name} has {found} channels in {len(files)} files, but {expected}. A colour picture counts as "
         "three. Correct channel_names, or the files."

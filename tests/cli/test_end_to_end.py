@@ -163,7 +163,7 @@ def test_the_next_command_trains_what_was_preprocessed(
         (train.main, ["1", "0"], "holds a training already"),
         (train.main, ["1", "1", "--c"], "no checkpoint to continue from"),
         (train.main, ["1", "1", "--val"], "fold 1 of .* has no checkpoint"),
-        (train.main, ["1", "1", "-c", "2d"], "no preprocessed data in .* Preprocessed are: axis0 "),
+        (train.main, ["1", "1", "-c", "2d"], "no preprocessed data in .* There is data of axis0 "),
         (train.main, ["1", "1", "--budget", "soon"], "budget 'soon' is not valid"),
         (train.main, ["1", "1", "--set", "axis0.spacing=3,2,2"], "was preprocessed with another plan"),
         (train.main, ["1", "1", "-device", "abacus"], "device 'abacus' is unknown"),
@@ -177,7 +177,7 @@ def test_the_next_command_trains_what_was_preprocessed(
         (predict.main, ["-i", "{root}/nothing", "-o", "{tmp}/out"], "input not found"),
         (predict.main, ["-i", "{root}/raw", "-o", "{tmp}/out", "-f", "4"], "fold 4 of .* has no checkpoint"),
         (predict.main, ["-i", "{root}/raw", "-o", "{tmp}/out", "-d", "5"], "data set '5' not found"),
-        (predict.main, ["-i", "{root}/raw", "-o", "{tmp}/out", "-m", "{tmp}"], "is no trained model"),
+        (predict.main, ["-i", "{root}/raw", "-o", "{tmp}/out", "-m", "{tmp}"], "is not a trained model"),
         (evaluate.main, ["{tmp}", "{root}/raw/Dataset001_Toy/labelsTr"], "segmentations are missing"),
         (evaluate.main, ["{tmp}", "{tmp}"], "no dataset.json in"),
     ],
@@ -210,7 +210,7 @@ def test_cases_added_after_the_folds_were_made_are_announced(
         (raw / folder / f"late{channel}.nii.gz").write_bytes(source.read_bytes())
     capsys.readouterr()
     assert command(plan_and_preprocess.main, *options) == 0
-    assert "1 of 4 cases stand in no fold" in capsys.readouterr().err
+    assert "1 of 4 cases are in no fold" in capsys.readouterr().err
 
 
 def test_a_plan_of_another_data_set_is_refused(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -219,7 +219,7 @@ def test_a_plan_of_another_data_set_is_refused(root: Path, tmp_path: Path, capsy
     text = (root / "preprocessed" / "Dataset001_Toy" / "plan.json").read_text()
     plan_file.write_text(text.replace("Dataset001_Toy", "Dataset002_Two"))
     assert command(preprocess.main, "-d", "1", "--preprocessed", tmp_path / "pre") == 2
-    assert "is the plan of Dataset002_Two" in capsys.readouterr().err
+    assert "is the plan for Dataset002_Two" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("memory", ["-3", "nan", "much"])

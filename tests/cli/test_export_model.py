@@ -82,7 +82,7 @@ def test_what_was_selected_goes_where_no_model_is_named(
     call: Command, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call("-d", 1) == 2
-    assert "several trained models fit" in capsys.readouterr().err
+    assert "several trained models match" in capsys.readouterr().err
     members = tuple(SelectedModel(plan_name="masam", configuration=name, folds=(0,)) for name in ("axis0", "2d"))
     selection = Selection(
         dataset_name="Dataset001_Toy",
@@ -103,9 +103,9 @@ def test_what_was_selected_goes_where_no_model_is_named(
 def test_nothing_is_replaced_unasked(call: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("-c", "2d") == 0
     assert call("-c", "2d") == 2
-    assert "model.zip is there already" in capsys.readouterr().err
+    assert "model.zip exists already" in capsys.readouterr().err
     assert call("-c", "2d", "--overwrite") == 2
-    assert "masam__2d is there already" in capsys.readouterr().err
+    assert "masam__2d exists already" in capsys.readouterr().err
     assert call("-c", "2d", "--overwrite", install=("--overwrite",)) == 0
 
 

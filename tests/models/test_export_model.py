@@ -208,13 +208,13 @@ def test_fold_all_is_not_called_validated(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "there", folds=(0,))
     (folder / "fold_0").rename(folder / "fold_all")
     card = content(install(export(folder, tmp_path / "model.zip"), tmp_path))["README.md"].decode()
-    assert "nothing is known of how well it does" in card
+    assert "its accuracy is not known" in card
     assert "ask whoever made it before you use or pass it on" in card
 
 
 def test_a_training_does_not_go_on_from_an_installed_model(model: Path, tmp_path: Path) -> None:
     folder = install(export(model, tmp_path / "model.zip"), tmp_path)
-    with pytest.raises(ModelError, match=r"came from elsewhere.*`pretrained_weights=.*anew in its place"):
+    with pytest.raises(ModelError, match=r"imported or installed.*`pretrained_weights=.*new training"):
         load_checkpoint(folder / "fold_0")
 
 
@@ -232,7 +232,7 @@ def test_needed_sam_weights_are_named_until_they_are_there(
     )
     archive = export(folder, tmp_path / "model.zip")
     installed = install(archive, tmp_path)
-    assert f"stands on SAM weights whose SHA-256 begins with {digest[:12]}" in caplog.text
+    assert f"needs SAM weights whose SHA-256 begins with {digest[:12]}" in caplog.text
     assert f"* `{sam.name}`, SHA-256 `{digest}`: no official file" in (installed / "README.md").read_text()
     assert read_model(installed / "fold_0" / "checkpoint_best")[0].sam_file == sam.name
     caplog.clear()
@@ -275,12 +275,12 @@ def test_what_is_there_is_kept_unless_told_otherwise(model: Path, tmp_path: Path
     archive = export(model, tmp_path / "model.zip")
     with pytest.raises(OutputError, match=r"folder: the archive needs a name that ends in \.zip, such as folder\.zip"):
         export(model, tmp_path / "folder")
-    with pytest.raises(OutputError, match=r"model\.zip is there already\. Give `overwrite`"):
+    with pytest.raises(OutputError, match=r"model\.zip exists already\. Give `overwrite`"):
         export(model, archive)
     export(model, archive, overwrite=True)
     folder = install(archive, tmp_path)
     (folder / "fold_7").mkdir()
-    with pytest.raises(OutputError, match=r"masam__axis0 is there already\. Give `overwrite`"):
+    with pytest.raises(OutputError, match=r"masam__axis0 exists already\. Give `overwrite`"):
         install(archive, tmp_path)
     assert (folder / "fold_7").exists()
     install(archive, tmp_path, overwrite=True)
@@ -425,7 +425,7 @@ def write_selection(inside: Path, member: SelectedModel) -> None:
         (other_json("splits.json", "["), r"splits\.json is not valid"),
         (endless_window, "window must be at least 1 and at most 1023, got 1000000000001"),
         (sam_file_elsewhere, "names a SAM file elsewhere: '/etc/passwd'"),
-        (foreign_selection, "is of other models"),
+        (foreign_selection, "is for other models"),
         (selection_of_a_fold_that_is_not_there, "fold 7 of .* has no checkpoint"),
     ],
 )
@@ -434,7 +434,7 @@ def test_content_that_does_not_belong_together_is_refused_and_leaves_nothing(
 ) -> None:
     archive = tampered(export(model, tmp_path / "model.zip"), tmp_path, change)
     with pytest.raises(
-        ModelError, match=f"bad.zip is not installed: its content does not belong together: .*{problem}"
+        ModelError, match=f"bad.zip was not installed: its content does not belong together: .*{problem}"
     ):
         install(archive, tmp_path)
     assert not (tmp_path / "here").exists()
@@ -458,7 +458,7 @@ def test_a_model_that_a_killed_installation_moved_aside_comes_back(place: str, m
     folder.rename(aside / folder.name)
     bring_back(folder.parent)
     assert content(folder) == before
-    with pytest.raises(OutputError, match="is there already"):
+    with pytest.raises(OutputError, match="exists already"):
         install(archive, tmp_path)
 
 

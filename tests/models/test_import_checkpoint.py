@@ -254,7 +254,7 @@ def test_the_sam_checkpoint_of_a_named_encoder_is_looked_up(made: Path, tmp_path
     state = torch.load(made / "masam_auto.pth", weights_only=True)
     published = Published(checkpoint=made / "masam_auto.pth")
     options: dict[str, Any] = {"weights_folder": tmp_path / "weights"}
-    with pytest.raises(ModelError, match=r"2 blocks of width 32, which is none of vit_b, .*`sam_checkpoint=PATH`"):
+    with pytest.raises(ModelError, match=r"2 blocks of width 32, It is none of vit_b, .*`sam_checkpoint=PATH`"):
         import_checkpoint(published, None, describe(tmp_path), configure(), tmp_path, **options)
     cores = {f"{letter}_FacTs_{block:03d}": torch.ones(3, 3) for letter in "qv" for block in range(12)}
     torch.save(state | cores | {"image_encoder.FacTu.weight": torch.ones(3, 768)}, tmp_path / "big.pth")
@@ -265,7 +265,7 @@ def test_the_sam_checkpoint_of_a_named_encoder_is_looked_up(made: Path, tmp_path
 
 def test_an_imported_model_is_replaced_only_when_asked(do_import: Callable[..., Path], tmp_path: Path) -> None:
     folder = do_import()
-    refuses(do_import, tmp_path, "is there already. Give `overwrite`", OutputError)
+    refuses(do_import, tmp_path, "exists already. Give `overwrite`", OutputError)
     (folder / "old").touch()
     assert do_import(overwrite=True) == folder
     assert not (folder / "old").exists()
@@ -314,7 +314,7 @@ def test_intensities_are_the_references(channel: str, options: dict[str, Any], e
     [
         ({"scheme": "magic"}, "normalization.scheme 'magic' is unknown; known: ct, zscore"),
         ({"intensity": (250.0, -200.0)}, "`intensity=250 -200`: the lowest intensity must be below the highest"),
-        ({"scheme": "zscore", "intensity": (0.0, 9.0)}, "`intensity` has no use with `normalization=zscore`"),
+        ({"scheme": "zscore", "intensity": (0.0, 9.0)}, "`normalization=zscore` does not use `intensity`"),
     ],
 )
 def test_intensities_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:

@@ -81,7 +81,7 @@ def test_the_header_says_which_configuration_and_is_read_once_a_fold(
 
 def test_folds_of_several_configurations_are_not_averaged(tmp_path: Path) -> None:
     plan = two_configurations()
-    with pytest.raises(ModelError, match=r"are of several configurations \(axis0, other\)"):
+    with pytest.raises(ModelError, match=r"belong to several configurations \(axis0, other\)"):
         load(write_folds(tmp_path, plan, ("axis0", "other")), plan)
 
 

@@ -103,7 +103,7 @@ def test_a_changed_file_is_named_with_both_digests(tmp_path: Path) -> None:
         find(tmp_path)
     message = str(caught.value)
     assert sha256(b"then")[:12] in message and sha256(b"now")[:12] in message
-    assert "then.pth has changed" in message and "Bring that file back" in message and "`sam_checkpoint" in message
+    assert "then.pth has changed" in message and "Put that file back" in message and "`sam_checkpoint" in message
 
 
 def test_where_the_named_file_is_another_the_recorded_one_is_taken(
@@ -113,7 +113,7 @@ def test_where_the_named_file_is_another_the_recorded_one_is_taken(
     named = put(tmp_path / "named.pth", b"another")
     with caplog.at_level("WARNING"):
         assert find(tmp_path, file=named).path == then  # of two folds, each may stand on a file of its own
-    assert "fold_0 does not stand on" in caplog.text and "named.pth" in caplog.text
+    assert "fold_0 was not trained with" in caplog.text and "named.pth" in caplog.text
     then.unlink()
     with pytest.raises(ModelError, match=rf"but that of .*named\.pth with {sha256(b'another')[:12]}"):
         find(tmp_path, file=named)
@@ -121,9 +121,9 @@ def test_where_the_named_file_is_another_the_recorded_one_is_taken(
 
 def test_a_file_that_is_gone_says_how_to_get_it(tmp_path: Path) -> None:
     put(tmp_path / "weights" / ".partial-1-vit_b.pth", b"then")  # half-written: nothing to take
-    with pytest.raises(ModelError, match=r"then\.pth is gone, and .*weights holds no SAM checkpoint\. Bring that file"):
+    with pytest.raises(ModelError, match=r"then\.pth is gone, and .*weights holds no SAM checkpoint\. Put that file"):
         find(tmp_path)
-    with pytest.raises(ModelError, match=r"then\.pth is gone\. masam_fetch_weights vit_b brings it, or name"):
+    with pytest.raises(ModelError, match=r"then\.pth is gone\. Run masam_fetch_weights vit_b, or name"):
         weights_of_model(
             SAM_FILES["vit_b"].sha256,
             recorded=tmp_path / "then.pth",

@@ -21,7 +21,7 @@ def tiny_vit_b(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_plan_from_scratch_takes_no_file(tmp_path: Path) -> None:
     plan = tiny.make_plan().network
     assert sam_to_start_from(plan, file=None, folder=tmp_path) is None
-    with pytest.raises(ModelError, match=r"trains from scratch .*`sam_checkpoint` has no use.*`backbone=vit_b`"):
+    with pytest.raises(ModelError, match=r"trains from scratch .*does not use `sam_checkpoint`.*`backbone=vit_b`"):
         sam_to_start_from(plan, file=tmp_path / "sam.pth", folder=tmp_path)
 
 
@@ -42,7 +42,7 @@ def test_the_encoder_of_a_file_is_recognised(tmp_path: Path) -> None:
     state = load_file(path)
     deeper = {name.replace("blocks.1.", "blocks.2."): value for name, value in state.items() if "blocks.1." in name}
     save_file({**state, **{name: value.clone() for name, value in deeper.items()}}, path)
-    with pytest.raises(ModelError, match=r"its encoder is 8 wide and has 3 blocks, .*planned for: vit_b \(8, 2\)"):
+    with pytest.raises(ModelError, match=r"its encoder is 8 wide and has 3 blocks\..*: vit_b \(8, 2\)"):
         encoder_of_file(path)
     torch.save({"a": torch.ones(1)}, tmp_path / "no.pth")
     with pytest.raises(ModelError, match=r"no\.pth"):

@@ -34,7 +34,7 @@ def test_several_models_are_listed(tmp_path: Path) -> None:
         for name in ("masam__axis0", "masam__2d"):
             make_model(tmp_path, dataset, name, ("0",))
     with pytest.raises(
-        ModelError, match="several trained models fit; choose with `dataset`, `configuration`, `plan_name` or `model`"
+        ModelError, match="several trained models match; choose with `dataset`, `configuration`, `plan_name` or `model`"
     ) as caught:
         choose_model(tmp_path)
     assert str(caught.value).count("\n  - ") == 4
@@ -47,7 +47,7 @@ def test_several_models_are_listed(tmp_path: Path) -> None:
 def test_a_folder_says_it_all(tmp_path: Path) -> None:
     folder = make_model(tmp_path, "Dataset001_Toy", "masam__axis0", ("all",))
     assert choose_model(tmp_path / "elsewhere", folder=folder).folds == ("all",)
-    with pytest.raises(ModelError, match="is no trained model"):
+    with pytest.raises(ModelError, match="is not a trained model"):
         choose_model(tmp_path, folder=tmp_path)
 
 
@@ -76,7 +76,7 @@ def test_folds_without_checkpoint_are_named(tmp_path: Path) -> None:
         choose_folds(model, [0, 2], "best")
     with pytest.raises(ModelError, match="checkpoint_latest is missing"):
         choose_folds(model, [0], "latest")
-    with pytest.raises(ModelError, match=r"checkpoint 'foo': .* Choose one of best, latest, final\."):
+    with pytest.raises(ModelError, match=r"unknown checkpoint 'foo'. Choose one of best, latest, final\."):
         choose_folds(model, [0], "foo")
 
 

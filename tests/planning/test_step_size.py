@@ -88,7 +88,11 @@ def test_a_fold_without_a_budget_takes_what_an_hour_allows():
     sizes = step_sizes(ACDC, encoder=VIT_T, diameter=28.0)
     slow, notes = choose_size(sizes, SPEED, SCRATCH)
     assert (
-        slow == sizes[2] and "The data ask for 256 x 256 px" in notes["canvas"] and "min a fold here" in notes["sizes"]
+        slow == sizes[2]
+        and "Without this limit: 256 x 256 px" in notes["canvas"]
+        and "min a fold here" in notes["sizes"]
+        and "Without this limit: 256 x 256 px" in notes["canvas"]
+        and "min a fold here" in notes["sizes"]
     )
     fast, notes = choose_size(sizes, Speed(wall=2e6, cpu=2e5), SCRATCH)
     assert fast == sizes[0] and set(notes) == {"sizes"}

@@ -319,7 +319,7 @@ def test_a_mixed_training_set_is_brought_to_its_most_frequent_axes(
     with caplog.at_level(logging.INFO, "masam_auto"):
         dataset, turned, own, found = prepared(paths, "2")
     assert (
-        "point in different directions (LPS in 2, RAS in 1, PIR in 1, SAL in 1): all are turned to LPS" in caplog.text
+        "point in different directions (LPS in 2, RAS in 1, PIR in 1, SAL in 1). All are turned to LPS" in caplog.text
     )
     assert [case.axes for case in turned.cases] == codes and turned.axes == plain.axes == "LPS"
     for one, other in zip(plain.cases, turned.cases, strict=True):
@@ -384,7 +384,7 @@ def test_a_uniform_training_set_is_not_turned_and_its_older_arrays_stay_valid(
     caplog.clear()
     with caplog.at_level(logging.INFO, "masam_auto"):
         preprocess_dataset(open_dataset(paths, "1"), older, paths, workers=0)
-    assert caplog.text.count("the plan is of an older release") == 1
+    assert caplog.text.count("the plan is from an older release") == 1
     again = np.asarray(open_array(folder / "case_001.b2nd")[:])
     np.testing.assert_array_equal(again, arrays[f"{chosen.name}/case_001.b2nd"])
 

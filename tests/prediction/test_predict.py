@@ -214,7 +214,7 @@ def test_models_are_loaded_from_their_folders(loaded: list[list[str]], tmp_path:
     assert labels is not None and set(np.unique(labels)) == {0, 1, 2}
     assert len(Predictor.from_folder([str(folder) for folder in folders], torch.device("cpu"), folds=[1]).members) == 2
     assert loaded[1:] == [[f"{name}/fold_1/checkpoint_best"] for name in ("masam__axis0", "other__axis0")]
-    with pytest.raises(ModelError, match="is no trained model"):
+    with pytest.raises(ModelError, match="is not a trained model"):
         Predictor.from_folder(tmp_path, "cpu")
     with pytest.raises(ModelError, match="Choose one of best, latest, final"):
         Predictor.from_folder(folders[0], "cpu", checkpoint="foo")

@@ -35,7 +35,7 @@ def test_folds_that_are_there_stay_and_late_cases_are_announced(
     before = path.read_bytes()
     write_companions(opened(raw), tmp_path / "pre")
     assert path.read_bytes() == before
-    assert "1 of 3 cases stand in no fold" in caplog.text
+    assert "1 of 3 cases are in no fold" in caplog.text
     path.write_text(json.dumps([{"train": ["case_000"], "val": ["stranger"]}]))
     with pytest.raises(PlanError, match="unknown cases in val: stranger"):
         write_companions(opened(raw), tmp_path / "pre")
@@ -55,7 +55,7 @@ def test_folds_of_the_raw_folder_are_taken(
     before = taken.read_bytes()
     write_companions(opened(raw), tmp_path / "pre")
     assert taken.read_bytes() == before
-    assert f"{given} has other folds than {taken} and is not used: that stays" in caplog.text
+    assert f"the folds in {given} differ from those in {taken} and are not used" in caplog.text
 
 
 @pytest.mark.parametrize("place", ["raw", "preprocessed", "nnunet"])
@@ -69,11 +69,11 @@ def test_folds_of_nnunet_are_taken_wherever_they_lie(
     given.write_text(json.dumps([{"train": ["case_000", "case_001"], "val": ["case_002"]}]))
     with caplog.at_level(logging.INFO):
         write_companions(opened(raw), pre, nnunet_preprocessed=nnunet)
-    assert (pre / "splits.json").read_bytes() == given.read_bytes() and f"folds: those of {given}" in caplog.text
+    assert (pre / "splits.json").read_bytes() == given.read_bytes() and f"folds: taken from {given}" in caplog.text
     caplog.clear()
     given.write_text(json.dumps([{"train": ["case_000"], "val": ["case_002"]}]))
     write_companions(opened(raw), pre, nnunet_preprocessed=nnunet)
-    assert f"{given} has other folds than {pre / 'splits.json'} and is not used" in caplog.text
+    assert f"the folds in {given} differ from those in {pre / 'splits.json'} and are not used" in caplog.text
 
 
 def test_the_first_of_several_is_taken_and_the_others_are_named(
@@ -84,7 +84,7 @@ def test_the_first_of_several_is_taken_and_the_others_are_named(
     (raw / "splits_final.json").write_text(json.dumps([{"train": ["case_001"], "val": ["case_000", "case_002"]}]))
     write_companions(opened(raw), pre)
     assert (pre / "splits.json").read_bytes() == (raw / "splits.json").read_bytes()
-    assert f"{raw / 'splits_final.json'} has other folds than" in caplog.text
+    assert f"the folds in {raw / 'splits_final.json'} differ from those in" in caplog.text
 
 
 def test_a_patients_cases_stay_together_and_given_folds_that_divide_one_are_warned_of(
@@ -95,13 +95,16 @@ def test_a_patients_cases_stay_together_and_given_folds_that_divide_one_are_warn
     (raw / "patients.json").write_text(json.dumps(owners))
     with caplog.at_level(logging.INFO):
         write_companions(opened(raw), tmp_path / "pre")
-    assert "folds: 6 cases are of 3 patients (case_000 and case_001 are of patient_0)" in caplog.text
+    assert "folds: 6 cases of 3 patients (case_000 and case_001 are of patient_0)" in caplog.text
     assert "both sides" not in caplog.text
     folds = json.loads((tmp_path / "pre" / "splits.json").read_text())
     assert all(len({owners[name] for name in fold["val"]}) == 1 and len(fold["val"]) == 2 for fold in folds)
     (raw / "splits.json").write_text(json.dumps([{"train": ["case_000", "case_002"], "val": ["case_001", "case_004"]}]))
     write_companions(opened(raw), tmp_path / "other")
-    assert "put 1 of 3 patients on both sides (patient_0: case_000 is trained on, case_001 is validated)" in caplog.text
+    assert (
+        "1 of 3 patients both in training and validation (patient_0: case_000 is trained on, case_001 is validated)"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,7 @@ def test_a_class_that_no_case_holds_is_named(raw_dataset, caplog):
     labels = {"background": 0, "tumour": 1, "vessel": 2}
     raw_data.change_description(folder, labels=labels)
     fingerprint = extract_fingerprint(opened(folder), workers=0)
-    assert 'no case of Dataset001_Toy holds "vessel"' in caplog.text and "tumour" not in caplog.text
+    assert 'no case of Dataset001_Toy has "vessel"' in caplog.text and "tumour" not in caplog.text
     assert fingerprint.class_names == ("tumour", "vessel") and set(fingerprint.classes) == {"tumour"}
 
 

@@ -133,8 +133,8 @@ def test_missing_channels(raw_dataset: Callable[..., Path]) -> None:
     (folder / "imagesTr/case_000_0001.nii.gz").unlink()
     (folder / "imagesTr/case_001_0002.nii.gz").unlink()
     assert problems_of(folder) == (
-        "imagesTr/case_000: has 2 of the channels, dataset.json names 3 (CT, MR, MR). Missing: case_000_0001.nii.gz.",
-        "imagesTr/case_001: has 2 of the channels, dataset.json names 3 (CT, MR, MR). Missing: case_001_0002.nii.gz.",
+        "imagesTr/case_000: has 2 channels, but dataset.json names 3 (CT, MR, MR). Missing: case_000_0001.nii.gz.",
+        "imagesTr/case_001: has 2 channels, but dataset.json names 3 (CT, MR, MR). Missing: case_001_0002.nii.gz.",
     )
 
 
@@ -191,7 +191,7 @@ def test_the_same_image_with_another_ending_is_a_warning(
     raw_data.write_volume(folder / "imagesTr/case_000_0000.mha", array_of(folder / FIRST))
     with caplog.at_level(logging.WARNING, "masam_auto"):
         verify_dataset(opened(folder), workers=0)
-    assert "case_000_0000.mha: the same image exists as .nii.gz" in caplog.text
+    assert "case_000_0000.mha: is not used, because the same image exists as .nii.gz" in caplog.text
 
 
 def test_unreadable_files_of_every_sort(raw_dataset: Callable[..., Path]) -> None:
@@ -233,8 +233,8 @@ def test_labels_and_channels_along_other_axes_are_turned_and_a_reorienting_reade
     raw_data.change_description(folder, overwrite_image_reader_writer="NibabelIOWithReorient")
     with caplog.at_level(logging.WARNING, "masam_auto"):
         verify_dataset(opened(folder), workers=0)
-    assert caplog.text.count("its axes (x, y, z) point to PIR, those of case_000_0000.nii.gz to LPS: it is turned") == 2
-    assert "volumes are not turned to RAS here" in caplog.text
+    assert caplog.text.count("its axes (x, y, z) point to PIR, those of case_000_0000.nii.gz to LPS. It is turned") == 2
+    assert "here, volumes are not turned to RAS" in caplog.text
 
 
 def test_only_the_first_warnings_are_shown(raw_dataset: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
@@ -273,7 +273,7 @@ def test_mapping_with_jpeg_images_and_missing_and_repeated_files(raw_dataset: Ca
     entries["r"]["label"] = "gone.png"
     (folder / "dataset.json").write_text(json.dumps(description))
     problems = problems_of(folder)
-    assert problems[0].startswith("s.jpg: belongs to s and t. Every file may be used once")
+    assert problems[0].startswith("s.jpg: belongs to s and t. A file may be used only once")
     assert problems[1].startswith("gone.png: file not found")
 
 

@@ -115,7 +115,7 @@ def test_a_changed_file_is_noticed(
     before, then = path.read_bytes(), file_sha256(path)
     tiny.write_sam_file(path, seed=1)
     message = (
-        rf"SHA-256 begins with {then[:12]}, but .*has changed since: its own now begins with {file_sha256(path)[:12]}\."
+        rf"SHA-256 begins with {then[:12]}, but .*has changed: its SHA-256 now begins with {file_sha256(path)[:12]}\."
     )
     with pytest.raises(ModelError, match=message):
         train(resume=True)
@@ -173,7 +173,7 @@ def test_full_fine_tuning_needs_its_sam_file_no_more(
     assert same_files(whole, parts)
     assert load_checkpoint(parts).header.sam_sha256 == sha256
     load(parts, plan)
-    with pytest.raises(ModelError, match=r"holds all of its weights, so `sam_checkpoint` has no use"):
+    with pytest.raises(ModelError, match=r"has all of its weights, so it does not use `sam_checkpoint`"):
         load(parts, plan, sam_checkpoint=weights / "vit_b.safetensors")
 
 
