@@ -51,9 +51,9 @@ def test_arrays_in_memory(raw_dataset: Callable[..., Path]) -> None:
     for grid in (geometry, geometry.spacing):
         with pytest.raises(ImageError, match=r"A volume needs its channel axis: image\[None\]"):
             predictor.predict_array(image[0], grid)
-    with pytest.raises(ModelError, match="returned='logits': expected is one of labels, probabilities, both"):
+    with pytest.raises(ModelError, match="returned='logits': expected one of labels, probabilities, both"):
         predictor.predict_array(image, geometry, returned="logits")  # type: ignore[arg-type]
-    with pytest.raises(ImageError, match="case in memory has values of type complex64; expected are real numbers"):
+    with pytest.raises(ImageError, match="case in memory has values of type complex64; expected real numbers"):
         predictor.predict_array(image.astype(np.complex64), geometry)
     for value in (np.nan, np.inf, -np.inf):
         image[0, 2, 3, :2] = value
@@ -64,7 +64,7 @@ def test_arrays_in_memory(raw_dataset: Callable[..., Path]) -> None:
 def test_nothing_given(raw_dataset: Callable[..., Path]) -> None:
     with pytest.raises(ModelError, match="no model is given"):
         Predictor.from_folder([], "cpu")
-    with pytest.raises(DatasetError, match="no file of the image is given"):
+    with pytest.raises(DatasetError, match="no image file is given"):
         intensity_model.make_predictor(raw_dataset(cases=1)).predict_files([])
 
 
