@@ -298,7 +298,7 @@ def _reasons(ranked: Sequence[tuple[Members, float]], findings: Findings, cases:
     best, dice = ranked[0]
     single, single_dice = next((members[0].name, value) for members, value in ranked if len(members) == 1)
     used = "; ".join(f"{member.name}: {folds_text(member.model.folds)}" for member in best)
-    reasons = [f"It has the highest mean Dice of {len(ranked)} candidates over {cases} held-out cases ({used})."]
+    reasons = [f"It has the highest mean Dice over {cases} held-out cases, of {len(ranked)} compared ({used})."]
     if len(best) > 1:
         reasons.append(f"The best single model is {single}; averaging changes its Dice by {dice - single_dice:+.4f}.")
     if findings.postprocessing.steps:

@@ -60,9 +60,9 @@ def refuse_to_overwrite(folder: Path, names: Sequence[str]) -> None:
 
 
 def check_output(source: Path, folder: Path) -> None:
-    """Check that the output is a folder of its own. Raises OutputError.
+    """Check that predictions may be written to a folder. Raises OutputError.
 
-    It must not be the images' folder, and not hold the dataset.json or plan.json of a data set or a trained model.
+    It must not be the images' folder, a raw or preprocessed data set, or a trained model.
     """
     images = source if source.is_dir() else source.parent
     if folder.exists() and not folder.is_dir():

@@ -125,7 +125,7 @@ def test_one_model_alone_needs_no_probabilities(house: House) -> None:
     assert (selection.name, selection.dice) == (A, 1.0)
     assert selection.postprocessing == Postprocessing()
     assert "probabilities" not in text_of(selection)
-    assert "there is none" in text_of(selection)
+    assert "There is no postprocessing" in text_of(selection)
     (folder,) = (house.results / "crossval_results").iterdir()
     assert not (folder / "postprocessed").exists()
 
@@ -160,7 +160,7 @@ def test_a_fold_that_is_not_validated_is_said_how_to(house: House) -> None:
     selection = house.find()
     assert selection.members[0].folds == (0,)
     assert (
-        f"fold 1 is left out because it is not validated; do it with `masam_train {house.raw.name} 1 "
+        f"fold 1 is left out because it is not validated; run `masam_train {house.raw.name} 1 "
         "configuration=axis0 plan_name=masam validate`" in text_of(selection)
     )
 

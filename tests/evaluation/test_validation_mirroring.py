@@ -59,7 +59,7 @@ def test_after_a_training_by_time_the_cost_of_all_cases_in_all_flips_decides(hou
     """The case of median size stands for all; 600 voxels in four flips cost 12 times its time."""
     assert house.choose() == (
         True,
-        "3 cases in 4 flips each take about 12 s, 6% of the training's 3 min; up to 20% are fine",
+        "3 cases in 4 flips each take about 12 s, 6% of the training's 3 min; up to 20% is fine",
     )
     assert house.predicted == ["c"]
     house.seconds = 4.0

@@ -116,7 +116,7 @@ def test_files_and_iterators_are_read_when_asked_for(raw_dataset: Callable[..., 
         np.testing.assert_array_equal(prediction.labels, expected)
         assert prediction.probabilities is not None
     assert len(taken) == 3
-    with pytest.raises(DatasetError, match=r"imagesTr holds 3 images \(case_000, case_001, case_002\), not one"):
+    with pytest.raises(DatasetError, match=r"imagesTr holds 3 images \(case_000, case_001, case_002\) instead of one"):
         predictor.predict_files(raw / "imagesTr")
 
 
@@ -166,10 +166,10 @@ def test_an_ensemble_averages_its_members(raw_dataset: Callable[..., Path]) -> N
 def test_models_of_other_data_are_not_averaged(raw_dataset: Callable[..., Path]) -> None:
     one = intensity_model.make_predictor(raw_dataset(cases=1))
     renamed = replace(one.description, labels=parse_labels({"background": 0, "other": 1, "b": 2}, None))
-    with pytest.raises(ModelError, match=r"masam__axis0 and masam__axis0 cannot be averaged: .* other labels"):
+    with pytest.raises(ModelError, match=r"masam__axis0 and masam__axis0 cannot be averaged: .* different labels"):
         combine([one, replace(one, description=renamed)])
     two = replace(one.description, channel_names=("T1", "T2"))
-    with pytest.raises(ModelError, match="were trained with other channel names"):
+    with pytest.raises(ModelError, match="were trained with different channel names"):
         combine([one, replace(one, description=two)])
 
 
