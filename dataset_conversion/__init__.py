@@ -1,1 +1,1 @@
-"""Converters of public data sets to the raw format, one file each."""
+"""Converters of public data sets to the raw format, one file per data set."""

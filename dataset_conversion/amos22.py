@@ -1,4 +1,4 @@
-"""AMOS22: abdominal CT and MRI with 15 organs, as released after the challenge (with the validation labels)."""
+"""AMOS22: abdominal CT and MRI with 15 organs, in the release after the challenge (with validation labels)."""
 
 import functools
 import re
@@ -12,11 +12,11 @@ from masam_auto.core.jsonio import read_plain, to_plain
 from masam_auto.core.splits import Split
 
 LAST_CT = 500
-"""CT has the numbers 1 to 500, MRI 501 to 600, as the download's readme says. nnU-Net's converters compare with 410 and
-409, the last CT among the training and validation cases: the same choice."""
+"""CT has the numbers 1 to 500 and MRI 501 to 600, says the download's readme. nnU-Net's converters use 410 and 409, the
+last CT among the training and validation cases, which selects the same cases."""
 
 MODALITIES = {"CT": (40, "AMOS22_CT", "CT"), "MRI": (41, "AMOS22_MRI", "MRI"), "both": (42, "AMOS22", "CT_or_MRI")}
-"""Number and name of the data set and of its channel. A channel that is not called CT is normalised case by case."""
+"""Number and name of the data set, and name of its channel. A channel not called CT is normalised case by case."""
 
 ORGANS = (
     "spleen", "right_kidney", "left_kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta",
@@ -38,15 +38,15 @@ def find_amos22(
 ) -> tuple[Conversion, ...]:
     """Look through the download: `imagesTr`, `labelsTr`, `imagesVa`, `labelsVa`, `imagesTs`, dataset.json.
 
-    Its training and validation cases make up the one fold of splits.json; its test cases have no labels.
+    Its training and validation cases form the only fold of splits.json. Its test cases have no labels.
 
     Args:
-        download: the folder, or one around it.
+        download: the folder, or a folder that contains it.
         modality: "CT", "MRI" or "both".
         volumes: how volumes are written.
 
     Raises:
-        DatasetError: nothing of the kind is there, its dataset.json is not as it should be, or an unknown modality.
+        DatasetError: there is no such folder, its dataset.json is not as expected, or the modality is unknown.
     """
     folder = find_folder(download, _is_amos, what="folder with dataset.json, imagesTr and imagesVa")
     listed = _read_lists(folder / "dataset.json")
@@ -100,8 +100,7 @@ def _is_amos(folder: Path) -> bool:
 
 
 def _read_lists(path: Path) -> dict[str, list[str]]:
-    """Identifiers by part, from the lists of dataset.json, whose entries are files or {"image": file, "label":
-    file}."""
+    """Identifiers by part, from the lists in dataset.json. Entries are files or {"image": file, "label": file}."""
     plain = read_plain(path, what="dataset.json")
     listed: dict[str, list[str]] = {}
     for part in PARTS:
@@ -120,7 +119,7 @@ def _read_lists(path: Path) -> dict[str, list[str]]:
 
 
 def _case(folder: Path, identifier: str, part: str, kind: str) -> tuple[SourceCase, list[str]]:
-    """A case, and which of its files are missing."""
+    """A case and its missing files."""
     end = PARTS[part]
     image = folder / f"images{end}" / f"{identifier}.nii.gz"
     label = None if part == "test" else folder / f"labels{end}" / f"{identifier}.nii.gz"

@@ -30,12 +30,12 @@ def find_btcv(
     """Look through the download: `Training/img/img0001.nii.gz`, `Training/label/label0001.nii.gz`.
 
     Args:
-        download: its folder, or one around it.
-        merge_adrenals: both adrenal glands become one class, which makes the paper's 12.
+        download: its folder, or a folder that contains it.
+        merge_adrenals: make both adrenal glands one class, for the paper's 12 classes.
         volumes: how volumes are written.
 
     Raises:
-        DatasetError: nothing of the kind is there.
+        DatasetError: there is no such folder.
     """
     folder = find_folder(
         download, _is_training, what='folder "Training" with img/img0001.nii.gz and label/label0001.nii.gz'

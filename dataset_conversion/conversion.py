@@ -1,6 +1,6 @@
-"""What the conversion of a data set is: which cases a download holds, what it lacks, and how one image is written.
+"""Description of a conversion: the cases of a download, what is missing, and how one image is written.
 
-Each data set's file makes one from a download; `convert` writes the raw data set of it.
+The file of each data set makes a `Conversion` from a download. `convert` writes the raw data set.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,7 @@ from masam_auto.core.splits import Split
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceImage:
-    """One image of the download. `label_member`: the label file's name inside the archive `label`, where it is in
-    one."""
+    """One image of the download. `label_member`: name of the label file inside `label`, if that is an archive."""
 
     identifier: str
     image: Path
@@ -23,14 +22,16 @@ class SourceImage:
 
     @property
     def sources(self) -> tuple[Path, ...]:
-        """All files that it is made from."""
+        """All source files of the image."""
         return (self.image,) if self.label is None else (self.image, self.label)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceCase:
-    """One case: an image of its own identifier, or the frames of a video in order. `group`: its site, for scores by
-    site."""
+    """One case: an image with the same identifier, or the frames of a video in order.
+
+    `group`: its site, for scores by site.
+    """
 
     identifier: str
     images: tuple[SourceImage, ...]
@@ -45,7 +46,7 @@ class SourceCase:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """The files of one image in the raw data set: one a channel, and its label file."""
+    """The files of one image in the raw data set: one per channel, and its label file."""
 
     images: tuple[Path, ...]
     label: Path
@@ -55,12 +56,11 @@ class Target:
 class Conversion:
     """How a download becomes a raw data set.
 
-    `number` and `name` make DatasetXXX_Name. `settings` is all that decides what is written: data set and options.
-    `about` goes into dataset.json: description, licence, source, citation. `channel_files` is the number of image files
-    a case has. `write` makes the files of one image and says what it had to decide; it is called in worker processes.
-    `missing` lists what the download should hold and does not, `notes` what else is worth knowing. `splits` are by
-    case; None makes five folds of the training cases, in which those of one of `patients` (case -> a number) stay
-    together.
+    `number` and `name` make DatasetXXX_Name. `settings` holds everything that decides what is written: data set and
+    options. `about` goes into dataset.json: description, licence, source, citation. `channel_files` is the number of
+    image files per case. `write` writes the files of one image and returns the decisions it made; it is called in
+    worker processes. `missing` lists what the download lacks, `notes` what else is worth knowing. `splits` are by case.
+    None makes five folds of the training cases, and keeps cases of one patient (`patients`: case -> number) together.
     """
 
     number: int

@@ -1,7 +1,6 @@
-"""Write the raw data set of a conversion: checked before, side by side, resumed after an interruption, with a report.
+"""Write the raw data set of a conversion: check it first, convert cases in parallel, and write a report.
 
-Each case is recorded when it is whole, so that an interrupted conversion goes on where it stopped. The download is only
-read.
+Each finished case is recorded, so an interrupted conversion can continue. The download is never changed.
 """
 
 import dataclasses
@@ -27,20 +26,20 @@ from masam_auto.core.splits import make_splits, write_splits
 RECORD_NAME = "conversion.json"
 REPORT_NAME = "conversion.txt"
 UNFINISHED = ".conversion"
-"""Folder of the records of single cases while a conversion goes on."""
+"""Folder of the records of single cases during a conversion."""
 
 CASE_BYTES = 2e9
-"""What working on one needs for a large CT: its voxels as stored and as float32, and its labels."""
+"""Memory for one large CT: its voxels as stored and as float32, and its labels."""
 
 IN_PROCESS_BYTES = 32e6
-"""Downloads below this size are converted sooner than worker processes start."""
+"""Smaller downloads are converted faster than worker processes start."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaseRecord:
-    """A case that is written: its files, by their path inside the data set, with their sizes in bytes, and the notes.
+    """A written case: its files (path inside the data set -> size in bytes) and notes.
 
-    `sources` is the digest of names, sizes and times of the files that it was made from.
+    `sources` is a digest of the names, sizes and times of its source files.
     """
 
     test: bool
@@ -51,7 +50,7 @@ class CaseRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConversionRecord:
-    """conversion.json: what was made from what, and what had to be decided."""
+    """conversion.json: the sources, the settings, the cases, and the decisions made."""
 
     version: int = 1
     masam_auto: str
@@ -80,22 +79,22 @@ class _CaseToWrite:
 def convert(
     conversions: Sequence[Conversion], raw_folder: Path, *, workers: int | None = None, allow_missing: bool = False
 ) -> dict[Path, ConversionRecord]:
-    """Write raw data sets. Nothing is written before all of them are known to be complete and to have room.
+    """Write raw data sets. Before anything is written, all downloads must be complete and all output folders free.
 
-    With `allow_missing`, those without training cases are left out.
+    With `allow_missing`, data sets without training cases are left out.
 
     Args:
-        conversions: what to make.
+        conversions: the data sets to make.
         raw_folder: the root of raw data sets.
         workers: processes; 0 works in this one. By default as many as cores and free memory allow.
-        allow_missing: go on where the download lacks cases.
+        allow_missing: convert even if the download lacks cases.
 
     Returns:
-        The data sets' folders, each with its record, which is in its conversion.json too.
+        The data sets' folders, each with its record, which is also in its conversion.json.
 
     Raises:
-        DatasetError: the download is not complete, or there are no training cases.
-        CaseErrors: cases that cannot be converted, all of them together.
+        DatasetError: the download is incomplete, or there are no training cases.
+        CaseErrors: cases cannot be converted; lists all of them.
         OutputError: the folder holds something else, the number is taken, or it cannot be written.
     """
     for conversion in conversions:
@@ -105,7 +104,7 @@ def convert(
         listed = "".join(f"\n  - {text}" for text in missing).replace(f"{conversions[0].download}/", "")
         raise DatasetError(
             f"{conversions[0].download} is not complete:{listed}\nNothing was written. Complete the download, or give "
-            f"--allow_missing to go on without these.{archives_hint(conversions[0].download)}"
+            f"--allow_missing to convert the rest.{archives_hint(conversions[0].download)}"
         )
     some = [conversion for conversion in conversions if not all(case.test for case in conversion.cases)]
     if not some:
@@ -155,7 +154,7 @@ def _convert_one(conversion: Conversion, folder: Path, workers: int | None) -> C
 
 
 def report_text(conversion: Conversion, record: ConversionRecord) -> str:
-    """The short report: counts, what is missing, what was decided."""
+    """The short report: counts, missing files, notes and decisions."""
     training = sum(not case.test for case in record.cases.values())
     settings = ", ".join(f"{key} {value}" for key, value in record.settings.items())
     lines = [
@@ -173,10 +172,10 @@ def report_text(conversion: Conversion, record: ConversionRecord) -> str:
 
 
 def _check_room(conversion: Conversion, raw_folder: Path) -> None:
-    """Raises OutputError where the data set would touch the download, another data set or other settings' files."""
+    """Raises OutputError if the output would touch the download, another data set, or files of other settings."""
     folder = raw_folder / conversion.folder_name
     if folder.resolve().is_relative_to(conversion.download.resolve()):
-        raise OutputError(f"{folder} lies inside the download, which is never altered. Choose another folder with -o.")
+        raise OutputError(f"{folder} is inside the download, which is never changed. Choose another folder with -o.")
     for other in sorted(raw_folder.glob(f"Dataset{conversion.number:03d}_*")):
         if other.name != folder.name and DATASET_NAME.fullmatch(other.name):
             raise OutputError(f"number {conversion.number} is taken by {other}. Choose another with -d.")
@@ -184,7 +183,7 @@ def _check_room(conversion: Conversion, raw_folder: Path) -> None:
         return
     if not (folder / RECORD_NAME).is_file():
         raise OutputError(
-            f"{folder} holds something that was not converted by this command. Choose another number with -d."
+            f"{folder} holds files that were not converted by this command. Choose another number with -d."
         )
     found = _read_record(folder / RECORD_NAME, ConversionRecord).settings
     if changed := [key for key in found | conversion.settings if found.get(key) != conversion.settings.get(key)]:
@@ -200,7 +199,7 @@ def _check_room(conversion: Conversion, raw_folder: Path) -> None:
 
 
 def _known_cases(folder: Path) -> dict[str, CaseRecord]:
-    """Cases that earlier runs have written."""
+    """Cases that earlier runs wrote."""
     known: dict[str, CaseRecord] = {}
     if (folder / RECORD_NAME).is_file():
         known |= _read_record(folder / RECORD_NAME, ConversionRecord).cases
@@ -214,7 +213,7 @@ def _read_record(path: Path, kind: type[Any]) -> Any:
         return msgspec.convert(read_plain(path, what="conversion record"), kind)
     except msgspec.ValidationError as error:
         raise OutputError(
-            f"{path}: is not a record of a conversion ({error}). Remove its folder and start anew."
+            f"{path}: is not a record of a conversion ({error}). Remove its folder and start over."
         ) from error
 
 
@@ -237,7 +236,7 @@ def _targets(task: _CaseToWrite) -> list[Target]:
 
 
 def _files(task: _CaseToWrite) -> list[Path]:
-    """What has to be there when a case is done."""
+    """All files of a finished case."""
     files = []
     for image, target in zip(task.case.images, _targets(task), strict=True):
         files += [*target.images, *([] if image.label is None else [target.label])]
@@ -245,7 +244,7 @@ def _files(task: _CaseToWrite) -> list[Path]:
 
 
 def _is_whole(task: _CaseToWrite, record: CaseRecord | None) -> bool:
-    """Whether all files of a case are there, of the recorded size, and made from what the download holds now."""
+    """Whether all files of a case exist with their recorded sizes, made from the current files of the download."""
     if record is None:
         return False
     try:
@@ -259,7 +258,7 @@ def _sizes(task: _CaseToWrite) -> dict[str, int]:
 
 
 def _sources(case: SourceCase) -> str:
-    """Digest of what a case is made from. Times alone would not do: archives give back files as old as they were."""
+    """Digest of a case's source files. Times alone are not enough, because archives restore old times."""
     return digest(
         [
             [image.label_member, [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in image.sources]]
@@ -269,7 +268,7 @@ def _sources(case: SourceCase) -> str:
 
 
 def _remove_outdated(tasks: Sequence[_CaseToWrite], known: dict[str, CaseRecord]) -> None:
-    """Remove files that a case no longer has: of lost frames, or of a training case that has become a test case."""
+    """Remove files that a case no longer has, e.g. of lost frames, or after it became a test case."""
     for task in tasks:
         if record := known.get(task.case.identifier):
             wanted = {path.relative_to(task.folder).as_posix() for path in _files(task)}
@@ -280,7 +279,7 @@ def _remove_outdated(tasks: Sequence[_CaseToWrite], known: dict[str, CaseRecord]
 def _convert_case(task: _CaseToWrite) -> CaseRecord:
     """Write all files of a case, then its record."""
     notes: list[str] = []
-    sources = _sources(task.case)  # before they are read: what changes meanwhile is converted again
+    sources = _sources(task.case)  # before reading, so that files changed meanwhile are converted again
     for image, target in zip(task.case.images, _targets(task), strict=True):
         notes += task.write(image, target)
     record = CaseRecord(
@@ -294,8 +293,10 @@ def _convert_case(task: _CaseToWrite) -> CaseRecord:
 
 
 def _write_description(conversion: Conversion, folder: Path) -> None:
-    """patients.json where some have several cases, splits.json, and last dataset.json, without which it is no data
-    set."""
+    """Write patients.json (if a patient has several cases), splits.json and, last, dataset.json.
+
+    Without dataset.json the folder does not count as a data set.
+    """
     training = [case for case in conversion.cases if not case.test]
     raw: dict[str, Any] = {
         "name": conversion.name,
@@ -321,7 +322,7 @@ def _write_description(conversion: Conversion, folder: Path) -> None:
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Remove the records of single cases, and what a killed run left."""
+    """Remove the records of single cases and the leftovers of killed runs."""
     for path in (*(folder / UNFINISHED).glob("*.json"), *folder.glob("*sT[rs]/.partial-*"), *folder.glob(".partial-*")):
         path.unlink()
     if (folder / UNFINISHED).is_dir():

@@ -1,8 +1,7 @@
-"""DICOM studies with RTSTRUCT or SEG objects: each series that something was drawn on becomes a training case.
+"""DICOM studies with RTSTRUCT or SEG objects: each annotated series becomes a training case.
 
-Which series: the ones that annotations refer to. Of a study without any, the series of the most files becomes a test
-case. Which annotation: for each ROI the newest one that has it. Names of cases come from folders; nothing of the
-patient's tags is written.
+A study without annotation gives one test case: its series with the most files. Each ROI comes from the newest
+annotation that has it. Case names come from folder names, and no patient tags are written.
 """
 
 import functools
@@ -28,19 +27,19 @@ RESERVED = ("", "background", "ignore")
 """Names that mean something else in dataset.json."""
 
 Drawn = tuple[tuple[Annotation, dict[str, tuple[int, ...]]], ...]
-"""Annotations, each with the ROIs to take from it: the numbers of each."""
+"""Annotations, each with the ROIs to take from it (name -> numbers)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DrawnSeries(SourceImage):
-    """A series with what is drawn on it. `image` is its folder."""
+    """A series with its annotations. `image` is its folder."""
 
     files: tuple[Path, ...]
     drawn: Drawn
 
     @property
     def sources(self) -> tuple[Path, ...]:
-        """All files that it is made from."""
+        """All source files of the series."""
         return (*self.files, *(annotation.file for annotation, _ in self.drawn))
 
 
@@ -56,15 +55,15 @@ def find_dicom(
     """Look through a folder of studies.
 
     Args:
-        download: the folder; files are known by their content, whatever their names and folders.
-        name: of the data set.
-        rois: the ROIs to take, in the order of their label values; all by default. Upper and lower case are one.
-        roi_map: a JSON file {"name as written": "name in the data set"}.
-        modality: take only series of this one.
-        series_description: take only series whose description holds this text.
+        download: the folder. Files are recognised by their content; names and subfolders do not matter.
+        name: name of the data set.
+        rois: ROIs to use, in the order of their label values; all by default. Case does not matter.
+        roi_map: a JSON file {"name in DICOM": "name in the data set"}.
+        modality: use only series of this modality.
+        series_description: use only series whose description contains this text.
 
     Raises:
-        DatasetError: nothing is drawn, unknown ROIs, several modalities, or pydicom is not installed.
+        DatasetError: no annotation, unknown ROIs, several modalities, or pydicom is not installed.
     """
     if not re.fullmatch(r"[\w-]+", name):
         raise DatasetError(f'--name: "{name}" cannot be part of a folder\'s name. Use letters, digits, "_" and "-".')
@@ -121,13 +120,13 @@ def list_rois(
     modality: str | None = None,
     series_description: str | None = None,
 ) -> tuple[str, ...]:
-    """Which ROIs there are in how many series, a line each, the most frequent first. Arguments as of `find_dicom`."""
+    """One line per ROI with its number of series, most frequent first. Arguments as for `find_dicom`."""
     studies = look_through(download, modality, series_description)
     return tuple(tell_rois(studies, count_rois(studies, read_map(roi_map))).values())
 
 
 def write_series(source: SourceImage, target: Target, *, labels: Mapping[str, int]) -> tuple[str, ...]:
-    """Write a series and what is drawn on it, on the series' own grid. ROIs of higher values lie on top.
+    """Write a series and its ROIs on the series' grid. Where ROIs overlap, the higher value wins.
 
     Args:
         source: a `DrawnSeries`.
@@ -135,10 +134,10 @@ def write_series(source: SourceImage, target: Target, *, labels: Mapping[str, in
         labels: values of the ROIs by name.
 
     Returns:
-        What had to be decided.
+        The decisions made.
 
     Raises:
-        ImageError: the series is not whole, or an annotation does not fit it.
+        ImageError: the series is incomplete, or an annotation does not fit it.
         OutputError: the folder is not writable or the disk is full.
     """
     assert isinstance(source, DrawnSeries)
@@ -151,34 +150,34 @@ def write_series(source: SourceImage, target: Target, *, labels: Mapping[str, in
 
 
 def _draw_all(source: DrawnSeries, labels: Mapping[str, int], grid: Geometry) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Label values (Z, Y, X), and what had to be decided."""
+    """Label values (Z, Y, X), and the decisions made."""
     masks: dict[str, np.ndarray] = {}
     notes = []
     for annotation, rois in source.drawn:
         for roi, mask, said in draw_rois(annotation, rois, grid):
-            masks[roi] = np.packbits(mask)  # all ROIs of a large CT have to be in memory at once
+            masks[roi] = np.packbits(mask)  # all ROIs of a large CT must fit in memory at once
             notes += [f"{roi}: {text}" for text in said]
     result = np.zeros(grid.shape, np.int16)
     for roi, value in labels.items():
         if value == 0:
             continue
         if roi not in masks:
-            notes.append(f"{roi}: is not drawn")
+            notes.append(f"{roi}: not drawn")
             continue
         mask = np.unpackbits(masks[roi], count=result.size).reshape(result.shape).astype(bool)
         if not mask.any():
-            notes.append(f"{roi}: is drawn, but holds no voxel")
+            notes.append(f"{roi}: drawn, but contains no voxel")
         if overlap := np.count_nonzero(result[mask]):
-            notes.append(f"{roi}: taken for {overlap} voxels that lie in an earlier ROI too")
+            notes.append(f"{roi}: overwrites {overlap} voxels of earlier ROIs")
         result[mask] = value
     return result, tuple(notes)
 
 
 def _write_image(files: Sequence[Path], path: Path) -> Geometry:
-    """Write a series as int16 where that holds every value, as for most scanners, else as float32."""
+    """Write a series as int16 if that holds every value (true for most scanners), else as float32."""
     raw = read_series(files)
     array = raw.array[0]
-    with np.errstate(invalid="ignore"):  # of values that int16 cannot hold
+    with np.errstate(invalid="ignore"):  # values that int16 cannot hold
         whole = array.astype(np.int16)
     write_nifti(path, whole if np.array_equal(whole, array) else array, raw.geometry)
     return raw.geometry
@@ -187,7 +186,7 @@ def _write_image(files: Sequence[Path], path: Path) -> Geometry:
 def _make_cases(
     studies: Studies, chosen: Sequence[str], renamed: Mapping[str, str]
 ) -> tuple[tuple[SourceCase, ...], tuple[str, ...]]:
-    """Training cases, then one test case for each study in which nothing wanted is drawn; and what was left out."""
+    """Training cases, then one test case per study without a wanted ROI; and notes on what was left out."""
     taken: dict[str, Drawn] = {}
     notes = []
     for one in studies.series:
@@ -201,9 +200,9 @@ def _make_cases(
             done.add(one.study_key)
             test.append(one)
             if one.key in studies.drawn:
-                notes.append(f"{studies.names[one.key]}: a test case, as none of the ROIs is drawn on it")
+                notes.append(f"{studies.names[one.key]}: a test case, because it has none of the ROIs")
         elif not taken[one.key]:
-            notes.append(f"left out beside another series of its study: {one}")
+            notes.append(f"left out, because another series of its study is used: {one}")
     cases = []
     for one in (*training, *test):
         drawn, name = taken[one.key], studies.names[one.key]
@@ -221,7 +220,7 @@ def _make_cases(
 def _newest(
     annotations: Sequence[Annotation], chosen: Sequence[str], renamed: Mapping[str, str]
 ) -> tuple[Drawn, list[str]]:
-    """Which ROIs to take from which annotation, newest first, and what older ones have as well."""
+    """The ROIs to take from each annotation, newest first, and notes on ROIs that older ones repeat."""
     taken, notes = [], []
     waiting = set(chosen)
     for annotation in annotations:
@@ -233,14 +232,14 @@ def _newest(
             taken.append((annotation, fresh))
             waiting -= set(fresh)
         if older := sorted(set(there) - set(fresh)):
-            notes.append(f"{annotation.file}: {', '.join(older)} left out for a newer annotation of the same series")
+            notes.append(f"{annotation.file}: {', '.join(older)} left out; a newer annotation of the series has it")
     return tuple(taken), notes
 
 
 def _number_patients(cases: Sequence[SourceCase], studies: Studies) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The patient of each training case as a number that says nothing of them, and what to tell.
+    """The patient of each training case as an anonymous number, and notes for the report.
 
-    Nobody is numbered where every patient has one case, or all cases have one PatientID.
+    There are no numbers if every patient has one case, or if all cases share one PatientID.
     """
     keys = {name: key for key, name in studies.names.items()}
     training = sorted(case.identifier for case in cases if not case.test)
@@ -248,7 +247,7 @@ def _number_patients(cases: Sequence[SourceCase], studies: Studies) -> tuple[dic
     if len(patients) == len(training):
         return {}, ()
     if len(patients) == 1:
-        return {}, ("all cases have the same PatientID: folds may divide patients",)
+        return {}, ("all cases have the same PatientID, so folds may split patients",)
     numbers = {patient: f"patient_{number:03d}" for number, patient in enumerate(patients, start=1)}
-    told = f"{len(training)} cases of {len(patients)} patients: folds keep a patient's cases together"
+    told = f"{len(training)} cases of {len(patients)} patients; folds keep a patient's cases together"
     return {name: numbers[studies.patients[keys[name]]] for name in training}, (told,)

@@ -1,4 +1,4 @@
-"""What RTSTRUCT and SEG objects hold: their ROIs by name, and the series that they were drawn on."""
+"""Read RTSTRUCT and SEG objects: their ROIs by name, and the series that they were drawn on."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ FRAMES = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 class Annotation:
     """One RTSTRUCT or SEG object.
 
-    `series` are the UIDs of the series that it refers to; where it names none, `images` are those of the images, and
-    `frames` of its frames of reference. `rois` are the numbers and names, as written, of all that are drawn. `patient`
-    and `study` are only compared. `made` is its date and time, which sorts as text.
+    `series` are the UIDs of the series that it refers to. If it names no series, `images` are the UIDs of its images.
+    `frames` are the UIDs of its frames of reference. `rois` are the numbers and written names of all drawn ROIs.
+    `patient` and `study` are only compared. `made` is its date and time, which sorts as text.
     """
 
     file: Path
@@ -50,7 +50,7 @@ def is_annotation(file: Path) -> bool:
 
 
 def read_annotation(file: Path) -> Annotation:
-    """Read what an object holds, without drawing it.
+    """Read the content of an object without drawing it.
 
     Raises:
         DatasetError: pydicom is not installed.
@@ -75,7 +75,7 @@ def read_annotation(file: Path) -> Annotation:
 
 
 def normal_name(name: str) -> str:
-    """A ROI's name without the differences of case and spaces."""
+    """A ROI's name in lower case with single spaces, for comparison."""
     return " ".join(name.split()).casefold()
 
 
@@ -86,11 +86,11 @@ def draw_rois(
 
     Args:
         annotation: the object.
-        rois: the numbers of each ROI; several are one together.
-        grid: the image's.
+        rois: name -> numbers of each ROI; several numbers are merged.
+        grid: grid of the image.
 
     Yields:
-        Name, bool (Z, Y, X) and what had to be decided.
+        Name, bool (Z, Y, X) and the decisions made.
 
     Raises:
         ImageError: as `fill_contours`, `read_segments` and `segment_mask`.
@@ -132,8 +132,7 @@ def _segment_references(tags: "Dataset") -> tuple[list[str], list[str]]:
 
 
 def _image_references(file: Path) -> frozenset[str]:
-    """UIDs of the images that the frames of a SEG, or the contours of an RTSTRUCT, were drawn on, wherever they stand
-    in it."""
+    """UIDs of the images that a SEG's frames or an RTSTRUCT's contours were drawn on, from any place in the file."""
     tags = read_tags(file, (*FRAMES, "SourceImageSequence", "ROIContourSequence"))
     derived = (
         source

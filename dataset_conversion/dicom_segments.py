@@ -1,4 +1,4 @@
-"""The segments of a DICOM SEG object on the grid of an image."""
+"""Put the segments of a DICOM SEG object on the grid of an image."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 SAME_VOXELS = 0.1
-"""Voxels whose middles differ by less of a voxel are the same."""
+"""Voxels whose centres differ by less than this part of a voxel count as the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segments:
     """The frames of a SEG object.
 
-    `pixels` (frames, Y, X) hold segment numbers, 0 for none; `slots` say on which slice of `grid`, the object's own, a
-    frame lies. Several frames may lie on one slice.
+    `pixels` (frames, Y, X) hold segment numbers, 0 for none. `slots` holds the slice of each frame in `grid`, the
+    object's grid. Several frames may share a slice.
     """
 
     file: Path
@@ -42,19 +42,18 @@ class Segments:
 
 
 def read_segments(file: Path, image: Geometry) -> Segments:
-    """Read binary, fractional (at half of the full value) and label map objects.
+    """Read binary, fractional (cut at half the full value) and label map objects.
 
     Args:
         file: the SEG object.
-        image: the grid of the image it belongs to. Empty frames are often left out of the file: then only the image
-            tells how far apart slices are.
+        image: the grid of its image. Files often omit empty frames; then only the image tells the slice distance.
 
     Raises:
         DatasetError: pydicom is not installed.
-        ImageError: the file is damaged, or its frames do not lie evenly side by side.
+        ImageError: the file is damaged, or its frames are not evenly spaced.
     """
     slots, grid = _place_frames(file, image)
-    read_tags(file, ("Modality",))  # says it where pydicom is missing
+    read_tags(file, ("Modality",))  # reports a missing pydicom
     import pydicom  # optional: extra `dicom`
 
     with telling_damage(file):
@@ -68,16 +67,16 @@ def read_segments(file: Path, image: Geometry) -> Segments:
 def segment_mask(
     segments: Segments, numbers: Collection[int], image: Geometry, *, where: str
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The voxels of an image that lie in one of some segments, by the nearest voxel of the SEG object.
+    """The voxels of an image that lie in given segments, by the nearest voxel of the SEG object.
 
     Args:
-        segments: of `read_segments`.
-        numbers: of the segments.
+        segments: from `read_segments`.
+        numbers: numbers of the segments.
         image: the grid of the image.
         where: names file and ROI in messages.
 
     Returns:
-        bool (Z, Y, X), and a note where the grids differ.
+        bool (Z, Y, X), and a note if the grids differ.
 
     Raises:
         ImageError: the segments lie outside the image.
@@ -96,7 +95,7 @@ def segment_mask(
             volume, turn.round(9), start.round(6), image.shape, order=0, mode="grid-constant"
         ).astype(bool)
     if volume.any() and not mask.any():
-        raise ImageError(f"{where}: lies outside its image. Was it drawn on another series?")
+        raise ImageError(f"{where}: is outside its image. Was it drawn on another series?")
     return mask, () if same else ("resampled to its image's grid by the nearest voxel",)
 
 
@@ -116,7 +115,7 @@ def _numbered(tags: "Dataset", pixels: np.ndarray) -> np.ndarray:
 
 
 def _shifted(volume: np.ndarray, shift: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """An array of a shape whose element i is the volume's i + shift, False beyond it."""
+    """An array of the given shape whose element i is the volume's element i + shift, or False outside the volume."""
     low = np.maximum(0, -shift)
     high = np.maximum(low, np.minimum(shape, volume.shape - shift))
     result = np.zeros(shape, bool)
@@ -126,7 +125,7 @@ def _shifted(volume: np.ndarray, shift: np.ndarray, shape: tuple[int, ...]) -> n
 
 
 def _place_frames(file: Path, image: Geometry) -> tuple[np.ndarray, Geometry]:
-    """The slice that each frame lies on, and the object's own grid. Raises ImageError."""
+    """The slice of each frame, and the object's grid. Raises ImageError."""
     frames = slices_of(file)
     for frame in frames[1:]:
         check_alike(frames[0], frame)
@@ -141,7 +140,7 @@ def _place_frames(file: Path, image: Geometry) -> tuple[np.ndarray, Geometry]:
     even = [step for step in steps if step > 0 and np.abs(heights / step - (heights / step).round()).max() < EVEN_STEP]
     if not even:
         raise ImageError(
-            f"{file}: its frames lie neither on the slices of its image nor {first.depth:g} mm apart, as it says. "
+            f"{file}: its frames are neither on the slices of its image nor {first.depth:g} mm apart as it says. "
             "Export it again."
         )
     slots = (heights / even[0]).round().astype(int)

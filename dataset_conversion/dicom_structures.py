@@ -1,4 +1,4 @@
-"""The contours of a DICOM RT structure set, filled on the grid of an image."""
+"""Fill the contours of a DICOM RT structure set on the grid of an image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 DIGITS = 2
-"""Of voxel coordinates: less is rounding of the coordinates in the file, which often have three decimals in mm."""
+"""Decimals of voxel coordinates. Smaller differences are rounding: files often have three decimals in mm."""
 
 SAME_PLANE = 0.05
-"""Contours that differ by less of a slice step were drawn on one plane."""
+"""Contours closer than this part of a slice step were drawn on one plane."""
 
 BESIDE = 0.1
-"""Contours this part of a slice step beside the slices' middles are worth a note."""
+"""Contours further than this part of a slice step from a slice's centre are reported."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,26 +49,25 @@ def read_contours(file: Path) -> dict[int, tuple[Contour, ...]]:
                 for item in roi.get("ContourSequence") or ()
             )
             number = int(roi.ReferencedROINumber)
-            found[number] = (*found.get(number, ()), *contours)  # some programs write a ROI in several items
+            found[number] = (*found.get(number, ()), *contours)  # some programs split a ROI into several items
     return found
 
 
 def fill_contours(contours: Sequence[Contour], grid: Geometry, *, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The voxels inside the closed contours of a ROI, each contour on the slice that is nearest to it.
+    """The voxels inside the closed contours of a ROI. Each contour goes to its nearest slice.
 
-    A point that an even number of the contours of a slice goes around is outside (a hole). Voxels count by their
-    middles.
+    A point inside an even number of a slice's contours is outside the ROI (a hole). A voxel counts by its centre.
 
     Args:
-        contours: of one ROI.
-        grid: the image's; it may be oblique or sheared.
+        contours: contours of one ROI.
+        grid: grid of the image; it may be oblique or sheared.
         where: names file and ROI in messages.
 
     Returns:
-        bool (Z, Y, X), and what had to be decided.
+        bool (Z, Y, X), and the decisions made.
 
     Raises:
-        ImageError: a contour does not lie along the slices, or all of them lie outside the image.
+        ImageError: a contour is not parallel to the slices, or all contours are outside the image.
     """
     closed = [contour for contour in contours if contour.kind in CLOSED and len(contour.points) > 2]
     planes: dict[int, list[tuple[float, np.ndarray]]] = {}
@@ -78,7 +77,7 @@ def fill_contours(contours: Sequence[Contour], grid: Geometry, *, where: str) ->
     inside = {index: plane for index, plane in planes.items() if 0 <= index < grid.shape[0]}
     if closed and not inside:
         raise ImageError(
-            f"{where}: all its contours lie beyond the slices of its image. Was it drawn on another series?"
+            f"{where}: all its contours are outside the slices of its image. Was it drawn on another series?"
         )
     mask = np.zeros(grid.shape, bool)
     used, furthest = 0, 0.0
@@ -91,23 +90,22 @@ def fill_contours(contours: Sequence[Contour], grid: Geometry, *, where: str) ->
     apart = float(np.median(np.diff(sorted(inside)))) if len(inside) > 1 else 1.0
     told = (
         (len(contours) > len(closed), f"{len(contours) - len(closed)} points or open lines left out"),
-        (len(closed) > there, f"{len(closed) - there} contours beyond the image's slices left out"),
-        (there > used, f"{there - used} contours left out for nearer ones to the same slice"),
-        (furthest > BESIDE, f"contours up to {furthest * grid.spacing[0]:.2g} mm beside their slices"),
-        (apart >= 2, f"contours {apart:g} slices apart; none are made up between them"),
+        (len(closed) > there, f"{len(closed) - there} contours outside the image's slices left out"),
+        (there > used, f"{there - used} contours left out; others are nearer to the same slice"),
+        (furthest > BESIDE, f"contours up to {furthest * grid.spacing[0]:.2g} mm off their slices"),
+        (apart >= 2, f"contours {apart:g} slices apart; slices between them stay empty"),
     )
     return mask, tuple(text for holds, text in told if holds)
 
 
 def fill_polygons(polygons: Sequence[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
-    """Fill by the even-odd rule.
+    """Fill polygons by the even-odd rule.
 
-    Where a border goes through the very middle of a pixel, the pixel belongs to what lies on its right or below. So
-    neighbours share no pixel, and the two sides of a keyhole's channel, which coincide, cancel each other.
+    If a border goes exactly through a pixel's centre, the pixel belongs to the area on its right or below. So
+    neighbours share no pixel, and the two coinciding sides of a keyhole's channel cancel each other.
 
     Args:
-        polygons: (n, 2) corners (x, y) in pixels, whole numbers being pixels' middles; they may reach out of the
-            picture.
+        polygons: (n, 2) corners (x, y) in pixels. Whole numbers are pixel centres. Corners may be outside the picture.
         shape: (Y, X).
 
     Returns:
@@ -130,7 +128,7 @@ def fill_polygons(polygons: Sequence[np.ndarray], shape: tuple[int, int]) -> np.
 
 
 def _points(contour: "Dataset") -> np.ndarray:
-    """(n, 3), taken from the text in the file: pydicom would make an object of each number, which takes ten times as
+    """Points (n, 3), parsed from the text in the file. pydicom makes an object per number, which takes ten times as
     long."""
     value = contour.get_item("ContourData").value if "ContourData" in contour else b""
     text = (value or b"").decode("ascii").rstrip("\0 ")
@@ -144,7 +142,7 @@ def _on_slices(contour: Contour, grid: Geometry, where: str) -> tuple[float, np.
     height = round(float(voxels[:, 2].mean()), DIGITS)
     if np.abs(voxels[:, 2] - height).max() > 0.5:
         raise ImageError(
-            f"{where}: a contour near ({', '.join(f'{v:.1f}' for v in contour.points[0])}) mm does not lie along the "
+            f"{where}: a contour near ({', '.join(f'{v:.1f}' for v in contour.points[0])}) mm is not parallel to the "
             "slices of its image. Was it drawn on another series?"
         )
     return height, voxels[:, :2]

@@ -1,4 +1,4 @@
-"""The series and annotations that a folder of DICOM studies holds, and which belong together."""
+"""Find the series and annotations in a folder of DICOM studies, and match them."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,9 +14,9 @@ from masam_auto.formats.dicom_series import Series, find_dicom_files, find_serie
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Studies:
-    """What a folder holds, by the series' keys.
+    """The content of a folder, by the series' keys.
 
-    `series` are those that may be taken, `drawn` what is drawn on them, newest first. `names` are for files; `patients`
+    `series` are those that may be used. `drawn` are their annotations, newest first. `names` are for files. `patients`
     are only compared, never written. `missing` lists annotations that cannot be used.
     """
 
@@ -29,15 +29,15 @@ class Studies:
 
 
 def look_through(download: Path, modality: str | None, description: str | None) -> Studies:
-    """Find series and what is drawn on them.
+    """Find series and their annotations.
 
     Args:
         download: the folder.
-        modality: take only series of this one.
-        description: take only series whose description holds this text.
+        modality: use only series of this modality.
+        description: use only series whose description contains this text.
 
     Raises:
-        DatasetError: nothing is drawn, or on series of several modalities; pydicom is not installed.
+        DatasetError: no annotation, annotated series of several modalities, or pydicom is not installed.
     """
     check_download(download)
     annotations, images, broken = _sort_files(find_dicom_files(download))
@@ -73,11 +73,11 @@ def _is_wanted(series: Series, modality: str | None, description: str | None) ->
 def _belong_together(
     annotations: Iterable[Annotation], every: Sequence[Series], wanted: set[str]
 ) -> tuple[dict[str, list[Annotation]], list[str], list[str]]:
-    """Annotations by the series that they refer to, newest first; those without one; what was passed over.
+    """Annotations by series, newest first; unusable annotations; and notes on what was left out.
 
-    One that names no series belongs to that of its images; one that names none of these, to the series in its frame of
-    reference. Both are of one patient and, where several fit, of one study: UIDs alone are not unique after careless
-    anonymisation.
+    An annotation that names no series belongs to the series of its images. If it names no images either, it belongs to
+    the series in its frame of reference. Patients must match, and studies too if several series fit: UIDs alone are not
+    unique after careless anonymisation.
     """
     drawn: dict[str, list[Annotation]] = {}
     missing, passed = [], []
@@ -89,7 +89,7 @@ def _belong_together(
         fitting = [one for one in fitting if one.study == annotation.study] or fitting
         taken = [one for one in fitting if one.key in wanted]
         if not annotation.rois:
-            passed.append(f"{annotation.file}: left out, as nothing is drawn in it")
+            passed.append(f"{annotation.file}: left out, because nothing is drawn in it")
         elif len(taken) == 1:
             drawn.setdefault(taken[0].key, []).append(annotation)
         elif taken:
@@ -99,21 +99,21 @@ def _belong_together(
                 "--series_description"
             )
         elif fitting:
-            passed.append(f"{annotation.file}: left out with its series, which was not asked for")
+            passed.append(f"{annotation.file}: left out, because its series was not asked for")
         else:
             missing.append(f"{annotation.file}: the series that this {annotation.modality} refers to")
     return drawn, missing, passed
 
 
 def _sort_files(files: Iterable[Path]) -> tuple[list[Annotation], list[Path], list[str]]:
-    """Annotations, all other files, and annotations that cannot be read."""
+    """Sort files into annotations, other files, and problems of unreadable annotations."""
     annotations, others, broken = [], [], []
     for file in files:
         try:
             if not is_annotation(file):
                 others.append(file)
                 continue
-        except ImageError:  # `find_series` knows what it spoils
+        except ImageError:  # `find_series` reports it
             others.append(file)
             continue
         try:
@@ -124,7 +124,7 @@ def _sort_files(files: Iterable[Path]) -> tuple[list[Annotation], list[Path], li
 
 
 def read_map(path: Path | None) -> dict[str, str]:
-    """Names as `normal_name` gives them, and what they become. Raises DatasetError."""
+    """Old names -> new names, both as from `normal_name`. Raises DatasetError."""
     if path is None:
         return {}
     raw = read_plain(path, what="map of ROI names")
@@ -134,7 +134,7 @@ def read_map(path: Path | None) -> dict[str, str]:
 
 
 def count_rois(studies: Studies, renamed: Mapping[str, str]) -> dict[str, dict[str, set[str]]]:
-    """For each ROI's name in the data set the names as written, each with the series that have it."""
+    """ROI name in the data set -> name as written -> series that have it."""
     counted: dict[str, dict[str, set[str]]] = {}
     for uid, annotations in studies.drawn.items():
         for annotation in annotations:
@@ -149,7 +149,7 @@ def name_in_data_set(written: str, renamed: Mapping[str, str]) -> str:
 
 
 def tell_rois(studies: Studies, counted: Mapping[str, Mapping[str, set[str]]]) -> dict[str, str]:
-    """A line for each ROI, the most frequent first."""
+    """One line per ROI, most frequent first."""
     having = {roi: len(set().union(*written.values())) for roi, written in counted.items()}
     return {
         roi: f"{roi or '(without a name)'}: in {having[roi]} of {len(studies.drawn)} series, written "

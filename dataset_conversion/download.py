@@ -1,4 +1,4 @@
-"""Finding things in a download: nested folders, archives that were not extracted, what other systems leave behind."""
+"""Search a download: nested folders, archives that were not extracted, and leftovers of other systems."""
 
 import os
 import re
@@ -20,7 +20,7 @@ def check_download(download: Path) -> None:
 
 
 def folders_in(download: Path) -> Iterator[Path]:
-    """The download and all folders in it, sorted; without hidden ones and macOS's `__MACOSX` shadows."""
+    """The download and all folders in it, sorted, without hidden ones and macOS's `__MACOSX`."""
     for name, inner, _ in os.walk(download):
         folder = Path(name)
         inner[:] = sorted(n for n in inner if not n.startswith(".") and n != "__MACOSX")
@@ -30,10 +30,10 @@ def folders_in(download: Path) -> Iterator[Path]:
 
 
 def find_folder(download: Path, fits: Callable[[Path], bool], *, what: str) -> Path:
-    """The one folder in a download that fits; it may be the download itself.
+    """The only folder in a download that fits; it may be the download itself.
 
     Raises:
-        DatasetError: none, where archives that wait to be extracted are named, or several.
+        DatasetError: no folder fits (the message names archives that are not extracted), or several do.
     """
     check_download(download)
     found = [folder for folder in folders_in(download) if fits(folder)]
@@ -59,11 +59,11 @@ def archives_hint(download: Path) -> str:
     names = [str(path.relative_to(download)) for path in find_archives(download)]
     if not names:
         return ""
-    return f" Archives in it may hold more: {first_few(names)}. Extract them there, then start again."
+    return f" Archives in it may hold more: {first_few(names)}. Extract them there, then run the command again."
 
 
 def named_files(folder: Path, pattern: str) -> dict[str, Path]:
-    """Files of a folder whose whole name fits a pattern, upper and lower case alike, by the pattern's first group.
+    """Files of a folder whose whole name matches a pattern (ignoring case), by the pattern's first group.
 
     Raises:
         DatasetError: two files have the same first group.
@@ -74,6 +74,6 @@ def named_files(folder: Path, pattern: str) -> dict[str, Path]:
         if match is None:
             continue
         if match[1] in found:
-            raise DatasetError(f"{path} and {found[match[1]].name} are the same case twice. Take one out.")
+            raise DatasetError(f"{path} and {found[match[1]].name} are the same case. Remove one of them.")
         found[match[1]] = path
     return found

@@ -1,4 +1,4 @@
-"""EndoVis 2018: robotic surgery in video, instruments and organs ("Robotic Scene Segmentation" challenge)."""
+"""EndoVis 2018: videos of robotic surgery with instruments and organs ("Robotic Scene Segmentation" challenge)."""
 
 import functools
 import re
@@ -23,9 +23,9 @@ TRAINING = (*range(1, 8), *range(9, 17))
 
 TEST = (1, 2, 3, 4)
 FRAMES = 149
-"""Of each training sequence. Source: arXiv 2001.11190.
+"""Frames of each training sequence. Source: arXiv 2001.11190.
 
-How many the test sequences have, no source at hand says for certain: people who use them count 997, 999 or 1000 in all.
+No source that we have gives the number for the test sequences. Users of the data count 997, 999 or 1000 in all.
 """
 
 CLASSES = {
@@ -41,7 +41,7 @@ CLASSES = {
     "small_intestine": (124, 155, 5),
     "ultrasound_probe": (12, 255, 141),
 }
-"""Class by class, in the order of their values from 1 on. Source: labels.json of the download."""
+"""Colours of the classes, in the order of their values from 1 on. Source: labels.json of the download."""
 
 ABOUT = {
     "description": "Porcine nephrectomy with da Vinci instruments: left camera, 1280 x 1024",
@@ -57,11 +57,11 @@ Repairs = dict[tuple[int, str], tuple[Path, str]]
 def find_endovis18(download: Path) -> tuple[Conversion, ...]:
     """Look through the download: `seq_N/left_frames/frameNNN.png`, `seq_N/labels/frameNNN.png` in any folders.
 
-    Sequences below a folder with "test" in its name are the released test set. The organisers' corrected masks are read
-    from `repairs.zip`, or from a folder `repairs`, and take the place of those in the training sequences.
+    Sequences in a folder with "test" in its path are the released test set. The organisers' corrected masks, from
+    `repairs.zip` or a folder `repairs`, replace those of the training sequences.
 
     Raises:
-        DatasetError: no sequences are there, or one is there twice; or repairs.zip cannot be read.
+        DatasetError: there are no sequences, one exists twice, or repairs.zip cannot be read.
     """
     sequences = _find_sequences(download)
     repairs = _find_repairs(download)
@@ -76,7 +76,7 @@ def find_endovis18(download: Path) -> tuple[Conversion, ...]:
         if case.images:
             cases.append(case)
     used = {(image.label, image.label_member) for case in cases for image in case.images}
-    notes = [f"corrected masks taken: {sum(mask in used for mask in repairs.values())}"]
+    notes = [f"corrected masks used: {sum(mask in used for mask in repairs.values())}"]
     notes += [
         f"{path} {member}: belongs to no frame, left out"
         for path, member in repairs.values()
@@ -104,10 +104,10 @@ def find_endovis18(download: Path) -> tuple[Conversion, ...]:
 
 
 def write_frame(source: SourceImage, target: Target, *, colours: Mapping[tuple[int, int, int], int]) -> tuple[str, ...]:
-    """Copy a frame and write its colours as label values; unknown colours become background and are told.
+    """Copy a frame and write its mask's colours as label values. Unknown colours become background and are reported.
 
     Raises:
-        ImageError: a file cannot be read, is not in colour, or frame and mask differ in size.
+        ImageError: a file cannot be read or is not in colour, or frame and mask differ in size.
         OutputError: the folder is not writable or the disk is full.
     """
     picture, grid = read_image(source.image)
@@ -120,14 +120,14 @@ def write_frame(source: SourceImage, target: Target, *, colours: Mapping[tuple[i
     mask = _read_mask(source.label, source.label_member)
     if mask.shape[:2] != grid.shape[1:]:
         raise ImageError(
-            f"{source.label}: mask of {mask.shape[0]} x {mask.shape[1]} pixels for a frame of {grid.shape[1]} x "
+            f"{source.label}: the mask has {mask.shape[0]} x {mask.shape[1]} pixels, but its frame {grid.shape[1]} x "
             f"{grid.shape[2]} ({source.image.name}). Replace one of them."
         )
     labels, unknown = colours_to_labels(mask, colours)
     write_labels(target.label, labels[None], bitmap_geometry(*labels.shape))
     return tuple(
         f"{source.label_member or source.label.name} ({source.identifier}): colour {colour} is not in the table: "
-        f"{count} pixels taken as background"
+        f"{count} pixels became background"
         for colour, count in unknown.items()
     )
 
@@ -142,7 +142,7 @@ def colours_to_labels(
         colours: value of each colour; black is 0.
 
     Returns:
-        uint8 (Y, X), and the number of pixels of each colour that is not among them.
+        uint8 (Y, X), and the number of pixels of each unknown colour.
     """
     codes = mask.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     labels = np.zeros(codes.shape, np.uint8)
@@ -168,7 +168,7 @@ def _find_sequences(download: Path) -> dict[tuple[bool, int], Path]:
             continue
         key = any("test" in part.lower() for part in folder.relative_to(download).parts), int(match[1])
         if key in found:
-            raise DatasetError(f"{folder} and {found[key]}: the same sequence twice. Take one away.")
+            raise DatasetError(f"{folder} and {found[key]} are the same sequence. Remove one of them.")
         found[key] = folder
     if not found:
         raise DatasetError(f"{download}: holds no folders like seq_1/left_frames.{archives_hint(download)}")
@@ -176,9 +176,9 @@ def _find_sequences(download: Path) -> dict[tuple[bool, int], Path]:
 
 
 def _read_sequence(folder: Path, number: int, repairs: Repairs, *, test: bool) -> tuple[SourceCase, list[str]]:
-    """The frames of a sequence that can be used, and what it lacks.
+    """The usable frames of a sequence, and what is missing.
 
-    Training frames need a mask; test frames are taken without one as well. Frames are numbered without gaps.
+    Training frames need a mask, test frames do not. Frames should be numbered without gaps.
     """
     frames = named_files(folder / "left_frames", r"(frame\d{3})\.png")
     masks = named_files(folder / "labels", r"(frame\d{3})\.png")
@@ -202,7 +202,7 @@ def _read_sequence(folder: Path, number: int, repairs: Repairs, *, test: bool) -
 
 
 def _runs(frames: Sequence[str]) -> str:
-    """Names of frames, sorted, with a dash between the first and the last of those that follow each other."""
+    """Frame names in order, with consecutive ones shortened to first-last."""
     runs: list[list[str]] = []
     for frame in frames:
         if runs and int(frame[-3:]) == int(runs[-1][-1][-3:]) + 1:
@@ -213,7 +213,7 @@ def _runs(frames: Sequence[str]) -> str:
 
 
 def _find_repairs(download: Path) -> Repairs:
-    """Corrected masks of training frames by (sequence, frame): a file, or an archive and the name in it."""
+    """Corrected masks of training frames by (sequence, frame): a file, or an archive and a name in it."""
     found: Repairs = {}
     for archive in find_archives(download):
         if archive.name.lower() == "repairs.zip":
@@ -223,7 +223,7 @@ def _find_repairs(download: Path) -> Repairs:
             except (zipfile.BadZipFile, OSError) as error:
                 raise DatasetError(f"{archive}: cannot be read ({error}). Download it again.") from error
             if any(member.flag_bits & ENCRYPTED for member in members):
-                raise DatasetError(f"{archive}: is locked by a password. Extract it into a folder `repairs` beside it.")
+                raise DatasetError(f"{archive}: has a password. Extract it into a folder `repairs` next to it.")
             names = (member.filename for member in members)
             found |= {key: (archive, name) for name in names if (key := _repaired_frame(name))}
     for folder in folders_in(download):
@@ -235,13 +235,13 @@ def _find_repairs(download: Path) -> Repairs:
 
 
 def _repaired_frame(name: str) -> tuple[int, str] | None:
-    """Sequence and frame that a corrected mask is for: `seq_1_frame042.png` or `seq_1/labels/frame042.png`."""
+    """Sequence and frame of a corrected mask: `seq_1_frame042.png` or `seq_1/labels/frame042.png`."""
     match = re.search(r"(?:^|/)seq_(\d+)(?:_|/labels/)(frame\d{3})\.png$", name)
     return None if match is None or "__MACOSX" in name else (int(match[1]), match[2])
 
 
 def _read_mask(path: Path, member: str) -> np.ndarray:
-    """uint8 (Y, X, 3); transparency is dropped. Nothing is extracted from an archive."""
+    """Mask as uint8 (Y, X, 3) without transparency. Archives are read without extracting files."""
     try:
         if not member:
             with Image.open(path) as picture:
@@ -257,5 +257,5 @@ def _read_mask(path: Path, member: str) -> np.ndarray:
 
 def _colours(picture: Image.Image, path: Path) -> np.ndarray:
     if picture.mode not in ("RGB", "RGBA", "P"):
-        raise ImageError(f"{path}: must be a mask in colours, but is of mode {picture.mode}")
+        raise ImageError(f"{path}: must be a colour mask, but has mode {picture.mode}")
     return np.asarray(picture.convert("RGB"))

@@ -19,7 +19,7 @@ from masam_auto.core.splits import Split, read_splits
 ENDING = ".nii.gz"
 PANCREAS_SPLITS = Path(__file__).parent / "splits" / "msd_pancreas.json"
 """The paper's 196 training, 28 validation and 57 test cases. Source: preprocessing/split_pancreas.pkl of the reference
-implementation of MA-SAM, which took it from 3DSAM-adapter; read without unpickling."""
+implementation of MA-SAM (originally from 3DSAM-adapter), read without unpickling."""
 
 ABOUT = {
     "licence": "CC BY-SA 4.0",
@@ -35,7 +35,7 @@ class _Labelled:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Description:
-    """What is read of a task's dataset.json."""
+    """The parts of a task's dataset.json that are used."""
 
     modality: Annotated[dict[int, str], msgspec.Meta(min_length=1)]
     labels: dict[int, str]
@@ -53,16 +53,16 @@ def find_msd(
     """Look through a task: `imagesTr/ID.nii.gz`, `labelsTr/ID.nii.gz`, `imagesTs`, dataset.json.
 
     Args:
-        download: the task's folder, or one around it.
-        tumor_only: the tumour becomes label 1 and all else background. For the pancreas this is the paper's protocol,
-            and its split is taken unless `splits` says otherwise.
-        splits: folds in nnU-Net's form; cases that a "test" list beside "train" and "val" names go to imagesTs and
+        download: the task's folder, or a folder that contains it.
+        tumor_only: make the tumour label 1 and all else background. For the pancreas this is the paper's protocol, and
+            the paper's split is used unless `splits` is given.
+        splits: folds in nnU-Net's format. Cases in a "test" list (next to "train" and "val") go to imagesTs and
             labelsTs.
         volumes: how volumes are written.
 
     Raises:
-        DatasetError: no task is there, or its dataset.json or the splits are not as they should be.
-        PlanError: the splits are not in nnU-Net's form, or name unknown cases.
+        DatasetError: there is no task, or its dataset.json or the splits are not as expected.
+        PlanError: the splits are not in nnU-Net's format, or name unknown cases.
     """
     folder = find_folder(download, _is_task, what="task folder with dataset.json and imagesTr")
     full_name = (folder if folder.name.strip(".") else folder.resolve()).name  # "." and ".." are no names
@@ -119,12 +119,12 @@ def _read_description(path: Path) -> _Description:
         return msgspec.json.decode(path.read_bytes(), type=_Description)
     except msgspec.DecodeError as error:
         raise DatasetError(
-            f"{path}: is not in the Decathlon's form ({error}). Is this the download, and not a converted data set?"
+            f"{path}: is not in the Decathlon's format ({error}). Give the download, not a converted data set."
         ) from error
 
 
 def _labels(names: dict[int, str], folder: Path, *, tumor_only: bool) -> tuple[dict[str, int], dict[int, int]]:
-    """Names with their values in the result, and the new values of the download's labels."""
+    """Class names with their values in the result, and the new values of the download's labels."""
     if not tumor_only:
         return {"background": 0} | {names[value]: value for value in sorted(names) if value}, {}
     tumours = [value for value, name in names.items() if re.search("cancer|tumou?r", name, flags=re.IGNORECASE)]
@@ -141,7 +141,7 @@ def _identifier(file: str) -> str:
 
 
 def _find_cases(folder: Path, listed: dict[str, bool], held_out: frozenset[str]) -> tuple[list[SourceCase], list[str]]:
-    """Cases, and which files of those that dataset.json lists are missing."""
+    """Cases, and the listed files that are missing."""
     cases, missing = [], []
     for identifier, training in listed.items():
         if held_out and not training:
@@ -157,24 +157,24 @@ def _find_cases(folder: Path, listed: dict[str, bool], held_out: frozenset[str])
 
 
 def _read_given_splits(path: Path, labelled: list[str]) -> tuple[tuple[Split, ...], frozenset[str]]:
-    """Folds, and the cases that they all hold out as "test"."""
+    """Folds, and the "test" cases that all of them hold out."""
     cases = [Case(identifier=name, frames=(name,), images=()) for name in labelled]
     folds = read_splits(path, cases)
     listed = [fold.get("test", []) for fold in read_plain(path, what="splits file")]
     if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in listed):
-        raise DatasetError(f'{path}: "test" must be a list of cases, as "train" and "val" are')
+        raise DatasetError(f'{path}: "test" must be a list of cases, like "train" and "val"')
     tests = [frozenset(names) for names in listed]
     if len(set(tests)) > 1:
-        raise DatasetError(f'{path}: its folds have different "test" cases. Give all of them the same.')
+        raise DatasetError(f'{path}: its folds have different "test" cases. Give all folds the same.')
     if unknown := sorted(tests[0] - set(labelled)):
-        raise DatasetError(f"{path}: unknown cases in test: {first_few(unknown)}. Take them out.")
+        raise DatasetError(f"{path}: unknown cases in test: {first_few(unknown)}. Remove them.")
     if both := sorted(name for fold in folds for name in (*fold.train, *fold.val) if name in tests[0]):
-        raise DatasetError(f"{path}: in test and in train or val: {first_few(both)}. A case belongs to one side only.")
+        raise DatasetError(f"{path}: in test and in train or val: {first_few(both)}. A case may be in only one list.")
     return folds, tests[0]
 
 
 def _present(folds: tuple[Split, ...], there: set[str]) -> tuple[Split, ...] | None:
-    """The folds without cases that are missing; None where a side would be left empty."""
+    """The folds without missing cases; None if a side would be empty."""
     kept = tuple(
         Split(train=tuple(n for n in fold.train if n in there), val=tuple(n for n in fold.val if n in there))
         for fold in folds

@@ -1,4 +1,4 @@
-"""One NIfTI volume and its labels into the raw format: channels split, labels on the image's grid, values renamed."""
+"""Convert a NIfTI volume and its labels: split channels, put labels on the image's grid, rename label values."""
 
 import shutil
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ from masam_auto.formats.io import read_geometry, read_image, read_labels, write_
 from masam_auto.formats.volumes import LPS_FROM_RAS
 
 ROUNDING = 1e-2
-"""Spacings (relatively) and directions that differ by less were rounded when a header was written."""
+"""Smaller differences of directions and (relative) spacings come from rounding in the header."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VolumeOptions:
-    """What a user may ask for.
+    """Options for volumes.
 
-    `ignore_label_geometry`: labels are taken voxel by voxel, whatever grid their header tells. `reorient`: voxel axes
-    are turned, so that x, y and z point to the left, the back and the head; no value changes.
+    `ignore_label_geometry`: match labels to images voxel by voxel and ignore the grid in their header. `reorient`: turn
+    the voxel axes so that x, y and z point left, back and up (LPS). No value changes.
     """
 
     ignore_label_geometry: bool = False
@@ -37,7 +37,7 @@ AS_DOWNLOADED = VolumeOptions()
 
 LPS = orientations.axcodes2ornt("LPS")
 AS_IS = np.array([[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
-"""The turn, in nibabel's form (axis, direction), that changes nothing."""
+"""The turn that changes nothing, in nibabel's form (axis, direction)."""
 
 
 def write_volume(
@@ -53,19 +53,19 @@ def write_volume(
     Args:
         source: the image, 3D or with its channels as a fourth axis, and its labels.
         target: where they go.
-        values: new values of labels; those that are not mentioned stay.
-        known: the values that there may be afterwards.
-        options: what the user asked for.
+        values: new label values; other values stay.
+        known: the values that are allowed afterwards.
+        options: options of the user.
 
     Returns:
-        What had to be decided.
+        The decisions made.
 
     Raises:
-        ImageError: a file cannot be read, the channels are not as many as expected, image and labels differ in shape or
-            (unless ignored) in more than rounding, or there are unknown labels.
+        ImageError: a file cannot be read, the number of channels is wrong, image and labels differ in shape or (unless
+            ignored) by more than rounding, or there are unknown labels.
         OutputError: the folder is not writable or the disk is full.
     """
-    image, grid = read_image(source.image, channels=len(target.images))  # reads it all: a truncated file shows here
+    image, grid = read_image(source.image, channels=len(target.images))  # reads everything, which finds truncated files
     if image.shape[0] != len(target.images):
         raise ImageError(f"{source.image}: has {image.shape[0]} channels, but {len(target.images)} are expected")
     del image
@@ -98,10 +98,10 @@ def write_volume(
 
 
 def _grid_notes(path: Path, image: Geometry, labels: Geometry, *, ignore: bool) -> tuple[str, ...]:
-    """What to say of labels whose header differs from the image's. Raises ImageError where it cannot be accepted."""
+    """Notes on labels whose header differs from the image's. Raises ImageError if the difference is too large."""
     if image.shape != labels.shape:
         raise ImageError(
-            f"{path}: {image.difference(labels)} of its labels. They must have as many voxels; replace one of the "
+            f"{path}: {image.difference(labels)} of its labels. Both must have the same shape; replace one of the "
             "files."
         )
     difference = image.difference(labels, tolerance=1e-6)
@@ -110,15 +110,15 @@ def _grid_notes(path: Path, image: Geometry, labels: Geometry, *, ignore: bool) 
     real = image.difference(labels, tolerance=ROUNDING)
     if real and not ignore:
         raise ImageError(
-            f"{path}: does not lie on its image's grid: {real}. Correct the header, or take the labels voxel by voxel "
-            "with --ignore_label_geometry if a viewer shows that they fit."
+            f"{path}: does not lie on its image's grid: {real}. Correct the header. If a viewer shows that the labels "
+            "fit voxel by voxel, use --ignore_label_geometry."
         )
-    why = "taken voxel by voxel as asked" if real else "a rounded header"
+    why = "voxel by voxel as asked" if real else "rounded header"
     return (f"{path.name} put on its image's grid, {why}: {difference}",)
 
 
 def _renamed(labels: np.ndarray, values: Mapping[int, int]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels with new values, and what was changed."""
+    """Labels with new values, and notes on the changes."""
     renamed = labels.copy()
     notes = []
     for old in np.unique(labels).tolist():
@@ -130,7 +130,7 @@ def _renamed(labels: np.ndarray, values: Mapping[int, int]) -> tuple[np.ndarray,
 
 
 def _write_channels(path: Path, targets: tuple[Path, ...], grid: Geometry, turn: np.ndarray) -> None:
-    """Write each volume of a file to a file of its own, in the stored type and scale, with its axes turned."""
+    """Write each volume of a file to a separate file, in the stored type and scale, with turned axes."""
     image = nibabel.load(path)
     assert isinstance(image, nibabel.Nifti1Image) and isinstance(image.dataobj, ArrayProxy)
     stored = np.asanyarray(image.dataobj.get_unscaled())

@@ -1,4 +1,4 @@
-"""Prostate T2 MRI from six sites, as collected by Liu et al.: one data set a site, or all in one."""
+"""Prostate T2 MRI from six sites, collected by Liu et al.: one data set per site, or one of all sites."""
 
 import functools
 from pathlib import Path
@@ -25,7 +25,7 @@ TEST = {
 
 LABELS = {"background": 0, "prostate": 1}
 ZONES_TO_PROSTATE = dict.fromkeys(range(2, 256), 1)
-"""RUNMC and BMC tell the zones apart (1 and 2); the paper segments the whole gland."""
+"""RUNMC and BMC have separate zones (1 and 2); the paper segments the whole gland."""
 
 ABOUT = {
     "description": "Prostate in T2-weighted MRI",
@@ -42,12 +42,12 @@ def find_prostate(
     """Look through the download: `RUNMC/Case00.nii.gz`, `RUNMC/Case00_segmentation.nii.gz`, and the other sites.
 
     Args:
-        download: the folder with the sites, or one around it.
-        joint: one data set of all sites instead of one a site.
+        download: the folder with the sites, or a folder that contains it.
+        joint: make one data set of all sites instead of one per site.
         volumes: how volumes are written.
 
     Raises:
-        DatasetError: no site is there, or one is there twice.
+        DatasetError: there are no sites, or one exists twice.
     """
     folders = _find_sites(download)
     cases: dict[str, list[SourceCase]] = {}
@@ -93,7 +93,7 @@ def _find_sites(download: Path) -> dict[str, Path]:
         for site, name in SITES.items():
             if folder.name.upper() == name and _images(folder):
                 if site in found:
-                    raise DatasetError(f"{folder} and {found[site]}: site {name} is there twice. Take one away.")
+                    raise DatasetError(f"{folder} and {found[site]} are both site {name}. Remove one of them.")
                 found[site] = folder
     if not found:
         names = ", ".join(SITES.values())
@@ -108,13 +108,13 @@ def _images(folder: Path) -> dict[str, Path]:
 
 
 def _site_cases(site: str, folder: Path) -> tuple[list[SourceCase], list[str]]:
-    """Cases of a site, and what it lacks."""
+    """Cases of a site, and what is missing."""
     images, labels = _images(folder), named_files(folder, r"Case(\d{2})_segmentation\.nii\.gz")
     missing = [f"{images[number]}: its segmentation" for number in images if number not in labels]
     missing += [f"{labels[number]}: its image" for number in labels if number not in images]
     missing += [f"{folder}: the test case {number}" for number in TEST[site] if number not in images]
     if len({*images, *labels}) < COUNTS[site]:
-        missing.append(f"{folder}: {len(images)} of {COUNTS[site]} cases are there")
+        missing.append(f"{folder}: only {len(images)} of {COUNTS[site]} cases exist")
     cases = []
     for number in images:
         if number in labels:

@@ -1,4 +1,4 @@
-"""The data sets that can be converted, by name."""
+"""The converters of data sets, by name."""
 
 from collections.abc import Callable
 
@@ -18,4 +18,4 @@ CONVERTERS: dict[str, Callable[..., tuple[Conversion, ...]]] = {
     "msd": find_msd,
     "prostate": find_prostate,
 }
-"""Each looks through a download and takes the options of its data set by name (`cli.convert_dataset.OPTIONS`)."""
+"""Each searches a download and takes the options of its data set by name (`cli.convert_dataset.OPTIONS`)."""

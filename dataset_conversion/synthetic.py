@@ -1,9 +1,9 @@
-"""A made-up, CT-like data set in the raw format: for the demo, and wherever real data cannot be at hand.
+"""A made-up, CT-like data set in the raw format, for the demo and for tests without real data.
 
-A torso of about 6 cm with liver, spleen, two kidneys, aorta and a small liver lesion, beside structures that carry no
-label (spine, vena cava, stomach with its gas). Shapes are formulas in patient coordinates, bent by a smooth random
-displacement; the label of a voxel is what its centre lies in, so the reference is exact on any grid. Scans differ in
-contrast, noise, slice direction and, one in four, in spacing.
+Each scan shows a torso of about 6 cm with liver, spleen, two kidneys, aorta and a small liver lesion, and unlabelled
+structures (spine, vena cava, stomach with its gas). Shapes are formulas in patient coordinates, bent by a smooth random
+displacement. A voxel's label is the structure at its centre, so the reference is exact on any grid. Scans differ in
+contrast, noise and slice direction, and one in four in spacing.
 """
 
 from collections.abc import Callable
@@ -54,8 +54,8 @@ def write_synthetic_dataset(
 ) -> Path:
     """Write a data set: imagesTr, labelsTr, imagesTs, labelsTs (for evaluation) and, last, dataset.json.
 
-    A case depends on the seed and its own number only, not on how many there are. Every sixth training case has no
-    lesion; test cases all have one.
+    A case depends only on the seed and its number, not on the number of cases. Every sixth training case has no lesion;
+    all test cases have one.
 
     Args:
         raw_folder: the root of raw data sets.
@@ -63,7 +63,7 @@ def write_synthetic_dataset(
         name: name of the data set.
         cases: training cases.
         test_cases: held-out cases.
-        seed: of every random draw.
+        seed: random seed.
 
     Returns:
         The folder of the data set, raw_folder/DatasetXXX_Name.
@@ -106,7 +106,7 @@ def make_case(
 
     Args:
         generator: source of every random draw.
-        spacing: of the grid, mm (Z, Y, X); the field of view stays the same.
+        spacing: grid spacing in mm (Z, Y, X). The field of view stays the same.
         has_lesion: whether the liver has a lesion.
     """
     anatomy = _draw_anatomy(generator, has_lesion=has_lesion)
@@ -136,7 +136,7 @@ def _draw_anatomy(generator: np.random.Generator, *, has_lesion: bool) -> _Anato
 
 
 def _draw_geometry(generator: np.random.Generator, spacing: Triple) -> Geometry:
-    """A grid over the field of view, tilted by a few degrees as an oblique scan is."""
+    """A grid over the field of view, tilted by a few degrees like an oblique scan."""
     shape = tuple(round(extent / step) for extent, step in zip(FIELD_OF_VIEW, spacing, strict=True))
     direction = _rotation(np.deg2rad(generator.uniform(-8, 8, 3)))
     reach = (np.array(shape[::-1]) - 1) * np.array(spacing[::-1])
@@ -209,7 +209,7 @@ def _paint_liver(anatomy: _Anatomy, p: np.ndarray, contrast: float, paint: Paint
     liver = np.minimum(right, left)
     paint(liver < 1, 105 * contrast, 5, "liver")
     if anatomy.has_lesion:
-        # Held inside the liver: a lesion that bulged out would have no visible border.
+        # Kept inside the liver: outside it, a lesion would have no visible border.
         lesion = _ellipsoid(p, anatomy.lesion, anatomy.lesion_radii)
         paint((lesion < 1) & (liver < 0.95), 5, 5, "lesion")
 

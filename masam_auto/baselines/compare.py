@@ -1,4 +1,4 @@
-"""Methods on the same fold: train, predict, score with two evaluations, and put the results side by side."""
+"""Compare methods on one fold: train, predict, score with two evaluations, and write tables and pictures."""
 
 import logging
 import shutil
@@ -23,7 +23,7 @@ from masam_auto.formats.io import label_ending
 logger = logging.getLogger(__name__)
 
 RUN_NAME = "run.json"
-LONG = ("raw data", "training cases", "cases")  # of a request: nobody would read them in a message
+LONG = ("raw data", "training cases", "cases")  # entries of a request that are too long for a message
 
 # predictions, references, output -> summary in nnU-Net's schema
 SecondOpinion = Callable[[Path, Path, Path], dict[str, Any]]
@@ -31,7 +31,7 @@ SecondOpinion = Callable[[Path, Path, Path], dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
-    """run.json: what was asked of a method, and what has been done of it, on which hardware (None in older ones)."""
+    """run.json: what was asked of a method, what is done, and on which hardware (None in older records)."""
 
     version: int = 2
     request: dict[str, Any]
@@ -51,25 +51,25 @@ def compare_methods(
     second_opinion: SecondOpinion | None = None,
     workers: int = 0,
 ) -> tuple[Result, ...]:
-    """Run each method on a fold, unless that is done, and compare the first one with the others.
+    """Run each unfinished method on a fold, and compare the first method with the others.
 
     Args:
         methods: the first is ours.
         dataset: the raw data.
         cases: the fold's validation cases, with labels.
-        folder: where the results go; also FOLDER/METHOD/{run.json, predictions/, summary.json}.
-        heading: title and lines that say what was compared, for the tables.
-        hardware: that the methods run on now, in words.
+        folder: where the results go, with FOLDER/METHOD/{run.json, predictions/, summary.json} for each method.
+        heading: title and description of the comparison, for the tables.
+        hardware: the hardware in use, in words.
         second_opinion: scores a folder of predictions independently.
         workers: processes for our evaluation.
 
     Returns:
-        One result a method; also written to comparison.json, comparison.md and pictures.
+        One result per method; also written to comparison.json, comparison.md and pictures.
 
     Raises:
         DatasetError: a case has no labels.
-        OutputError: a method's folder is of another request, or another process compares there.
-        MasamError: of any kind that a method raises; those that are finished are kept.
+        OutputError: a method's folder belongs to another request, or another process is comparing there.
+        MasamError: any error of a method. Finished methods are kept.
     """
     with claimed(folder, "comparison"):
         ending = label_ending(dataset.description.file_ending)
@@ -95,26 +95,26 @@ def compare_methods(
 
 
 def run_method(method: Method, cases: Sequence[Case], folder: Path, *, raw: str, hardware: str) -> Result:
-    """Train and predict, leaving out what is done already; the result has no scores yet.
+    """Train and predict, skipping what is done. The result has no scores yet.
 
     Args:
         method: what to run.
-        cases: to predict.
+        cases: the cases to predict.
         folder: for run.json and predictions/.
         raw: digest of the raw data.
-        hardware: that it runs on now, in words.
+        hardware: the hardware in use, in words.
 
     Raises:
-        OutputError: what is there was done for another request.
+        OutputError: the folder holds results of another request.
     """
     file = folder / RUN_NAME
     request = to_plain({**method.request, "raw data": raw, "cases": [case.identifier for case in cases]})
     record = read_json(file, RunRecord, what="record of a comparison") if file.is_file() else None
     if record is not None:
         if said := _said(record.request, request):
-            raise OutputError(f"{folder} was run with {said}. Ask for the same again, or remove {folder}.")
+            raise OutputError(f"{folder} was run with {said}. Use the same options again, or remove {folder}.")
         if method.trained() not in (None, record.training):
-            logger.info("%s: there is another training than the one that was compared", method.name)
+            logger.info("%s: the training has changed since it was compared", method.name)
             record = None
     if record is None:
         logger.info("%s: training", method.name)
@@ -123,7 +123,7 @@ def run_method(method: Method, cases: Sequence[Case], folder: Path, *, raw: str,
     if record.prediction is None:
         logger.info("%s: predicting %s cases", method.name, len(cases))
         predictions = folder / "predictions"
-        shutil.rmtree(predictions, ignore_errors=True)  # of other cases, perhaps
+        shutil.rmtree(predictions, ignore_errors=True)  # perhaps of other cases
         predictions.mkdir(parents=True)
         record = replace(record, prediction=method.predict(cases, predictions))
         write_json(file, record)
@@ -142,7 +142,7 @@ def _score(
     second_opinion: SecondOpinion | None,
     workers: int,
 ) -> Result:
-    """Score a method's predictions, and look whether the second opinion is the same."""
+    """Score a method's predictions and check that the second opinion agrees."""
     labels, predictions = dataset.description.labels, folder / "predictions"
     pairs = [(predictions / reference.name, reference) for reference in sorted(references.iterdir())]
     summary = evaluate_files(pairs, labels, output=folder / SUMMARY_NAME, workers=workers, checked=True)
@@ -167,12 +167,12 @@ def _score(
 
 
 def _link_references(cases: Sequence[Case], folder: Path, ending: str) -> Path:
-    """A folder of links to the cases' label files, wherever they are: nnU-Net's evaluation takes folders."""
+    """A folder of links to the cases' label files, because nnU-Net's evaluation takes a folder."""
     if unlabelled := [case.identifier for case in cases if case.labels is None]:
         raise DatasetError(
-            f"cases of the fold have no labels to compare with: {first_few(unlabelled)}. Bring them back."
+            f"cases of the fold have no labels to compare with: {first_few(unlabelled)}. Restore the labels."
         )
-    shutil.rmtree(folder, ignore_errors=True)  # of other cases, or leading elsewhere
+    shutil.rmtree(folder, ignore_errors=True)  # perhaps of other cases, or with links to other places
     folder.mkdir(parents=True)
     for case in cases:
         for frame, label in zip(case.frames, case.labels or (), strict=True):
@@ -181,6 +181,6 @@ def _link_references(cases: Sequence[Case], folder: Path, ending: str) -> Path:
 
 
 def _said(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """In which points two requests differ, of those that were noted; an older record has fewer."""
+    """The differences between two requests. Older records have fewer entries, and missing ones are skipped."""
     changed = [key for key in now if key in before and before[key] != now[key]]
     return ", ".join(f"other {key}" if key in LONG else f"{key} {before[key]} instead of {now[key]}" for key in changed)

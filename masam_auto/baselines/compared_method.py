@@ -1,4 +1,4 @@
-"""What all methods that are compared have in common: they train, they predict, and they say what that took."""
+"""What all compared methods share: they train, they predict, and they report the cost of both."""
 
 import zlib
 from collections.abc import Callable, Sequence
@@ -12,11 +12,11 @@ from masam_auto.core.jsonio import digest
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
-    """What a training was and used.
+    """The facts and the cost of a training.
 
-    `seconds` of wall clock; `cpu_seconds` of all threads and workers; `memory_gib` is the peak, of the GPU where there
-    is one, else of the training process. `parameters` are those that learn. `planned_batch` is what the method's own
-    planning wants.
+    `seconds` are wall clock. `cpu_seconds` are of all threads and workers. `memory_gib` is the peak of the GPU if there
+    is one, else of the training process. `parameters` counts those that learn. `planned_batch` is the batch that the
+    method planned.
     """
 
     seconds: float
@@ -31,15 +31,14 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PredictionCost:
-    """Wall-clock and CPU-seconds of each case, by identifier: from raw images to written segmentations."""
+    """Wall-clock and CPU-seconds of each case, by identifier, from raw images to written segmentations."""
 
     seconds: dict[str, float]
     cpu_seconds: dict[str, float]
 
 
 def raw_digest(dataset: Dataset) -> str:
-    """Of dataset.json, of the label files' content, and of the images' names and sizes; copies have the same at other
-    times."""
+    """Digest of dataset.json, the label files' content, and the images' names and sizes. Copies have the same one."""
 
     def described(case: Case) -> list[Any]:
         images = [[(file.name, file.stat().st_size) for file in frame] for frame in case.images]
@@ -49,16 +48,16 @@ def raw_digest(dataset: Dataset) -> str:
 
 
 def nothing_there() -> None:
-    """`trained` of a method whose models nobody else makes."""
+    """The default `trained`, for methods whose models only the comparison makes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
     """One method on one fold.
 
-    `request` is what was asked of it, as plain JSON (budget, batch, ...): results of another request are not reused.
-    `train` leaves a model where `predict` finds it; `predict` writes ID.ext for each case, or frame of it, into a
-    folder. `trained` tells of the model that is there now, if any: what an earlier one predicted does not count for it.
+    `request` is what was asked of it, as plain JSON (budget, batch, ...). Results of another request are not reused.
+    `train` leaves a model where `predict` finds it. `predict` writes ID.ext for each case, or frame, into a folder.
+    `trained` describes the model that exists now, if any. Predictions of an earlier model are not reused.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A comparison in pictures: box plots, Dice against training time, and single cases side by side."""
+"""Pictures of a comparison: box plots, Dice against training time, and single cases side by side."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def draw_boxes(path: Path, results: Sequence[Result]) -> None:
-    """Dice of the cases: a box a method, a panel a class, and one for their mean."""
+    """Dice of the cases: one box per method, one panel per class, and one panel for the mean."""
     labels = list(next(iter(results[0].scores.values())))
 
     def draw(panels: "Sequence[Axes]") -> None:
@@ -36,7 +36,7 @@ def draw_boxes(path: Path, results: Sequence[Result]) -> None:
 
 
 def draw_time(path: Path, results: Sequence[Result], case_of: Mapping[str, str]) -> None:
-    """Mean Dice, with its bootstrap interval over the cases, against the CPU-seconds and the wall clock of training."""
+    """Mean Dice, with its bootstrap interval over the cases, against CPU-seconds and wall clock of the training."""
     cases = [case_of[name] for name in sorted(results[0].scores)]
 
     def draw(panels: "Sequence[Axes]") -> None:
@@ -62,10 +62,10 @@ def draw_time(path: Path, results: Sequence[Result], case_of: Mapping[str, str])
 def draw_extremes(
     folder: Path, results: Sequence[Result], cases: Sequence[Case], description: DatasetDescription, ending: str
 ) -> list[str]:
-    """The best and the worst case of the first method, with the reference and every method's segmentation.
+    """Draw the best and the worst case of the first method, with the reference and every method's segmentation.
 
     Returns:
-        Names of the pictures in the folder; none where no case has a Dice.
+        Names of the pictures in the folder; none if no case has a Dice.
     """
     dice = {name: scores[MEAN]["Dice"] for name, scores in results[0].scores.items()}
     known = sorted((value, name) for name, value in dice.items() if not math.isnan(value))
@@ -98,7 +98,7 @@ def draw_extremes(
 
 def _draw(path: Path, draw: "Callable[[Sequence[Axes]], None]", *, panels: int, width: float) -> None:
     """Write a PNG of panels side by side, at most six in a row."""
-    # Heavy, and drawn to a file only: no window system is touched.
+    # Imported here because it is slow. Agg draws to a file and needs no window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

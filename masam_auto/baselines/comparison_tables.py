@@ -19,13 +19,13 @@ def describe_comparison(
     heading: Sequence[str],
     pictures: Sequence[str],
 ) -> str:
-    """All of a comparison.
+    """The whole comparison.
 
     Args:
         results: ours first.
         found: method -> class or "mean" -> our Dice minus its Dice.
         heading: a title, and lines that say what was compared.
-        pictures: files beside the text.
+        pictures: files in the folder of the text.
     """
     title, *lines = heading
     parts = [
@@ -33,11 +33,11 @@ def describe_comparison(
         "\n".join(lines),
         "## Accuracy",
         score_table(results, found),
-        f"Ours minus theirs: mean over the cases, in brackets its {LEVEL:.0%} interval from {RESAMPLES:,} bootstrap "
-        "resamples of the cases; p of Wilcoxon's signed-rank test, two-sided, not corrected for several tests. They "
-        "tell of the cases, not of what another training of the same method would reach. (n) is the number of cases "
-        "with a value, where it is not all: a distance needs both masks, a Dice at least one. Cases where either "
-        "method has no value are not in the difference. The frames of a video count as one case there.",
+        f"Ours minus theirs: mean over the cases. In brackets: its {LEVEL:.0%} interval from {RESAMPLES:,} bootstrap "
+        "resamples of the cases. p: Wilcoxon's signed-rank test, two-sided, not corrected for several tests. Interval "
+        "and p describe the variation between cases, not between trainings of one method. (n) is the number of cases "
+        "with a value, if some have none: a distance needs both masks, a Dice at least one. The difference leaves out "
+        "cases where either method has no value, and counts the frames of a video as one case.",
         "## Cost",
         cost_table(results),
         agreement(results),
@@ -49,7 +49,7 @@ def describe_comparison(
 
 
 def score_table(results: Sequence[Result], found: Mapping[str, Mapping[str, PairedDifference]]) -> str:
-    """Rows of class and method; Dice, HD95, NSD, and the difference of ours to it."""
+    """One row per class and method: Dice, HD95, NSD, and our Dice minus the method's."""
     labels = list(next(iter(results[0].scores.values())))
     header = ["class", "method", *(UNITS[metric] for metric in SHOWN), "Dice, ours minus it", "p"]
     rows = []
@@ -62,7 +62,7 @@ def score_table(results: Sequence[Result], found: Mapping[str, Mapping[str, Pair
 
 
 def cost_table(results: Sequence[Result]) -> str:
-    """Rows of methods: what training and prediction took."""
+    """One row per method: the cost of training and prediction."""
     header = [
         "method",
         "training, s",
@@ -92,19 +92,19 @@ def cost_table(results: Sequence[Result]) -> str:
                 "; ".join(training.remarks),
             ]
         )
-    note = "A case: median, from the raw image to the written segmentation."
+    note = "Times per case are medians, from the raw image to the written segmentation."
     places: dict[str, list[str]] = {}
     for result in results:
-        places.setdefault(result.hardware or "hardware that was not noted", []).append(result.name)
+        places.setdefault(result.hardware or "hardware not recorded", []).append(result.name)
     where = "; ".join(f"{', '.join(names)}: {place}" for place, names in places.items())
     return f"{_table(header, rows)}\n\n{note} Computed on: {next(iter(places)) if len(places) == 1 else where}."
 
 
 def agreement(results: Sequence[Result]) -> str:
-    """What the two evaluations say of the same predictions."""
+    """How far the two evaluations agree on the same predictions."""
     known = {result.name: result.disagreement for result in results if result.disagreement is not None}
     if not known:
-        return "Scored by masam_evaluate alone; nnU-Net's evaluation was not at hand."
+        return "Scored only by masam_evaluate; nnU-Net's evaluation was not available."
     who = "All predictions" if len(known) == len(results) else f"The predictions of {', '.join(known)}"
     largest = max(known.values())
     verdict = (
@@ -113,13 +113,13 @@ def agreement(results: Sequence[Result]) -> str:
         else " **They do not agree**: compare the methods' summary.json and nnunet_summary.json."
     )
     return (
-        f"{who} were scored by masam_evaluate and by the function behind nnUNetv2_evaluate_folder; their Dice of a "
+        f"{who} were scored by masam_evaluate and by the function behind nnUNetv2_evaluate_folder. Their Dice of a "
         f"case and class differ by {largest:.1g} at most.{verdict}"
     )
 
 
 def case_table(results: Sequence[Result]) -> str:
-    """Rows of cases; the mean Dice of each method."""
+    """One row per case: the mean Dice of each method."""
     rows = [
         [case, *(_number(result.scores[case][MEAN]["Dice"], DIGITS["Dice"]) for result in results)]
         for case in sorted(results[0].scores)
@@ -146,5 +146,5 @@ def _number(value: float, digits: int) -> str:
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]  # of a name
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]  # names may hold a pipe
     return "\n".join(f"| {' | '.join(line)} |" for line in escaped)

@@ -1,4 +1,4 @@
-"""Another program run to its end, or ended together with this one."""
+"""Run another program to its end, or stop it together with this one."""
 
 import contextlib
 import signal
@@ -8,8 +8,8 @@ from typing import Any
 
 import psutil
 
-# masam_train saves its step on it, however often it comes; SIGTERM a second time, after the batch system's, would not
-# let it
+# masam_train saves its state on SIGUSR1, even if it comes twice. A second SIGTERM, after the batch system's, would stop
+# it from saving.
 ENDING = getattr(signal, "SIGUSR1", signal.SIGTERM)
 GRACE_SECONDS = 60.0
 
@@ -17,12 +17,12 @@ GRACE_SECONDS = 60.0
 def run_program(command: Sequence[str], **options: Any) -> int:
     """Run a program and wait for it.
 
-    Where the waiting ends otherwise (Ctrl-C, SIGTERM), the program has `GRACE_SECONDS` to end; then it is killed, with
-    the processes that it has started.
+    If the wait is interrupted (Ctrl-C, SIGTERM), the program gets `GRACE_SECONDS` to end. Then it and its child
+    processes are killed.
 
     Args:
         command: the program and its arguments.
-        options: of subprocess.Popen.
+        options: options of subprocess.Popen.
 
     Returns:
         Its exit code.

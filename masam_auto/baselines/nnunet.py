@@ -1,4 +1,4 @@
-"""nnU-Net v2 on our raw data and folds, in its own Python environment, through `nnunet_runner.py`."""
+"""Run nnU-Net v2 on our raw data and folds, in its own Python environment, through `nnunet_runner.py`."""
 
 import functools
 import logging
@@ -26,8 +26,7 @@ logger = logging.getLogger(__name__)
 RUNNER = Path(__file__).with_name("nnunet_runner.py")
 ITERATIONS_PER_EPOCH = 250
 LAST_LINES = 3
-# What a user may tell nnU-Net about the machine; its other variables (other folders, wandb) would change what is
-# compared.
+# Variables about the machine that nnU-Net keeps. Its others (folders, wandb) would change what is compared.
 KEPT_VARIABLES = ("nnUNet_compile", "nnUNet_n_proc_DA")
 
 # name -> nnU-Net's configuration and trainer
@@ -41,8 +40,10 @@ VARIANTS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NnUNet:
-    """nnU-Net beside us: its Python, the folder for its raw (a link), preprocessed and results folders, its
-    variables."""
+    """An installed nnU-Net: its Python, its working folder and its environment variables.
+
+    The working folder holds nnU-Net's raw (a link), preprocessed and results folders.
+    """
 
     python: Path
     folder: Path
@@ -51,19 +52,19 @@ class NnUNet:
 
 
 def open_nnunet(python: Path, folder: Path, environment: Mapping[str, str]) -> NnUNet:
-    """Look whether nnU-Net works there, and note its versions in FOLDER/versions.json.
+    """Check that nnU-Net works there, and write its versions to FOLDER/versions.json.
 
     Args:
-        python: of its environment.
-        folder: for all that it writes.
-        environment: variables for it, of `environment_for`.
+        python: Python of nnU-Net's environment.
+        folder: folder for everything that nnU-Net writes.
+        environment: its environment variables, from `environment_for`.
 
     Raises:
-        ModelError: no such Python, or it cannot import nnU-Net.
+        ModelError: there is no such Python, or it cannot import nnU-Net.
     """
     remedy = "Make its environment with `make nnunet-env`, or give --nnunet_python PATH."
     if not python.is_file() or not os.access(python, os.X_OK):
-        raise ModelError(f"nnU-Net's Python is not at {python}. {remedy}")
+        raise ModelError(f"there is no Python for nnU-Net at {python}. {remedy}")
     nnunet = NnUNet(python=python.absolute(), folder=folder.absolute(), environment=environment)
     try:
         versions = _run(nnunet, "start", {})
@@ -75,7 +76,7 @@ def open_nnunet(python: Path, folder: Path, environment: Mapping[str, str]) -> N
 
 
 def environment_for(device: torch.device, environment: Mapping[str, str]) -> dict[str, str]:
-    """Variables for nnU-Net: ours, without those of other uses of it; it sees the chosen GPU as its first."""
+    """Environment variables for nnU-Net: ours, without those of other nnU-Net work. It sees only the chosen GPU."""
     kept = {
         name: value for name, value in environment.items() if not name.startswith("nnUNet_") or name in KEPT_VARIABLES
     }
@@ -100,15 +101,15 @@ def nnunet_method(
     """One of nnU-Net's `VARIANTS` on a fold.
 
     Args:
-        nnunet: where it is.
-        name: of `VARIANTS`.
-        dataset: the raw data; its folder is linked, never changed.
+        nnunet: the installed nnU-Net.
+        name: one of `VARIANTS`.
+        dataset: the raw data. Its folder is linked, never changed.
         splits: our splits.json, which becomes nnU-Net's splits_final.json.
         fold: its number.
-        budget: as `--budget` of masam_train, an epoch being nnU-Net's 250 iterations; None for its own 1000 epochs.
-        batch: at most so many patches; None for as many as it plans.
+        budget: as `--budget` of masam_train, with nnU-Net's 250 iterations per epoch; None for its usual 1000 epochs.
+        batch: largest batch in patches; None for the planned batch.
         device: cpu or cuda.
-        processes: for its preprocessing.
+        processes: processes for its preprocessing.
     """
     configuration, trainer = VARIANTS[name]
     parsed = parse_budget(budget, replace(TrainingPlan(), steps_per_epoch=ITERATIONS_PER_EPOCH)) if budget else None
@@ -138,7 +139,7 @@ def nnunet_method(
 
 
 def _frames_of(splits: list[dict[str, list[str]]], cases: Sequence[Case]) -> list[dict[str, list[str]]]:
-    """Splits with each video as its frames, which are cases to nnU-Net."""
+    """Splits with each video replaced by its frames, which nnU-Net treats as cases."""
     frames = {case.identifier: case.frames for case in cases}
     return [
         {side: [frame for name in fold[side] for frame in frames.get(name, (name,))] for side in ("train", "val")}
@@ -152,14 +153,14 @@ def evaluate_with_nnunet(
     """Score a folder of segmentations with the function behind nnUNetv2_evaluate_folder.
 
     Args:
-        nnunet: where it is.
+        nnunet: the installed nnU-Net.
         dataset: the raw data.
-        predictions: segmentations ID.ext.
-        references: the same names.
+        predictions: folder of segmentations ID.ext.
+        references: folder of references with the same names.
         output: the summary to write, .json.
 
     Returns:
-        Its summary, in the schema of ours.
+        Its summary, in the same schema as ours.
 
     Raises:
         ModelError: nnU-Net failed.
@@ -189,7 +190,7 @@ def _train(
     batch, planned = result["batch"], result["planned_batch"]
     remarks = [f"patch {' x '.join(map(str, result.pop('patch')))}"]
     if job["budget"]:
-        remarks.append("its schedule compressed to the budget")
+        remarks.append("schedule compressed to the budget")
     if batch < planned:
         remarks.append(f"batch cut from {planned} to {batch}")
     return Training(**result, remarks=tuple(remarks))
@@ -212,17 +213,17 @@ def _predict(nnunet: NnUNet, job: dict[str, Any], cases: Sequence[Case], output:
 
 
 def _prepare(nnunet: NnUNet, dataset: Dataset, configuration: str, processes: int) -> None:
-    """Fingerprint, plan and preprocess, unless that was done of the same raw data; they are reached through a link."""
+    """Fingerprint, plan and preprocess, unless that is done for the same raw data. A link leads to the raw data."""
     link = nnunet.folder / "raw" / dataset.name
     source = dataset.folder.resolve()
     if link.is_symlink() and link.resolve() != source:
-        raise OutputError(f"{link} leads to {link.resolve()}, not to {source}. Remove {nnunet.folder} to prepare anew.")
+        raise OutputError(f"{link} leads to {link.resolve()}, not to {source}. Remove {nnunet.folder} to start over.")
     link.parent.mkdir(parents=True, exist_ok=True)
     if not link.is_symlink():
         link.symlink_to(source, target_is_directory=True)
     raw, own = raw_digest(dataset), nnunet.folder / f"prepared_{configuration}.json"
     records = {file: read_plain(file, what="record of nnU-Net") for file in nnunet.folder.glob("prepared_*.json")}
-    done = {file for file, record in records.items() if record.get("raw data", raw) == raw}  # older ones do not say
+    done = {file for file, record in records.items() if record.get("raw data", raw) == raw}  # older records lack it
     if own in done:
         return
     logger.info("nnU-Net plans and preprocesses %s, %s", dataset.name, configuration)
@@ -231,10 +232,10 @@ def _prepare(nnunet: NnUNet, dataset: Dataset, configuration: str, processes: in
 
 
 def _run(nnunet: NnUNet, action: str, job: dict[str, Any]) -> dict[str, Any]:
-    """Have nnU-Net's Python do a job; what it prints goes to FOLDER/nnunet.log.
+    """Run a job with nnU-Net's Python. Its output goes to FOLDER/nnunet.log.
 
     Raises:
-        ModelError: that Python cannot be run, it failed, or nnU-Net cannot do it.
+        ModelError: that Python cannot be run, it failed, or nnU-Net cannot do the job.
     """
     log = nnunet.folder / "nnunet.log"
     nnunet.folder.mkdir(parents=True, exist_ok=True)
@@ -242,7 +243,7 @@ def _run(nnunet: NnUNet, action: str, job: dict[str, Any]) -> dict[str, Any]:
     with scratch_folder(partial_path(nnunet.folder / action)) as own, open(log, "ab") as handle:
         request, result, said = own / "job.json", own / "result.json", handle.tell()
         write_json(request, {**job, "action": action, "folders": folders, "result": str(result)})
-        # -I: neither our package's folder nor PYTHONPATH may hide modules of nnU-Net's environment
+        # -I: our package's folder and PYTHONPATH must not hide modules of nnU-Net's environment
         command = [os.fspath(nnunet.python), "-I", os.fspath(RUNNER), os.fspath(request)]
         try:
             code = run_program(command, stdout=handle, stderr=handle, env=nnunet.environment)
@@ -251,10 +252,10 @@ def _run(nnunet: NnUNet, action: str, job: dict[str, Any]) -> dict[str, Any]:
         answer = read_plain(result, what="answer of nnU-Net") if result.is_file() else None
     if code != 0 or answer is None:
         lines = log.read_bytes()[said:].decode(errors="replace").splitlines()
-        last = " / ".join([line.strip() for line in lines if line.strip()][-LAST_LINES:]).rstrip(".") or "nothing said"
+        last = " / ".join([line.strip() for line in lines if line.strip()][-LAST_LINES:]).rstrip(".") or "no output"
         memory = code == -9 or "out of memory" in last
         remedy = " Give it a smaller batch: --nnunet_batch CONFIGURATION=N." if memory and action == "train" else ""
-        raise ModelError(f"nnU-Net failed to {action} (exit code {code}): {last}. All it said is in {log}.{remedy}")
+        raise ModelError(f"nnU-Net failed to {action} (exit code {code}): {last}. Its full output is in {log}.{remedy}")
     if "refused" in answer:
         raise ModelError(f"{answer['refused']}. Leave it out of --with.")
     found: dict[str, Any] = answer

@@ -1,9 +1,9 @@
 """One job of nnU-Net v2, run by nnU-Net's own Python: `python -I nnunet_runner.py JOB.json`.
 
-A script for `baselines.nnunet`, never imported by the package: it imports nnU-Net and nothing of ours. The job names
-its action (`ACTIONS`), nnU-Net's three folders, and the file for its result: what the action returns, or {"refused":
-why} where nnU-Net cannot do it. Trainer classes are imported here by name, because nnU-Net's search imports every
-trainer that there is, and fails where one of their libraries is broken.
+A script for `baselines.nnunet`. The package never imports it: it imports nnU-Net and nothing of ours. The job names
+its action (`ACTIONS`), nnU-Net's three folders, and a file for the result. The result is what the action returns, or
+{"refused": why} if nnU-Net cannot do it. Trainer classes are imported by name: nnU-Net's own search imports every
+trainer and fails if the library of any one is broken.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import Any
 
 PLANS = "nnUNetPlans"
 WEIGHTS, LATEST, REQUEST = "weights.pth", "checkpoint_latest.pth", "request.json"
-USED = "used"  # what a checkpoint's training has used, among nnU-Net's init_args
+USED = "used"  # key in nnU-Net's init_args: the cost of the training so far
 SAVE_SECONDS = 600.0
 TRAINERS = {
     "nnUNetTrainer": "nnunetv2.training.nnUNetTrainer.nnUNetTrainer",
@@ -33,8 +33,7 @@ class Refused(Exception):
 
 
 class Account:
-    """What a training has used, with earlier sessions: iterations, wall clock, and CPU-seconds of threads and
-    workers."""
+    """Cost of a training over all sessions: iterations, wall clock, and CPU-seconds of threads and workers."""
 
     def __init__(self, iterations: int = 0, seconds: float = 0.0, cpu_seconds: float = 0.0) -> None:
         self.iterations = iterations
@@ -42,7 +41,7 @@ class Account:
         self.start()
 
     def start(self) -> None:
-        """Now begins what counts of this session."""
+        """Start counting this session."""
         self._started = (time.perf_counter(), _cpu_seconds())
 
     def seconds(self) -> float:
@@ -56,16 +55,16 @@ class Account:
 
 
 def installed_versions(job: Job) -> dict[str, str]:
-    """What there is."""
+    """The installed versions of nnU-Net and torch."""
     from importlib.metadata import version
 
-    import nnunetv2.training.nnUNetTrainer.nnUNetTrainer  # noqa: F401  a broken installation is found at once
+    import nnunetv2.training.nnUNetTrainer.nnUNetTrainer  # noqa: F401  reports a broken installation at once
 
     return {name: version(name) for name in ("nnunetv2", "torch")}
 
 
 def prepare(job: Job) -> dict[str, Any]:
-    """Fingerprint, plan and preprocess, as `nnUNetv2_plan_and_preprocess` does with its defaults."""
+    """Fingerprint, plan and preprocess like `nnUNetv2_plan_and_preprocess` with its defaults."""
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
     from nnunetv2.experiment_planning.plan_and_preprocess_api import (
@@ -87,7 +86,7 @@ def prepare(job: Job) -> dict[str, Any]:
 
 
 def train(job: Job) -> dict[str, Any]:
-    """Train one fold, with nnU-Net's own loop, or for a budget; what an interrupted training left is taken up."""
+    """Train one fold, with nnU-Net's own loop or for a budget. An interrupted training is continued."""
     import torch
 
     trainer, planned_batch = _make_trainer(job, _preprocessed(job) / f"{PLANS}.json")
@@ -113,7 +112,7 @@ def train(job: Job) -> dict[str, Any]:
 
 
 def predict(job: Job) -> dict[str, Any]:
-    """Segment raw images with the trained fold as `nnUNetv2_predict` does, one after the other; how long each took."""
+    """Segment raw images one by one with the trained fold, like `nnUNetv2_predict`. Returns the time of each."""
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -122,7 +121,7 @@ def predict(job: Job) -> dict[str, Any]:
     trainer.initialize()
     trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()  # sets the axes to mirror along
     trainer.set_deep_supervision_enabled(False)
-    network = getattr(trainer.network, "_orig_mod", trainer.network)  # a compiled network's own
+    network = getattr(trainer.network, "_orig_mod", trainer.network)  # unwraps a compiled network
     network.eval()
     weights = torch.load(Path(trainer.output_folder) / WEIGHTS, map_location=trainer.device, weights_only=True)
     predictor = nnUNetPredictor(device=trainer.device, allow_tqdm=False)
@@ -148,7 +147,7 @@ def evaluate(job: Job) -> dict[str, Any]:
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-    # of the label files: images may be of another format
+    # the label files' ending: images may have another format
     description = {**_read(Path(job["dataset_json"])), "file_ending": job["file_ending"]}
     references = Path(job["references"])
     example = next(iter(sorted(references.iterdir())))
@@ -178,11 +177,10 @@ ACTIONS: dict[str, Callable[[Job], dict[str, Any]]] = {
 
 
 def _train_within(trainer: Any, account: Account, *, kind: str, amount: float) -> None:
-    """Train until the budget is used; the learning rate goes down by nnU-Net's schedule over the budget instead of its
-    epochs.
+    """Train until the budget is used. nnU-Net's learning rate schedule runs over the budget instead of its epochs.
 
-    nnU-Net's look at validation patches after each epoch chooses nothing that it predicts with, and is left out, so
-    that all of the budget goes into learning. Every `SAVE_SECONDS` a checkpoint is saved.
+    nnU-Net's validation after each epoch is left out, so that the whole budget goes into learning; it does not affect
+    the weights that predict. Every `SAVE_SECONDS` a checkpoint is saved.
     """
     losses: list[Any] = []
     clocks: dict[str, Callable[[], float]] = {
@@ -214,7 +212,7 @@ def _train_within(trainer: Any, account: Account, *, kind: str, amount: float) -
 
 
 def _take_up(trainer: Any, request: Any) -> Account:
-    """Load the checkpoint that an interrupted training with the same request left; what another one left is removed."""
+    """Load the checkpoint of an interrupted training with the same request. Files of another request are removed."""
     folder = Path(trainer.output_folder)
     if not (folder / REQUEST).is_file() or _read(folder / REQUEST) != request:
         for checkpoint in folder.glob("*.pth"):
@@ -229,7 +227,7 @@ def _take_up(trainer: Any, request: Any) -> Account:
 
 @contextlib.contextmanager
 def _unpickling_numbers_only() -> Iterator[None]:
-    """Within it torch unpickles nothing but tensors, plain values and numpy's numbers, though nnU-Net asks it to."""
+    """Let torch unpickle only tensors, plain values and numpy numbers, even though nnU-Net asks for everything."""
     import numpy as np
     from torch.serialization import safe_globals
 
@@ -241,7 +239,7 @@ def _unpickling_numbers_only() -> Iterator[None]:
 
 
 def _save_with(trainer: Any, account: Account) -> None:
-    """Checkpoints of a trainer appear whole, and say what the training has used."""
+    """Make the trainer write checkpoints atomically, with the cost of the training so far."""
     save = trainer.save_checkpoint
 
     def save_checkpoint(file: str) -> None:
@@ -253,7 +251,7 @@ def _save_with(trainer: Any, account: Account) -> None:
 
 
 def _make_trainer(job: Job, plans_file: Path) -> tuple[Any, int]:
-    """nnU-Net's trainer with the batch cut to the job's limit, and the batch that was planned."""
+    """nnU-Net's trainer, with its batch limited by the job, and the planned batch."""
     import torch
 
     if job["device"] == "cuda":  # as nnU-Net's own commands do
@@ -276,9 +274,7 @@ def _make_trainer(job: Job, plans_file: Path) -> tuple[Any, int]:
 
 def _known(configuration: str, plans: dict[str, Any]) -> dict[str, Any]:
     if configuration not in plans["configurations"]:
-        raise Refused(
-            f"nnU-Net planned no {configuration} for this data; it planned {', '.join(plans['configurations'])}"
-        )
+        raise Refused(f"nnU-Net planned no {configuration} for this data, only {', '.join(plans['configurations'])}")
     return plans["configurations"][configuration]
 
 
@@ -291,13 +287,13 @@ def _preprocessed(job: Job) -> Path:
 
 
 def _cpu_seconds() -> float:
-    """Of this process and its threads, of the workers that have ended, and (on Linux) of those that live."""
+    """CPU-seconds of this process and its threads, of ended workers, and (on Linux) of running workers."""
     import resource
 
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = time.process_time() + ended.ru_utime + ended.ru_stime
     for worker in multiprocessing.active_children():
-        with contextlib.suppress(OSError):  # it has ended, or this is no Linux
+        with contextlib.suppress(OSError):  # it has ended, or this is not Linux
             user, system = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
             used += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
     return used
@@ -311,7 +307,7 @@ def _peak_memory_gib(device: Any) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with contextlib.suppress(OSError):  # Linux's ru_maxrss remembers the process that started this one
+    with contextlib.suppress(OSError):  # on Linux, ru_maxrss includes the parent process
         peak = int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 
@@ -331,7 +327,7 @@ def main(job_file: str) -> None:
     job = _read(Path(job_file))
     for name, folder in job["folders"].items():
         os.environ[f"nnUNet_{name}"] = folder
-    if job.get("device") == "cpu":  # the network needs every core; nor does masam_train use workers there
+    if job.get("device") == "cpu":  # the network needs every core; masam_train uses no workers there either
         os.environ["nnUNet_n_proc_DA"] = "0"  # noqa: SIM112  nnU-Net's spelling
     try:
         result = ACTIONS[job["action"]](job)

@@ -1,6 +1,6 @@
-"""Our own pipeline as one of the methods compared: masam_train on the fold, and predictions from the raw images.
+"""Our pipeline as one of the compared methods: masam_train on the fold, and predictions from the raw images.
 
-Baselines are other plans in it, on the same arrays, folds and budget.
+Baselines are other plans in the same pipeline, with the same arrays, folds and budget.
 """
 
 import functools
@@ -35,13 +35,13 @@ from masam_auto.training.training_job import plan_for_budget
 logger = logging.getLogger(__name__)
 
 OURS = "ours"
-# The best checkpoint is chosen by the cases that the methods are judged on, and nnU-Net predicts with its last weights.
+# Not "best": that checkpoint is chosen on the cases that are scored here. nnU-Net also predicts with its last weights.
 CHECKPOINT = "final"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Baseline:
-    """A plan's name (None: the given plan's), its configuration (None: the given one) and its `--set` changes."""
+    """A plan's name and configuration (None: those of the given plan), and its `--set` changes."""
 
     plan_name: str | None = None
     configuration: str | None = None
@@ -76,16 +76,16 @@ def our_method(
     budget: str | None,
     device: torch.device,
 ) -> Method:
-    """Our own training of a fold, or one of `BASELINES` in the same pipeline.
+    """Our training of a fold, or one of `BASELINES` in the same pipeline.
 
-    A training that is there and finished is used as it is; one that was interrupted is continued. A baseline with a
-    plan of its own must have been trained by that plan.
+    A finished training is used as it is, and an interrupted one is continued. An existing training of a baseline must
+    match the baseline's plan.
 
     Args:
-        name: "ours", or of `BASELINES`.
+        name: "ours", or one of `BASELINES`.
         paths: root folders.
-        plan: of the data set.
-        configuration: of the plan; its default where None.
+        plan: plan of the data set.
+        configuration: configuration of the plan; None for its default.
         fold: its number.
         budget: as `--budget` of masam_train; None for the plan's epochs.
         device: where to compute.
@@ -119,7 +119,7 @@ def _train(
     budget: str | None,
     device: torch.device,
 ) -> Training:
-    """Train, continue or take over the training of a fold, and tell what it used."""
+    """Train a fold, or continue or reuse its training. Returns its cost."""
     folder = model.folder / f"fold_{fold}"
     state = _read_state(folder)
     if state is not None:
@@ -137,8 +137,8 @@ def _train(
 def _check_taken_over(
     model: TrainedModel, folder: Path, state: TrainingState, source: Path, expected: Plan | None, budget: str | None
 ) -> None:
-    """Raises ModelError where a training that is there is not the one to compare."""
-    remedy = "or train under another name: -p NAME." if expected is None else "or remove it to train it anew."
+    """Raises ModelError if an existing training is not the one to compare."""
+    remedy = "or train under another name: -p NAME." if expected is None else "or remove it to train it again."
     if state.budget != budget:
         raise ModelError(
             f"{folder} was trained with {_said(state.budget)}, but the comparison asks for {_said(budget)}. Compare "
@@ -147,7 +147,7 @@ def _check_taken_over(
     own, given = splits_of(model.folder, source), source / "splits.json"
     if read_plain(own, what="splits file") != read_plain(given, what="splits file"):
         raise ModelError(
-            f"{folder} was trained on other folds ({own}) than the comparison is on ({given}). Bring those back, "
+            f"{folder} was trained on other folds ({own}) than those of the comparison ({given}). Restore its folds, "
             f"{remedy}"
         )
     if expected is None:
@@ -155,13 +155,13 @@ def _check_taken_over(
     there, name = open_model(model)[0], model.configuration
     if plan_digest(there, there.configuration(name)) != plan_digest(expected, expected.configuration(name)):
         raise ModelError(
-            f"{model.folder} was trained by another plan than this baseline has on the data set's present plan. Remove "
-            "it to train it anew."
+            f"{model.folder} was trained with another plan than this baseline gets from the data set's current plan. "
+            "Remove it to train it again."
         )
 
 
 def _finished(model: TrainedModel, fold: int) -> Training | None:
-    """What the training of a fold used; None where it is not finished."""
+    """The cost of a fold's training; None if it is not finished."""
     folder = model.folder / f"fold_{fold}"
     state = _read_state(folder)
     if state is None or not state.finished:
@@ -200,7 +200,7 @@ def _run_training(
     *,
     resume: bool,
 ) -> None:
-    """masam_train in a process of its own, so that its peak memory is its own. Raises ModelError."""
+    """Run masam_train in a separate process, so that its peak memory can be measured. Raises ModelError."""
     roots = {name: str(getattr(paths, name)) for name in ("raw", "preprocessed", "results", "weights")}
     command = [
         sys.executable, "-m", "masam_auto.cli.train", model.dataset_name, str(fold), "-c", model.configuration,
@@ -213,14 +213,14 @@ def _run_training(
     code = run_program(command)
     if code != 0:
         raise ModelError(
-            f"masam_train ended with exit code {code}; what it said stands above. It was: {' '.join(command)}"
+            f"masam_train failed with exit code {code}; see its messages above. The command was: {' '.join(command)}"
         )
 
 
 def _predict(
     model: TrainedModel, fold: int, paths: Paths, device: torch.device, cases: Sequence[Case], output: Path
 ) -> PredictionCost:
-    """Segment the raw images as masam_predict does, and tell how long each took."""
+    """Segment the raw images as masam_predict does. Returns the time of each case."""
     predictor = Predictor.from_folder(model.folder, device, folds=[fold], checkpoint=CHECKPOINT, weights=paths.weights)
     seconds, cpu_seconds = {}, {}
     ending = label_ending(predictor.description.file_ending)

@@ -1,4 +1,4 @@
-"""Statistics of two methods on the same cases."""
+"""Paired statistics of two methods on the same cases."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +11,10 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairedDifference:
-    """Mean of ours minus theirs over `cases` that both have a value for, its bootstrap interval [low, high], and the
-    two-sided p-value of Wilcoxon's signed-rank test. None where there is nothing to compare, or one case to draw from.
+    """Mean of ours minus theirs, its bootstrap interval [low, high], and the two-sided p-value of Wilcoxon's test.
+
+    `cases` is the number of cases for which both have a value. With no such case all values are None; with a single
+    case there is no interval.
     """
 
     cases: int
@@ -25,9 +27,9 @@ class PairedDifference:
 def compare_pairs(
     ours: Sequence[float], theirs: Sequence[float], cases: Sequence[str], *, seed: int = 0
 ) -> PairedDifference:
-    """Compare values in the same order; where either is not-a-number, both are left out.
+    """Compare values in the same order. If either of a pair is not-a-number, both are left out.
 
-    `cases` names the case of each value: frames of a video are alike, so that its mean difference counts once.
+    `cases` names the case of each value. Frames of a video are similar, so the video's mean difference counts once.
     """
     found = case_means(np.asarray(ours, float) - np.asarray(theirs, float), cases)
     if len(found) == 0:
@@ -37,7 +39,7 @@ def compare_pairs(
 
 
 def case_means(values: np.ndarray, cases: Sequence[str]) -> np.ndarray:
-    """Mean of what is known of each case, (cases that have a value,), in the order of their names."""
+    """Mean of the known values of each case, in the order of case names: (cases with a value,)."""
     known = ~np.isnan(values)
     _, places = np.unique(np.asarray(cases)[known], return_inverse=True)
     return np.bincount(places, weights=values[known]) / np.bincount(places)
@@ -46,13 +48,13 @@ def case_means(values: np.ndarray, cases: Sequence[str]) -> np.ndarray:
 def bootstrap_interval(
     values: np.ndarray, *, seed: int, resamples: int = RESAMPLES, level: float = LEVEL
 ) -> tuple[float | None, float | None]:
-    """Percentile bootstrap interval of the mean: cases are drawn again with replacement; None, None of a single case.
+    """Percentile bootstrap interval of the mean, drawing cases with replacement. None, None for a single case.
 
     Args:
         values: (cases,), at least one, all finite.
-        seed: of the draws.
-        resamples: how often.
-        level: share of the means that lie within.
+        seed: seed of the draws.
+        resamples: number of resamples.
+        level: share of the means inside the interval.
     """
     if len(values) == 1:
         return None, None
@@ -62,7 +64,7 @@ def bootstrap_interval(
 
 
 def wilcoxon_p(differences: np.ndarray) -> float:
-    """Two-sided p-value of Wilcoxon's signed-rank test; 1 where nothing differs. Differences of zero are left out."""
+    """Two-sided p-value of Wilcoxon's signed-rank test, without differences of zero. 1 if nothing differs."""
     # slow to import, and only a comparison needs it
     from scipy.stats import wilcoxon
 

@@ -1,4 +1,4 @@
-"""What a method reached on each case, and what two methods' summaries say of the same files."""
+"""Scores of a method on each case, and differences between two methods or two summaries."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from masam_auto.core.labels import Labels
 from masam_auto.core.summary import mean_of_known, summary_key
 
 SHOWN = ("Dice", "HD95_mm", "NSD")
-MEAN = "mean"  # the name under which the mean over the classes stands
+MEAN = "mean"  # key of the mean over the classes
 TOLERANCE = 1e-6  # of Dice between the two evaluations
 
 Scores = dict[str, dict[str, dict[str, float]]]
@@ -20,10 +20,11 @@ Scores = dict[str, dict[str, dict[str, float]]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """One method: `scores` is case (file name without ending) -> class, and "mean" over the classes -> metric -> value.
+    """Results of one method.
 
-    `hardware` is what it ran on. `disagreement` is the largest difference of a Dice between our evaluation and
-    nnU-Net's; None where nnU-Net is not there.
+    `scores`: case (file name without ending) -> class, or "mean" over the classes -> metric -> value. `hardware` is
+    what it ran on. `disagreement` is the largest Dice difference between our evaluation and nnU-Net's; None without
+    nnU-Net.
     """
 
     name: str
@@ -34,12 +35,12 @@ class Result:
     disagreement: float | None = None
 
     def values(self, label: str, metric: str) -> list[float]:
-        """Of all cases, in the order of their names."""
+        """The values of all cases, in the order of their names."""
         return [self.scores[case][label][metric] for case in sorted(self.scores)]
 
 
 def read_scores(summary: Mapping[str, Any], labels: Labels, ending: str) -> Scores:
-    """The metrics of `SHOWN` of a summary, by case and by the classes' names."""
+    """The metrics in `SHOWN` from a summary, by case and class name."""
     names = {summary_key(values): name for name, values in labels.foreground.items()}
     scores: Scores = {}
     for entry in summary["metric_per_case"]:
@@ -52,9 +53,9 @@ def read_scores(summary: Mapping[str, Any], labels: Labels, ending: str) -> Scor
 
 
 def largest_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, metric: str = "Dice") -> float:
-    """Largest difference of a metric over cases and classes of two summaries of the same files.
+    """Largest difference of a metric over cases and classes between two summaries of the same files.
 
-    Infinite where only one of them has a number, or the files are not the same.
+    Infinite if only one of them has a number, or if the files differ.
     """
     left, right = (
         {
@@ -72,8 +73,7 @@ def largest_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, me
 def score_differences(
     ours: Result, other: Result, case_of: Mapping[str, str], *, metric: str = "Dice"
 ) -> dict[str, PairedDifference]:
-    """Ours minus the other, by class and for their mean; `case_of` names the video of each frame, else the case
-    itself."""
+    """Ours minus the other, by class and for their mean. `case_of` maps frames to their video, cases to themselves."""
     cases = [case_of[name] for name in sorted(ours.scores)]
     return {
         label: compare_pairs(ours.values(label, metric), other.values(label, metric), cases)

@@ -1,4 +1,4 @@
-"""masam_apply_postprocessing: segmentations without the components that a postprocessing takes out."""
+"""masam_apply_postprocessing: remove small or stray components from segmentations."""
 
 import argparse
 import sys
@@ -28,20 +28,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "masam_apply_postprocessing",
-        "Take connected components out of segmentations, as masam_find_best_configuration found it to help.",
+        "Remove connected components from segmentations, by the rules that masam_find_best_configuration found.",
         roots=False,
     )
     parser.add_argument("-i", "--input", type=Path, required=True, metavar="SEGS", help="folder of segmentations")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where the results go")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="folder for the results")
     parser.add_argument(
         "-pp",
         "--postprocessing",
         type=Path,
         required=True,
         metavar="FILE",
-        help="postprocessing.json, below crossval_results in the data set's results",
+        help="postprocessing.json; masam_find_best_configuration writes it to RESULTS/DATASET/crossval_results/...",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     add_workers(parser)
     return parser
 

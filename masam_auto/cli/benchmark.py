@@ -1,4 +1,4 @@
-"""masam_benchmark: how fast this machine trains and predicts."""
+"""masam_benchmark: measure how fast this machine trains and predicts."""
 
 import argparse
 import sys
@@ -20,7 +20,7 @@ HEADER = ("", "seconds", "windows/s", "slices/s", "GFLOP/s", "of peak", "memory 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure a forward pass and a training step on random images, and print what they take."""
+    """Measure a forward pass and a training step on random images, and print time and memory."""
     parsed = _make_parser().parse_args(arguments)
     paths = start(parsed)
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _planned_setting(paths: Paths, parsed: argparse.Namespace) -> "tuple[Setting, int]":
-    """A data set's plan as a setting, and how many passes forward and backward its training makes."""
+    """A data set's plan as a setting, and the number of forward and backward passes of its training."""
     from masam_auto.core.dataset import read_description
     from masam_auto.planning.overrides import override
     from masam_auto.training.benchmark import Setting
@@ -76,7 +76,7 @@ def _chosen_setting(parsed: argparse.Namespace) -> "Setting":
     from masam_auto.training.benchmark import Setting
 
     if parsed.configuration or parsed.overrides:
-        raise PlanError("-c and --set belong to a data set's plan; give the data set too (-d)")
+        raise PlanError("-c and --set change a data set's plan. Give the data set too: -d DATASET")
     shape = planned_encoder(parsed.backbone)
     return Setting(
         network=choose_network(shape, "")[0],
@@ -113,31 +113,47 @@ def _device_name(device: object) -> str:
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser(
-        "masam_benchmark", "How fast this machine trains and predicts: random weights and images, nothing is written."
+        "masam_benchmark",
+        "Measure how fast this machine trains and predicts. It uses random weights and images, and writes no files.",
     )
     parser.add_argument(
         "-d",
         "--dataset",
         metavar="DATASET",
-        help="measure what this data set's plan asks for, and estimate its training time",
+        help="measure the plan of this data set, and estimate how long it trains",
     )
     parser.add_argument(
-        "-c", "--configuration", metavar="NAME", help="of the plan (default: the plan's default_configuration)"
+        "-c",
+        "--configuration",
+        metavar="NAME",
+        help="configuration of the plan (default: its default_configuration)",
     )
     add_overrides(parser)
     group = parser.add_argument_group("without a data set")
     group.add_argument("-backbone", "--backbone", metavar="NAME", default="vit_b", help="image encoder")
     group.add_argument(
-        "-canvas", "--canvas", type=_count, nargs="+", default=[448], metavar="PX", help="side, or height and width"
+        "-canvas",
+        "--canvas",
+        type=_count,
+        nargs="+",
+        default=[448],
+        metavar="PX",
+        help="input size in pixels: side, or height and width",
     )
-    group.add_argument("-window", "--window", type=_count, default=5, metavar="N", help="slices in a window")
-    group.add_argument("-batch", "--batch", type=_count, default=1, metavar="B", help="windows in a training step")
-    group.add_argument("-outputs", "--outputs", type=_count, default=3, metavar="K", help="classes with background")
-    group.add_argument("-precision", "--precision", choices=("bf16", "float32"), default="bf16", help="where it can")
+    group.add_argument("-window", "--window", type=_count, default=5, metavar="N", help="slices per window")
+    group.add_argument("-batch", "--batch", type=_count, default=1, metavar="B", help="windows per training step")
+    group.add_argument("-outputs", "--outputs", type=_count, default=3, metavar="K", help="classes, with background")
+    group.add_argument(
+        "-precision",
+        "--precision",
+        choices=("bf16", "float32"),
+        default="bf16",
+        help="number format; float32 if the device has no bf16",
+    )
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--predict", action="store_true", help="measure prediction only")
     only.add_argument("--train", action="store_true", help="measure training only")
-    parser.add_argument("--rounds", type=_count, default=5, metavar="N", help="calls whose median is taken")
+    parser.add_argument("--rounds", type=_count, default=5, metavar="N", help="measured repeats; the median is shown")
     add_device(parser)
     return parser
 

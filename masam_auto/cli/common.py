@@ -1,4 +1,4 @@
-"""What all commands share: root folders, data set and plan options, and how a failure is reported."""
+"""What all commands share: common options, root folders, and how errors are reported."""
 
 import argparse
 import atexit
@@ -31,33 +31,34 @@ Main = Callable[[Sequence[str] | None], int]
 
 DONE, FAILED, PARTLY = 0, 2, 3
 INTERRUPTED, PIPE_CLOSED = 130, 141
-# SIGUSR1 is what batch systems are told to send some time before they end a job; Windows has none.
+# Batch systems can send SIGUSR1 some time before they end a job. Windows has no SIGUSR1.
 ENDING_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
-# How often a waiting thread of OpenMP looks for work before it sleeps. With libgomp's own 300,000 it takes the core
-# from other processes, and from the very thread that it waits for: with two threads on two cores at a load of 4 to 5,
-# this makes predictions 2 x and training steps 1.4 x as fast or more. On a quiet machine it changes nothing measurable.
+# How often a waiting OpenMP thread looks for work before it sleeps. At libgomp's default of 300,000 it keeps the core
+# from other processes, and even from the thread that it waits for. With two threads on two cores at a load of 4 to 5,
+# this setting makes predictions 2 x and training steps 1.4 x as fast or more. On a quiet machine it changes nothing
+# measurable.
 SPINS = "1000"
 
 
 def run(main: Main, arguments: Sequence[str] | None = None) -> int:
-    """Call a command's main and turn what users can mend into one message and exit code 2.
+    """Call a command's main. Errors that users can fix become one message and exit code 2.
 
     Args:
         main: takes the command line (None: the process's own) and returns an exit code.
         arguments: passed to it.
 
     Returns:
-        The exit code: main's own, 2 for an error to mend, 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1, 141
-        when the reader of the output went away. A bug's exception passes through with its traceback.
+        The exit code: main's, 2 for an error that users can fix, 130 after Ctrl-C, 143 after SIGTERM, 138 after
+        SIGUSR1, 141 when the reader of the output has closed. The exception of a bug passes through with its traceback.
     """
     limit_spinning(os.environ)
     keep_to_own_modules(os.environ)
-    for stream in (sys.stdout, sys.stderr):  # a path must not end a command in a terminal that lacks its letters
+    for stream in (sys.stdout, sys.stderr):  # a terminal may lack letters of a path
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         return _run_guarded(main, arguments)
-    except Terminated as error:  # a second signal, while the first one's handlers were given back
+    except Terminated as error:  # a second signal, while the handlers were being restored
         return _report_end(error)
 
 
@@ -84,21 +85,21 @@ def _run_guarded(main: Main, arguments: Sequence[str] | None) -> int:
                 raise
             return _report_memory(error)
         except KeyboardInterrupt:
-            return _report("interrupted. Files that were finished are kept.", INTERRUPTED)
+            return _report("interrupted. Finished files are kept.", INTERRUPTED)
         except Terminated as error:
             return _report_end(error)
 
 
 def _report_end(error: Terminated) -> int:
     name = signal.Signals(error.signal_number).name
-    return _report(f"terminated ({name}). Files that were finished are kept.", 128 + error.signal_number)
+    return _report(f"terminated ({name}). Finished files are kept.", 128 + error.signal_number)
 
 
 def run_rank(main: Main) -> NoReturn:
-    """`run`, and end this process, which may be one of several that torchrun has started to train together.
+    """Call `run`, then end this process. It may be one of several that torchrun started to train together.
 
-    Such a process ends without taking the interpreter down: threads of gloo may still hold tensors that are Python's,
-    and then it aborts, with an exit code that says nothing (https://github.com/pytorch/pytorch/pull/179291).
+    Such a process ends without shutting the interpreter down. Threads of gloo may still hold Python's tensors; the
+    shutdown would then abort with a meaningless exit code (https://github.com/pytorch/pytorch/pull/179291).
     """
     try:
         code = run(main)
@@ -113,16 +114,16 @@ def run_rank(main: Main) -> NoReturn:
 
 
 def limit_spinning(environment: MutableMapping[str, str]) -> None:
-    """Say how long threads of OpenMP spin, unless the user has. It is read when torch is imported."""
+    """Set how long OpenMP threads spin, unless the user has set it. torch reads it when it is imported."""
     if "OMP_WAIT_POLICY" not in environment:
         environment.setdefault("GOMP_SPINCOUNT", SPINS)
 
 
 def keep_to_own_modules(environment: MutableMapping[str, str]) -> None:
-    """Have processes that this one starts import nothing from the current folder, which may hold anything.
+    """Keep child processes from importing modules of the current folder, which may hold any files.
 
-    Python puts that folder first for them (`-m`, `-c`, multiprocessing), though not for a command. Who calls
-    `python -m masam_auto.cli...` has chosen it.
+    Python searches that folder first in children (`-m`, `-c`, multiprocessing), though not in an installed command.
+    Users who call `python -m masam_auto.cli...` have chosen it, so there it stays.
     """
     first = Path(sys.path[0])
     if not (first.is_dir() and first.samefile(".")):
@@ -130,7 +131,7 @@ def keep_to_own_modules(environment: MutableMapping[str, str]) -> None:
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds the default to an option's help, unless there is none or the text already says it."""
+    """Adds the default to an option's help, unless there is none or the text names it already."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, False) or action.default == [] or "default" in (action.help or ""):
@@ -139,12 +140,12 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def make_parser(command: str, description: str, *, roots: bool = True) -> argparse.ArgumentParser:
-    """A parser with the options that every command has; `roots`: the root folders among them."""
+    """A parser with the options of every command. `roots` adds the options for the root folders."""
     parser = argparse.ArgumentParser(
         prog=command, description=description, formatter_class=_Formatter, allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"masam_auto {__version__}")
-    parser.add_argument("--verbose", action="store_true", help="say more about what is done")
+    parser.add_argument("--verbose", action="store_true", help="print more about each step")
     parser.add_argument(
         "--plugin",
         action="append",
@@ -152,7 +153,7 @@ def make_parser(command: str, description: str, *, roots: bool = True) -> argpar
         default=[],
         dest="plugins",
         metavar="FILE.py",
-        help="use this plug-in, which adds losses, readers, ...: the file is executed (environment: MASAM_PLUGINS)",
+        help="run this Python file, which adds losses, readers, ... Also set by MASAM_PLUGINS.",
     )
     if roots:
         _add_roots(parser)
@@ -161,7 +162,8 @@ def make_parser(command: str, description: str, *, roots: bool = True) -> argpar
 
 def _add_roots(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "root folders", "given here, else by the environment, else in ./masam_data/{raw,preprocessed,results,weights}"
+        "root folders",
+        "Taken from these options, else from the environment, else ./masam_data/{raw,preprocessed,results,weights}.",
     )
     explained = {
         "raw": "raw data sets (environment: MASAM_RAW, or nnU-Net's nnUNet_raw)",
@@ -174,14 +176,14 @@ def _add_roots(parser: argparse.ArgumentParser) -> None:
 
 
 def start(parsed: argparse.Namespace) -> Paths:
-    """`start_without_roots`, and resolve the root folders."""
+    """Call `start_without_roots` and find the root folders."""
     start_without_roots(parsed)
     given = {name: getattr(parsed, name) for name in ("raw", "preprocessed", "results", "weights")}
     return resolve_paths(given, os.environ, Path.cwd())
 
 
 def start_without_roots(parsed: argparse.Namespace) -> None:
-    """Set up logging and execute the plug-ins: the first thing after the arguments are parsed."""
+    """Set up logging and run the plug-ins. Call it first, once the arguments are parsed."""
     setup_logging(verbose=parsed.verbose, word=worded)
     use_plugins(*parsed.plugins)
 
@@ -194,7 +196,7 @@ def add_datasets(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="DATASET",
-        help="data sets: number (1, 001), name (Dataset001_Name) or path",
+        help="one or more data sets: number (1, 001), name (Dataset001_Name) or path",
     )
 
 
@@ -204,13 +206,13 @@ def add_workers(parser: argparse._ActionsContainer) -> None:
         "--workers",
         type=whole_number,
         metavar="N",
-        help="worker processes; 0 does everything in this process, where errors are easier to read "
-        "(default: from the cores and the free memory)",
+        help="worker processes (default: from the cores and free memory). 0 uses this process only, which makes "
+        "errors easier to read.",
     )
 
 
 def add_executor(parser: argparse.ArgumentParser) -> None:
-    """--workers or --scheduler; both say where cases are worked on."""
+    """--workers or --scheduler: where cases are processed."""
     group = parser.add_mutually_exclusive_group()
     add_workers(group)
     group.add_argument(
@@ -218,7 +220,7 @@ def add_executor(parser: argparse.ArgumentParser) -> None:
         type=scheduler,
         dest="workers",
         metavar="ADDRESS",
-        help="work on the Dask cluster of the scheduler at this address, such as tcp://host:8786",
+        help="process the cases on a Dask cluster; address of its scheduler, e.g. tcp://host:8786",
     )
 
 
@@ -236,12 +238,12 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """-device; None takes the best there is."""
+    """-device. None takes the best one available."""
     parser.add_argument(
         "-device",
         "--device",
         metavar="NAME",
-        help="cpu, cuda, cuda:1 or mps (default: a GPU where there is one)",
+        help="cpu, cuda, cuda:1 or mps (default: a GPU if there is one)",
     )
 
 
@@ -251,8 +253,8 @@ def add_sam_checkpoint(parser: argparse._ActionsContainer) -> None:
         "--sam_checkpoint",
         type=Path,
         metavar="PATH",
-        help="SAM weights, .pth or .safetensors (default: by the encoder's name in the weights folder, or for a "
-        "trained model those it was trained on)",
+        help="SAM weights, .pth or .safetensors (default: the encoder's file in the weights folder, or the file that "
+        "the model was trained with)",
     )
 
 
@@ -260,7 +262,7 @@ def add_sam_choice(parser: argparse.ArgumentParser) -> None:
     """--sam_checkpoint or --from_scratch."""
     start_from = parser.add_mutually_exclusive_group()
     add_sam_checkpoint(start_from)
-    start_from.add_argument("--from_scratch", action="store_true", help="go without SAM weights: everything learns")
+    start_from.add_argument("--from_scratch", action="store_true", help="use no SAM weights and train all parameters")
 
 
 def whole_number(text: str) -> int:
@@ -296,30 +298,30 @@ def scheduler(text: str) -> Cluster:
 
 
 def fold(text: str) -> int | str:
-    """argparse type: `0`, `fold0`, `fold_0` or `all`. nnU-Net's commands have the configuration before the fold."""
+    """argparse type: `0`, `fold0`, `fold_0` or `all`. (nnU-Net's commands take a configuration before the fold.)"""
     number = text.removeprefix("fold").removeprefix("_")
     if number == "all":
         return "all"
     if not number.isdigit():
         raise argparse.ArgumentTypeError(
-            f"must be a number such as 0 or fold0, or all, got {text!r}; a configuration is given with -c"
+            f"must be a number such as 0 or fold0, or all, got {text!r}; give a configuration with -c"
         )
     return int(number)
 
 
 def known_dataset(paths: Paths, identifier: str) -> str:
-    """Full name of a data set that is in any of the roots, from its number, name or path. Raises DatasetError."""
+    """Full name of a data set in any of the roots, from its number, name or path. Raises DatasetError."""
     return find_dataset_name(Path(identifier).name, [paths.preprocessed, paths.raw, paths.results])
 
 
 @contextlib.contextmanager
 def _signals_raise() -> Iterator[None]:
     def terminate(number: int, frame: FrameType | None) -> None:
-        for repeated in ENDING_SIGNALS:  # by the batch system and the launcher; what unwinds must not be disturbed
+        for repeated in ENDING_SIGNALS:  # batch systems and launchers repeat them; don't disturb the cleanup
             signal.signal(repeated, signal.SIG_IGN)
         raise Terminated(number)
 
-    if threading.current_thread() is not threading.main_thread():  # the host program keeps its own handling
+    if threading.current_thread() is not threading.main_thread():  # the host program handles signals
         yield
         return
     before = {number: signal.signal(number, terminate) for number in ENDING_SIGNALS}
@@ -331,7 +333,7 @@ def _signals_raise() -> Iterator[None]:
 
 
 def _report_memory(error: BaseException) -> int:
-    """Say what ran out of memory and what helps; with --verbose after the traceback."""
+    """Report that memory ran out and what helps. With --verbose, print the traceback first."""
     if logging.getLogger(LOGGER_NAME).isEnabledFor(logging.DEBUG):
         traceback.print_exception(error)
     what = " ".join(str(error).split()) if isinstance(error, MemoryError) else ""

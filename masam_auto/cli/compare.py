@@ -1,4 +1,4 @@
-"""masam_compare: nnU-Net and other baselines on the same fold, with the same budget, scored the same way."""
+"""masam_compare: train nnU-Net and other methods on the same fold and budget, and score them alike."""
 
 import argparse
 import functools
@@ -49,10 +49,10 @@ ENVIRONMENT = Path(".nnunet_env/bin/python")  # where `make nnunet-env` puts it
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the methods, or what is left to do of them, write the comparison, and print the means."""
+    """Run the methods that are not finished yet, write the comparison, and print the mean scores."""
     parsed = _make_parser().parse_args(arguments)
     if parsed.fold == "all":
-        raise MasamError("a comparison needs held-out cases: give the number of a fold, not all")
+        raise MasamError("a comparison needs held-out cases. Give the number of a fold instead of all.")
     paths = start(parsed)
     name = known_dataset(paths, parsed.dataset)
     read_dataset_plan(paths, name)
@@ -97,7 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser(
-        "masam_compare", "Train and score other methods on the same fold, beside ours; what is finished is kept."
+        "masam_compare",
+        "Train MA-SAM and other methods on the same fold and compare their scores. Run it again to continue: finished "
+        "methods are kept.",
     )
     parser.add_argument("dataset", metavar="DATASET", help="number (1, 001), name (Dataset001_Name) or path")
     parser.add_argument("fold", type=fold, metavar="FOLD", help="0, 1, ... (or fold0, ...)")
@@ -111,20 +113,23 @@ def _make_parser() -> argparse.ArgumentParser:
         help=f"methods to compare with: {', '.join(OTHERS)}",
     )
     parser.add_argument(
-        "-c", "--configuration", metavar="NAME", help="ours: axis0, 2d, ... (default: the plan's default_configuration)"
+        "-c",
+        "--configuration",
+        metavar="NAME",
+        help="our configuration: axis0, 2d, ... (default: the plan's default_configuration)",
     )
-    parser.add_argument("-p", "--plan", metavar="NAME", help="ours: name of the training (default: the plan's name)")
+    parser.add_argument("-p", "--plan", metavar="NAME", help="name of our training (default: the plan's name)")
     parser.add_argument(
         "--budget",
         metavar="AMOUNT",
-        help="the same for each training: 1000cpus (CPU-seconds), 600s, 30min, 2h, 500steps, or 20epochs of its own "
-        "(default: each method's own number of epochs)",
+        help="training budget of every method: 1000cpus (CPU-seconds), 600s, 30min, 2h, 500steps or 20epochs "
+        "(default: each method's usual number of epochs)",
     )
     parser.add_argument(
         "--nnunet_python",
         type=Path,
         metavar="PATH",
-        help=f"Python that has nnU-Net v2 (default: MASAM_NNUNET_PYTHON, else {ENVIRONMENT}, made by make nnunet-env)",
+        help=f"Python with nnU-Net v2 (default: MASAM_NNUNET_PYTHON, else {ENVIRONMENT} from `make nnunet-env`)",
     )
     parser.add_argument(
         "--nnunet_batch",
@@ -133,7 +138,7 @@ def _make_parser() -> argparse.ArgumentParser:
         default=[],
         action="extend",
         metavar="CONFIGURATION=N",
-        help="cut nnU-Net's planned batch to N patches: 3d_fullres=2 2d=64 (default: as it plans)",
+        help="batch size of nnU-Net in patches, e.g. 3d_fullres=2 2d=64 (default: what nnU-Net plans)",
     )
     add_device(parser)
     add_workers(parser)
@@ -158,7 +163,7 @@ def _hardware(device: "torch.device") -> str:
 
 
 def _open_nnunet(parsed: argparse.Namespace, folder: Path, device: "torch.device") -> "NnUNet | None":
-    """nnU-Net, where it is asked for or at hand."""
+    """nnU-Net, if it is asked for or installed."""
     from masam_auto.baselines.nnunet import environment_for, open_nnunet
 
     given = parsed.nnunet_python or os.environ.get("MASAM_NNUNET_PYTHON")
@@ -185,7 +190,7 @@ def _methods(
     from masam_auto.formats.workers import workers_for
 
     plan = read_dataset_plan(paths, dataset.name)
-    parse_budget(parsed.budget, plan.training)  # a slip is told before anything runs
+    parse_budget(parsed.budget, plan.training)  # report a typo before anything runs
     plan = replace(plan, name=parsed.plan or plan.name)
     images = [case.images[0][0] for case in dataset.cases]
     processes = max(workers_for(images, bytes_per_voxel=BYTES_PER_VOXEL, asked=parsed.workers), 1)

@@ -1,4 +1,4 @@
-"""masam_convert_dataset: a public data set, as downloaded, or a folder of DICOM studies becomes a raw data set."""
+"""masam_convert_dataset: make a raw data set from a public download or from DICOM studies."""
 
 import argparse
 import dataclasses
@@ -22,7 +22,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "msd": ("tumor_only", "splits", *VOLUME_OPTIONS),
     "prostate": ("joint", *VOLUME_OPTIONS),
 }
-"""The data sets, and which of the options each takes; those of plug-ins take none."""
+"""The data sets and the options that each one takes. Converters of plug-ins take none."""
 
 NOTES_SHOWN = 10
 
@@ -70,84 +70,88 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "masam_convert_dataset",
-        "Make a raw data set of a public one, as it was downloaded and extracted, or of DICOM studies with RTSTRUCT or "
-        "SEG. The download is only read. Run again, it goes on where it stopped.",
+        "Convert a public data set (downloaded and extracted), or DICOM studies with RTSTRUCT or SEG, into a raw data "
+        "set. The input is not changed. After an interruption, run it again to continue.",
         roots=False,
     )
-    parser.add_argument("data_set", metavar="NAME", help=f"the data set: {', '.join(OPTIONS)}, or that of a plug-in")
+    parser.add_argument("data_set", metavar="NAME", help=f"converter: {', '.join(OPTIONS)}, or one of a plug-in")
     parser.add_argument(
-        "-i", "--input", type=Path, required=True, metavar="DOWNLOAD", help="folder of the extracted download"
+        "-i", "--input", type=Path, required=True, metavar="DOWNLOAD", help="folder with the extracted download"
     )
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         metavar="RAW",
-        help="root of raw data sets (default: MASAM_RAW, nnUNet_raw, else ./masam_data/raw)",
+        help="folder for raw data sets (default: MASAM_RAW, nnUNet_raw, else ./masam_data/raw)",
     )
     parser.add_argument(
         "-d",
         "--dataset",
         type=whole_number,
         metavar="NUMBER",
-        help="number of the data set, or of the first of several (default: one for each, see "
+        help="number of the new data set, or of the first if there are several (default: see "
         "documentation/datasets.md)",
     )
-    parser.add_argument("--allow_missing", action="store_true", help="go on where the download lacks cases")
+    parser.add_argument("--allow_missing", action="store_true", help="convert even if the download lacks cases")
     add_workers(parser)
-    group = parser.add_argument_group("options of single data sets")
+    group = parser.add_argument_group("options for certain data sets")
     group.add_argument(
         "--ignore_label_geometry",
         action="store_true",
-        help="NIfTI downloads: take labels voxel by voxel, even where their header tells another place than the "
-        "image's",
+        help="NIfTI downloads: match labels to images voxel by voxel, even if their headers disagree",
     )
     group.add_argument(
         "--reorient",
         action="store_true",
-        help="NIfTI downloads: turn the voxel axes of all volumes to the left, the back and the head",
+        help="NIfTI downloads: turn all volumes so that their voxel axes point left, back and up (LPS)",
     )
-    group.add_argument("--merge_adrenals", action="store_true", help="btcv: one class for both adrenal glands")
-    group.add_argument("--joint", action="store_true", help="prostate: one data set of all sites")
+    group.add_argument("--merge_adrenals", action="store_true", help="btcv: make both adrenal glands one class")
+    group.add_argument("--joint", action="store_true", help="prostate: make one data set of all sites")
     group.add_argument(
-        "--tumor_only", action="store_true", help="msd: the tumour is the only class; for Task07 with the paper's split"
+        "--tumor_only",
+        action="store_true",
+        help="msd: keep only the tumour class. Task07 also gets the paper's split.",
     )
     group.add_argument(
         "--splits",
         type=Path,
         metavar="FILE",
-        help='msd: folds in the form of nnU-Net\'s splits_final.json; cases in "test" lists are held out',
+        help='msd: folds in nnU-Net\'s splits_final.json format. Cases in a "test" list are held out.',
     )
     group.add_argument(
-        "--modality", help="amos22: CT (default), MRI or both; dicom: series of this modality only, such as CT or MR"
+        "--modality", help="amos22: CT (default), MRI or both. dicom: use only series of this modality, e.g. CT or MR."
     )
-    group.add_argument("--name", help="dicom: what the data set is called (default: DICOM)")
+    group.add_argument("--name", help="dicom: name of the data set (default: DICOM)")
     group.add_argument(
-        "--list_rois", action="store_true", help="dicom: only print which ROIs there are, in how many series"
+        "--list_rois", action="store_true", help="dicom: only list the ROIs, with the number of series of each"
     )
     group.add_argument(
         "--rois",
         nargs="+",
         metavar="ROI",
-        help="dicom: the ROIs to take, in the order of their labels; later ones lie on top (default: all, by name)",
+        help="dicom: ROIs to use, in label order; where they overlap, the later one wins (default: all, by name)",
     )
     group.add_argument(
-        "--roi_map", type=Path, metavar="FILE", help='dicom: JSON {"name as written": "name in the data set", ...}'
+        "--roi_map",
+        type=Path,
+        metavar="FILE",
+        help='dicom: JSON file that renames ROIs: {"name in DICOM": "name in the data set", ...}',
     )
     group.add_argument(
-        "--series_description", metavar="TEXT", help="dicom: only series whose description holds this text"
+        "--series_description", metavar="TEXT", help="dicom: use only series whose description contains this text"
     )
     return parser
 
 
 def _options(parser: argparse.ArgumentParser, parsed: argparse.Namespace) -> dict[str, Any]:
-    """The options that were given, by name; those of another data set end the program."""
+    """The given options by name. An option of another data set ends the program."""
     given = {option: getattr(parsed, option) for options in OPTIONS.values() for option in options}
     given = {option: value for option, value in given.items() if value not in (None, False)}
     for option in given:
         if option not in OPTIONS.get(parsed.data_set, ()):
             takers = ", ".join(name for name, options in OPTIONS.items() if option in options)
-            parser.error(f"argument --{option}: is for {takers}, not for {parsed.data_set}")
+            parser.error(f"argument --{option}: only for {takers}, not for {parsed.data_set}")
     return given
 
 

@@ -1,4 +1,4 @@
-"""masam_demo: a made-up CT data set, and then what a user would type."""
+"""masam_demo: make a small CT-like data set and run the usual commands on it."""
 
 import argparse
 import json
@@ -24,30 +24,31 @@ Main = Callable[[Sequence[str] | None], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the data, then plan, train, predict and evaluate with the other commands, and show the outcome."""
+    """Make the data, run the commands that plan, train, predict and evaluate, and show the results."""
     parser = make_parser(
         "masam_demo",
-        "Make a small CT-like data set and run everything on it: a few minutes, no GPU and no network.",
+        "Make a small CT-like data set and run the whole pipeline on it. It takes a few minutes and needs neither a "
+        "GPU nor a network.",
         roots=False,
     )
     parser.add_argument(
-        "-o", "--output", type=Path, default=Path("masam_demo"), metavar="FOLDER", help="where it all goes"
+        "-o", "--output", type=Path, default=Path("masam_demo"), metavar="FOLDER", help="folder for everything"
     )
-    parser.add_argument("--seed", type=whole_number, default=1, metavar="N", help="of the made-up patients")
+    parser.add_argument("--seed", type=whole_number, default=1, metavar="N", help="random seed of the made-up patients")
     parser.add_argument(
         "--budget",
         default="700steps",
         metavar="AMOUNT",
-        help="of training, as masam_train takes it: 700steps, 10min, 20epochs; more gives better results",
+        help="training budget: 700steps, 10min, 20epochs, ... More gives better results.",
     )
-    parser.add_argument("--overwrite", action="store_true", help="delete an earlier demo in FOLDER and start anew")
+    parser.add_argument("--overwrite", action="store_true", help="delete an earlier demo in FOLDER and start over")
     parsed = parser.parse_args(arguments)
     start_without_roots(parsed)
 
     from masam_auto.core.budget import parse_budget
     from masam_auto.core.plan import TrainingPlan
 
-    parse_budget(parsed.budget, TrainingPlan())  # a mistyped one should not be found out after minutes
+    parse_budget(parsed.budget, TrainingPlan())  # report a typo now, not after minutes
     folder = parsed.output.expanduser().absolute()
     times: dict[str, float] = {}
     prepare_folder(
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def prepare_folder(folder: Path, record: dict[str, Any], *, overwrite: bool) -> None:
-    """Make sure that the folder is new, or holds an earlier demo of the same settings, which is then continued.
+    """Check that the folder is new or holds an earlier demo with the same settings, which is then continued.
 
     Raises:
         OutputError: the folder holds something else.
@@ -72,11 +73,11 @@ def prepare_folder(folder: Path, record: dict[str, Any], *, overwrite: bool) -> 
     elif found is not None and found != record:
         changed = ", ".join(f"{key} {found.get(key)}" for key in record if found.get(key) != record[key])
         raise OutputError(
-            f"{folder} holds a demo of other settings ({changed}). Give --overwrite to delete it, or another folder "
-            "with -o."
+            f"{folder} holds a demo with other settings ({changed}). Delete it with --overwrite, or choose another "
+            "folder with -o."
         )
     elif found is not None:
-        print(f"{folder} holds an earlier demo; what is finished is kept.")
+        print(f"{folder} holds an earlier demo; finished steps are kept.")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} exists and holds no demo. Choose another folder with -o.")
     write_json(folder / RECORD, record)
@@ -122,7 +123,7 @@ def run_commands(folder: Path, parsed: argparse.Namespace, times: dict[str, floa
 
 
 def report(folder: Path, times: dict[str, float]) -> None:
-    """Draw the picture, and say how long everything took and where it is."""
+    """Draw the picture, and print how long each step took and where its files are."""
     picture = draw_picture(folder)
     print("\ntime: " + ", ".join(f"{what} {seconds:.0f} s" for what, seconds in times.items()))
     model = next((folder / "results" / DATASET).glob("*__*"))
@@ -160,13 +161,13 @@ def draw_picture(folder: Path) -> Path:
 
 
 def class_names(folder: Path) -> dict[int, str]:
-    """Label value -> name of the classes of the demo's data set."""
+    """Label value -> class name of the demo's data set."""
     labels = json.loads((folder / "raw" / DATASET / "dataset.json").read_bytes())["labels"]
     return {value: name for name, value in labels.items() if value > 0}
 
 
 def short_path(path: Path) -> str:
-    """A path as one would type it here: relative where it lies below the working folder."""
+    """The path as a user would type it: relative if it is inside the working folder."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 

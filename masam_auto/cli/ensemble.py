@@ -1,4 +1,4 @@
-"""masam_ensemble: segmentations from the mean of several models' saved probabilities."""
+"""masam_ensemble: average the saved probabilities of several models and segment by the mean."""
 
 import argparse
 import sys
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser(
-        "masam_ensemble", "Segment images by the mean of the probabilities that several models saved.", roots=False
+        "masam_ensemble", "Average the saved probabilities of several models and segment by the mean.", roots=False
     )
     parser.add_argument(
         "-i",
@@ -38,14 +38,16 @@ def _make_parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="FOLDER",
-        help="folders with ID.npz of the same cases (masam_predict --save_probabilities, or a fold's validation "
-        "folder)",
+        help="two or more folders with ID.npz of the same cases, written by masam_predict or masam_train with "
+        "--save_probabilities",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where segmentations go")
     parser.add_argument(
-        "--save_probabilities", "--npz", action="store_true", help="also write the mean probabilities, ID.npz"
+        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="folder for the segmentations"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument(
+        "--save_probabilities", "--npz", action="store_true", help="also write the mean probabilities as ID.npz"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     add_workers(parser)
     return parser
 

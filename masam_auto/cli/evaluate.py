@@ -1,4 +1,4 @@
-"""masam_evaluate: segmentations against references."""
+"""masam_evaluate: compare segmentations with reference segmentations."""
 
 import argparse
 import sys
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare two folders of segmentations, write summary.json, and print the means; with boxes, predict first."""
+    """Compare two folders of segmentations, write summary.json and print the means. With boxes, predict first."""
     parser = _make_parser()
     parsed = parser.parse_args(arguments)
     _check_combination(parsed, parser)
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     description = _find_labels(parsed, paths, predictor)
     labels = label_map.labels if label_map else description.labels
     scoring = _scoring(parsed, labels, label_map)
-    check_classes(scoring, labels)  # now, and not after hours of prediction
+    check_classes(scoring, labels)  # before hours of prediction
     code, protocol = _predict(parsed, predictor) if predictor else (DONE, None)
     if code != DONE:
         return code
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = make_parser("masam_evaluate", "Compare segmentations with references; writes summary.json beside them.")
+    parser = make_parser("masam_evaluate", "Compare segmentations with references. Writes PRED/summary.json.")
     parser.add_argument("predictions", type=Path, metavar="PRED", help="folder of segmentations")
     parser.add_argument("references", type=Path, metavar="REF", help="folder of reference segmentations")
     which = parser.add_mutually_exclusive_group()
@@ -69,14 +69,14 @@ def _make_parser() -> argparse.ArgumentParser:
         "--labels",
         type=Path,
         metavar="FILE",
-        help="dataset.json that names the labels (default: the one in PRED, in REF or in REF's parent folder)",
+        help="dataset.json with the labels (default: the one in PRED, REF or REF's parent folder)",
     )
-    which.add_argument("-d", "--dataset", metavar="DATASET", help="take the labels (and the model) of this data set")
+    which.add_argument("-d", "--dataset", metavar="DATASET", help="use the labels (and the model) of this data set")
     parser.add_argument(
         "--label_map",
         metavar="MAP",
-        help="score a model of one data set on another: a JSON file, or the name of one that comes with masam_auto "
-        "(btcv_to_amos22)",
+        help="score a model of one data set on another: a JSON file that matches their labels, or the name of a "
+        "built-in one (btcv_to_amos22)",
     )
     parser.add_argument(
         "--tolerance",
@@ -84,72 +84,77 @@ def _make_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="MM",
-        help="distance within which two surfaces agree, in mm, for the normalised surface Dice (default: 2), of single "
-        "classes where named: liver=3 spleen=1",
+        help="tolerance of the normalised surface Dice in mm (default: 2). Set it for single classes with, e.g., "
+        "liver=3 spleen=1.",
     )
     parser.add_argument(
         "--lesions",
         nargs="+",
         default=[],
         metavar="CLASS",
-        help="count the connected components of these classes that are found, made up and missed; all for all classes",
+        help="count found, false and missed lesions (connected components) of these classes; all: every class",
     )
     parser.add_argument(
-        "--metrics", nargs="+", default=[], metavar="NAME", help="also compute these metrics, which plug-ins add"
+        "--metrics", nargs="+", default=[], metavar="NAME", help="also compute these metrics from plug-ins"
     )
     add_executor(parser)
     group = parser.add_argument_group(
-        "prediction with boxes", "first segment IMAGES into PRED, each case within a box made from its reference"
+        "prediction with boxes",
+        "First segment IMAGES into PRED. Each case gets a box made from its reference.",
     )
     group.add_argument(
         "--boxes_from_labels",
         choices=("tight", "relaxed"),
-        help="box around all foreground of the reference, or one that is larger on every side",
+        help="tight: box around all foreground of the reference; relaxed: a larger one",
     )
     group.add_argument(
         "--relaxation",
         type=positive_number,
         metavar="SHARE",
-        help="by how much of its length a relaxed box grows at either end (default: 0.2)",
+        help="how far each side of a relaxed box moves outwards, as a share of the box's length (default: 0.2)",
     )
     group.add_argument("-i", "--input", type=Path, metavar="IMAGES", help="folder of images")
-    group.add_argument("--overwrite", action="store_true", help="replace segmentations that are there")
+    group.add_argument("--overwrite", action="store_true", help="replace existing segmentations")
     add_model_choice(group)
     add_device(parser)
     return parser
 
 
 def _check_combination(parsed: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Refuse half of the options of a prediction with boxes. Raises MasamError."""
+    """Check that the options of a prediction with boxes are complete. Raises MasamError."""
     if parsed.boxes_from_labels and parsed.input is None:
-        raise MasamError("--boxes_from_labels predicts the images first: give their folder with -i IMAGES")
+        raise MasamError("--boxes_from_labels predicts the images first. Give their folder with -i IMAGES.")
     if parsed.relaxation is not None and parsed.boxes_from_labels != "relaxed":
-        raise MasamError("--relaxation goes with --boxes_from_labels relaxed")
+        raise MasamError("--relaxation needs --boxes_from_labels relaxed")
     names = ("input", "overwrite", "configuration", "plan", "model", "folds", "checkpoint", "device")
     given = [name for name in names if getattr(parsed, name) != parser.get_default(name)]
     if given and not parsed.boxes_from_labels:
         raise MasamError(
-            f"--{given[0]} is for a prediction with boxes: give --boxes_from_labels tight or relaxed, or leave it out"
+            f"--{given[0]} is for a prediction with boxes. Give --boxes_from_labels tight or relaxed, or leave it out."
         )
 
 
 def _check_folders(parsed: argparse.Namespace) -> None:
-    """Refuse folders that are not there, and to write among raw data, as with the two changed for one another. Raises
-    MasamError."""
+    """Check that both folders exist and that the output is not inside the raw data. Raises MasamError.
+
+    An output inside the raw data is the usual sign that the two folders were swapped.
+    """
     from masam_auto.core.paths import is_in_raw_data
 
     for folder in (parsed.references,) if parsed.boxes_from_labels else (parsed.predictions, parsed.references):
         if not folder.is_dir():
-            raise MasamError(f"{folder} is no folder. Give the folder of segmentations, then that of references.")
+            raise MasamError(
+                f"{folder} is no folder. Give the folder of segmentations first, then the folder of references."
+            )
     if is_in_raw_data(parsed.predictions):
         raise MasamError(
             f"{parsed.predictions} is part of a raw data set, where summary.json must not be written. Give the folder "
-            "of segmentations first, then that of references."
+            "of segmentations first, then the folder of references."
         )
 
 
 def _predict(parsed: argparse.Namespace, predictor: "Predictor") -> tuple[int, dict[str, Any]]:
-    """Predict within the references' boxes; the exit code, and what the summary says of the boxes."""
+    """Predict within the references' boxes. Returns the exit code and the boxes for the summary."""
     from masam_auto.evaluation.box_protocol import RELAXATION, BoxProtocol, predict_with_reference_boxes
 
     relaxation = RELAXATION if parsed.relaxation is None else parsed.relaxation
@@ -201,7 +206,9 @@ def _read_map(name: str) -> "LabelMap":
 
 
 def _find_labels(parsed: argparse.Namespace, paths: Paths, predictor: "Predictor | None") -> "DatasetDescription":
-    """What says which labels these are; a predictor is about to write its own dataset.json. Raises MasamError."""
+    """The dataset.json with the labels. A predictor is about to write its dataset.json, so it counts. Raises
+    MasamError.
+    """
     from masam_auto.core.dataset import find_raw_folder, read_description
 
     if parsed.dataset:
@@ -210,15 +217,14 @@ def _find_labels(parsed: argparse.Namespace, paths: Paths, predictor: "Predictor
         file = parsed.labels
     else:
         places = [parsed.predictions, parsed.references, parsed.references.absolute().parent]
-        if parsed.label_map:  # the classes are the map's; sites and videos are those of the references
+        if parsed.label_map:  # classes come from the map, sites and videos from the references
             places = [*places[1:], places[0]]
         found = [place / "dataset.json" for place in places if (place / "dataset.json").is_file()]
         if predictor and not (parsed.label_map and found):
             return predictor.description
         if not found:
             raise MasamError(
-                f"no dataset.json in {', '.join(map(str, places))}: say with --labels FILE or -d DATASET which labels "
-                "these are"
+                f"no dataset.json in {', '.join(map(str, places))}. Name the labels with --labels FILE or -d DATASET."
             )
         file = found[0]
     return read_description(file, name=file.absolute().parent.name)

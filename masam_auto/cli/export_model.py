@@ -1,4 +1,4 @@
-"""masam_export_model: a trained model, or a selection of several, as one file."""
+"""masam_export_model: pack a trained model, or a selected pair, into one file."""
 
 import argparse
 import sys
@@ -41,20 +41,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "masam_export_model",
-        "Write a trained model into one file, with a model card; masam_install_model installs it elsewhere. Where no "
-        "option names a model: what masam_find_best_configuration chose, else the only one there is.",
+        "Pack a trained model and its model card into one file for masam_install_model. If no option names a model: "
+        "the choice of masam_find_best_configuration, else the only model.",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.zip", help="the archive to write")
-    parser.add_argument("-d", "--dataset", metavar="DATASET", help="the model of this data set: number or name")
+    parser.add_argument("-d", "--dataset", metavar="DATASET", help="export the model of this data set: number or name")
     add_which_model(parser)
-    parser.add_argument("--licence", metavar="TEXT", help="licence of the model, for its card, e.g. CC-BY-4.0")
+    parser.add_argument("--licence", metavar="TEXT", help="licence in the model card, e.g. CC-BY-4.0")
     parser.add_argument(
         "--case_names",
         action="store_true",
-        help="also tell which cases each fold was trained on, and the results of every case; their names may say who "
-        "they are",
+        help="also include the training cases of each fold and the scores of every case. Their names may identify "
+        "patients.",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an archive that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing archive")
     return parser
 
 

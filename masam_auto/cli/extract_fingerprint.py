@@ -9,7 +9,7 @@ from masam_auto.cli.planning import add_verify_options, fingerprint_step
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check and measure each data set."""
-    parser = make_parser("masam_extract_fingerprint", "Check and measure raw data sets; writes fingerprint.json.")
+    parser = make_parser("masam_extract_fingerprint", "Check and measure raw data sets. Writes fingerprint.json.")
     add_datasets(parser)
     add_verify_options(parser)
     add_executor(parser)
@@ -18,7 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from masam_auto.core.dataset import open_dataset
 
-    datasets = [open_dataset(paths, identifier) for identifier in parsed.dataset]  # before the first takes its time
+    datasets = [
+        open_dataset(paths, identifier) for identifier in parsed.dataset
+    ]  # report a wrong name before the first one runs
     for dataset in datasets:
         fingerprint_step(dataset, paths, parsed)
         print(f"fingerprint: {paths.preprocessed / dataset.name / 'fingerprint.json'}")

@@ -1,4 +1,4 @@
-"""masam_fetch_weights: SAM's official checkpoints into the weights folder."""
+"""masam_fetch_weights: download SAM's official checkpoints into the weights folder."""
 
 import sys
 from collections.abc import Sequence
@@ -8,9 +8,10 @@ from masam_auto.models.sam_files import SAM_FILES, SOURCE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Download the checkpoints of some encoders; a cut transfer goes on when the command is run again."""
+    """Download the checkpoints of some encoders. Run it again to continue an interrupted download."""
     parser = make_parser(
-        "masam_fetch_weights", "Download SAM's official checkpoints. A cut transfer goes on when it is run again."
+        "masam_fetch_weights",
+        "Download SAM's official checkpoints. Run it again to continue an interrupted download.",
     )
     parser.add_argument(
         "encoders",
@@ -23,10 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--url",
         default=SOURCE,
         metavar="ADDRESS",
-        help="a mirror: the address below which the files lie by their names",
+        help="address of a mirror; file names are appended to it",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace a file of that name that is not the official one"
+        "--overwrite", action="store_true", help="replace an existing file of that name that is not the official one"
     )
     parsed = parser.parse_args(arguments)
     paths = start(parsed)
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for encoder in dict.fromkeys(parsed.encoders):
         file = SAM_FILES[encoder]
         fetched = fetch_weights(file, paths.weights, mirror=parsed.url, overwrite=parsed.overwrite)
-        how = "downloaded, its SHA-256 is right" if fetched else "already there, its SHA-256 is right"
+        how = "downloaded, SHA-256 is right" if fetched else "already there, SHA-256 is right"
         print(f"{encoder}: {paths.weights / file.name} ({how})")
     return DONE
 

@@ -1,4 +1,4 @@
-"""masam_find_best_configuration: the best model or pair of models of a data set, by cross-validation."""
+"""masam_find_best_configuration: find the best model or pair of models of a data set by cross-validation."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from masam_auto.core.selection import TEXT_NAME
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare the trained models of a data set, and print what is best and how to predict with it."""
+    """Compare the trained models of a data set. Print the best one and how to predict with it."""
     parsed = _make_parser().parse_args(arguments)
     paths = start(parsed)
 
@@ -30,28 +30,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     file = paths.results / name / TEXT_NAME
     write_bytes(file, text.encode())
     print(text)
-    print(f"written: {file}, and the same as .json for masam_predict")
+    print(f"written: {file}, and as .json for masam_predict")
     return DONE
 
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "masam_find_best_configuration",
-        "Compare the trained models of a data set, and pairs of them, on their held-out cases; find the best one's "
-        "postprocessing. masam_predict uses the result by itself.",
+        "Compare a data set's trained models, and pairs of them, on held-out cases, and find the postprocessing of "
+        "the best. masam_predict then uses the result.",
     )
     parser.add_argument("dataset", metavar="DATASET", help="number (1, 001), name (Dataset001_Name) or path")
     parser.add_argument(
-        "-c", "--configurations", nargs="+", metavar="NAME", help="compare these only (default: all that are trained)"
+        "-c",
+        "--configurations",
+        nargs="+",
+        metavar="NAME",
+        help="compare only these configurations (default: all trained ones)",
     )
-    parser.add_argument("-p", "--plans", nargs="+", metavar="NAME", help="compare models of these plans only")
+    parser.add_argument(
+        "-p", "--plans", nargs="+", metavar="NAME", help="compare only models of these plans (default: all)"
+    )
     parser.add_argument(
         "-f",
         "--folds",
         nargs="+",
         type=fold,
         metavar="FOLD",
-        help="use these folds only (default: all that are validated)",
+        help="use only these folds (default: all validated ones)",
     )
     add_workers(parser)
     return parser

@@ -1,4 +1,4 @@
-"""masam_import_checkpoint: a published adapted MA-SAM checkpoint becomes a model that masam_predict uses."""
+"""masam_import_checkpoint: make a model for masam_predict from a published MA-SAM checkpoint."""
 
 import argparse
 import shlex
@@ -76,9 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "masam_import_checkpoint",
-        "Make a model folder from an adapted checkpoint of the reference implementation of MA-SAM and the SAM "
-        "checkpoint it stands on. Encoder, rank, adapters, decoder and number of classes are read off the tensors; the "
-        "rest is the reference's unless said otherwise.",
+        "Make a model folder from a checkpoint of MA-SAM's reference implementation and the SAM checkpoint under it. "
+        "Encoder, rank, adapters, decoder and number of classes come from the tensors. All other settings are the "
+        "reference's unless an option changes them.",
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="the adapted checkpoint, .pth")
     add_sam_checkpoint(parser)
@@ -87,16 +87,16 @@ def _make_parser() -> argparse.ArgumentParser:
         "--dataset",
         required=True,
         metavar="DATASET",
-        help="data set the model is for: number or name of one that is there, or a new DatasetXXX_Name",
+        help="data set of the model: number or name of an existing one, or a new DatasetXXX_Name",
     )
     parser.add_argument(
         "--dataset_json",
         type=Path,
         metavar="FILE",
-        help="its labels and channel names, in nnU-Net's form (default: the data set's own, with its plan's geometry)",
+        help="labels and channel names in nnU-Net's format (default: the data set's, with the geometry of its plan)",
     )
     parser.add_argument(
-        "-c", "--configuration", metavar="NAME", help="configuration of the data set's plan whose geometry is taken"
+        "-c", "--configuration", metavar="NAME", help="take the geometry from this configuration of the data set's plan"
     )
     parser.add_argument("-p", "--plan", default="imported", metavar="NAME", help="name of the model's plan")
     parser.add_argument(
@@ -104,34 +104,34 @@ def _make_parser() -> argparse.ArgumentParser:
         nargs=3,
         type=positive_number,
         metavar=("Z", "Y", "X"),
-        help="median voxel spacing in mm of the volumes it was trained on, in the order of the file's axes; needed "
-        "where the data set has no plan",
+        help="median voxel spacing of the training volumes in mm, in the file's axis order. Needed if the data set "
+        "has no plan.",
     )
-    parser.add_argument("--axis", type=int, choices=(0, 1, 2), help="slice axis among the file's (default: 0)")
+    parser.add_argument("--axis", type=int, choices=(0, 1, 2), help="slice axis of the file (default: 0)")
     parser.add_argument(
         "--canvas",
         nargs="+",
         type=whole_number,
         metavar="PIXELS",
-        help="side, or height and width, of its input (default: 512)",
+        help="input size in pixels: side, or height and width (default: 512)",
     )
-    parser.add_argument("--window", type=whole_number, metavar="N", help="slices it saw together (default: 5)")
+    parser.add_argument("--window", type=whole_number, metavar="N", help="slices per input window (default: 5)")
     parser.add_argument(
         "--intensity",
         nargs=2,
         type=float,
         metavar=("LOW", "HIGH"),
-        help="cut intensities off there and scale them to 0..1 (default for CT: -200 250)",
+        help="clip intensities to this range and scale them to 0..1 (default for CT: -200 250)",
     )
     parser.add_argument(
         "--normalization",
         metavar="SCHEME",
-        help="another scheme for all channels, e.g. quantile_to_0_1 (the default of channels other than CT)",
+        help="normalisation of all channels, e.g. quantile_to_0_1 (the default of channels other than CT)",
     )
-    parser.add_argument("--scale", type=positive_number, default=1.0, metavar="S", help="factor on FacT's increments")
-    parser.add_argument("--prompt", choices=("none", "box"), default="none", help="whether it was trained with boxes")
+    parser.add_argument("--scale", type=positive_number, default=1.0, metavar="S", help="factor on the FacT increments")
+    parser.add_argument("--prompt", choices=("none", "box"), default="none", help="prompts in its training")
     add_overrides(parser)
-    parser.add_argument("--overwrite", action="store_true", help="replace an imported model that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing imported model")
     return parser
 
 
@@ -146,12 +146,12 @@ def _read_description(paths: Paths, parsed: argparse.Namespace) -> "DatasetDescr
         if (root / name / "dataset.json").is_file():
             return read_description(root / name / "dataset.json", name=name)
     raise DatasetError(
-        f"no dataset.json of {name} below {paths.preprocessed} or {paths.raw}. Give one: --dataset_json FILE"
+        f"no dataset.json of {name} in {paths.preprocessed} or {paths.raw}. Give one with --dataset_json FILE."
     )
 
 
 def _planned(paths: Paths, parsed: argparse.Namespace, name: str) -> "Configuration | None":
-    """The configuration of the data set's plan; None where there is no plan, or the labels come from elsewhere."""
+    """The configuration of the data set's plan. None without a plan, or if the labels come from elsewhere."""
     own = parsed.dataset_json is None and (paths.preprocessed / name / "plan.json").is_file()
     if not own and parsed.configuration is None:
         return None

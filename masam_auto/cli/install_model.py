@@ -1,4 +1,4 @@
-"""masam_install_model: a model from the file that masam_export_model wrote."""
+"""masam_install_model: install the models of a file from masam_export_model."""
 
 import argparse
 import shlex
@@ -27,13 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser(
         "masam_install_model",
-        "Put the models of an archive among the trained ones, after checking all of it. Read README.md in the model's "
-        "folder.",
+        "Check an archive from masam_export_model and install its models. Then read README.md in the model's folder.",
     )
-    parser.add_argument("archive", type=Path, metavar="FILE", help="the archive, as masam_export_model writes it")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace models of the same name, with all of their folds"
-    )
+    parser.add_argument("archive", type=Path, metavar="FILE", help="archive from masam_export_model")
+    parser.add_argument("--overwrite", action="store_true", help="replace models of the same name with all their folds")
     return parser
 
 

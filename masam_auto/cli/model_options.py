@@ -1,4 +1,4 @@
-"""Which trained model a command predicts with, how it predicts, and what it says of the outcome."""
+"""Options that choose the trained model, and the report of what was predicted."""
 
 import argparse
 import logging
@@ -19,26 +19,28 @@ logger = logging.getLogger(__name__)
 
 
 def add_model_choice(parser: argparse._ActionsContainer) -> None:
-    """As `add_which_model`, and --sam_checkpoint."""
+    """The options of `add_which_model`, and --sam_checkpoint."""
     add_which_model(parser)
     add_sam_checkpoint(parser)
 
 
 def add_which_model(parser: argparse._ActionsContainer) -> None:
-    """-c, -p, -m, -f, -chk; -d, which may mean more than the model, is the command's own."""
-    parser.add_argument("-c", "--configuration", metavar="NAME", help="the model of this configuration")
-    parser.add_argument("-p", "--plan", metavar="NAME", help="the model of the plan of this name")
-    parser.add_argument("-m", "--model", type=Path, metavar="FOLDER", help="the model's own folder")
+    """-c, -p, -m, -f, -chk. Commands add -d themselves, because it may mean more than the model."""
+    parser.add_argument("-c", "--configuration", metavar="NAME", help="use the model of this configuration")
+    parser.add_argument("-p", "--plan", metavar="NAME", help="use the model of this plan")
+    parser.add_argument("-m", "--model", type=Path, metavar="FOLDER", help="folder of the model")
     parser.add_argument(
-        "-f", "--folds", nargs="+", type=fold, metavar="FOLD", help="folds to average (default: all that are trained)"
+        "-f", "--folds", nargs="+", type=fold, metavar="FOLD", help="folds to average (default: all trained ones)"
     )
-    parser.add_argument("-chk", "--checkpoint", choices=tuple(CHECKPOINTS), help="which one of a fold (default: best)")
+    parser.add_argument(
+        "-chk", "--checkpoint", choices=tuple(CHECKPOINTS), help="checkpoint of each fold (default: best)"
+    )
 
 
 def load_model(parsed: argparse.Namespace, paths: Paths) -> "Predictor":
-    """Load what the options of `add_model_choice`, -d and -device name.
+    """Load the model that the options of `add_model_choice`, -d and -device name.
 
-    Where none of -c, -p, -m, -f and -chk is given, that is what `masam_find_best_configuration` chose, if it was run.
+    Without -c, -p, -m, -f and -chk, load the choice of `masam_find_best_configuration`, if it was run.
 
     Raises:
         ModelError: as `choose_model` and `load_selection`.
@@ -80,7 +82,7 @@ def load_model(parsed: argparse.Namespace, paths: Paths) -> "Predictor":
 
 
 def report_outcome(outcome: "Outcome", *, done: str = "predicted") -> int:
-    """Print the cases that failed, if any; the exit code."""
+    """Print the cases that failed, if any. Returns the exit code."""
     if not outcome.problems:
         return DONE
     print(f"error: {len(outcome.problems)} not {done}:", file=sys.stderr)
@@ -89,7 +91,7 @@ def report_outcome(outcome: "Outcome", *, done: str = "predicted") -> int:
 
 
 def find_selection(parsed: argparse.Namespace, paths: Paths) -> Selection | None:
-    """The selection of the data set that is meant, where no option names a model."""
+    """The data set's selection if no option names a model, else None."""
     explicit = (parsed.configuration, parsed.plan, parsed.model, parsed.folds, parsed.checkpoint)
     if any(value is not None for value in explicit):
         return None

@@ -1,4 +1,4 @@
-"""masam_plan: plans from fingerprints."""
+"""masam_plan: plan the training of data sets from their fingerprints."""
 
 import sys
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from masam_auto.cli.planning import add_plan_options, plan_step
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Plan each data set from its fingerprint.json."""
-    parser = make_parser("masam_plan", "Decide how to train, from fingerprint.json; writes plan.json.")
+    parser = make_parser("masam_plan", "Plan how to train, from fingerprint.json. Writes plan.json.")
     add_datasets(parser)
     add_plan_options(parser)
     parsed = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""masam_plan_and_preprocess: raw data sets to fingerprints, plans and preprocessed arrays."""
+"""masam_plan_and_preprocess: measure, plan and preprocess raw data sets."""
 
 import shlex
 import sys
@@ -21,19 +21,21 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, measure, plan and preprocess each data set."""
-    parser = make_parser("masam_plan_and_preprocess", "Measure data sets, decide how to train, and preprocess them.")
+    parser = make_parser("masam_plan_and_preprocess", "Measure raw data sets, plan their training and preprocess them.")
     add_datasets(parser)
     add_verify_options(parser)
     add_plan_options(parser)
     add_preprocess_options(parser)
-    parser.add_argument("--no_pp", action="store_true", help="stop after the plan, without preprocessing")
+    parser.add_argument("--no_pp", action="store_true", help="stop after the plan; do not preprocess")
     add_executor(parser)
     parsed = parser.parse_args(arguments)
     paths = start(parsed)
 
     from masam_auto.core.dataset import open_dataset
 
-    datasets = [open_dataset(paths, identifier) for identifier in parsed.dataset]  # before the first takes its time
+    datasets = [
+        open_dataset(paths, identifier) for identifier in parsed.dataset
+    ]  # report a wrong name before the first one runs
     for dataset in datasets:
         fingerprint = fingerprint_step(dataset, paths, parsed)
         plan = plan_step(fingerprint, paths, parsed)
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _configuration_option(plan: "Plan", preprocessed: Sequence[str] | None) -> str:
-    """What masam_train needs to be told where the plan's default configuration was not preprocessed."""
+    """The -c that masam_train needs if the plan's default configuration was not preprocessed."""
     return f" -c {preprocessed[0]}" if preprocessed and plan.default_configuration not in preprocessed else ""
 
 

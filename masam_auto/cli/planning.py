@@ -1,4 +1,4 @@
-"""The steps that masam_plan_and_preprocess and its three parts share."""
+"""Options and steps shared by masam_plan_and_preprocess, masam_extract_fingerprint, masam_plan and masam_preprocess."""
 
 import argparse
 import logging
@@ -23,13 +23,13 @@ BYTES_PER_VOXEL = 24  # and channel, while a case is measured: six float32 copie
 
 
 def add_plan_options(parser: argparse.ArgumentParser) -> None:
-    """What may be said about the plan before it is made."""
+    """The options that shape a new plan."""
     parser.add_argument(
         "-gpu_memory_target",
         "--gpu_memory_target",
         type=memory,
         metavar="GB",
-        help="GPU memory to plan for, 0 for a machine without one (default: this machine's)",
+        help="GPU memory to plan for in GB; 0 for no GPU (default: this machine's)",
     )
     parser.add_argument(
         "-overwrite_target_spacing",
@@ -37,46 +37,47 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         nargs=3,
         type=positive_number,
         metavar=("Z", "Y", "X"),
-        help="target spacing in mm, in the order of the file's axes (default: from the data)",
+        help="target voxel spacing in mm, in the file's axis order (default: from the data)",
     )
     parser.add_argument(
         "-backbone",
         "--backbone",
         metavar="NAME",
-        help="image encoder: vit_t, vit_b, vit_l or vit_h (default: the largest that fits the memory)",
+        help="image encoder: vit_t, vit_b, vit_l or vit_h (default: the largest that fits in memory)",
     )
     parser.add_argument(
         "--budget",
         metavar="AMOUNT",
-        help="how long a fold shall train, as masam_train's --budget: the plan is shaped for it and keeps it",
+        help="plan for this much training per fold, e.g. 2h or 20epochs, as for masam_train --budget. The plan stores "
+        "it.",
     )
     add_sam_choice(parser)
     add_overrides(parser)
 
 
 def memory(text: str) -> float:
-    """argparse type: GB of a GPU, 0 for none."""
+    """argparse type: GPU memory in GB, 0 for no GPU."""
     return 0.0 if text.strip() in ("0", "0.0") else positive_number(text)
 
 
 def add_verify_options(parser: argparse.ArgumentParser) -> None:
-    """Whether the raw data are checked first."""
+    """The options that decide whether the raw data are checked first."""
     parser.add_argument(
         "--verify_dataset_integrity",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="check the raw data first (the default)",
+        help="check the raw data first (default)",
     )
     parser.add_argument(
         "--no_verify",
         action="store_false",
         dest="verify_dataset_integrity",
-        help="short for --no-verify_dataset_integrity; the default is to check",
+        help="same as --no-verify_dataset_integrity (default: check)",
     )
 
 
 def add_preprocess_options(parser: argparse.ArgumentParser) -> None:
-    """Which arrays are made."""
+    """The options that decide what is preprocessed."""
     parser.add_argument(
         "-c", "--configurations", nargs="+", metavar="NAME", help="configurations to preprocess (default: all)"
     )
@@ -85,7 +86,7 @@ def add_preprocess_options(parser: argparse.ArgumentParser) -> None:
         "--clean",
         action="store_true",
         dest="overwrite",
-        help="preprocess all cases again; otherwise those that are done are kept",
+        help="preprocess all cases again (default: keep finished ones)",
     )
 
 
@@ -109,7 +110,7 @@ def fingerprint_step(dataset: "Dataset", paths: Paths, parsed: argparse.Namespac
 
 
 def plan_step(fingerprint: "Fingerprint", paths: Paths, parsed: argparse.Namespace) -> "Plan":
-    """Plan, write plan.json (a different one that was there is kept beside it), and print the table."""
+    """Plan, write plan.json and print its table. A different old plan is kept as plan.previous.json."""
     from masam_auto.models.sam_files import sam_encoders
     from masam_auto.planning.make_plan import make_plan, plan_table
     from masam_auto.training.plan_names import check_names
@@ -131,8 +132,8 @@ def plan_step(fingerprint: "Fingerprint", paths: Paths, parsed: argparse.Namespa
     for assignment in parsed.overrides:
         if (field := assignment.partition("=")[0].strip()).endswith(".spacing"):
             logger.warning(
-                "warning: %s is set by hand, and all else of it (median shape, canvas, window) is planned for another "
-                "spacing. --overwrite_target_spacing Z Y X plans the whole for it",
+                "warning: %s is set by hand, but median shape, canvas and window were planned for another spacing. "
+                "To plan all of it for this spacing, use --overwrite_target_spacing Z Y X.",
                 field,
             )
     path = paths.preprocessed / fingerprint.dataset_name / "plan.json"
@@ -146,7 +147,7 @@ def plan_step(fingerprint: "Fingerprint", paths: Paths, parsed: argparse.Namespa
 
 
 def _is_another(path: Path, plan: "Plan") -> bool:
-    """Whether a file holds something else than this plan, be it a plan that an editor left broken."""
+    """Whether a file holds anything but this plan, even a broken one."""
     try:
         return digest(read_plain(path, what="plan")) != digest(plan)
     except PlanError:
@@ -154,7 +155,7 @@ def _is_another(path: Path, plan: "Plan") -> bool:
 
 
 def _encoder_of(parsed: argparse.Namespace) -> str | None:
-    """The encoder that --sam_checkpoint is of, if it is given: the one to plan for."""
+    """The encoder of --sam_checkpoint, if given. The plan is made for it."""
     if parsed.sam_checkpoint is None:
         return None
     from masam_auto.models.sam_weights import encoder_of_file
@@ -162,14 +163,14 @@ def _encoder_of(parsed: argparse.Namespace) -> str | None:
     encoder = encoder_of_file(parsed.sam_checkpoint)
     if parsed.backbone not in (None, encoder):
         raise PlanError(
-            f"--sam_checkpoint {parsed.sam_checkpoint} is of {encoder}, but -backbone says {parsed.backbone}. Leave "
+            f"--sam_checkpoint {parsed.sam_checkpoint} holds {encoder}, but -backbone is {parsed.backbone}. Leave "
             "one of them out."
         )
     return encoder
 
 
 def preprocess_step(dataset: "Dataset", plan: "Plan", paths: Paths, parsed: argparse.Namespace) -> None:
-    """Preprocess as planned."""
+    """Preprocess a data set as planned."""
     from masam_auto.preprocessing.preprocess import preprocess_dataset
 
     names = [plan.configuration(name).name for name in parsed.configurations or plan.configurations]
@@ -181,7 +182,7 @@ def preprocess_step(dataset: "Dataset", plan: "Plan", paths: Paths, parsed: argp
 
 
 def detect_gpu_memory() -> float:
-    """Memory of the first GPU in GB, 0 without one."""
+    """Memory of the first GPU in GB, 0 without a GPU."""
     import torch  # heavy: not before the arguments are parsed
 
     if not torch.cuda.is_available():

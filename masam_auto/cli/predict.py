@@ -1,4 +1,4 @@
-"""masam_predict: images to segmentations."""
+"""masam_predict: segment images with a trained model."""
 
 import argparse
 import os
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = _make_parser().parse_args(given)
     if not parsed.part_id < parsed.num_parts:
         raise MasamError(
-            f"-part_id {parsed.part_id} of -num_parts {parsed.num_parts}: parts are numbered from 0 to "
+            f"-part_id {parsed.part_id} is too high: the parts of -num_parts {parsed.num_parts} are 0 to "
             f"{parsed.num_parts - 1}."
         )
     paths = start(parsed)
@@ -79,7 +79,9 @@ def _predict(parsed: argparse.Namespace, paths: Paths, shared: "SharedCases") ->
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser(
-        "masam_predict", "Segment images with a trained model. Without -d, -c, -p or -m: the only one there is."
+        "masam_predict",
+        "Segment images with a trained model. If no option names a model: the choice of "
+        "masam_find_best_configuration, else the only model.",
     )
     parser.add_argument(
         "-i",
@@ -87,34 +89,36 @@ def _make_parser() -> argparse.ArgumentParser:
         type=Path,
         required=True,
         metavar="IMAGES",
-        help="folder of images (ID_0000.ext, ID_0001.ext, ..., or ID.ext for one channel), of DICOM series or videos, "
-        "or one file",
+        help="folder of images, DICOM series or videos, or one file. Images are named ID_0000.ext, ID_0001.ext, ..., "
+        "one per channel, or ID.ext if there is one.",
     )
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER", help="where segmentations go")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FOLDER", help="folder for the segmentations"
+    )
     parser.add_argument(
         "--output_format",
         metavar="ENDING",
-        help="write segmentations as .nii.gz, .nrrd, .mha, .png, ... (default: the training data's ending; for DICOM "
-        "images .dcm, which is DICOM SEG)",
+        help="file ending of the segmentations: .nii.gz, .nrrd, .mha, .png, ... (default: as the training data; "
+        ".dcm, a DICOM SEG, for DICOM images)",
     )
-    parser.add_argument("-d", "--dataset", metavar="DATASET", help="the model of this data set: number or name")
+    parser.add_argument("-d", "--dataset", metavar="DATASET", help="use the model of this data set: number or name")
     add_model_choice(parser)
     parser.add_argument(
         "--boxes",
         type=Path,
         metavar="FILE",
-        help="segment within boxes: boxes.json, a .mrk.json of 3D Slicer, or a folder of ID.mrk.json; "
-        "needs a model trained with network.prompt=box",
+        help="segment within boxes: boxes.json, a .mrk.json of 3D Slicer, or a folder of ID.mrk.json. Needs a model "
+        "trained with network.prompt=box.",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace segmentations that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing segmentations")
     parser.add_argument(
-        "--continue_prediction", action="store_true", help="keep segmentations that are there, predict the others"
+        "--continue_prediction", action="store_true", help="keep existing segmentations and predict the rest"
     )
     parser.add_argument(
         "--save_probabilities",
         "--npz",
         action="store_true",
-        help="also write the probabilities of each case: ID.npz, float16, on the image's grid",
+        help="also write the probabilities of each case as ID.npz (float16, on the image's grid)",
     )
     parser.add_argument("--disable_tta", action="store_true", help="do not average over mirrored images")
     parser.add_argument(
@@ -122,8 +126,7 @@ def _make_parser() -> argparse.ArgumentParser:
         "--step_size",
         type=positive_number,
         metavar="SHARE",
-        help="step from window to window and from tile to tile, as a share of their length: 0.5, 1, ... (default: as "
-        "the plan says)",
+        help="step between windows and between tiles as a share of their length, 0.05 to 1 (default: as the plan says)",
     )
     parser.add_argument(
         "-num_parts",
@@ -131,10 +134,10 @@ def _make_parser() -> argparse.ArgumentParser:
         type=counting_number,
         default=1,
         metavar="N",
-        help="predict one of N parts of the cases, for commands that are started independently of one another",
+        help="split the cases into N parts and predict only one of them, for separately started commands",
     )
     parser.add_argument(
-        "-part_id", "--part_id", type=whole_number, default=0, metavar="K", help="which part: 0, 1, ..., N - 1"
+        "-part_id", "--part_id", type=whole_number, default=0, metavar="K", help="part to predict: 0, 1, ..., N - 1"
     )
     parser.add_argument(
         "-num_gpus",
@@ -142,8 +145,7 @@ def _make_parser() -> argparse.ArgumentParser:
         type=counting_number,
         default=1,
         metavar="N",
-        help="processes that share the cases out among them on this machine, one a GPU (with -device cpu: processes on "
-        "the CPU)",
+        help="processes that share the cases on this machine, one per GPU (with -device cpu: on the CPU)",
     )
     add_device(parser)
     return parser

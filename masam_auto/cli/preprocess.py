@@ -1,4 +1,4 @@
-"""masam_preprocess: preprocessed arrays from raw data sets and their plans."""
+"""masam_preprocess: preprocess raw data sets as their plans say."""
 
 import sys
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from masam_auto.preprocessing.dataset_files import read_dataset_plan
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Preprocess each data set as its plan.json says."""
-    parser = make_parser("masam_preprocess", "Preprocess raw data sets as plan.json says.")
+    parser = make_parser("masam_preprocess", "Preprocess raw data sets as their plan.json says.")
     add_datasets(parser)
     add_preprocess_options(parser)
     add_executor(parser)
@@ -19,7 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from masam_auto.core.dataset import open_dataset
 
-    datasets = [open_dataset(paths, identifier) for identifier in parsed.dataset]  # before the first takes its time
+    datasets = [
+        open_dataset(paths, identifier) for identifier in parsed.dataset
+    ]  # report a wrong name before the first one runs
     for dataset in datasets:
         preprocess_step(dataset, read_dataset_plan(paths, dataset.name), paths, parsed)
     return DONE

@@ -1,4 +1,4 @@
-"""Summaries as the tables that commands print."""
+"""Tables that commands print."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ SUBSETS = {"groups": "group", "sequences": "sequence"}
 
 
 def print_summary(summary: Mapping[str, Any], labels: Labels) -> None:
-    """Print the mean metrics of every class and of the foreground, and of sites and videos where there are some.
+    """Print the mean metrics of each class and of the foreground, and of sites and videos if there are any.
 
     Args:
         summary: as in summary.json: "mean" by class, "foreground_mean", "metric_per_case"; "groups" and "sequences".

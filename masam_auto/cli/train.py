@@ -40,15 +40,15 @@ logger = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train a fold, predict and evaluate its validation cases, and print the result."""
+    """Train a fold, predict and score its validation cases, and print the result."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     parsed = _make_parser().parse_args(given)
     if parsed.shots is not None and (parsed.c or parsed.val):
-        raise ModelError("--shots is for the beginning of a training; the model knows its cases. Leave it out here.")
+        raise ModelError("--shots only works at the start of a training. Leave it out with --c and --val.")
     if parsed.shots is not None and parsed.fold == "all":
-        raise MasamError("--shots chooses among the training cases of a fold: give its number instead of all")
+        raise MasamError("--shots chooses from the training cases of a fold. Give the fold's number instead of all.")
     if parsed.pretrained_weights and (parsed.c or parsed.val):
-        raise ModelError("-pretrained_weights is for the beginning of a training. Leave it out with --c and --val.")
+        raise ModelError("-pretrained_weights only works at the start of a training. Leave it out with --c and --val.")
     paths = start(parsed)
 
     from masam_auto.compute.distributed import device_of, joined, read_world
@@ -83,12 +83,12 @@ def _train_and_validate(parsed: argparse.Namespace, paths: Paths, device: "torch
     resume = parsed.c or (world.has_begun() and has_checkpoint(folder))
     finished = resume and _is_finished(folder, parsed.budget)
     if finished and world.first:
-        logger.info("the training is finished; what is left of its validation is done")
+        logger.info("the training is finished; finishing its validation")
     if not parsed.val and not finished:
         try:
             open_raw_data(paths, name)
         except MasamError as error:  # training needs no raw data; the validation after it does
-            logger.warning("%s\nTraining goes on without; validate later with --val.", error)
+            logger.warning("%s\nTraining continues without it; validate later with --val.", error)
         options = TrainingOptions(
             device=device,
             workers=parsed.workers,
@@ -115,7 +115,9 @@ def _train_and_validate(parsed: argparse.Namespace, paths: Paths, device: "torch
         return DONE
     print_summary(summary, read_description(paths.preprocessed / name / "dataset.json", name=name).labels)
     if plan.inference.mirror and not summary["protocol"]["mirror"]:
-        print("validated without averaging over flips, which masam_predict does; to validate with them: --val --mirror")
+        print(
+            "validated without flips, although masam_predict averages over them; to validate with them: --val --mirror"
+        )
     print(f"predictions and summary.json: {folder / 'validation'}")
     print(f"progress: {folder / 'progress.png'}")
     print(
@@ -125,69 +127,73 @@ def _train_and_validate(parsed: argparse.Namespace, paths: Paths, device: "torch
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = make_parser("masam_train", "Train one fold and validate it.")
+    parser = make_parser("masam_train", "Train one fold, then validate it.")
     parser.add_argument("dataset", metavar="DATASET", help="number (1, 001), name (Dataset001_Name) or path")
-    parser.add_argument("fold", type=fold, metavar="FOLD", help="0, 1, ... (or fold0, ...), or all for all cases")
     parser.add_argument(
-        "-c", "--configuration", metavar="NAME", help="axis0, 2d, ... (default: the plan's default_configuration)"
+        "fold", type=fold, metavar="FOLD", help="0, 1, ... (or fold0, ...), or all to train on all cases"
+    )
+    parser.add_argument(
+        "-c",
+        "--configuration",
+        metavar="NAME",
+        help="configuration: axis0, 2d, ... (default: the plan's default_configuration)",
     )
     parser.add_argument(
         "-p",
         "--plan",
         metavar="NAME",
-        help="name under which this training is kept, so that variants of a plan do not meet (default: the plan's "
-        "name)",
+        help="name of this training (default: the plan's name). A new name keeps the results of a variant apart.",
     )
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--c", "--continue", action="store_true", dest="c", help="go on with an interrupted training")
-    how.add_argument("--val", action="store_true", help="only validate, all cases anew")
-    how.add_argument("--overwrite", action="store_true", help="start again where a training is already")
+    how.add_argument("--c", "--continue", action="store_true", dest="c", help="continue an interrupted training")
+    how.add_argument("--val", action="store_true", help="only validate; predict all cases again")
+    how.add_argument("--overwrite", action="store_true", help="replace an existing training")
     parser.add_argument(
         "--budget",
         metavar="AMOUNT",
-        help="train for so long instead of the plan's epochs: 1000cpus (CPU-seconds), 600s, 30min, 2h, 20epochs, "
+        help="train this much instead of the plan's epochs: 1000cpus (CPU-seconds), 600s, 30min, 2h, 20epochs or "
         "500steps",
     )
-    parser.add_argument("--seed", type=whole_number, metavar="N", help="short for --set training.seed=N")
+    parser.add_argument("--seed", type=whole_number, metavar="N", help="random seed; same as --set training.seed=N")
     parser.add_argument(
         "-chk",
         "--checkpoint",
         choices=tuple(CHECKPOINTS),
         default="best",
-        help="what to validate; final: the averaged weights at the end, which latest holds then",
+        help="checkpoint to validate; final: the averaged weights at the end of a training",
     )
     parser.add_argument(
         "--mirror",
         action=argparse.BooleanOptionalAction,
-        help="validate with (or without) averaging over the plan's flips (default: with them; after a --budget of time "
-        "without, where they would take more than a fifth of the training's time)",
+        help="average over the plan's flips in validation (default: yes, but no after a --budget of time if they would "
+        "take over a fifth of the training's time)",
     )
     parser.add_argument(
         "--save_probabilities",
         "--npz",
         action="store_true",
-        help="also write the probabilities of the validation cases: validation/ID.npz, float16, on the original grid",
+        help="also write the validation cases' probabilities as validation/ID.npz (float16, on the image's grid)",
     )
     parser.add_argument(
         "-pretrained_weights",
         "--pretrained_weights",
         type=Path,
         metavar="PATH",
-        help="start from a trained model: a model.safetensors, or the folder of a checkpoint or a fold",
+        help="start from a trained model: a model.safetensors, or the folder of a checkpoint or fold",
     )
     parser.add_argument(
         "--shots",
         type=_at_least_one,
         metavar="K",
-        help="few-shot: train on so few of the fold's cases that every class has K cases that hold it, chosen by the "
-        "seed",
+        help="few-shot training: use only so many of the fold's cases that each class occurs in K of them. The seed "
+        "chooses them.",
     )
     parser.add_argument(
         "--log_to",
         nargs="+",
         default=[],
         choices=("tensorboard", "wandb", "mlflow"),
-        help="record the epochs there, too; its package must be installed (default: nowhere, nothing is sent)",
+        help="also log the epochs there; needs the tool's package (default: nowhere, nothing is sent)",
     )
     parser.add_argument(
         "-num_gpus",
@@ -195,14 +201,14 @@ def _make_parser() -> argparse.ArgumentParser:
         type=counting_number,
         default=1,
         metavar="N",
-        help="processes that train together on this machine, one a GPU (with -device cpu: processes on the CPU)",
+        help="processes that train together on this machine, one per GPU (with -device cpu: on the CPU)",
     )
     parser.add_argument(
         "--max_restarts",
         type=whole_number,
         default=0,
         metavar="N",
-        help="with -num_gpus: how often to go on from the last checkpoint when a process has died",
+        help="with -num_gpus: how often to restart from the last checkpoint after a process has died",
     )
     add_sam_choice(parser)
     add_overrides(parser)
@@ -220,8 +226,8 @@ def _at_least_one(text: str) -> int:
 
 
 def _read_plan(paths: Paths, name: str, parsed: argparse.Namespace, device: "torch.device") -> "Plan":
-    """The data set's plan with the command line's changes, shaped for its budget; with --val and --c the model's
-    own."""
+    """The data set's plan with the command line's changes, shaped for its budget. With --val and --c, the model's
+    plan."""
     from masam_auto.core.jsonio import read_json
     from masam_auto.core.plan import Plan
     from masam_auto.planning.overrides import override
@@ -245,7 +251,7 @@ def _read_plan(paths: Paths, name: str, parsed: argparse.Namespace, device: "tor
 
 
 def _asked_mirroring(parsed: argparse.Namespace, plan: "Plan") -> bool | None:
-    """Whether to validate with flips, where the command line says so; None leaves it to their cost."""
+    """Whether the command line asks to validate with flips. None: their cost decides."""
     if parsed.mirror is not None:
         return bool(parsed.mirror)
     named = any(assignment.partition("=")[0].strip() == "inference.mirror" for assignment in parsed.overrides)
@@ -253,7 +259,7 @@ def _asked_mirroring(parsed: argparse.Namespace, plan: "Plan") -> bool | None:
 
 
 def _is_finished(fold_folder: Path, budget: str | None) -> bool:
-    """Whether a training to be continued has nothing left to do but its validation."""
+    """Whether only the validation is left to do in a training to be continued."""
     from masam_auto.core.jsonio import read_json
     from masam_auto.models.checkpoint import LATEST, STATE_FILE, TrainingState
 

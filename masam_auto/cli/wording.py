@@ -1,4 +1,4 @@
-"""Options in messages. The library names them as Python does, in backquotes; here they become what one types.
+"""Options in messages: Python names in backquotes become command line flags.
 
 "give `overwrite`" is shown as "give --overwrite", "`training.num_epochs=50`" as "--set training.num_epochs=50", and
 "`masam_train 4 0 configuration=axis0 validate`" as "masam_train 4 0 -c axis0 --val".
@@ -53,7 +53,7 @@ FILES = {"json", "jsonl", "py", "md", "png", "txt", "zip"}
 
 
 def worded(text: str) -> str:
-    """A message with the options that stand in backquotes as flags; other words in backquotes stay.
+    """The message with its backquoted options as flags. Other words in backquotes stay.
 
     Example:
         >>> from masam_auto.cli.wording import worded

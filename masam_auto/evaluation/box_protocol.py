@@ -1,4 +1,4 @@
-"""The protocol for prompted segmentation: a box from each reference, a prediction with it, and the evaluation."""
+"""Prompted segmentation for evaluation: make a box from each reference and predict with it."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from masam_auto.prediction.predict import Predictor
 from masam_auto.prediction.predict_folder import Outcome, PredictionOptions, predict_folder
 
 Kind = Literal["tight", "relaxed"]
-# MA-SAM's code and the texts at hand do not say how far its relaxed boxes reach; this is ours.
+# Our choice: neither MA-SAM's code nor the papers that we have say how far its relaxed boxes reach.
 RELAXATION = 0.2
 
 
@@ -27,8 +27,8 @@ RELAXATION = 0.2
 class BoxProtocol:
     """How boxes are made from reference labels.
 
-    "tight" is the box around all foreground of a case; "relaxed" moves each of its sides outwards by `relaxation` of
-    the box's length along that axis, at least by a voxel.
+    "tight" is the box around all foreground of a case. "relaxed" moves each side outwards by `relaxation` times the
+    box's length along that axis, and by at least one voxel.
     """
 
     kind: Kind
@@ -44,20 +44,20 @@ def predict_with_reference_boxes(
     *,
     overwrite: bool = False,
 ) -> tuple[Outcome, dict[str, Any]]:
-    """Predict the cases that have references, each within the box of its reference.
+    """Predict the cases that have references, each within a box made from its reference.
 
-    Cases without foreground get no box and are predicted automatically, which is logged.
+    Cases without foreground get no box. They are predicted automatically, and this is logged.
 
     Args:
         predictor: a model trained with boxes.
-        images: folder of images; those without a reference are left out.
+        images: folder of images; images without a reference are left out.
         references: folder of reference segmentations, ID.ext.
         output: where segmentations go.
         protocol: how boxes are made.
-        overwrite: replace segmentations that are there.
+        overwrite: replace existing segmentations.
 
     Returns:
-        The outcome, and what summary.json says of the protocol.
+        The outcome, and the protocol as written to summary.json.
 
     Raises:
         DatasetError: no image has a reference, or a reference has no image.
@@ -77,8 +77,8 @@ def predict_with_reference_boxes(
     ]
     if not cases:
         raise DatasetError(
-            f"no image of {images} has a reference ID{ending} in {references}. Give the images of these references "
-            "with `images`."
+            f"no image of {images} has a reference ID{ending} in {references}. Give the images of these references: "
+            "`images`."
         )
     _refuse_references_without_image(references, ending, {frame for case in cases for frame in case.frames}, images)
     boxes = reference_boxes(cases, references, ending, description.labels, protocol)
@@ -91,20 +91,20 @@ def predict_with_reference_boxes(
 
 
 def _refuse_references_without_image(references: Path, ending: str, known: Collection[str], images: Path) -> None:
-    """Raise DatasetError now, because the evaluation would, after hours of prediction."""
+    """Raise DatasetError now; the evaluation would only do so after hours of prediction."""
     names = (path.name.removesuffix(ending) for path in references.glob(f"*{ending}") if not path.name.startswith("."))
     missing = sorted(set(names) - set(known))
     if missing:
         raise DatasetError(
             f"{images} has no image for {len(missing)} of the references in {references}: {first_few(missing)}. Add "
-            "the images, or take these references out of the folder."
+            "the images, or move these references out of the folder."
         )
 
 
 def reference_boxes(
     cases: Sequence[Case], references: Path, ending: str, labels: Labels, protocol: BoxProtocol
 ) -> dict[str, tuple[VoxelBox]]:
-    """One box a case, around all foreground of its reference; cases without foreground are left out."""
+    """One box per case, around all foreground of its reference. Cases without foreground are left out."""
     boxes = {}
     for case in cases:
         grid = read_geometry(case.images[0][0])

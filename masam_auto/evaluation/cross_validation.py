@@ -1,4 +1,4 @@
-"""The held-out predictions of trained models, gathered over their folds."""
+"""Collect the held-out predictions of trained models over their folds."""
 
 import logging
 from collections.abc import Collection, Iterable, Sequence
@@ -21,16 +21,16 @@ from masam_auto.models.trained_model import TrainedModel, find_models, open_mode
 logger = logging.getLogger(__name__)
 
 WHY_NOT_ALL = (
-    "Fold all cannot be cross-validated: the cases that it is validated on are those that it was trained on, so its "
-    "figures say nothing about new images."
+    "Fold all cannot be cross-validated: it is validated on the cases that it was trained on, so its scores say "
+    "nothing about new images."
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CrossValidation:
-    """Predictions by a model of cases that it was not trained on; `fold_of` has their identifiers and the fold of each.
+    """A model's predictions of cases that it was not trained on. `fold_of` maps each case to its fold.
 
-    `as_planned`: they are averages over flips where the model's plan wants them, as its predictions of new images are.
+    `as_planned`: whether they were averaged over flips as the plan says, like predictions of new images.
     """
 
     model: SelectedModel
@@ -40,16 +40,16 @@ class CrossValidation:
 
     @property
     def name(self) -> str:
-        """Of the model's folder."""
+        """Name of the model's folder."""
         return self.model.folder_name
 
     def files(self, case: Case, ending: str) -> tuple[Path, ...]:
-        """The label files of a case: one, or one a frame."""
+        """The label files of a case: one, or one per frame."""
         folder = validation_folder(self.folder, self.fold_of[case.identifier])
         return tuple(folder / f"{frame}{ending}" for frame in case.frames)
 
     def probabilities(self, case: Case) -> Path:
-        """The file of the case's probabilities, whether it is there or not."""
+        """Path of the case's probabilities. The file may not exist."""
         return validation_folder(self.folder, self.fold_of[case.identifier]) / f"{case.identifier}{PROBABILITIES}"
 
 
@@ -66,10 +66,10 @@ def gather(
     Args:
         paths: root folders.
         dataset: the raw data set.
-        configurations, plan_names, folds: of these only; None for all.
+        configurations, plan_names, folds: use only these; None for all.
 
     Returns:
-        The models, and sentences about what is left out and why.
+        The models, and notes about what is left out and why.
 
     Raises:
         ModelError: fold "all" is asked for, no model has a validated fold, or models were trained with other labels.
@@ -91,18 +91,18 @@ def gather(
         found += [result] if result is not None else []
     if not found:
         asked = configurations is not None or plan_names is not None or folds is not None
-        missing = "no trained model fits what was asked for." if asked else f"train one: masam_train {dataset.name} 0"
+        missing = "no trained model matches these options." if asked else f"train one: masam_train {dataset.name} 0"
         reasons = " ".join(notes) or missing
-        raise ModelError(f"no cross-validated model of {dataset.name} below {paths.results}: {reasons}")
+        raise ModelError(f"no cross-validated model of {dataset.name} in {paths.results}: {reasons}")
     return found, [*notes, *_said_of_flips(found, dataset.name)]
 
 
 def _said_of_flips(models: Sequence[CrossValidation], dataset_name: str) -> list[str]:
-    """Sentences about models whose held-out predictions were made otherwise than those of new images will be."""
+    """Notes on models whose held-out predictions lack the flips that predictions of new images will have."""
     without = [model for model in models if not model.as_planned]
     if not without:
         return []
-    text = f"{' and '.join(model.name for model in without)}: validated without flips, which masam_predict makes."
+    text = f"{' and '.join(model.name for model in without)}: validated without flips, but masam_predict uses them."
     if len(without) == len(models):
         return [f"{text} The Dice of new images is usually a little higher."]
     commands = "; ".join(
@@ -111,13 +111,13 @@ def _said_of_flips(models: Sequence[CrossValidation], dataset_name: str) -> list
         for model in without
         for fold in model.model.folds
     )
-    text = f"{text} That puts them at a disadvantage here. Validate them like the others: {commands}"
+    text = f"{text} This lowers their scores here. Validate them like the others: {commands}"
     logger.warning(text)
     return [text]
 
 
 def common_cases(models: Sequence[CrossValidation], dataset: Dataset) -> tuple[list[Case], list[str]]:
-    """The cases that every model has held-out predictions of, and sentences about the others.
+    """The cases for which every model has held-out predictions, and notes about the others.
 
     Raises:
         ModelError: there are none.
@@ -134,14 +134,11 @@ def common_cases(models: Sequence[CrossValidation], dataset: Dataset) -> tuple[l
     notes = []
     identifiers = [case.identifier for case in dataset.cases]
     if uncovered := [name for name in identifiers if name not in known]:
-        notes.append(
-            f"{len(uncovered)} of {len(identifiers)} cases are not covered by any fold that is validated: "
-            f"{first_few(uncovered)}."
-        )
+        notes.append(f"{len(uncovered)} of {len(identifiers)} cases are in no validated fold: {first_few(uncovered)}.")
     if partly := [name for name in identifiers if name in known - shared]:
         lacking = [m for m in models if any(name not in m.fold_of for name in partly)]
         notes.append(
-            f"{len(partly)} cases are left out of the comparison because "
+            f"{len(partly)} cases are left out because "
             f"{' and '.join(f'{m.name} ({folds_text(m.model.folds)})' for m in lacking)} did not predict all of them: "
             f"{first_few(partly)}."
         )
@@ -149,7 +146,7 @@ def common_cases(models: Sequence[CrossValidation], dataset: Dataset) -> tuple[l
 
 
 def save_probabilities_commands(model: CrossValidation, cases: Iterable[Case], dataset_name: str) -> list[str]:
-    """The commands that write the probabilities that a model lacks; none where it has those of all cases."""
+    """The commands that write a model's missing probabilities; empty if none are missing."""
     lacking = {model.fold_of[case.identifier] for case in cases if not model.probabilities(case).is_file()}
     chosen, checkpoint = model.model, model.model.checkpoint
     kind = "" if checkpoint == "best" else f" checkpoint={checkpoint}"
@@ -166,14 +163,14 @@ def folds_text(folds: Sequence[int]) -> str:
 
 
 def validation_folder(model_folder: Path, fold: int) -> Path:
-    """Where a fold's held-out predictions are."""
+    """Folder of a fold's held-out predictions."""
     return model_folder / f"fold_{fold}" / "validation"
 
 
 def _gather_model(
     model: TrainedModel, dataset: Dataset, folds: Collection[int | str] | None
 ) -> tuple[CrossValidation | None, list[str]]:
-    """One model's held-out predictions, None where there are none; and what is left out of them."""
+    """One model's held-out predictions (None if there are none), and notes on what is left out."""
     _check_labels(model, dataset)
     name, notes = model.folder.name, []
     command = (
@@ -184,7 +181,7 @@ def _gather_model(
     used: list[int] = []
     for fold in sorted(int(fold) for fold in model.folds if fold != "all" and (folds is None or fold in folds)):
         if problem := _why_not(validation_folder(model.folder, fold)):
-            notes.append(f"{name}: fold {fold} is left out because {problem}; do it with `{command.format(fold)}`.")
+            notes.append(f"{name}: fold {fold} is left out because {problem}; run `{command.format(fold)}`.")
         else:
             used.append(fold)
     fold_of: dict[str, int] = {}
@@ -192,14 +189,14 @@ def _gather_model(
         for identifier in _held_out(validation_folder(model.folder, fold), dataset):
             fold_of.setdefault(identifier, fold)
     if not fold_of:
-        reason = f"none of its validated cases is in {dataset.folder}, or their segmentations are not there"
+        reason = f"none of its validated cases is in {dataset.folder}, or their segmentations are missing"
         return None, [*notes, *([f"{name}: {reason} (an installed model comes without them)."] if used else [])]
     checkpoints = {fold: _checkpoint(validation_folder(model.folder, fold)) for fold in used}
     if len(set(checkpoints.values())) > 1:
         listed = ", ".join(f"fold {fold}: {checkpoint}" for fold, checkpoint in checkpoints.items())
         raise ModelError(
-            f"{name} was validated by different checkpoints ({listed}), but is used with one. Validate its folds "
-            f"alike: `{command.format('FOLD')} checkpoint=best`"
+            f"{name} was validated with different checkpoints ({listed}). Validate all folds with one: "
+            f"`{command.format('FOLD')} checkpoint=best`"
         )
     plan = open_model(model)[0]
     mirrored = {
@@ -208,8 +205,8 @@ def _gather_model(
     if len(set(mirrored.values())) > 1:
         listed = ", ".join(f"fold {fold}: {'with' if mirror else 'without'}" for fold, mirror in mirrored.items())
         raise ModelError(
-            f"{name} was validated with flips in some folds and without in others ({listed}). Validate its folds "
-            f"alike: `{command.format('FOLD')} mirror`"
+            f"{name} was validated with flips in some folds and without in others ({listed}). Validate all folds the "
+            f"same way: `{command.format('FOLD')} mirror`"
         )
     wanted = plan.inference.mirror and bool(plan.configuration(model.configuration).mirror_axes)
     chosen = SelectedModel(
@@ -220,17 +217,17 @@ def _gather_model(
 
 
 def _check_labels(model: TrainedModel, dataset: Dataset) -> None:
-    """Raise ModelError where a model was trained with other labels than the data set has."""
+    """Raise ModelError if a model was trained with other labels than the data set has."""
     _, description = open_model(model)
     if description.labels != dataset.description.labels:
         raise ModelError(
-            f"{model.folder} was trained with other labels than {dataset.folder / 'dataset.json'} has now, and cannot "
-            "be judged by them. Bring the labels back, or choose other models with `configuration` and `plan_name`."
+            f"{model.folder} was trained with other labels than {dataset.folder / 'dataset.json'} has now, so it "
+            "cannot be scored. Restore the labels, or choose other models with `configuration` and `plan_name`."
         )
 
 
 def _held_out(folder: Path, dataset: Dataset) -> list[str]:
-    """Cases of the data set that a validation's summary is over and whose predictions are there."""
+    """Cases of the data set that are in a validation's summary and whose predictions exist."""
     ending = label_ending(dataset.description.file_ending)
     names = _summarised(folder, ending)
     there = [case for case in dataset.cases if names.issuperset(case.frames)]
@@ -238,7 +235,7 @@ def _held_out(folder: Path, dataset: Dataset) -> list[str]:
 
 
 def _summarised(folder: Path, ending: str) -> set[str]:
-    """Names of the files that a validation's summary is over, without their ending. Raises PlanError."""
+    """Names of the files in a validation's summary, without their ending. Raises PlanError."""
     summary: Any = read_plain(folder / SUMMARY_NAME, what="summary of the validation")
     try:
         return {Path(entry["prediction_file"]).name.removesuffix(ending) for entry in summary["metric_per_case"]}
@@ -250,7 +247,7 @@ def _summarised(folder: Path, ending: str) -> set[str]:
 
 
 def _why_not(folder: Path) -> str | None:
-    """Why a fold's validation says nothing of its checkpoint; None where it does."""
+    """Why a fold's validation cannot be used for its checkpoint; None if it can."""
     if not (folder / SUMMARY_NAME).is_file():
         return "it is not validated"
     record = read_record(folder)
@@ -260,11 +257,11 @@ def _why_not(folder: Path) -> str | None:
         and state.is_file()
         and read_plain(state, what="checkpoint").get("epoch") != record.get("epoch")
     ):
-        return "it was trained on since it was validated"
+        return "its training continued after the validation"
     return None
 
 
 def _checkpoint(folder: Path) -> str:
-    """Which checkpoint a validation was done with ("best", ...)."""
+    """The checkpoint of a validation ("best", ...)."""
     stored = read_record(folder).get("checkpoint")
     return next((kind for kind, name in CHECKPOINTS.items() if name == stored), "best")

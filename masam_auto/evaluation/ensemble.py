@@ -1,4 +1,4 @@
-"""Several models' saved probabilities to one segmentation, a few rows at a time."""
+"""Average the saved probabilities of several models into one segmentation, a few rows at a time."""
 
 import contextlib
 import logging
@@ -35,7 +35,7 @@ from masam_auto.prediction.restore import decide_labels, output_names
 logger = logging.getLogger(__name__)
 
 CASES_LOOKED_AT = 10
-FEW_BYTES = 5e8  # one process averages so many in about the time in which workers start
+FEW_BYTES = 5e8  # one process averages this many in about the time that workers take to start
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,15 +53,15 @@ def average_files(files: Sequence[Path], labels: Labels, *, saved: Path | None =
     """Segment one image by the mean of the probabilities in several files.
 
     Args:
-        files: .npz files of one image; where its copies have other voxel axes, they are turned to the first one's.
+        files: .npz files of one image. Files with other voxel axes are turned to those of the first.
         labels: what the outputs mean: the most probable class, or regions above 1/2 in `regions_class_order`.
         saved: also write the mean probabilities to this .npz file.
 
     Returns:
-        (Z, Y, X) label values on the image's own grid, and the grid.
+        (Z, Y, X) label values on the image's original grid, and the grid.
 
     Raises:
-        ImageError: a file is missing or damaged, of another image, or of other classes.
+        ImageError: a file is missing or damaged, or belongs to another image or other classes.
         OutputError: no space.
 
     Example:
@@ -103,19 +103,19 @@ def ensemble_folders(
     overwrite: bool = False,
     workers: int | None = None,
 ) -> Outcome:
-    """Segment every case by the mean of the probabilities in several folders; what fails is reported at the end.
+    """Segment every case by the mean of the probabilities in several folders. Failures are reported at the end.
 
     Args:
-        sources: folders with ID.npz of the same cases, and dataset.json; also a fold's `validation` folder.
-        folder: where the segmentations go; also gets dataset.json.
+        sources: folders with ID.npz of the same cases and dataset.json, or `validation` folders of folds.
+        folder: where the segmentations go. It also gets dataset.json.
         save_probabilities: also write ID.npz.
-        overwrite: replace files that are there.
+        overwrite: replace existing files.
         workers: processes; 0 works in this one, None lets cores and memory decide.
 
     Raises:
-        DatasetError: a folder is missing or has no probabilities, or cases are in some of them only.
-        ModelError: the folders are of models with different labels.
-        OutputError: files are there and `overwrite` is not given, the folder is one of the sources, or nothing can be
+        DatasetError: a folder is missing or has no probabilities, or the folders hold different cases.
+        ModelError: the models of the folders have different labels.
+        OutputError: files exist and `overwrite` is not given, the folder is one of the sources, or it cannot be
             written.
 
     Example:
@@ -128,9 +128,9 @@ def ensemble_folders(
     description = _common_description(sources)
     if {True, False} <= {read_record(source).get("mirror") for source in sources}:
         logger.warning(
-            "Some of the folders hold predictions with flips, others without (%s). Validate them alike with "
-            "masam_train ... "
-            "`validate save_probabilities mirror`, unless that is meant.", RECORD_NAME,
+            "Some folders hold predictions with flips, others without (%s). Unless you want this, validate all with "
+            "flips: masam_train ... "
+            "`validate save_probabilities mirror`", RECORD_NAME,
         )  # fmt: skip
     for source in sources:
         check_output(source, folder)
@@ -143,7 +143,7 @@ def ensemble_folders(
     problems = average_cases(files, folder, description, save_probabilities=save_probabilities, workers=workers)
     done = tuple(name for name in identifiers if name not in problems)
     for name in done if overwrite and not save_probabilities else ():
-        (folder / f"{name}{ENDING}").unlink(missing_ok=True)  # of the segmentation that was replaced
+        (folder / f"{name}{ENDING}").unlink(missing_ok=True)  # belongs to the replaced segmentation
     if done:
         write_json(folder / "dataset.json", description.raw)
     return Outcome(predicted=done, skipped=(), problems=tuple(problems.values()))
@@ -157,7 +157,7 @@ def average_cases(
     save_probabilities: bool = False,
     workers: int | None = None,
 ) -> dict[str, str]:
-    """Segment cases by the mean of the probabilities in their files, and write them.
+    """Segment cases by the mean of the probabilities in their files, and write the results.
 
     Args:
         files: identifier -> .npz files of the case.
@@ -167,10 +167,10 @@ def average_cases(
         workers: processes; 0 works in this one, None lets cores and memory decide.
 
     Returns:
-        Identifier -> what is wrong with the case, of those that could not be averaged.
+        Identifier -> problem, for each case that could not be averaged.
 
     Raises:
-        OutputError: nothing can be written.
+        OutputError: the results cannot be written.
     """
     cases = [
         _AveragedCase(
@@ -191,10 +191,10 @@ def average_cases(
 def write_case_labels(
     folder: Path, identifier: str, labels: np.ndarray, geometry: Geometry, description: DatasetDescription, source: Path
 ) -> None:
-    """Write (Z, Y, X) labels as ID.ext, or a video as one file a frame.
+    """Write (Z, Y, X) labels as ID.ext, or a video as one file per frame.
 
-    Frames of a video that is none of the data set's are numbered: ID_0000.ext, ID_0001.ext, ... `source` is a folder
-    with segmentations of the same images; where they are NIfTI, these say in the same words where they lie.
+    Frames of a video outside the data set are numbered: ID_0000.ext, ID_0001.ext, ... `source` is a folder with
+    segmentations of the same images. For NIfTI, the new files copy how those store their position.
     """
     ending = label_ending(description.file_ending)
     depth = geometry.shape[0]
@@ -208,7 +208,7 @@ def write_case_labels(
 
 
 def _label_files(folder: Path, identifiers: Sequence[str], description: DatasetDescription) -> list[str]:
-    """Names of files that `write_case_labels` may write; of frames that are numbered, those that the folder has."""
+    """Names of files that `write_case_labels` may write. Of numbered frames: those already in the folder."""
     ending = label_ending(description.file_ending)
     frames = [frame for name in identifiers for frame in description.sequences.get(name, (name,))]
     there = sorted(folder.iterdir()) if description.is_video and folder.is_dir() else []
@@ -218,7 +218,7 @@ def _label_files(folder: Path, identifiers: Sequence[str], description: DatasetD
 
 
 def _ensemble_case(case: _AveragedCase) -> str | None:
-    """Average, decide and write one case; what is wrong with it, or None."""
+    """Average and write one case. Returns its problem, or None."""
     saved = case.folder / f"{case.identifier}{ENDING}" if case.save_probabilities else None
     try:
         labels, geometry = average_files(case.files, case.description.labels, saved=saved)
@@ -232,10 +232,10 @@ def _ensemble_case(case: _AveragedCase) -> str | None:
 
 
 def _choose_workers(files: Sequence[tuple[Path, ...]]) -> int:
-    """Worker processes, by the sizes of a few of the cases."""
+    """Number of worker processes, from the sizes of a few cases."""
     sizes = []
     for parts in files[:: max(1, len(files) // CASES_LOOKED_AT)]:
-        with contextlib.suppress(ImageError):  # told when its turn comes
+        with contextlib.suppress(ImageError):  # reported when its turn comes
             sizes.append(sum(map(values_bytes, parts)))
     quick = not sizes or sum(sizes) / len(sizes) * len(files) < FEW_BYTES
     return choose_workers(len(files), bytes_each=max(sizes, default=0), quick=quick)
@@ -245,8 +245,8 @@ def _mean_slabs(members: Sequence[Probabilities], box: Box) -> Iterator[tuple[in
     """Mean probabilities of a few rows of a slice at a time.
 
     Args:
-        members: of one image.
-        box: the part of the image to go through, with all members' crops in it.
+        members: probabilities of one image.
+        box: the part of the image to average; it contains all members' crops.
 
     Yields:
         Slice number and rows within the box, and (K, rows, X) float32.
@@ -264,7 +264,7 @@ def _mean_slabs(members: Sequence[Probabilities], box: Box) -> Iterator[tuple[in
 
 
 def _add_rows(total: torch.Tensor, member: Probabilities, box: Box, z: int, rows: slice) -> None:
-    """Add a member's probabilities of some rows of the box's slice `z`; outside its crop there is background only."""
+    """Add a member's probabilities of some rows of the box's slice `z`. Outside its crop there is only background."""
     z_low, z_high, y_low, y_high, x_low, x_high = (
         edge - low for (low, _), side in zip(box, member.crop, strict=True) for edge in side
     )
@@ -275,12 +275,12 @@ def _add_rows(total: torch.Tensor, member: Probabilities, box: Box, z: int, rows
     if z_low <= z < z_high and first < last:
         if not member.has_regions:
             inside[0] -= 1
-        # a copy where the values were turned: torch takes no array that runs backwards
+        # copies turned values: torch takes no arrays with negative strides
         inside += torch.from_numpy(np.ascontiguousarray(member.values[:, z - z_low, first - y_low : last - y_low]))
 
 
 def _turned_alike(members: Sequence[Probabilities]) -> list[Probabilities]:
-    """All members along the voxel axes of the first one's image; views of their values."""
+    """All members turned to the voxel axes of the first one's image. Their values are views."""
     turns = [member.geometry.turn_to(members[0].geometry.axes) for member in members]
     return [
         replace(
@@ -296,7 +296,7 @@ def _turned_alike(members: Sequence[Probabilities]) -> list[Probabilities]:
 
 
 def _common_box(members: Sequence[Probabilities]) -> Box:
-    """The smallest box with all members' crops in it."""
+    """The smallest box that contains all members' crops."""
     z, y, x = (
         (min(low for low, _ in sides), max(high for _, high in sides))
         for sides in zip(*(member.crop for member in members), strict=True)
@@ -305,23 +305,22 @@ def _common_box(members: Sequence[Probabilities]) -> Box:
 
 
 def _check_members(files: Sequence[Path], members: Sequence[Probabilities], labels: Labels) -> None:
-    """Raise ImageError where probabilities are of other classes than the labels say, or of different images."""
+    """Raise ImageError if probabilities are of other classes than the labels, or of different images."""
     expected = output_names(labels)
     for file, member in zip(files, members, strict=True):
         if member.outputs != expected or member.has_regions != labels.has_regions:
             raise ImageError(
                 f"{file}: holds probabilities of {', '.join(member.outputs)}, but dataset.json has "
-                f"{', '.join(expected)}. Write it again with the present model."
+                f"{', '.join(expected)}. Write it again with the current model."
             )
         if difference := members[0].geometry.difference(member.geometry):
             raise ImageError(
-                f"{file}: lies on another grid than {files[0]}: {difference}. Both must be predictions of the same "
-                "image."
+                f"{file}: lies on another grid than {files[0]}: {difference}. Both must be predictions of one image."
             )
 
 
 def _common_cases(sources: Sequence[Path]) -> list[str]:
-    """Identifiers of the cases that all folders have. Raises DatasetError where some have more."""
+    """Identifiers of the cases in the folders. Raises DatasetError if the folders hold different cases."""
     found = []
     for source in sources:
         if not source.is_dir():
@@ -330,29 +329,29 @@ def _common_cases(sources: Sequence[Path]) -> list[str]:
         found.append({name.removesuffix(ENDING) for name in there})
         if not found[-1]:
             raise DatasetError(
-                f"{source}: no probabilities (ID{ENDING}). Write them: `masam_predict ... save_probabilities`, or for "
-                "a validation folder `masam_train ... validate save_probabilities`"
+                f"{source}: no probabilities (ID{ENDING}). Write them with `masam_predict ... save_probabilities`, or "
+                "for a validation folder `masam_train ... validate save_probabilities`"
             )
     everywhere = set.union(*found)
     lacking = [(source, sorted(everywhere - there)) for source, there in zip(sources, found, strict=True)]
     if problems := [f"{source} lacks {first_few(missing)}" for source, missing in lacking if missing]:
         raise DatasetError(
             f"the folders do not hold the same cases: {'; '.join(problems)}. Predict them with `save_probabilities`, "
-            f"or take their {ENDING} files out of the other folders."
+            f"or move their {ENDING} files out of the other folders."
         )
     return sorted(everywhere)
 
 
 def _common_description(sources: Sequence[Path]) -> DatasetDescription:
-    """The folders' dataset.json. Raises DatasetError where one has none, ModelError where labels differ."""
+    """The folders' dataset.json. Raises DatasetError if one has none, ModelError if labels differ."""
     descriptions = []
     for source in sources:
         whole = source.absolute()
         places = [whole, *([whole.parents[1]] if whole.name == "validation" else [])]
         file = next((place / "dataset.json" for place in places if (place / "dataset.json").is_file()), None)
         if file is None:
-            raise DatasetError(f"{source} has no dataset.json. Copy the model's there: it says what the outputs mean.")
+            raise DatasetError(f"{source} has no dataset.json. Copy the model's file there; it names the outputs.")
         descriptions.append(read_description(file, name=file.parent.name))
         if descriptions[-1].labels != descriptions[0].labels:
-            raise ModelError(f"{sources[0]} and {source} are of models with different labels, and cannot be averaged.")
+            raise ModelError(f"{sources[0]} and {source} cannot be averaged: their models have different labels.")
     return descriptions[0]

@@ -1,5 +1,4 @@
-"""Segmentations against references: a summary in nnU-Net's schema, with distances, volumes and lesions beside the
-overlap."""
+"""Compare segmentations with references: overlap, distances, volumes and lesions, in nnU-Net's summary schema."""
 
 import functools
 import logging
@@ -26,16 +25,16 @@ from masam_auto.imaging.placement import labels_on_grid
 
 logger = logging.getLogger(__name__)
 
-BYTES_PER_VOXEL = 40  # while two label files are compared: both, masks, and surfaces within a class's box
+BYTES_PER_VOXEL = 40  # while two label files are compared: both files, masks, and surfaces within a class's box
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scoring:
-    """How segmentations are scored; stands as "scoring" in the summary.
+    """How segmentations are scored; written to the summary as "scoring".
 
-    `tolerance` of surfaces in mm, `tolerances` that of single classes by name; `lesions` names the classes whose
-    connected components are counted. `metrics` names those that plug-ins add. `prediction_values` and
-    `reference_values` give label values of the files new ones (`core.label_map`).
+    `tolerance` is for surfaces, in mm; `tolerances` sets it for single classes by name. `lesions` names the classes
+    whose connected components are counted. `metrics` names metrics of plug-ins. `prediction_values` and
+    `reference_values` map label values of the files to new ones (`core.label_map`).
     """
 
     tolerance: float = 2.0
@@ -69,14 +68,14 @@ def evaluate_folder(
     workers: Workers = 0,
     protocol: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Compare a folder of segmentations with references and write summary.json among them.
+    """Compare a folder of segmentations with references and write summary.json into it.
 
     Args:
-        prediction_folder: segmentations, named as the references.
-        reference_folder: the truth.
+        prediction_folder: segmentations, named like the references.
+        reference_folder: the true labels.
         labels: classes or regions to compare.
-        file_ending: of both kinds of files.
-        scoring: how; as `Scoring` has it by default.
+        file_ending: ending of both kinds of files.
+        scoring: how to score; None for the defaults of `Scoring`.
         subsets: as for `evaluate_files`.
         workers: processes, 0 for this one, or a cluster.
         protocol: how the segmentations were made, for the summary.
@@ -87,7 +86,7 @@ def evaluate_folder(
     Raises:
         DatasetError: a folder is missing, there are no references, or some have no segmentation; or as
             `evaluate_files`.
-        CaseErrors: files that cannot be read, or that lie on different grids.
+        CaseErrors: files cannot be read, or are on different grids.
         OutputError: the summary cannot be written.
 
     Example:
@@ -119,36 +118,35 @@ def evaluate_files(
 ) -> dict[str, Any]:
     """Compare segmentations with references and write a summary.
 
-    They are compared by their place in the patient: where the voxel axes have another order or direction, they are
-        turned.
+    They are compared by position in the patient: segmentations with other voxel axes are turned first.
 
     Args:
         pairs: (segmentation, reference), at least one.
         labels: classes or regions to compare.
         output: the file to write.
-        scoring: how; as `Scoring` has it by default.
+        scoring: how to score; None for the defaults of `Scoring`.
         subsets: kind ("groups") -> name of a subset -> names of its reference files. Each kind becomes an entry of the
-            summary, where a subset has cases.
+            summary if a subset has cases.
         workers: processes, 0 for this one, or a cluster.
-        protocol: how the segmentations were made; stands as "protocol" in the summary.
-        checked: the references are a data set's own, see `imaging.placement.labels_on_grid`.
+        protocol: how the segmentations were made; written to the summary as "protocol".
+        checked: the references belong to a data set, see `imaging.placement.labels_on_grid`.
 
     Returns:
         The summary: "foreground_mean", "mean" per label, "mIoU", "metric_per_case", "scoring" and the subsets. Values
         that are not-a-number (class in neither segmentation nor reference) do not count in the means.
 
     Raises:
-        DatasetError: the scoring names a class that is not among the labels.
-        PlanError: it names a metric that nothing adds.
-        CaseErrors: files that cannot be read, or that lie on different grids.
+        DatasetError: the scoring names an unknown class.
+        PlanError: the scoring names an unknown metric.
+        CaseErrors: files cannot be read, or are on different grids.
         OutputError: the summary cannot be written.
 
-    Source: schema and conventions of nnU-Net v2's summary.json. Unlike there, a class that no case holds is left out of
-    the foreground mean instead of making it not-a-number.
+    Source: schema and conventions of nnU-Net v2's summary.json. One difference: a class that no case holds is left out
+    of the foreground mean, where nnU-Net's mean becomes not-a-number.
     """
     scoring = scoring or Scoring()
     check_classes(scoring, labels)
-    items = [  # absolute, because workers elsewhere have another working folder
+    items = [  # absolute: remote workers have another working folder
         _Pair(
             prediction=prediction.absolute(),
             reference=reference.absolute(),
@@ -172,7 +170,7 @@ def evaluate_files(
 
 
 def subsets_of(description: DatasetDescription, file_ending: str) -> Subsets:
-    """The sites or modalities ("groups") and the videos ("sequences") of a data set, by their label files."""
+    """The sites or modalities ("groups") and the videos ("sequences") of a data set, as names of label files."""
     videos = description.sequences
     groups = {
         group: [frame for name in names for frame in videos.get(name, (name,))]
@@ -197,11 +195,11 @@ def evaluate_arrays(
 
     Args:
         prediction: (Z, Y, X) label values, whole numbers.
-        reference: (Z, Y, X) label values; its voxels with the ignore label are left out.
+        reference: (Z, Y, X) label values. Voxels with the ignore label are left out.
         labels: what the values mean.
-        spacing: mm.
-        scoring: tolerances and lesions; its label values are not looked at.
-        voxel_volume: cubic mm; by default that of a box.
+        spacing: voxel spacing in mm.
+        scoring: tolerances, lesions and metrics; its label maps are not used.
+        voxel_volume: cubic mm; by default the product of the spacings.
 
     Returns:
         Summary key -> metric -> value.
@@ -238,17 +236,17 @@ def evaluate_arrays(
 
 
 def _find_pairs(prediction_folder: Path, reference_folder: Path, file_ending: str) -> list[tuple[Path, Path]]:
-    """Segmentations and references of one name. Raises DatasetError."""
+    """Pair segmentations and references by name. Raises DatasetError."""
     predictions = _list_files(prediction_folder, file_ending, what="segmentations")
     references = _list_files(reference_folder, file_ending, what="references")
     if not references:
         raise DatasetError(
-            f"{reference_folder}: no references that end in {file_ending}. Give the folder of the true labels."
+            f"{reference_folder}: no references that end in {file_ending}. Give the folder with the true labels."
         )
     if missing := [references[name].name for name in sorted(references.keys() - predictions.keys())]:
         raise DatasetError(
             f"{prediction_folder}: {len(missing)} of {len(references)} segmentations are missing: "
-            f"{first_few(missing)}. Predict them, or take their references out of the folder."
+            f"{first_few(missing)}. Predict them, or move their references out of the folder."
         )
     if extra := [predictions[name].name for name in sorted(predictions.keys() - references.keys())]:
         logger.warning("%s: no reference for %s; not evaluated", prediction_folder, first_few(extra))
@@ -256,7 +254,7 @@ def _find_pairs(prediction_folder: Path, reference_folder: Path, file_ending: st
 
 
 def _list_files(folder: Path, file_ending: str, *, what: str) -> dict[str, Path]:
-    """Label files by their name without the ending; other images are left out, and said to be."""
+    """Label files by name without ending. Other images are left out with a warning."""
     if not folder.is_dir():
         raise DatasetError(f"folder of {what} not found: {folder}")
     there = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
@@ -293,7 +291,7 @@ def _evaluate_pair(pair: _Pair) -> dict[str, Any]:
 
 
 def _warn_of_undeclared(path: Path, values: np.ndarray, labels: Labels) -> None:
-    """Say so where a file has values that are no labels: 255 of a mask, -1 of some programs."""
+    """Warn if a file has values that are no labels, e.g. 255 in a mask or -1 from some programs."""
     known = {*labels.declared, 0 if labels.ignore is None else labels.ignore}
     if unknown := [value for value in label_values(values) if value not in known]:
         several = len(unknown) > 1
@@ -304,8 +302,7 @@ def _warn_of_undeclared(path: Path, values: np.ndarray, labels: Labels) -> None:
 
 
 def check_classes(scoring: Scoring, labels: Labels) -> None:
-    """Raise DatasetError where a class that the scoring names is not among the labels, PlanError for an unknown
-    metric."""
+    """Raise DatasetError if the scoring names an unknown class, PlanError if it names an unknown metric."""
     for name in scoring.metrics:
         find_metric(name)
     if unknown := sorted({*scoring.tolerances, *scoring.lesions} - set(labels.foreground)):
@@ -316,13 +313,14 @@ def check_classes(scoring: Scoring, labels: Labels) -> None:
 
 
 def _box_of(values: tuple[int, ...], found: Sequence[Mapping[int, Box]], shape: tuple[int, ...]) -> Box:
-    """Where label values lie in either array, with a margin of one voxel: an object that is one voxel thick must not
-    seem to lie in a picture, which has no such axis. The first voxel where they are nowhere.
+    """The box around label values in either array, with a margin of one voxel. The first voxel if they occur nowhere.
+
+    Without the margin, an object that is one voxel thick would look like one in a picture, which lacks that axis.
 
     Args:
-        values: of a class or region.
-        found: of each array, the boxes of the values in it.
-        shape: of both arrays.
+        values: label values of a class or region.
+        found: for each array, the boxes of the values in it.
+        shape: shape of both arrays.
     """
     if 0 in values:
         return whole_box(shape)
@@ -334,7 +332,7 @@ def _box_of(values: tuple[int, ...], found: Sequence[Mapping[int, Box]], shape: 
 
 
 def _background_iou(prediction: np.ndarray, reference: np.ndarray, ignore: int | None) -> float:
-    """IoU of the voxels with label 0; not-a-number where there are none."""
+    """IoU of the voxels with label 0; not-a-number if there are none."""
     a, b = prediction == 0, reference == 0
     if ignore is not None:
         a &= reference != ignore

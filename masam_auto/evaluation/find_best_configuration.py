@@ -1,5 +1,4 @@
-"""Which trained model, or pair of models, segments a data set best, and with which postprocessing: by
-cross-validation."""
+"""Find the best model or pair of models of a data set, and its postprocessing, by cross-validation."""
 
 import itertools
 import math
@@ -45,7 +44,7 @@ Members = tuple[CrossValidation, ...]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _ComparedCase:
-    """A case: its reference files, one or one a frame, and what each candidate has of it.
+    """A case: its reference files (one, or one per frame) and each candidate's files.
 
     `predictions` are label files of the single models, `probabilities` the files that each ensemble averages.
     """
@@ -66,23 +65,23 @@ def find_best_configuration(
     folds: Collection[int | str] | None = None,
     workers: int | None = None,
 ) -> Selection:
-    """Compare all single models and pairs on the cases that none of them was trained on, and record the best.
+    """Compare all single models and pairs on their held-out cases, and record the best.
 
-    A pair averages saved probabilities. Candidates are compared by the mean Dice over the classes; a pair is chosen
-    only where it is better than both of its members. The postprocessing is found for the chosen one. Writes
-    results/<data set>/inference_instructions.json, and the chosen one's predictions below crossval_results.
+    A pair averages saved probabilities. Candidates are ranked by the mean Dice over the classes. A pair is chosen only
+    if it is better than both of its members. Then the postprocessing of the chosen one is found. Writes
+    results/<data set>/inference_instructions.json, and the chosen one's predictions into crossval_results.
 
     Args:
-        paths: root folders; the raw data set must be there for its reference labels.
+        paths: root folders. The raw data set is needed for its reference labels.
         dataset_name: DatasetXXX_Name.
         configurations, plan_names, folds: compare only these; None for all.
         workers: processes; 0 works in this one, None lets cores and memory decide.
 
     Raises:
         ModelError: as `evaluation.cross_validation.gather` and `common_cases`.
-        CaseErrors: files that cannot be read.
+        CaseErrors: files cannot be read.
         DatasetError: the raw data set is gone.
-        OutputError: the results cannot be written, or another process selects.
+        OutputError: the results cannot be written, or another process is selecting.
 
     Example:
         >>> from masam_auto.evaluation.find_best_configuration import find_best_configuration
@@ -99,7 +98,7 @@ def find_best_configuration(
 def _select(
     paths: Paths, dataset: Dataset, models: Sequence[CrossValidation], notes: Sequence[str], workers: int | None
 ) -> Selection:
-    """Compare, and record the best."""
+    """Compare the candidates and record the best."""
     cases, said = common_cases(models, dataset)
     pairs, lacking = _pairs(models, cases, dataset.name)
     notes = [*notes, *said, *lacking]
@@ -119,17 +118,17 @@ def _select(
         reasons=(*_reasons(ranked, findings, len(cases)), *notes),
     )
     results = paths.results / dataset.name
-    write_json(results / SELECTION_NAME, selection)  # last: what it speaks of is there
+    write_json(results / SELECTION_NAME, selection)  # last: its results exist by now
     return selection
 
 
 def results_folder(paths: Paths, dataset_name: str, names: Sequence[str]) -> Path:
-    """Where the cross-validated results of a candidate are; `names` of its models, as "masam__axis0"."""
+    """Folder of a candidate's cross-validated results. `names` are its models', e.g. "masam__axis0"."""
     return paths.results / dataset_name / RESULTS_NAME / "___".join(names)
 
 
 def instructions(selection: Selection, paths: Paths) -> str:
-    """The selection for readers: what to run, the candidates' Dice, and why. Commands name options as Python does."""
+    """The selection as text: what to run, the candidates' Dice, and why. Commands name options as Python does."""
     folder = results_folder(paths, selection.dataset_name, [member.folder_name for member in selection.members])
     rows = [(" + ".join(candidate.members), candidate.dice) for candidate in selection.candidates]
     width = max(len(row[0]) for row in rows)
@@ -140,7 +139,7 @@ def instructions(selection: Selection, paths: Paths) -> str:
         f"postprocessing: {selection.postprocessing}",
         f"cross-validated Dice {selection.dice:.4f} ({by_class}) over {selection.cases} cases",
         "",
-        "Predict with it, all in one:",
+        "Predict with it in one step:",
         f"  `masam_predict images=IMAGES output=SEGMENTATIONS dataset={selection.dataset_name}`",
         "",
         "The same step by step:",
@@ -156,7 +155,7 @@ def instructions(selection: Selection, paths: Paths) -> str:
 
 
 def _commands(selection: Selection, folder: Path) -> list[str]:
-    """The commands that do step by step what `masam_predict` does with a selection."""
+    """The single commands that together do what `masam_predict` does with a selection."""
     members = selection.members
     outputs = [f"OUT_{number}" for number in range(1, len(members) + 1)] if len(members) > 1 else ["OUT"]
     commands = [
@@ -178,11 +177,11 @@ def _commands(selection: Selection, folder: Path) -> list[str]:
 def _pairs(
     models: Sequence[CrossValidation], cases: Sequence[Case], dataset_name: str
 ) -> tuple[list[Members], list[str]]:
-    """Pairs of the models that have probabilities of all cases, and what the others need for it."""
+    """Pairs of the models that have probabilities of all cases, and notes on what the others need."""
     commands = {model.name: save_probabilities_commands(model, cases, dataset_name) for model in models}
     ready = [model for model in models if not commands[model.name]]
     notes = [
-        f"{name} is not tried in pairs because its probabilities are missing; write them with: {'; '.join(needed)}"
+        f"{name} is in no pair because its probabilities are missing; write them with: {'; '.join(needed)}"
         for name, needed in commands.items()
         if needed and len(models) > 1
     ]
@@ -196,7 +195,7 @@ def _compare(
     dataset: Dataset,
     workers: int | None,
 ) -> list[tuple[Members, float]]:
-    """Mean Dice of every candidate over the cases, best first; of equal ones, that with fewer members."""
+    """Mean Dice of every candidate over the cases, best first. Of equal ones, the one with fewer members is first."""
     labels, ending = dataset.description.labels, label_ending(dataset.description.file_ending)
     compared = [
         _ComparedCase(
@@ -208,7 +207,7 @@ def _compare(
         )
         for case in cases
     ]
-    # the labels of reference and candidate, and what two members' probabilities take, of all frames of a video
+    # labels of reference and candidate, and probabilities of two members, for all frames of a video
     bytes_per_voxel = (24 + 4 * labels.num_outputs) * max(len(case.frames) for case in cases)
     truths = [truth for case in compared for truth in case.references]
     count = workers_for(truths, bytes_per_voxel=bytes_per_voxel, asked=workers)
@@ -219,13 +218,13 @@ def _compare(
         mean_dice(class_dice([table for case in counted for table in case[number]], labels))
         for number in range(len(candidates))
     ]
-    # where no class is anywhere there is no figure to go by
+    # without any foreground there is no Dice to rank by
     ranked = zip(candidates, (0.0 if math.isnan(value) else value for value in dice), strict=True)
     return sorted(ranked, key=lambda item: (-item[1], len(item[0]), [member.name for member in item[0]]))
 
 
 def _count_case(case: _ComparedCase) -> list[list[np.ndarray]]:
-    """Confusion tables of every candidate: one for each reference file."""
+    """Confusion tables of every candidate, one for each reference file."""
     read = [read_labels(path) for path in case.references]
     references, grids = [labels for labels, _ in read], [geometry for _, geometry in read]
     tables = []
@@ -247,7 +246,7 @@ def _count(
 ) -> list[np.ndarray]:
     if [prediction.shape for prediction in predictions] != [reference.shape for reference in references]:
         raise DatasetError(
-            f"{case.identifier}: {file} has another shape than the reference now has. Validate the model again: "
+            f"{case.identifier}: {file} and the current reference have different shapes. Validate the model again: "
             "`masam_train ... validate`"
         )
     return [count_confusion(a, b, case.labels) for a, b in zip(predictions, references, strict=True)]
@@ -256,9 +255,9 @@ def _count(
 def _write_results(
     members: Members, cases: Sequence[Case], dataset: Dataset, folder: Path, workers: int | None
 ) -> Findings:
-    """Write a candidate's held-out predictions and their summary, then its postprocessing and the same after it."""
+    """Write a candidate's held-out predictions and summary, its postprocessing, and the same after postprocessing."""
     if folder.exists():
-        shutil.rmtree(folder)  # of an earlier comparison, perhaps over other cases
+        shutil.rmtree(folder)  # from an earlier comparison, perhaps over other cases
     description = dataset.description
     ending = label_ending(description.file_ending)
     if len(members) > 1:
@@ -288,25 +287,25 @@ def _write_results(
 
 
 def _evaluate(folder: Path, truths: Mapping[str, Path], labels: Labels, workers: int | None) -> None:
-    """Write summary.json of the files of a folder against their references."""
+    """Compare the files of a folder with their references and write summary.json."""
     pairs = [(folder / name, truth) for name, truth in truths.items()]
     count = workers_for(list(truths.values()), bytes_per_voxel=EVALUATION_BYTES_PER_VOXEL, asked=workers)
     evaluate_files(pairs, labels, output=folder / SUMMARY_NAME, workers=count, checked=True)
 
 
 def _reasons(ranked: Sequence[tuple[Members, float]], findings: Findings, cases: int) -> list[str]:
-    """Why the first one was chosen, and what its postprocessing brings."""
+    """Why the first candidate was chosen, and what its postprocessing gains."""
     best, dice = ranked[0]
     single, single_dice = next((members[0].name, value) for members, value in ranked if len(members) == 1)
     used = "; ".join(f"{member.name}: {folds_text(member.model.folds)}" for member in best)
-    reasons = [f"Chosen for the highest mean Dice over {cases} held-out cases, of {len(ranked)} compared ({used})."]
+    reasons = [f"It has the highest mean Dice over {cases} held-out cases, of {len(ranked)} compared ({used})."]
     if len(best) > 1:
-        reasons.append(f"The best single model is {single}; averaging brings {dice - single_dice:+.4f}.")
+        reasons.append(f"The best single model is {single}; averaging changes its Dice by {dice - single_dice:+.4f}.")
     if findings.postprocessing.steps:
         gain = mean_dice(findings.after) - mean_dice(findings.before)
-        reasons.append(f"Postprocessing ({findings.postprocessing}) brings {gain:+.4f} and lowers no class's.")
+        reasons.append(f"Postprocessing ({findings.postprocessing}) adds {gain:.4f} Dice and lowers no class.")
     else:
-        reasons.append("No postprocessing raises the mean Dice without lowering a class's, so there is none.")
+        reasons.append("There is no postprocessing: none raises the mean Dice without lowering a class.")
     return reasons
 
 

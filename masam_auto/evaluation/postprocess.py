@@ -1,4 +1,4 @@
-"""Postprocessing: which connected components to take out, decided on cross-validated predictions, and doing it."""
+"""Postprocessing: choose which connected components to remove, on cross-validated predictions, and remove them."""
 
 import math
 from collections.abc import Sequence
@@ -27,16 +27,16 @@ from masam_auto.imaging.placement import labels_on_grid
 from masam_auto.prediction.output_folder import check_output, refuse_to_overwrite
 from masam_auto.prediction.predict_folder import Outcome
 
-BYTES_PER_VOXEL = 24  # two label maps, a mask, the numbers of its components, and what is counted of them
-MIN_GAIN = 1e-4  # of the mean Dice; less is chance
-# Of the smallest component that any reference has: what is as large as that may be real, and stays.
+BYTES_PER_VOXEL = 24  # two label maps, a mask, its component numbers and their counts
+MIN_GAIN = 1e-4  # of the mean Dice; a smaller gain is chance
+# Shares of the smallest component in any reference. Larger components may be real, and stay.
 VOLUMES = (0.125, 0.25, 0.5, 1.0)
 COMPANIONS = ("dataset.json", "plan.json")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Findings:
-    """A postprocessing, and the mean Dice of each class or region, (C,), before and after it."""
+    """A postprocessing, and the mean Dice (C,) of each class or region before and after it."""
 
     postprocessing: Postprocessing
     before: np.ndarray
@@ -45,7 +45,7 @@ class Findings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Trial:
-    """A case, and which masks of it are looked at after the steps so far."""
+    """A case, and the masks to examine after the steps so far."""
 
     prediction: Path
     reference: Path
@@ -56,10 +56,10 @@ class _Trial:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Effect:
-    """What taking components out would change in a case.
+    """What removing components would change in a case.
 
-    `confusion` is that of `count_confusion`. `components` has an entry a mask; `smallest` the cubic mm of the smallest
-    component of each mask in the reference, or infinity.
+    `confusion` comes from `count_confusion`. `components` has one entry per mask. `smallest` is the volume in cubic mm
+    of each mask's smallest component in the reference, or infinity.
     """
 
     confusion: np.ndarray
@@ -71,11 +71,11 @@ class _Effect:
 def determine_postprocessing(
     pairs: Sequence[tuple[Path, Path]], labels: Labels, *, each_slice: bool = False, workers: int | None = None
 ) -> Findings:
-    """Find the postprocessing that raises the mean Dice of predictions and lowers no class's.
+    """Find the postprocessing that raises the mean Dice of predictions and lowers the Dice of no class.
 
-    First the largest component of all foreground together is tried; then, for every class or region, its largest
-    component and the removal of components below a volume. No volume is tried that is above the smallest component of
-    the class in any reference.
+    The first candidate keeps only the largest component of all foreground together. Then, for each class or region,
+    candidates keep its largest component or remove components below a volume. The volume never exceeds the smallest
+    component of the class in any reference.
 
     Args:
         pairs: (segmentation, reference) files of cases that the model was not trained on.
@@ -84,7 +84,7 @@ def determine_postprocessing(
         workers: processes; 0 works in this one, None lets cores and memory decide.
 
     Raises:
-        CaseErrors: files that cannot be read, or whose shapes differ.
+        CaseErrors: files cannot be read, or their shapes differ.
 
     Source: nnU-Net's rule for the largest component; the volumes are ours.
 
@@ -110,25 +110,25 @@ def determine_postprocessing(
         after = class_dice([case.confusion for case in _look(pairs, labels, [], chosen, count)], labels)
         if _helps(before, after):
             break
-        chosen, after = replace(chosen, steps=chosen.steps[:-1]), before  # regions overlap: steps may spoil each other
+        chosen, after = replace(chosen, steps=chosen.steps[:-1]), before  # regions overlap, so steps may interfere
     return Findings(postprocessing=chosen, before=before, after=after)
 
 
 def postprocess_folder(
     source: Path, folder: Path, postprocessing: Postprocessing, *, overwrite: bool = False, workers: int | None = None
 ) -> Outcome:
-    """Postprocess all label files of a folder; what fails is reported at the end, the rest is done.
+    """Postprocess all label files of a folder. Failed files are reported at the end and do not stop the others.
 
     Args:
-        source: the segmentations; dataset.json and plan.json among them are copied along.
+        source: the segmentations. dataset.json and plan.json are copied along.
         folder: where the results go, under the same names.
         postprocessing: what to do.
-        overwrite: replace files that are there.
+        overwrite: replace existing files.
         workers: processes; 0 works in this one, None lets cores and memory decide.
 
     Raises:
         DatasetError: the folder is missing, holds no label files, or its dataset.json has other classes.
-        OutputError: files are there and `overwrite` is not given, both folders are one, or nothing can be written.
+        OutputError: files exist and `overwrite` is not given, both folders are the same, or nothing can be written.
 
     Example:
         >>> from masam_auto.core.postprocessing import Postprocessing, PostprocessingStep
@@ -143,9 +143,7 @@ def postprocess_folder(
     there = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
     files = [path for path in there if is_image(path)]
     if not files:
-        raise DatasetError(
-            f"{source}: no segmentations. Give a folder of label files, e.g. one that masam_predict wrote."
-        )
+        raise DatasetError(f"{source}: no segmentations. Give a folder of label files, e.g. from masam_predict.")
     check_output(source, folder)
     _check_classes(source, postprocessing)
     companions = {name: (source / name).read_bytes() for name in COMPANIONS if (source / name).is_file()}
@@ -165,26 +163,25 @@ def postprocess_folder(
 
 
 def _check_classes(source: Path, postprocessing: Postprocessing) -> None:
-    """Raise DatasetError where the segmentations' dataset.json, if there is one, has other classes than the steps are
-    for."""
+    """Raise DatasetError if the segmentations' dataset.json, if there is one, has other classes than the steps."""
     file = source / "dataset.json"
     try:
         labels = read_description(file, name=source.name).labels
-    except DatasetError:  # there is none, or it is something else's
+    except DatasetError:  # there is none, or it belongs to something else
         return
     known = labels.foreground | {"foreground": tuple(value for value in labels.declared if value > 0)}
     for step in postprocessing.steps:
         if set(known.get(step.target, ())) != set(step.values):
             listed = ", ".join(f"{name} ({', '.join(map(str, values))})" for name, values in labels.foreground.items())
             raise DatasetError(
-                f"{file}: the postprocessing is of other classes: it has {step.target} as "
-                f"{', '.join(map(str, step.values))}, and these segmentations have {listed}. Give the file that "
-                "belongs to them."
+                f"{file}: the postprocessing is for other classes: it has {step.target} as "
+                f"{', '.join(map(str, step.values))}, but these segmentations have {listed}. Give the postprocessing "
+                "of these segmentations."
             )
 
 
 def _postprocess_file(item: tuple[Path, Path, Postprocessing]) -> str | None:
-    """Postprocess one file; what is wrong with it, or None."""
+    """Postprocess one file. Returns its problem, or None."""
     source, target, postprocessing = item
     try:
         labels, geometry = read_labels(source)
@@ -204,7 +201,7 @@ def _look(
     so_far: Postprocessing,
     workers: int,
 ) -> list[_Effect]:
-    """Look at masks in all cases, after the steps so far."""
+    """Examine masks in all cases, after the steps so far."""
     trials = [
         _Trial(prediction=prediction, reference=reference, labels=labels, masks=tuple(masks), so_far=so_far)
         for prediction, reference in pairs
@@ -238,7 +235,7 @@ def _largest(name: str, values: tuple[int, ...]) -> PostprocessingStep:
 def _candidates(
     cases: Sequence[_Effect], mask: int, name: str, values: tuple[int, ...]
 ) -> list[tuple[PostprocessingStep, ...]]:
-    """Steps to try on a class, those that take out least first."""
+    """Steps to try on a class, starting with those that remove least."""
     largest = _largest(name, values)
     smallest = min(case.smallest[mask] for case in cases)
     if math.isinf(smallest):
@@ -251,7 +248,7 @@ def _candidates(
 
 
 def _rounded_down(volume: float) -> float:
-    """Three digits of a volume, so that components of just this volume stay, however their voxels' is rounded."""
+    """A volume rounded down to three digits, so that components of exactly this volume stay despite rounding."""
     unit = 10.0 ** (math.floor(math.log10(volume)) - 2)
     return float(f"{math.floor(volume / unit * (1 - 1e-6)) * unit:.3g}")
 
@@ -259,7 +256,7 @@ def _rounded_down(volume: float) -> float:
 def _best_steps(
     cases: Sequence[_Effect], mask: int, candidates: Sequence[tuple[PostprocessingStep, ...]], labels: Labels
 ) -> tuple[PostprocessingStep, ...]:
-    """The candidate with the highest mean Dice, the first of equal ones; none where no candidate helps."""
+    """The candidate with the highest mean Dice, the first of equal ones. Empty if no candidate helps."""
     before = class_dice([case.confusion for case in cases], labels)
     results = [(class_dice([_without(case, mask, steps) for case in cases], labels), steps) for steps in candidates]
     helpful = [(mean_dice(after), steps) for after, steps in results if _helps(before, after)]
@@ -267,7 +264,7 @@ def _best_steps(
 
 
 def _without(case: _Effect, mask: int, steps: Sequence[PostprocessingStep]) -> np.ndarray:
-    """Confusion of a case when the components of a mask that do not stay have become background."""
+    """Confusion of a case after the steps have turned components of a mask into background."""
     components = case.components[mask]
     stays = staying(components.sizes, steps, case.voxel_volume)
     gone = components.meetings[~stays[components.meetings[:, 0]]]
@@ -278,5 +275,5 @@ def _without(case: _Effect, mask: int, steps: Sequence[PostprocessingStep]) -> n
 
 
 def _helps(before: np.ndarray, after: np.ndarray) -> bool:
-    """Whether the mean Dice rises and no class's falls; a class that has vanished where no case has it is no loss."""
+    """Whether the mean Dice rises and no class's falls. Losing a class that no case has does not count."""
     return mean_dice(after) >= mean_dice(before) + MIN_GAIN and not bool((after < before).any())

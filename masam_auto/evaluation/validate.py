@@ -1,4 +1,4 @@
-"""The validation cases of a fold: predicted from the preprocessed arrays, written on their own grids, evaluated."""
+"""Validate a fold: predict its cases from the preprocessed arrays, write them on their original grids, score them."""
 
 import contextlib
 import logging
@@ -37,7 +37,7 @@ from masam_auto.training.fold_folder import fold_cases, splits_of
 
 logger = logging.getLogger(__name__)
 
-CLOCK = 5 * 10**9  # nanoseconds by which the clocks of file servers go wrong
+CLOCK = 5 * 10**9  # nanoseconds by which clocks of file servers may be off
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,12 +45,11 @@ class ValidationOptions:
     """How a fold is validated.
 
     `device`: where to compute. `checkpoint`: "best", "latest" or "final" (`core.selection.CHECKPOINTS`). `redo`:
-    predict
-    all cases again. `workers`: processes for the evaluation; 0 works in this one, None lets cores and memory decide.
-    `sam_checkpoint`: the SAM file that the model stands on, where it is neither where it was nor in the weights folder.
+    predict all cases again. `workers`: processes for the evaluation; 0 works in this one, None lets cores and memory
+    decide. `sam_checkpoint`: the model's SAM file, if it has moved and is not in the weights folder.
     `save_probabilities`: also write ID.npz for each case (`formats.probability_files`). `mirror`: whether to average
-    over the flips that the plan allows; None as this checkpoint was validated before, else as planned, unless it was
-    trained with a budget of time, where their cost decides (`evaluation.validation_mirroring`).
+    over the flips that the plan allows. None does as in this checkpoint's earlier validation, else as planned; after a
+    training with a budget of time, the cost decides (`evaluation.validation_mirroring`).
 
     Example:
         >>> from masam_auto import ValidationOptions, choose_device
@@ -70,7 +69,7 @@ class ValidationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class _Validation:
-    """The cases of a fold, what predicts them, and where the predictions go."""
+    """The cases of a fold, their predictor, and where the predictions go."""
 
     predictor: Predictor
     cases: tuple[Case, ...]
@@ -95,27 +94,27 @@ def validate_fold(
     *,
     world: World = ALONE,
 ) -> dict[str, Any]:
-    """Predict and evaluate the validation cases of a trained fold.
+    """Predict and score the validation cases of a trained fold.
 
-    Predictions by the same checkpoint, in the same way, are kept, so that an interrupted validation continues where it
-    was. predicted_with.json and the summary's "protocol" say whether they are averages over flips. The fold's cases are
-    those that the model was trained with, whatever the data set's splits.json says now.
+    Predictions by the same checkpoint and settings are kept, so an interrupted validation can continue.
+    predicted_with.json and the summary's "protocol" say whether flips were averaged. The cases come from the splits
+    that the model was trained with, even if the data set's splits.json has changed.
 
     Args:
-        paths: root folders; the raw data set must still be there for its reference labels.
+        paths: root folders. The raw data set is needed for its reference labels.
         dataset_name: DatasetXXX_Name.
-        plan, configuration: of the model; of the plan, only how to predict is taken, the rest is the model's own.
+        plan, configuration: of the model. Only the inference settings of `plan` are used; the rest is the model's.
         fold: its number, or "all".
-        options: what else is said of it.
-        world: the processes that share the cases out among them; only the first evaluates.
+        options: how to validate.
+        world: the processes that share the cases; only the first scores them.
 
     Returns:
-        The summary, also written to fold_K/validation/summary.json; empty in processes but the first.
+        The summary, also written to fold_K/validation/summary.json. Empty in all processes but the first.
 
     Raises:
         ModelError: the fold has no checkpoint, or its SAM file is missing or has changed.
-        PlanError: the preprocessed data are of another plan or incomplete, or the fold does not exist.
-        DatasetError: the raw data set, or a case of it, is gone.
+        PlanError: the preprocessed data are incomplete or of another plan, or the fold does not exist.
+        DatasetError: the raw data set or one of its cases is gone.
         OutputError: another process trains or validates the fold.
 
     Example:
@@ -129,9 +128,9 @@ def validate_fold(
     output = validation.output
     with claimed(output.parent.parent, output.parent.name) if world.first else contextlib.nullcontext():
         if world.first:
-            remove_leftovers(output.parent)  # of the training, which may have been killed just before its end
+            remove_leftovers(output.parent)  # of a training that was killed just before its end
         else:
-            world.meet()  # the first one has decided, and written its record
+            world.meet()  # the first process has decided and written its record
         validation, since = _decide_mirroring(validation, plan, configuration, world)
         if world.first:
             world.meet()
@@ -158,10 +157,10 @@ def _open_validation(
     fold: int | str,
     options: ValidationOptions,
 ) -> _Validation:
-    """Load the model and find its cases; nothing is written. Raises as `validate_fold`."""
+    """Load the model and find its cases. Writes nothing. Raises as `validate_fold`."""
     dataset = open_raw_data(paths, dataset_name)
     model = describe_model(paths.model_folder(dataset_name, plan.name, configuration.name))
-    choose_folds(model, [fold], options.checkpoint)  # before the plan is read, which an untrained model lacks as well
+    choose_folds(model, [fold], options.checkpoint)  # first, because an untrained model has no plan either
     predictor = Predictor.from_folder(
         model.folder,
         options.device,
@@ -188,8 +187,8 @@ def _open_validation(
 def _decide_mirroring(
     validation: _Validation, plan: Plan, configuration: Configuration, world: World
 ) -> tuple[_Validation, int]:
-    """The validation with or without flips, and since when (nanoseconds) predictions are by it; both are written
-    down."""
+    """Decide for or against flips and record it. Returns the validation and the time (ns) from which predictions
+    count."""
     predictor, preprocessed, asked = validation.predictor, validation.preprocessed, validation.options.mirror
     names = [case.identifier for case in validation.cases]
     sizes = {name: prod(open_array(array_files(preprocessed, name).image).shape) for name in names}
@@ -211,17 +210,17 @@ def _decide_mirroring(
 
 
 def _waiting(validation: _Validation, since: int) -> list[Case]:
-    """The cases that are still to be predicted; `since` when predictions are by the present model."""
+    """The cases still to predict. Only predictions after `since` are by the current model."""
     cases, options = validation.cases, validation.options
     dates = {case.identifier: _changed(validation.preprocessed, case, since) for case in cases}
     if max(dates.values()) > time.time_ns() + CLOCK:
         logger.warning(
-            "warning: the checkpoint or preprocessed arrays are dated in the future, so that predictions seem older "
-            "than what they were made with, and are made again. Set the clock right, or touch these files."
+            "warning: the checkpoint or the preprocessed arrays are dated in the future. Predictions seem older than "
+            "these files, so they are made again. Set the clock right, or touch these files."
         )
     waiting = [case for case in cases if options.redo or not _is_done(case, validation, dates[case.identifier])]
     if len(waiting) < len(cases):
-        logger.info("validation: %s of %s cases are done already", len(cases) - len(waiting), len(cases))
+        logger.info("validation: %s of %s cases are already done", len(cases) - len(waiting), len(cases))
     return waiting
 
 
@@ -247,10 +246,10 @@ def _evaluate(validation: _Validation) -> dict[str, Any]:
 
 
 def open_raw_data(paths: Paths, dataset_name: str) -> Dataset:
-    """The raw data set among the roots, or else where it was when it was preprocessed (raw_data.json).
+    """The raw data set in the root folder, or else where it was when it was preprocessed (raw_data.json).
 
     Raises:
-        DatasetError: it is at neither place.
+        DatasetError: it is in neither place.
     """
     record = paths.preprocessed / dataset_name / RAW_DATA_NAME
     if not (paths.raw / dataset_name).is_dir() and record.is_file():
@@ -263,21 +262,21 @@ def validation_cases(dataset: Dataset, fold: int | str, splits_file: Path, array
 
     Args:
         dataset: the raw data set.
-        fold: its number, or "all" for all cases that there are.
-        splits_file: the splits.json that the fold was trained by.
+        fold: its number, or "all" for all cases.
+        splits_file: the splits.json that the fold was trained with.
         arrays: the preprocessed folder of the configuration.
 
     Raises:
         PlanError: unknown fold.
-        DatasetError: a case is not in the raw data set any more.
+        DatasetError: a case is no longer in the raw data set.
     """
     names = fold_cases(splits_file, fold, dataset.description, arrays).val
     cases = tuple(case for case in dataset.cases if case.identifier in names)
     gone = sorted(set(names) - {case.identifier for case in cases})
     if gone and fold != "all":
         raise DatasetError(
-            f"validation cases of fold {fold} are not in {dataset.folder}: {first_few(gone)}. Bring them back; the "
-            f"fold was trained by {splits_file}."
+            f"validation cases of fold {fold} are not in {dataset.folder}: {first_few(gone)}. Restore them; the fold "
+            f"was trained with {splits_file}."
         )
     return cases
 
@@ -285,7 +284,7 @@ def validation_cases(dataset: Dataset, fold: int | str, splits_file: Path, array
 def predict_preprocessed(
     predictor: Predictor, case: Case, preprocessed: Path, output: Path, ending: str, *, save_probabilities: bool = False
 ) -> None:
-    """Predict one case from its preprocessed arrays and write it on its original grid, with its probabilities first."""
+    """Predict one case from its preprocessed arrays. Write its probabilities, then its labels, on the original grid."""
     prepared = _prepared(case.identifier, preprocessed)
     (properties,) = prepared.properties
     file = output / f"{case.identifier}{PROBABILITIES}"
@@ -294,7 +293,7 @@ def predict_preprocessed(
             segmentation = predictor.segment(prepared, probabilities=probabilities)
     else:
         segmentation = predictor.segment(prepared)
-        file.unlink(missing_ok=True)  # of an earlier prediction; ensembles would average it
+        file.unlink(missing_ok=True)  # an earlier prediction's; ensembles would average it
     write_segmentation(case, segmentation, properties.geometry, output, ending, predictor.description.labels)
 
 
@@ -305,7 +304,7 @@ def _prepared(name: str, preprocessed: Path) -> PreparedCase:
 
 
 def _record(output: Path, checkpoint: Path, inference: InferencePlan, *, why: str) -> int:
-    """Note what predicts, and tell since when (nanoseconds) predictions are by it; older ones are by something else."""
+    """Record what predicts. Returns the time (ns) of the change; older predictions are by something else."""
     record = output / RECORD_NAME
     state = read_plain(checkpoint, what="checkpoint")
     present = {
@@ -316,13 +315,13 @@ def _record(output: Path, checkpoint: Path, inference: InferencePlan, *, why: st
         "digest": digest([state, to_plain(inference)]),
     }
     if not record.is_file() or read_plain(record, what="record of the validation").get("digest") != present["digest"]:
-        (output / SUMMARY_NAME).unlink(missing_ok=True)  # of other predictions than those that follow
+        (output / SUMMARY_NAME).unlink(missing_ok=True)  # of older predictions
         write_json(record, present)
     return max(record.stat().st_mtime_ns, checkpoint.stat().st_mtime_ns)
 
 
 def _changed(preprocessed: Path, case: Case, since: int) -> int:
-    """Since when (nanoseconds) a prediction may be by the present model and the present arrays of a case."""
+    """The time (ns) after which a prediction is by the current model and the current arrays of a case."""
     return max(since, array_files(preprocessed, case.identifier).properties.stat().st_mtime_ns)
 
 

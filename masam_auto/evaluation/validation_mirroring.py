@@ -1,4 +1,4 @@
-"""Whether the validation cases of a fold are predicted with flips, which multiply its cost; and what is noted of it."""
+"""Decide whether a validation averages over flips, which multiply its cost, and read how earlier ones did."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -12,14 +12,14 @@ from masam_auto.models.checkpoint import LATEST, STATE_FILE, TrainingState
 from masam_auto.training.progress import duration
 
 RECORD_NAME = "predicted_with.json"
-# Flips are left out where validating all cases with them would take more than this share of the training's time.
+# No flips if validating all cases with them would take more than this share of the training's time.
 MIRRORING_SHARE = 0.2
 
 
 def read_record(output: Path) -> dict[str, Any]:
-    """What a fold's validation was done with: predicted_with.json; nothing where there is none. Raises PlanError.
+    """How a fold was validated, from predicted_with.json; empty if there is none. Raises PlanError.
 
-    Older versions did not note "mirror": they did as the plan said.
+    Older versions did not write "mirror". They followed the plan.
     """
     file = output / RECORD_NAME
     if not file.is_file():
@@ -36,14 +36,13 @@ def _known_mirroring(output: Path, checkpoint: Path) -> tuple[bool, str] | None:
 
 
 def _mirroring_of_other_folds(output: Path) -> tuple[bool, str] | None:
-    """How the model's other folds were validated: the figures of all are to be comparable. None where they are not
-    alike."""
+    """How the model's other folds were validated, so that all scores are comparable. None if they differ."""
     folds = sorted(output.parents[1].glob(f"fold_*/validation/{RECORD_NAME}"))
     others = {file.parents[1].name: read_record(file.parent).get("mirror", True) for file in folds}
     others.pop(output.parent.name, None)
     if len(set(others.values())) != 1:
         return None
-    return next(iter(others.values())), f"as {', '.join(others)}, so that the folds' figures can be compared"
+    return next(iter(others.values())), f"as {', '.join(others)}, so that the folds' scores can be compared"
 
 
 def choose_validation_mirroring(
@@ -57,20 +56,19 @@ def choose_validation_mirroring(
     predict: Callable[[str], object],
     processes: int = 1,
 ) -> tuple[bool, str]:
-    """Whether to average over the flips that the configuration allows, and why.
+    """Decide whether to average over the flips that the configuration allows. Returns the decision and the reason.
 
-    A checkpoint is validated again as it was before. A training by steps or epochs is reproducible, and so is its
-    validation: as planned. After a training by time, the folds of a model follow each other, and for the first one the
-    cost is measured.
+    A checkpoint is validated as it was before. A training by steps or epochs is reproducible, so its validation follows
+    the plan. After a training by time, the cost is measured for the first fold, and the other folds do the same.
 
     Args:
         plan, configuration: of the model.
         output: fold_K/validation.
-        checkpoint: checkpoint.json of what predicts.
+        checkpoint: checkpoint.json of the predicting weights.
         sizes: identifier -> voxels of the preprocessed cases.
-        asked: what the user wants; None leaves it to the above.
-        predict: predicts a case without flips, for its time.
-        processes: that share the cases.
+        asked: what the user wants; None applies the rules above.
+        predict: predicts a case without flips, to time it.
+        processes: number of processes that share the cases.
     """
     if asked is not None:
         return asked, "as asked for"
@@ -96,6 +94,6 @@ def choose_validation_mirroring(
     if seconds > MIRRORING_SHARE * state.wall_seconds:
         return (
             False,
-            f"{text}, which is more than {MIRRORING_SHARE:.0%}; `validate mirror` validates with them all the same",
+            f"{text}, which is more than {MIRRORING_SHARE:.0%}; `validate mirror` uses them anyway",
         )
-    return True, f"{text}; up to {MIRRORING_SHARE:.0%} are fine"
+    return True, f"{text}; up to {MIRRORING_SHARE:.0%} is fine"

@@ -1,1 +1,1 @@
-"""Images to segmentations on their own grids."""
+"""Segment images with trained models, on the images' original grids."""

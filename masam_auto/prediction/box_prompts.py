@@ -1,4 +1,4 @@
-"""Segmentations within boxes: each box predicted by itself, decided and cut to its slices on the original grid."""
+"""Segmentation within boxes: predict each box, choose labels, and keep the box's slices on the original grid."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ def place_boxes(boxes: Sequence[GivenBox], geometry: Geometry, *, identifier: st
         where = f"case {identifier}" + (f", box {number}" if len(boxes) > 1 else "")
         box = voxels_of(given, geometry, where=where)
         if is_oblique(given, geometry):
-            logger.info("%s: the box is oblique to the image; the voxels %s (Z, Y, X) enclose it", where, box)
+            logger.info("%s: the box is oblique to the image; using the enclosing voxels %s (Z, Y, X)", where, box)
         placed.append(box)
     return tuple(placed)
 
@@ -37,17 +37,17 @@ def segment_boxes(
     labels: Labels,
     configuration: Configuration,
 ) -> np.ndarray:
-    """Label map on the image's own grid, with foreground only on the boxes' slices.
+    """Label map on the image's original grid, with foreground only on the boxes' slices.
 
-    One box after the other is predicted. Where several claim a voxel, the one whose foreground logit leads by most
-    wins: the largest foreground logit over the background's, or, for regions, over 0.
+    Boxes are predicted one after the other. Where several boxes claim a voxel, the largest margin wins. The margin is
+    the largest foreground logit minus the background logit, or minus 0 for regions.
 
     Args:
-        predict: gives the logits of the preprocessed case for a box on its grid: those of the box's slices.
+        predict: returns the logits of a box's slices; the box is on the preprocessed grid.
         boxes: half-open voxel ranges in the original image.
-        properties: of the case.
+        properties: properties of the case.
         labels: what the logits mean.
-        configuration: the one that the case was preprocessed with.
+        configuration: the configuration that the case was preprocessed with.
 
     Returns:
         (Z, Y, X) uint8, or int16 where label values need it.
@@ -58,7 +58,7 @@ def segment_boxes(
     for box in boxes:
         prompt = box_prompt(box, properties)
         if prompt is None:
-            logger.warning("%s: there are only zeros in the box %s: background", properties.identifier, box)
+            logger.warning("%s: the box %s holds only zeros; it becomes background", properties.identifier, box)
             continue
         logits = MemberLogits(slices=predict(prompt), properties=properties, configuration=configuration)
         slabs = restored_slabs(logits, labels, only=box_slices(box, properties))
@@ -76,8 +76,6 @@ def segment_boxes(
 
 
 def foreground_margin(logits: torch.Tensor, labels: Labels) -> torch.Tensor:
-    """By how much the best foreground logit of (K, ...) leads: over the background's, or over 0 for regions.
-    float16.
-    """
+    """Best foreground logit of (K, ...) minus the background logit, or minus 0 for regions. float16."""
     lead = logits.amax(dim=0) if labels.has_regions else logits[1:].amax(dim=0) - logits[0]
     return lead.clamp(-LARGEST_MARGIN, LARGEST_MARGIN).half()

@@ -1,4 +1,4 @@
-"""Whether an image can be meant as a model's input, and what is to be said of it, before anything is computed."""
+"""Check that an image fits a model, before anything is computed, and collect notes about it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,15 +22,15 @@ def one_case(files: Files, description: DatasetDescription) -> Case:
     if not isinstance(files, (str, Path)):
         images = tuple(Path(file) for file in files)
         if not images:
-            raise DatasetError("no file of the image is given. Name one for each channel, in order.")
+            raise DatasetError("no image file is given. Name one file for each channel, in order.")
         identifier = images[0].name.partition(".")[0]
         return Case(identifier=identifier, frames=(identifier,), images=(images,))
     cases = find_inputs(Path(files), description)
     if len(cases) > 1:
         named = first_few([case.identifier for case in cases])
         raise DatasetError(
-            f"{files} holds {len(cases)} images ({named}), not one. Give one image, or predict the folder with "
-            "masam_predict."
+            f"{files} holds {len(cases)} images ({named}) instead of one. Give one image, or predict the whole folder "
+            "with masam_predict."
         )
     return cases[0]
 
@@ -43,7 +43,9 @@ def check_image(
     *,
     identifier: str,
 ) -> tuple[np.ndarray, Geometry]:
-    """(C, Z, Y, X) float32 and its geometry, from an image of a volume or of a picture, with a geometry or a spacing.
+    """Check an image and return it as (C, Z, Y, X) float32 with its geometry.
+
+    The image may be a volume or a picture, with a geometry or a spacing.
 
     Raises:
         ImageError: wrong number of axes or channels, not finite, or label values only.
@@ -67,8 +69,8 @@ def check_image(
     ):
         listed = first_few([f"{value:g}" for value in values])
         raise ImageError(
-            f"case {identifier} holds nothing but the label values {listed}: it looks like a segmentation. Give the "
-            "image."
+            f"case {identifier} holds only the label values {listed}: it looks like a segmentation. Give the image "
+            "instead."
         )
     return image, grid
 
@@ -76,11 +78,11 @@ def check_image(
 def _as_volume(image: np.ndarray, geometry: Geometry | Sequence[float], identifier: str) -> tuple[np.ndarray, Geometry]:
     if image.ndim not in (3, 4):
         raise ImageError(
-            f"case {identifier} has shape {image.shape}; expected are (C, Z, Y, X), or (C, Y, X) for a picture. Add "
-            "the channel axis: image[None]."
+            f"case {identifier} has shape {image.shape}; expected (C, Z, Y, X), or (C, Y, X) for a picture. Add the "
+            "channel axis: image[None]."
         )
     if image.dtype.kind not in "biuf":
-        raise ImageError(f"case {identifier} has values of type {image.dtype}; expected are real numbers")
+        raise ImageError(f"case {identifier} has values of type {image.dtype}; expected real numbers")
     axes = image.ndim - 1
     hint = " A volume needs its channel axis: image[None]." if axes == 2 else ""
     if axes == 2:
@@ -97,21 +99,21 @@ def _as_volume(image: np.ndarray, geometry: Geometry | Sequence[float], identifi
 
 
 def turning_notes(members: Sequence[Member], geometry: Geometry) -> tuple[str, ...]:
-    """What is to be said of how an image's voxel axes meet those that the models were trained with; nothing where they
-    are the same."""
+    """Notes on how an image's voxel axes differ from those of the models' training images; empty if they do not."""
     notes = []
     for axes, own in dict.fromkeys((one.configuration.axes, one.configuration.axes_of(geometry)) for one in members):
         if geometry.axes is None:
-            notes.append("the image does not say where its axes point: it is taken as it is stored")
+            notes.append("the image does not say where its axes point; it is used as stored")
         elif axes is None:
             notes.append(
-                f"its axes (x, y, z) point to {geometry.axes}; the model, imported or of an older release, does not "
-                "say where those of its training images did: nothing is turned. Where they differ, sides are exchanged"
+                f"its axes (x, y, z) point to {geometry.axes}; the model (imported, or from an older release) does not "
+                "say where those of its training images pointed, so nothing is turned. If they differed, sides are "
+                "swapped"
             )
         elif axes == UNKNOWN_AXES:
             notes.append(
                 f"its axes (x, y, z) point to {geometry.axes}; the model's training images did not say where theirs "
-                "do: nothing is turned"
+                "pointed, so nothing is turned"
             )
         elif axes != own:
             notes.append(

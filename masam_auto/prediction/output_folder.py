@@ -1,4 +1,4 @@
-"""Where predictions may go: what in a folder must not be replaced, and whose predictions are there."""
+"""Checks of an output folder: what must not be replaced, and which model's predictions it already holds."""
 
 import itertools
 from collections.abc import Collection, Mapping, Sequence
@@ -13,12 +13,12 @@ from masam_auto.core.plan import Plan
 from masam_auto.formats.io import is_image
 from masam_auto.prediction.predict import Predictor
 
-# What lies beside a dataset.json and plan.json that must stay: of a preprocessed data set, or a trained model.
+# Files next to a dataset.json and plan.json that must stay: those of a preprocessed data set or a trained model.
 OWN_COMPANIONS = ("fingerprint.json", "splits.json", "fold_*")
 
 
 def record_model(folder: Path, predictor: Predictor) -> None:
-    """Write dataset.json and plan.json, whose default configuration is the model's. Raises OutputError."""
+    """Write dataset.json and plan.json, with the model's configuration as the default. Raises OutputError."""
     write_json(folder / "dataset.json", predictor.description.raw)
     write_json(folder / "plan.json", _plan_of(predictor))
 
@@ -29,11 +29,9 @@ def is_recorded(folder: Path) -> bool:
 
 
 def refuse_another_model(folder: Path, predictor: Predictor) -> None:
-    """Raise OutputError where `record_model` would replace what another model left; how it predicts may have
-    changed.
-    """
+    """Raise OutputError if the folder holds another model's predictions. Changed inference settings are fine."""
     file, plan = folder / "plan.json", _plan_of(predictor)
-    remedy = "Choose another folder, or give `overwrite` to write there nevertheless."
+    remedy = "Choose another folder, or give `overwrite` to write there anyway."
     try:
         found = read_json(file, Plan, what="plan") if file.exists() else plan
         raw = read_plain(folder / "dataset.json", what="data set") if (folder / "dataset.json").exists() else None
@@ -52,25 +50,26 @@ def _plan_of(predictor: Predictor) -> Plan:
 
 
 def refuse_to_overwrite(folder: Path, names: Sequence[str]) -> None:
-    """Raise OutputError where a folder has files of these names."""
+    """Raise OutputError if a folder already has files of these names."""
     present = [name for name in names if (folder / name).exists()]
     if present:
         raise OutputError(
-            f"{folder} already holds {first_few(present)}. Give `overwrite` to replace them, another folder, or to "
-            "`masam_predict continue_prediction` to predict only the others."
+            f"{folder} already holds {first_few(present)}. Give `overwrite` to replace them, choose another folder, or "
+            "use `masam_predict continue_prediction` to predict only the others."
         )
 
 
 def check_output(source: Path, folder: Path) -> None:
-    """Refuse to write among the images, or where a dataset.json and plan.json are not for the output. Raises
-    OutputError.
+    """Check that predictions may be written to a folder. Raises OutputError.
+
+    It must not be the images' folder, a raw or preprocessed data set, or a trained model.
     """
     images = source if source.is_dir() else source.parent
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} is a file; the output must be a folder")
     if not folder.exists() and is_image(folder):
         raise OutputError(
-            f"{folder} is called like an image, but the output is a folder of them. Give the folder: "
+            f"{folder} looks like an image file, but the output must be a folder. Give the folder: "
             f"`output={folder.parent}`"
         )
     if folder.resolve() == images.resolve():
@@ -82,13 +81,13 @@ def check_output(source: Path, folder: Path) -> None:
         )
     if any(next(folder.glob(name), None) for name in OWN_COMPANIONS):
         raise OutputError(
-            f"the output folder is that of a preprocessed data set or a trained model ({folder}), whose plan.json "
+            f"the output folder belongs to a preprocessed data set or a trained model ({folder}), and its plan.json "
             "would be replaced. Choose another one."
         )
 
 
 def refuse_to_replace_images(folder: Path, names: Mapping[str, Sequence[str]], cases: Collection[Case]) -> None:
-    """Raise OutputError where a file to be written is one of the images, which may be links to another folder's."""
+    """Raise OutputError if a file to be written is one of the images, which may be links into another folder."""
     images = {file.resolve() for case in cases for files in (*case.images, *case.series) for file in files}
     for name in itertools.chain.from_iterable(names.values()):
         if (folder / name).resolve() in images:

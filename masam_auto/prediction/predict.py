@@ -1,8 +1,8 @@
-"""Trained models in memory, for any number of images: arrays, files, or whatever an iterator gives.
+"""Segment arrays, files or streams of images with trained models that stay in memory.
 
-An image is prepared (checked, turned, cropped, normalised and resampled by `preprocess_case`), the networks are run
-over it (`network.volume.predict_slices`), and their logits are brought back to the image's own grid
-(`prediction.restore`, or `prediction.box_prompts` within boxes).
+Each image takes three steps. `preprocess_case` checks, turns, crops, normalises and resamples it.
+`network.volume.predict_slices` runs the networks. `prediction.restore` brings the logits back to the image's original
+grid; within boxes, `prediction.box_prompts` does.
 """
 
 import logging
@@ -39,15 +39,15 @@ SMALLEST_STEP = 1 - LARGEST_OVERLAP
 
 Returned = Literal["labels", "probabilities", "both"]
 Input = Files | tuple[np.ndarray, Geometry | Sequence[float]]
-"""What one image is read from, or the image itself with its geometry or spacing."""
+"""The files of one image, or the image itself with its geometry or spacing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
-    """What was found in one image, on the image's own grid `geometry`; None for what was not asked for.
+    """The segmentation of one image, on its original grid `geometry`. A field that was not asked for is None.
 
-    `labels` (Z, Y, X) are label values, after postprocessing. `probabilities` are the networks' own, of the part of the
-    image that holds anything.
+    `labels` (Z, Y, X) are label values after postprocessing. `probabilities` come straight from the networks and cover
+    the part of the image that is not empty.
     """
 
     labels: np.ndarray | None
@@ -57,9 +57,9 @@ class Prediction:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedCase:
-    """An image as the networks of each member see it: (C, Z, Y, X), in memory or stored, with its properties.
+    """An image as each member's networks see it: (C, Z, Y, X), in memory or stored, with its properties.
 
-    `boxes` are voxels of the original image. `notes` is what is to be said of how the image was taken.
+    `boxes` are voxels of the original image. `notes` says how the image was read, for the log.
     """
 
     images: tuple[Volume, ...]
@@ -72,9 +72,9 @@ class PreparedCase:
 class Predictor:
     """Trained models in memory, for any number of images. The probabilities of several members are averaged.
 
-    Nothing of it changes while it predicts: one predictor may be used by several threads at once, which share the
-    networks' weights and need memory for one image each. Processes load one each (`from_folder`) rather than receive
-    it, because a copy of the weights would travel with it, and because CUDA does not survive a fork.
+    A predictor never changes, so several threads may use one at once. They share the weights, and each needs memory for
+    one image. Several processes should each load their own (`from_folder`): sending a predictor copies its weights,
+    and CUDA does not survive a fork.
 
     Example:
         >>> from masam_auto import Predictor
@@ -100,19 +100,18 @@ class Predictor:
         sam_checkpoint: Path | None = None,
         weights: Path | None = None,
     ) -> "Predictor":
-        """Load a trained model, or several as an ensemble. `models.load_model` says what happens.
+        """Load a trained model, or several as an ensemble. `models.load_model` describes the steps.
 
         Args:
-            model: its folder, such as results/DatasetXXX_Name/masam__axis0, or the folders of several.
-            device: "cpu", "cuda", "cuda:1", "mps"; None takes the best there is.
-            folds: to average; None for all that are trained.
+            model: its folder, such as results/DatasetXXX_Name/masam__axis0, or the folders of several models.
+            device: "cpu", "cuda", "cuda:1" or "mps"; None takes the best one available.
+            folds: folds to average; None for all trained ones.
             checkpoint: "best", "latest" or "final" (`core.selection.CHECKPOINTS`).
-            sam_checkpoint: the SAM file that the models stand on, where it is neither where it was nor in `weights`.
+            sam_checkpoint: the SAM file of the models, if it has moved and is not in `weights`.
             weights: the folder of SAM files.
 
         Raises:
-            ModelError: no trained model; a fold has no checkpoint of this kind, or it does not fit the plan; the SAM
-            file is
+            ModelError: no trained model; a fold has no such checkpoint, or it does not fit the plan; the SAM file is
                 missing or has changed; or as `combine`.
             PlanError: a plan.json is damaged or of a newer version.
             MasamError: there is no such device.
@@ -138,17 +137,16 @@ class Predictor:
     def changed(
         self, *, inference: InferencePlan | None = None, step_size: float | None = None, mirror: bool | None = None
     ) -> "Predictor":
-        """Predict in another way than the models' plans say; None leaves a setting as it is.
+        """A predictor with other inference settings than the models' plans. None leaves a setting as it is.
 
         Args:
-            inference: all of it.
-            step_size: windows of slices and tiles follow each other by this share of their length (at least a slice),
-                so that 1 - step_size is their overlap; the depth is then never taken as a whole. At least 0.05, at
-                most 1.
+            inference: replaces all inference settings.
+            step_size: step between windows and between tiles, as a share of their length (0.05 to 1, at least one
+                slice). Their overlap is 1 - step_size. The whole depth is then never predicted at once.
             mirror: whether to average over the flips that the plans allow.
 
         Raises:
-            PlanError: another step size.
+            PlanError: the step size is out of range.
 
         Example:
             >>> faster = predictor.changed(mirror=False, step_size=0.9)
@@ -173,10 +171,10 @@ class Predictor:
         return replace(self, members=tuple(map(change, self.members)))
 
     def check_takes_boxes(self) -> None:
-        """Raise ModelError where the model was trained without boxes, or where there are several."""
+        """Raise ModelError if the model was trained without boxes, or if there are several models."""
         if len(self.members) > 1:
             raise ModelError(
-                "an ensemble of several configurations takes no boxes. Leave them out, or choose one model."
+                "an ensemble of several configurations takes no boxes. Leave the boxes out, or choose one model."
             )
         if self.members[0].plan.network.prompt != "box":
             raise ModelError(
@@ -191,9 +189,9 @@ class Predictor:
         boxes: Sequence[GivenBox] = (),
         identifier: str,
     ) -> PreparedCase:
-        """Check and preprocess an image: the first half of `predict_array`, on the CPU alone.
+        """Check and preprocess an image: the first half of `predict_array`. It uses only the CPU.
 
-        Members that preprocess alike share one array. Arguments and errors are those of `predict_array`.
+        Members with the same preprocessing share one array. Arguments and errors are those of `predict_array`.
         """
         if boxes:
             self.check_takes_boxes()
@@ -219,7 +217,7 @@ class Predictor:
 
         Args:
             prepared: from `prepare`, or preprocessed arrays of a training.
-            probabilities: an array to fill in as well, of `restore.empty_probabilities` or `new_case_probabilities`.
+            probabilities: an array to fill in as well, from `restore.empty_probabilities` or `new_case_probabilities`.
 
         Raises:
             ModelError, OutputError: as `predict_array`.
@@ -235,7 +233,7 @@ class Predictor:
 
         if prepared.boxes:
             if probabilities is not None:
-                raise ModelError("boxes give labels only. Leave out the boxes, or do not ask for probabilities.")
+                raise ModelError("boxes give only labels. Leave out the boxes, or do not ask for probabilities.")
             ((member, image, properties),) = seen
             found = segment_boxes(
                 lambda prompt: logits(member, image, prompt), prepared.boxes, properties, labels, member.configuration
@@ -264,20 +262,18 @@ class Predictor:
 
         Args:
             image: (C, Z, Y, X), or (C, Y, X) for a picture, in the file's units. It is not changed.
-            geometry: its grid, or its spacing in mm along (Z, Y, X) or (Y, X). With a grid the image is turned to the
-                axes that the model was trained with, and the result back; with a spacing it is taken as it is.
-            boxes: prompts; without any the model segments automatically.
-            returned: what to give.
+            geometry: its grid, or its spacing in mm along (Z, Y, X) or (Y, X). With a grid, the image is turned to the
+                axes that the model was trained with, and the result is turned back. With a spacing, nothing is turned.
+            boxes: prompts; without boxes the model segments automatically.
+            returned: what to return.
             identifier: a name for messages.
 
         Raises:
-            DatasetError: a box outside the image.
-            ImageError: wrong number of axes or channels, values that are no finite real numbers, or the image looks
-            like a
-                segmentation.
-            ModelError: the network's output is not finite, boxes for a model that cannot take them, or an unknown
-                `returned`.
-            OutputError: an ensemble across slice axes has no space (`formats.scratch`).
+            DatasetError: a box lies outside the image.
+            ImageError: wrong number of axes or channels, values that are not finite real numbers, or the image looks
+                like a segmentation.
+            ModelError: the network's output is not finite, the model takes no boxes, or `returned` is unknown.
+            OutputError: no space for the sums of an ensemble across slice axes (`formats.scratch`).
 
         Example:
             >>> image = np.random.rand(1, 5, 16, 14)  # (C, Z, Y, X)
@@ -286,7 +282,7 @@ class Predictor:
             ((5, 16, 14), (3, 5, 16, 14))
         """
         if returned not in get_args(Returned):
-            raise ModelError(f"returned={returned!r}: expected is one of {', '.join(get_args(Returned))}")
+            raise ModelError(f"returned={returned!r}: expected one of {', '.join(get_args(Returned))}")
         prepared = self.prepare(image, geometry, boxes=boxes, identifier=identifier)
         for note in prepared.notes:
             logger.info("%s: %s", identifier, note)
@@ -301,15 +297,15 @@ class Predictor:
     def predict_files(
         self, files: Files, *, boxes: Sequence[GivenBox] = (), returned: Returned = "labels"
     ) -> Prediction:
-        """Segment one image that is stored.
+        """Segment one stored image.
 
         Args:
             files: an image file, a folder that is one image, or the files of one image's channels in order.
             boxes, returned: as in `predict_array`.
 
         Raises:
-            DatasetError: no image there, or several.
-            MasamError: as `predict_array`, and ImageError where a file cannot be read.
+            DatasetError: there is no image, or there are several.
+            MasamError: as `predict_array`, and ImageError if a file cannot be read.
 
         Example:
             >>> found = predictor.predict_files(dataset.folder / "imagesTr" / "case_001_0000.nii.gz")
@@ -321,7 +317,7 @@ class Predictor:
         return self.predict_array(image, geometry, boxes=boxes, returned=returned, identifier=case.identifier)
 
     def predict_all(self, inputs: Iterable[Input], *, returned: Returned = "labels") -> Iterator[Prediction]:
-        """Segment images one after the other, each when its prediction is asked for.
+        """Segment images one after the other. Each is predicted when the iterator reaches it.
 
         Args:
             inputs: files, or (image, geometry or spacing).
@@ -351,10 +347,10 @@ def load_selection(
     sam_checkpoint: Path | None = None,
     weights: Path | None = None,
 ) -> Predictor:
-    """Load the models that `masam_find_best_configuration` chose, with the postprocessing that it found.
+    """Load the models and the postprocessing that `masam_find_best_configuration` chose.
 
     Args:
-        selection: what was chosen.
+        selection: the chosen models.
         results: root of the results.
         device, sam_checkpoint, weights: as `Predictor.from_folder`.
 
@@ -376,10 +372,10 @@ def load_selection(
 
 
 def combine(predictors: Sequence[Predictor]) -> Predictor:
-    """One predictor that averages the probabilities of several; the first one's description and device hold.
+    """One predictor that averages the probabilities of several. It keeps the first one's description and device.
 
     Raises:
-        ModelError: there are none, or they were trained with other labels or channels.
+        ModelError: there are none, or their labels or channels differ.
     """
     if not predictors:
         raise ModelError("no model is given. Name at least one folder of a trained model.")
@@ -389,7 +385,7 @@ def combine(predictors: Sequence[Predictor]) -> Predictor:
             if getattr(other.description, what) != getattr(first.description, what):
                 names = [p.members[0].plan.name + "__" + p.members[0].configuration.name for p in (first, other)]
                 raise ModelError(
-                    f"{names[0]} and {names[1]} cannot be averaged: they were trained with other "
+                    f"{names[0]} and {names[1]} cannot be averaged: they were trained with different "
                     f"{what.replace('_', ' ')}. Choose models of one data set."
                 )
     return replace(first, members=tuple(member for predictor in predictors for member in predictor.members))

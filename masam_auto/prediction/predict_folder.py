@@ -1,6 +1,6 @@
-"""Folders of images to segmentations: which cases, where their files go, and what became of each.
+"""Segment a folder of images: choose the cases, predict and write them, and report failures.
 
-Reading, predicting and writing overlap (`compute.overlap`), and several processes may share the cases out among them
+Reading, predicting and writing overlap (`compute.overlap`). Several processes may share the cases
 (`compute.shared_cases`).
 """
 
@@ -48,13 +48,13 @@ from masam_auto.prediction.restore import new_case_probabilities
 
 logger = logging.getLogger(__name__)
 
-MEMORY_SHARE = 0.5  # of the free memory, for the cases that are read ahead; the rest is for the one that is predicted
+MEMORY_SHARE = 0.5  # of the free memory, for cases that are read ahead; the rest is for the case being predicted
 READERS = 4  # threads at most; more did not help
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """What became of a folder: identifiers of the cases predicted and skipped, and one sentence for each failure."""
+    """Result of a folder: identifiers of predicted and skipped cases, and one sentence for each failure."""
 
     predicted: tuple[str, ...]
     skipped: tuple[str, ...]
@@ -65,9 +65,10 @@ class Outcome:
 class PredictionOptions:
     """How a folder is predicted.
 
-    `overwrite`: replace files that are there. `continue_prediction`: keep them, and predict the others. `part`: (k,
-    n), of the cases only case k and every n-th after it. `output_format`: ending of the segmentations' files, as for
-    `outputs.choose_endings`. `save_probabilities`: also write ID.npz for each case (`formats.probability_files`).
+    `overwrite`: replace existing files. `continue_prediction`: keep existing files and predict the other cases.
+    `part`: (k, n) predicts only case k and every n-th case after it. `output_format`: ending of the segmentation files,
+    as for `outputs.choose_endings`. `save_probabilities`: also write ID.npz for each case
+    (`formats.probability_files`).
     """
 
     overwrite: bool = False
@@ -79,7 +80,7 @@ class PredictionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class _Segmented:
-    """A case that is ready to be written; to close `probabilities` writes them."""
+    """A case that is ready to be written. Closing `probabilities` writes them."""
 
     geometry: Geometry
     segmentation: np.ndarray
@@ -88,7 +89,7 @@ class _Segmented:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """How cases are predicted and where they go; `endings` and `boxes` by identifier."""
+    """How cases are predicted and where they go. `endings` and `boxes` are by identifier."""
 
     predictor: Predictor
     folder: Path
@@ -99,17 +100,17 @@ class _Job:
     said: dict[str, str] = field(default_factory=dict)
 
     def load(self, case: Case) -> PreparedCase:
-        """Read and preprocess. What is said of the turn is said of the first such case alone."""
+        """Read and preprocess a case. A note is logged only for the first case that has it."""
         image, geometry = read_case(case, self.predictor.description)
         boxes = self.boxes.get(case.identifier, ())
         prepared = self.predictor.prepare(image, geometry, boxes=boxes, identifier=case.identifier)
         for note in prepared.notes:
             if self.said.setdefault(note, case.identifier) == case.identifier:
-                logger.info("%s (said once): %s", case.identifier, note)
+                logger.info("%s (logged once): %s", case.identifier, note)
         return prepared
 
     def segment(self, case: Case, prepared: PreparedCase) -> _Segmented:
-        """Predict, unless another process does. Raises _TakenError."""
+        """Predict a case. Raises _TakenError if another process has taken it."""
         if not self.shared.begin(case.identifier):
             raise _TakenError
         properties = prepared.properties[0]
@@ -122,19 +123,19 @@ class _Job:
             return _Segmented(geometry=properties.geometry, segmentation=segmentation, probabilities=stack.pop_all())
 
     def write(self, case: Case, made: _Segmented) -> None:
-        """Write the probabilities and the segmentation, and note that the case is done."""
+        """Write the probabilities and the segmentation, and mark the case as done."""
         made.probabilities.close()
         ending, labels = self.endings[case.identifier], self.predictor.description.labels
         write_segmentation(case, made.segmentation, made.geometry, self.folder, ending, labels)
         if self.options.overwrite and not self.options.save_probabilities:
-            # an ensemble would average those of what was replaced
+            # the old probabilities: an ensemble would average them
             (self.folder / f"{case.identifier}{PROBABILITIES}").unlink(missing_ok=True)
         if self.shared.claim("companions") or not is_recorded(self.folder):
             record_model(self.folder, self.predictor)
         self.shared.finish(case.identifier)
 
     def file_names(self, case: Case) -> tuple[str, ...]:
-        """Names of all that is written for a case."""
+        """Names of all files that are written for a case."""
         more = (f"{case.identifier}{PROBABILITIES}",) if self.options.save_probabilities else ()
         return (*output_files(case, self.endings[case.identifier]), *more)
 
@@ -147,7 +148,7 @@ def read_case_boxes(predictor: Predictor, source: Path, boxes_file: Path) -> Box
     """Read the boxes for the cases of a folder.
 
     Raises:
-        DatasetError: no images, or the boxes are for other cases, damaged, or make no sense.
+        DatasetError: no images, or the boxes are damaged, invalid or for other cases.
         ModelError: the model was trained without boxes.
     """
     predictor.check_takes_boxes()
@@ -164,28 +165,27 @@ def predict_folder(
     only: Collection[str] | None = None,
     shared: SharedCases | None = None,
 ) -> Outcome:
-    """Predict all cases of a folder (or one file); what fails is reported at the end, the rest is done.
+    """Predict all cases of a folder, or one file. Failed cases are reported at the end and do not stop the others.
 
-    A case for which memory runs out is tried again at the end, with nothing else in memory.
+    A case that runs out of memory is tried again at the end, with nothing else in memory.
 
     Args:
         predictor: the model.
         source: a folder or file, as for `inputs.find_inputs`.
-        folder: where the segmentations go; also gets the model's dataset.json and plan.json.
-        options: which of the cases, what is written, and what becomes of files that are there.
-        boxes: of each case; cases without any are predicted automatically. None where no boxes are wanted.
+        folder: where the segmentations go. It also gets the model's dataset.json and plan.json.
+        options: which cases to predict, what to write, and how to treat existing files.
+        boxes: boxes of each case. Cases without boxes are predicted automatically. None: no boxes at all.
         only: identifiers of the cases to predict; None for all.
-        shared: the processes that share the cases; all of them are given the same arguments.
+        shared: the processes that share the cases. All must get the same arguments.
 
     Returns:
-        The outcome of all processes, in each of them.
+        The outcome of all processes together; every process returns the same.
 
     Raises:
-        DatasetError: no images, or their names make no sense.
-        ModelError: boxes for a model that was trained without, or together with probabilities.
-        OutputError: files are there and neither option is given, or another model's without `overwrite`; the folder is
-        the
-            input's; another process predicts into it; or nothing can be written.
+        DatasetError: no images, or their names are not understood.
+        ModelError: boxes for a model that was trained without them, or boxes together with probabilities.
+        OutputError: files exist and neither option is given; the folder holds another model's predictions and
+            `overwrite` is not given; it is the input folder; another process predicts into it; or it cannot be written.
 
     Example:
         >>> from masam_auto.prediction.predict_folder import predict_folder
@@ -198,7 +198,7 @@ def predict_folder(
     if boxes is not None:
         predictor.check_takes_boxes()
         if options.save_probabilities:
-            raise ModelError("boxes give labels only. Leave out `boxes` or `save_probabilities`.")
+            raise ModelError("boxes give only labels. Leave out `boxes` or `save_probabilities`.")
     (first, step), shared = options.part, shared or SharedCases()
     found = find_inputs(source, predictor.description)
     chosen = [case for case in found if only is None or case.identifier in only][first::step]
@@ -216,11 +216,9 @@ def predict_folder(
         logger.warning("no box for %s: predicted without a prompt", ", ".join(without))
     incomplete = shared.world.first and len(waiting) < len(cases) and not is_recorded(folder)
     with contextlib.ExitStack() as stack:
-        if shared.world.first and (
-            waiting or incomplete
-        ):  # for all processes of the command; parts know of one another
+        if shared.world.first and (waiting or incomplete):  # for all processes of the command; parts may work together
             stack.enter_context(claimed(folder, "prediction", together=step > 1))
-        if incomplete:  # by a run that ended just then
+        if incomplete:  # by a run that was interrupted before it wrote them
             record_model(folder, predictor)
         _predict_cases(job, {name: cases[name] for name in waiting})
         results = shared.results(waiting)
@@ -232,7 +230,7 @@ def predict_folder(
 
 
 def _waiting(job: _Job, source: Path, cases: Sequence[Case]) -> list[str]:
-    """Identifiers of the cases to predict. Raises OutputError where the folder is not to be written to."""
+    """Identifiers of the cases to predict. Raises OutputError if the folder must not be written to."""
     folder, options = job.folder, job.options
     check_output(source, folder)
     names = {case.identifier: job.file_names(case) for case in cases}
@@ -246,7 +244,7 @@ def _waiting(job: _Job, source: Path, cases: Sequence[Case]) -> list[str]:
 
 
 def _predict_cases(job: _Job, cases: Mapping[str, Case]) -> None:
-    """Predict what this process is dealt; the results go to `job.shared`."""
+    """Predict this process's cases. The results go to `job.shared`."""
     shared, world = job.shared, job.shared.world
     left, doubtful = shared.take_over(list(cases))
     remove_abandoned(job.folder)
@@ -278,7 +276,7 @@ def _held(shared: SharedCases, names: Iterable[str]) -> Iterable[str]:
 
 
 def _note(job: _Job, case: Case, error: Exception | None) -> None:
-    """Note why a case failed, if it did. Raises what is no matter of this case alone: OutputError, and bugs."""
+    """Record why a case failed, if it did. Errors that concern more than this case (OutputError, bugs) are raised."""
     name = case.identifier
     if error is None or isinstance(error, _TakenError):
         return
@@ -288,7 +286,7 @@ def _note(job: _Job, case: Case, error: Exception | None) -> None:
         _free_memory(error)
         job.shared.finish(
             name,
-            f"case {name}: not enough memory, even with no other case beside it. Predict it with `device=cpu`, on a "
+            f"case {name}: not enough memory, even with no other case in memory. Predict it with `device=cpu` or on a "
             "machine with more memory, or cut the image into parts.",
         )
     elif isinstance(error, MasamError) and not isinstance(error, OutputError):  # the next could not be written either
@@ -299,7 +297,7 @@ def _note(job: _Job, case: Case, error: Exception | None) -> None:
 
 
 def _free_memory(error: Exception) -> None:
-    """Let go of what the failed functions hold."""
+    """Free the memory that the failed functions still hold."""
     cause: BaseException | None = error
     while cause is not None:
         traceback.clear_frames(cause.__traceback__)
@@ -309,15 +307,15 @@ def _free_memory(error: Exception) -> None:
 
 
 def memory_estimate(predictor: Predictor) -> Callable[[Case], float]:
-    """A function from a case to the bytes that it takes to load it, by the header of its first file."""
+    """A function that estimates the bytes needed to load a case, from the header of its first file."""
     channels = predictor.description.num_channels
 
     def estimate(case: Case) -> float:
         if is_video(case.images[0][0]):
-            return math.inf  # nothing tells its length: it is loaded alone
+            return math.inf  # its length is unknown, so it is loaded alone
         try:
             geometry = read_geometry(case.images[0][0])
-        except MasamError:  # of an image that cannot be read, which is told when it is loaded, or DICOM
+        except MasamError:  # DICOM, or an unreadable image (reported when it is loaded)
             return 16.0 * sum(file.stat().st_size for files in case.series for file in files)
         voxels = math.prod(geometry.shape) * len(case.frames)
         # members that preprocess alike share an image
@@ -334,12 +332,10 @@ def memory_estimate(predictor: Predictor) -> Callable[[Case], float]:
 
 
 def _memory_room(processes: int) -> float:
-    """Bytes that the cases may take that a process loads, of several on this machine."""
+    """Bytes that each of several processes on this machine may use for loaded cases."""
     return MEMORY_SHARE * free_memory() / processes
 
 
 def _is_written(path: Path) -> bool:
-    """Whether an output is there: a folder of masks, or a file that holds something. Full disks leave files of 0
-    bytes.
-    """
+    """Whether an output exists: a folder of masks, or a file that is not empty. Full disks leave empty files."""
     return path.is_dir() or (path.is_file() and path.stat().st_size > 0)

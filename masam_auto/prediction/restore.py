@@ -1,6 +1,6 @@
-"""Logits on the preprocessed grid to labels and probabilities on the image's own, slice by slice as they come.
+"""Turn logits on the preprocessed grid into labels and probabilities on the image's original grid, slice by slice.
 
-Neither the logits of a volume nor its classes at full resolution ever exist as a whole, unless somebody asks for them.
+To save memory, the logits of a whole volume are never held at once, and full-resolution probabilities only on request.
 """
 
 import contextlib
@@ -23,15 +23,15 @@ from masam_auto.imaging.crop import crop_to
 from masam_auto.imaging.resample import iterate_slabs
 
 Slices = Iterable[tuple[int, torch.Tensor]]
-"""Numbers, rising, of slices of the preprocessed grid, and their (K, y, x) logits in any precision, on any device."""
+"""Slice numbers of the preprocessed grid, in rising order, with (K, y, x) logits of any precision on any device."""
 
 Slab = tuple[int, slice, torch.Tensor]
-"""Number of a slice of the cropped and permuted image, rows of it, and their (K, rows, X) float32 values."""
+"""Slice number in the cropped and permuted image, a range of its rows, and their (K, rows, X) float32 values."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemberLogits:
-    """What one model says of a case that was preprocessed with `configuration`."""
+    """One model's logits of a case that was preprocessed with `configuration`."""
 
     slices: Slices
     properties: CaseProperties
@@ -41,19 +41,19 @@ class MemberLogits:
 def restore_case(
     members: Sequence[MemberLogits], labels: Labels, *, probabilities: np.ndarray | None = None
 ) -> np.ndarray:
-    """Label map on the image's own grid from the logits of one model, or from the mean probabilities of several.
+    """Label map on the image's original grid, from one model's logits or the mean probabilities of several models.
 
-    Logits are interpolated linearly (between slices to the nearest one where the configuration says so) and decided a
-    few rows at a time. Models of one axis order (and its flips) are averaged slice by slice; where there are several
-    orders, the sums of all but the last are kept in float16: in `probabilities`, else in memory or in a temporary file
+    Logits are interpolated linearly, or to the nearest slice if the configuration says so, and turned into labels a
+    few rows at a time. Models with one axis order (and its flips) are averaged slice by slice. With several orders, the
+    sums of all but the last are kept in float16: in `probabilities`, else in memory or in a temporary file
     (`formats.scratch`).
 
     Args:
-        members: of one image: their properties differ in the axis order and the preprocessed grid only.
-        labels: softmax takes the largest of the K outputs (the first of equal ones); regions with a probability above
-            1/2 (a logit above 0) are painted in `regions_class_order`, later ones over earlier ones.
-        probabilities: zeros (K, z, y, x) of the crop in the image's own axis order, to be filled in as well: softmax
-            over the classes, or a sigmoid for each region.
+        members: models of one image. Their properties differ only in axis order and preprocessed grid.
+        labels: for classes, the largest of the K outputs wins (the first of equal ones). Regions with a probability
+            above 1/2 (a logit above 0) are painted in `regions_class_order`, later ones over earlier ones.
+        probabilities: zeros (K, z, y, x) of the crop in the image's axis order, to be filled in as well: softmax over
+            the classes, or a sigmoid for each region.
 
     Returns:
         (Z, Y, X) uint8, or int16 where label values need it; background outside the crop.
@@ -73,7 +73,7 @@ def restore_case(
         kept = None if probabilities is None else in_order(probabilities, properties)
         for z, rows, values in slabs:
             decided = decide_labels(values, labels, are_logits=are_logits)
-            # Made as small on the device as it is kept: int64 is eight times as much to fetch.
+            # Convert on the device: fetching int64 would copy eight times as many bytes.
             target[z, rows] = decided.to(small).cpu().numpy()
             if kept is not None:
                 shares = to_probabilities(values, labels) if are_logits else values
@@ -82,7 +82,7 @@ def restore_case(
 
 
 def restored_slabs(member: MemberLogits, labels: Labels, *, only: range | None = None) -> Iterator[Slab]:
-    """One model's logits on the cropped and permuted grid; `only` some slices of it. Raises as `restore_case`."""
+    """One model's logits on the cropped and permuted grid, of all slices or `only` some. Raises as `restore_case`."""
     properties, configuration = member.properties, member.configuration
     return iterate_slabs(
         _checked(member.slices, properties, labels),
@@ -94,7 +94,7 @@ def restored_slabs(member: MemberLogits, labels: Labels, *, only: range | None =
 
 
 def decide_labels(values: torch.Tensor, labels: Labels, *, are_logits: bool = True) -> torch.Tensor:
-    """Label values from logits or probabilities (K, ...): see `restore_case`. int64 or int16 (...)."""
+    """Label values (...), int64 or int16, from logits or probabilities (K, ...). See `restore_case`."""
     if not labels.has_regions:
         return values.max(dim=0).indices  # several times faster on a CPU than argmax
     assert labels.regions_class_order is not None
@@ -110,7 +110,7 @@ def output_names(labels: Labels) -> tuple[str, ...]:
 
 
 def empty_probabilities(properties: CaseProperties, labels: Labels) -> Probabilities:
-    """An array in memory, of zeros, for `restore_case` to fill in: of the box that preprocessing cropped to."""
+    """An array of zeros for `restore_case` to fill in. It covers the box that preprocessing cropped to."""
     return Probabilities(
         values=np.zeros((labels.num_outputs, *properties.cropped_shape), dtype=np.float16),
         crop=properties.crop,
@@ -123,7 +123,7 @@ def empty_probabilities(properties: CaseProperties, labels: Labels) -> Probabili
 def new_case_probabilities(
     path: Path, properties: CaseProperties, labels: Labels
 ) -> AbstractContextManager[np.ndarray]:
-    """The same in a temporary file beside the .npz file `path`, which is written when the block ends.
+    """The same in a temporary file next to `path`. The .npz file `path` is written when the block ends.
 
     Raises:
         OutputError: no space or no permission.
@@ -143,14 +143,12 @@ def to_probabilities(logits: torch.Tensor, labels: Labels) -> torch.Tensor:
 
 
 def empty_labels(properties: CaseProperties, labels: Labels) -> np.ndarray:
-    """Background on the image's own grid (Z, Y, X), in the type that the label values need."""
+    """Background on the image's original grid (Z, Y, X), in the type that the label values need."""
     return np.zeros(properties.geometry.shape, dtype=np.uint8 if max(labels.declared) <= 255 else np.int16)
 
 
 def in_order(array: np.ndarray, properties: CaseProperties) -> np.ndarray:
-    """View of an array (..., Z, Y, X) of the crop as the network sees it: what is written to it lands where it
-    belongs.
-    """
+    """View of the crop's array (..., Z, Y, X) in the network's axis order. Values written to it reach the array."""
     return properties.turn.array(array)
 
 
@@ -158,7 +156,7 @@ def in_order(array: np.ndarray, properties: CaseProperties) -> np.ndarray:
 def _averaged(
     members: Sequence[MemberLogits], labels: Labels, probabilities: np.ndarray | None
 ) -> Iterator[tuple[CaseProperties, Iterator[Slab]]]:
-    """The mean probabilities of several members, in the axis order of the properties that come with them."""
+    """The mean probabilities of several members, in the axis order of the returned properties."""
     by_order: dict[Turn, list[MemberLogits]] = {}
     for member in members:
         by_order.setdefault(member.properties.turn, []).append(member)
@@ -177,7 +175,7 @@ def _averaged(
 
 
 def _summed(members: Sequence[MemberLogits], labels: Labels, share: float) -> Iterator[Slab]:
-    """Probabilities of members of one axis order times `share`, added up."""
+    """The sum of the probabilities of members with one axis order, times `share`."""
     for slabs in zip(*(restored_slabs(member, labels) for member in members), strict=True):
         z, rows, _ = slabs[0]
         parts = [to_probabilities(logits, labels) for _, _, logits in slabs]
@@ -185,7 +183,7 @@ def _summed(members: Sequence[MemberLogits], labels: Labels, share: float) -> It
 
 
 def _with_sums(slabs: Iterable[Slab], sums: np.ndarray) -> Iterator[Slab]:
-    """Add what other members gave, (K, Z, Y, X) on the cropped and permuted grid."""
+    """Add the sums of other members, (K, Z, Y, X) on the cropped and permuted grid."""
     for z, rows, values in slabs:
         yield z, rows, values + torch.from_numpy(sums[:, z, rows].astype(np.float32)).to(values.device)
 
@@ -195,7 +193,7 @@ def _checked(slices: Slices, properties: CaseProperties, labels: Labels) -> Iter
     for number, logits in slices:
         if tuple(logits.shape) != expected or number >= properties.resampled_shape[0]:
             raise ModelError(
-                f"{properties.identifier}: slice {number} of the logits has shape {tuple(logits.shape)}; expected are "
+                f"{properties.identifier}: slice {number} of the logits has shape {tuple(logits.shape)}; expected "
                 f"{properties.resampled_shape[0]} slices of {expected} (classes, Y, X). The model was trained for "
                 "other labels, or the case was preprocessed with another plan."
             )

@@ -109,7 +109,7 @@ def test_the_text_says_what_was_measured(dataset: Dataset, tmp_path: Path) -> No
     assert "| mean | empty | 0.0000 | - (0) | 0.0000 | +1.0000 [+1.0000, +1.0000] | 0.12 |" in text
     assert "| ours | 60 | 50 | 1,234 | 2 | 2.00 | 0.50 | 0.25 | 0.25 | made up |" in text
     assert "| case_003 | 1.0000 | 0.0000 |" in text
-    assert "nnU-Net's evaluation was not at hand" in text
+    assert "nnU-Net's evaluation was not available" in text
     assert "Computed on: an abacus." in text
     pictures = [line[line.index("(") + 1 : -1] for line in text.splitlines() if line.startswith("![")]
     assert len(pictures) == 4
@@ -145,9 +145,9 @@ def test_a_prediction_that_broke_off_needs_no_new_training(dataset: Dataset, tmp
 def test_another_request_is_not_mixed_in(dataset: Dataset, tmp_path: Path) -> None:
     calls: list[str] = []
     run(make_method("ours", perfect, calls, budget="5s", batch=2), dataset.cases, tmp_path)
-    with pytest.raises(OutputError, match=r"was run with budget 5s instead of 6s\. Ask for the same again, or remove"):
+    with pytest.raises(OutputError, match=r"was run with budget 5s instead of 6s\. Use the same options again, or"):
         run(make_method("ours", perfect, calls, budget="6s", batch=2), dataset.cases, tmp_path)
-    with pytest.raises(OutputError, match=r"was run with other cases\. Ask"):
+    with pytest.raises(OutputError, match=r"was run with other cases\. Use"):
         run(make_method("ours", perfect, calls, budget="5s", batch=2), dataset.cases[:2], tmp_path)
     assert calls == ["train ours", "predict ours"]
 
@@ -165,7 +165,7 @@ def test_a_record_of_an_earlier_version_is_kept(dataset: Dataset, tmp_path: Path
     compare(dataset, tmp_path, methods)
     assert calls == ["train ours", "predict ours", "train other", "predict other"]
     text = (tmp_path / "comparison.md").read_text()
-    assert "Computed on: ours: hardware that was not noted; other: an abacus." in text
+    assert "Computed on: ours: hardware not recorded; other: an abacus." in text
 
 
 def test_another_model_predicts_anew(dataset: Dataset, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_results_of_other_raw_data_are_not_mixed_in(dataset: Dataset, tmp_path: 
     label.touch()
     compare(dataset, tmp_path / "fold", [make_method("ours", perfect, [])])
     write_labels(label, shifted(read_labels(label)[0]), read_geometry(label))
-    with pytest.raises(OutputError, match=r"was run with other raw data\. Ask for the same again, or remove"):
+    with pytest.raises(OutputError, match=r"was run with other raw data\. Use the same options again, or remove"):
         compare(dataset, tmp_path / "fold", [make_method("ours", perfect, [])])
 
 

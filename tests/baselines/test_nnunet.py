@@ -43,7 +43,7 @@ if job["action"] == "start":
     answer = {{"nnunetv2": "2.8.1", "torch": "2.13.0"}}
 elif job["action"] == "train":
     if job["configuration"] == "3d_fullres":
-        answer = {{"refused": "nnU-Net planned no 3d_fullres for this data; it planned 2d"}}
+        answer = {{"refused": "nnU-Net planned no 3d_fullres for this data, only 2d"}}
     elif job["trainer"] == "nnUNetTrainerNoMirroring":
         sys.exit("Traceback\\n  a\\n  b\\ntorch.OutOfMemoryError: CUDA out of memory." if job["batch"] is None else 1)
     else:
@@ -103,7 +103,7 @@ def test_a_fold_goes_through_nnunet(tmp_path: Path, nnunet: NnUNet, dataset: Dat
     )
     training = method.train()
     assert (training.batch, training.planned_batch, training.iterations, training.parameters) == (2, 9, 7, 10)
-    assert training.remarks == ("patch 40 x 56", "its schedule compressed to the budget", "batch cut from 9 to 2")
+    assert training.remarks == ("patch 40 x 56", "schedule compressed to the budget", "batch cut from 9 to 2")
     preprocessed = nnunet.folder / "preprocessed" / dataset.name
     assert json.loads((preprocessed / "splits_final.json").read_text()) == json.loads(splits.read_text())
     assert (nnunet.folder / "raw" / dataset.name).resolve() == dataset.folder.resolve()
@@ -188,15 +188,13 @@ def test_budgets_are_passed_on(nnunet: NnUNet, dataset: Dataset, splits: Path, b
     method = nnunet_method(
         nnunet, "nnunet_2d", dataset, splits, 0, budget=budget, batch=None, device="cpu", processes=1
     )
-    assert ("its schedule compressed to the budget" in method.train().remarks) == (budget is not None)
+    assert ("schedule compressed to the budget" in method.train().remarks) == (budget is not None)
     assert jobs(nnunet)[-1]["budget"] == job
 
 
 def test_what_fails_there_is_told(nnunet: NnUNet, dataset: Dataset, splits: Path) -> None:
     make = functools.partial(nnunet_method, nnunet, budget=None, batch=None, device="cpu", processes=1)
-    with pytest.raises(
-        ModelError, match=r"planned no 3d_fullres for this data; it planned 2d\. Leave it out of --with"
-    ):
+    with pytest.raises(ModelError, match=r"planned no 3d_fullres for this data, only 2d\. Leave it out of --with"):
         make("nnunet_3d_fullres", dataset, splits, 0).train()
     (nnunet.folder / "nnunet.log").write_text("what an earlier job said\n")
     told = (
@@ -205,7 +203,7 @@ def test_what_fails_there_is_told(nnunet: NnUNet, dataset: Dataset, splits: Path
     with pytest.raises(ModelError, match=told):
         make("nnunet_2d_nomirror", dataset, splits, 0).train()
     with pytest.raises(
-        ModelError, match=r"failed to train \(exit code 1\): nothing said\. All it said is in .*nnunet\.log\.$"
+        ModelError, match=r"failed to train \(exit code 1\): no output\. Its full output is in .*nnunet\.log\.$"
     ):
         make("nnunet_2d_nomirror", dataset, splits, 0, batch=2).train()
     with pytest.raises(PlanError, match="budget 'lots' is not valid"):
@@ -217,7 +215,7 @@ def test_another_raw_folder_is_not_mixed_in(tmp_path: Path, nnunet: NnUNet, data
     link.parent.mkdir()
     link.symlink_to(tmp_path, target_is_directory=True)
     method = nnunet_method(nnunet, "nnunet_2d", dataset, splits, 0, budget=None, batch=None, device="cpu", processes=1)
-    with pytest.raises(OutputError, match=r"leads to .* Remove .* to prepare anew"):
+    with pytest.raises(OutputError, match=r"leads to .* Remove .* to start over"):
         method.train()
 
 

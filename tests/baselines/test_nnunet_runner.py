@@ -280,5 +280,5 @@ def test_what_nnunet_did_not_plan_is_told(job: runner.Job, tmp_path: Path, monke
     (tmp_path / "job.json").write_text(json.dumps({**job, "action": "train", "configuration": "3d_fullres"}))
     runner.main(str(tmp_path / "job.json"))
     answer = json.loads((tmp_path / "result.json").read_text())
-    assert answer == {"refused": "nnU-Net planned no 3d_fullres for this data; it planned 2d"}
+    assert answer == {"refused": "nnU-Net planned no 3d_fullres for this data, only 2d"}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["job.json", "preprocessed", "result.json", "results"]

@@ -51,7 +51,7 @@ def test_a_training_of_another_budget_is_not_taken_over(paths: Paths, trained: s
     with pytest.raises(ModelError, match=r"was trained with .* but the comparison asks for .* -p NAME"):
         method(paths, budget=asked).train()
     leave_state(paths, "samed__axis0", budget=trained, finished=True)
-    with pytest.raises(ModelError, match=r"budget, or remove it to train it anew"):  # -p is not for baselines
+    with pytest.raises(ModelError, match=r"budget, or remove it to train it again"):  # -p is not for baselines
         method(paths, "samed", budget=asked).train()
 
 
@@ -74,7 +74,7 @@ def test_masam_train_is_asked_for_the_rest(paths: Paths, monkeypatch: pytest.Mon
         return 2
 
     monkeypatch.setattr(ours, "run_program", fail)
-    with pytest.raises(ModelError, match="masam_train ended with exit code 2"):
+    with pytest.raises(ModelError, match="masam_train failed with exit code 2"):
         method(paths, "samed").train()
     text = " ".join(called[0])
     assert f"-m masam_auto.cli.train {tiny.DATASET} 0 -c axis0 -p samed -device cpu" in text
@@ -89,7 +89,7 @@ def test_a_training_killed_between_two_checkpoints_is_continued(paths: Paths, mo
     (folder / LATEST).rename(folder / PREVIOUS)
     called: list[list[str]] = []
     monkeypatch.setattr(ours, "run_program", lambda words: called.append(words) or 2)
-    with pytest.raises(ModelError, match="masam_train ended"):
+    with pytest.raises(ModelError, match="masam_train failed"):
         method(paths).train()
     assert "--c" in called[0]
 
@@ -99,7 +99,7 @@ def test_a_baseline_of_another_plan_is_not_taken_over(paths: Paths) -> None:
     leave_plan(folder, *BASELINES["samed"].overrides)
     assert method(paths, "samed").train() == method(paths, "samed").trained()
     leave_plan(folder, *BASELINES["samed"].overrides, "training.learning_rate=0.5")
-    with pytest.raises(ModelError, match="by another plan than this baseline has"):
+    with pytest.raises(ModelError, match="with another plan than this baseline gets"):
         method(paths, "samed").train()
 
 

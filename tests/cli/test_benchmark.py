@@ -70,7 +70,7 @@ def test_what_is_missing_before_preprocessing_is_said_with_what_to_run(
 
 def test_options_of_a_plan_need_the_data_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(main, ["-c", "axis0"]) == 2
-    assert "give the data set too (-d)" in capsys.readouterr().err
+    assert "Give the data set too: -d DATASET" in capsys.readouterr().err
 
 
 def test_a_canvas_of_broken_tokens_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

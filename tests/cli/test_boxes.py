@@ -74,7 +74,7 @@ def test_evaluating_with_boxes_from_labels(root: Path, tmp_path: Path, kind: str
         (
             evaluate.main,
             ["{tmp}/out", "{raw}/labelsTr", "--relaxation", "0.3"],
-            "goes with --boxes_from_labels relaxed",
+            "needs --boxes_from_labels relaxed",
         ),
         (evaluate.main, [*BOXED, "--lesions", "liver"], "lesions of liver: there is no such class"),
         (evaluate.main, [*BOXED, "--tolerance", "liver=3"], "tolerance or lesions of liver"),

@@ -257,7 +257,7 @@ def test_arguments_that_are_refused(kind: object, text: str) -> None:
 
 
 def test_a_configuration_in_place_of_a_fold() -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="'3d_fullres'; a configuration is given with -c"):
+    with pytest.raises(argparse.ArgumentTypeError, match="'3d_fullres'; give a configuration with -c"):
         fold("3d_fullres")
 
 
@@ -280,4 +280,4 @@ def test_a_signal_that_comes_last_of_all_ends_in_one_line(
 
     monkeypatch.setattr(common, "_signals_raise", leaving_late)
     assert common.run(lambda arguments: 0) == 128 + signal.SIGTERM
-    assert capsys.readouterr().err.splitlines() == ["error: terminated (SIGTERM). Files that were finished are kept."]
+    assert capsys.readouterr().err.splitlines() == ["error: terminated (SIGTERM). Finished files are kept."]

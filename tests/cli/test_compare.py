@@ -144,9 +144,9 @@ def test_another_budget_is_not_compared(command: Command, capsys: pytest.Capture
 
 def test_what_cannot_be_compared_is_said_at_once(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(compare.main, ["1", "all", "--with", "samed"]) == 2
-    assert "give the number of a fold, not all" in capsys.readouterr().err
+    assert "Give the number of a fold instead of all" in capsys.readouterr().err
     assert command("--with", "nnunet_2d") == 2
-    assert "nnU-Net's Python is not at .nnunet_env/bin/python. Make its environment" in capsys.readouterr().err
+    assert "there is no Python for nnU-Net at .nnunet_env/bin/python. Make its environment" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["3d_lowres=2", "2d=0", "2d=many", "2d"])

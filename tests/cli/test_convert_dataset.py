@@ -87,7 +87,7 @@ def test_options_of_other_data_sets_are_refused(tmp_path: Path, capsys: pytest.C
     with pytest.raises(SystemExit) as caught:
         main(["msd", "-i", str(tmp_path), "--merge_adrenals"])
     assert caught.value.code == 2
-    assert "argument --merge_adrenals: is for btcv, not for msd" in capsys.readouterr().err
+    assert "argument --merge_adrenals: only for btcv, not for msd" in capsys.readouterr().err
 
 
 def test_several_data_sets_are_numbered_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

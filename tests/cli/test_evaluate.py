@@ -94,7 +94,7 @@ def test_folders_that_are_not_there_or_changed_for_one_another(
     predictions, references = folders
     missing = str(tmp_path / "missing")
     for given, message in (
-        ((missing, references), f"{missing} is no folder. Give the folder of segmentations, then"),
+        ((missing, references), f"{missing} is no folder. Give the folder of segmentations first"),
         ((predictions, missing), f"{missing} is no folder"),
         ((references, predictions), f"{references} is part of a raw data set"),
     ):

@@ -85,7 +85,7 @@ def test_mistakes_give_one_line(root: Path, tmp_path: Path, capsys: pytest.Captu
         return capsys.readouterr().err
 
     assert "Fold all cannot be cross-validated" in error_of(find_best_configuration.main, 1, "-f", "all")
-    assert "no trained model fits" in error_of(find_best_configuration.main, 1, "-c", "axis9")
+    assert "no trained model matches" in error_of(find_best_configuration.main, 1, "-c", "axis9")
     assert "folder not found" in error_of(ensemble.main, "-i", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "c")
     file = tmp_path / "postprocessing.json"
     assert "postprocessing not found" in error_of(

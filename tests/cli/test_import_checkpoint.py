@@ -126,10 +126,10 @@ def test_a_planned_data_set_needs_no_more_words(command: Command, tmp_path: Path
     ("arguments", "message"),
     [
         (["-d", "7"], "data set '7' not found"),
-        (["-d", "Dataset010_New"], "no dataset.json of Dataset010_New below .* Give one: --dataset_json"),
+        (["-d", "Dataset010_New"], "no dataset.json of Dataset010_New in .* Give one with --dataset_json"),
         (["-d", "Dataset007_Toy", "--dataset_json", "labels.json", "-c", "axis0"], "plan not found"),
         (["-d", "Dataset007_Toy", "--dataset_json", "labels.json"], "--spacing Z Y X is needed"),
-        (["-d", "Dataset008_Bare"], "no dataset.json of Dataset008_Bare below .* Give one: --dataset_json FILE"),
+        (["-d", "Dataset008_Bare"], "no dataset.json of Dataset008_Bare in .* Give one with --dataset_json FILE"),
     ],
 )
 def test_mistakes_get_one_line(

@@ -69,7 +69,7 @@ def test_parts_and_probabilities(command: Command, tmp_path: Path, capsys: pytes
     assert "case_003.nii.gz" in names(tmp_path / "out")
     capsys.readouterr()
     assert command("-num_parts", "2", "-part_id", "2") == 2
-    assert capsys.readouterr().err == "error: -part_id 2 of -num_parts 2: parts are numbered from 0 to 1.\n"
+    assert capsys.readouterr().err == "error: -part_id 2 is too high: the parts of -num_parts 2 are 0 to 1.\n"
     for option in ("-num_parts", "-num_gpus"):
         with pytest.raises(SystemExit):
             command(option, "0")

@@ -122,4 +122,4 @@ def test_two_different_wishes_about_the_encoder(
         command("plan", "-d", "1", "--no_pp", "-backbone", "vit_l", "--sam_checkpoint", "sam.pth", "--workers", "0")
         == 2
     )
-    assert "sam.pth is of vit_b, but -backbone says vit_l" in last_error(capsys)
+    assert "sam.pth holds vit_b, but -backbone is vit_l" in last_error(capsys)

@@ -79,9 +79,9 @@ def test_the_sinks_to_choose_from_are_those_that_there_are(capsys: pytest.Captur
 
 @pytest.mark.parametrize("how", ["--c", "--val"])
 def test_shots_are_for_the_beginning_and_for_a_fold(how: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ModelError, match="the model knows its cases"):
+    with pytest.raises(ModelError, match="only works at the start"):
         train.main(["1", "0", "--shots", "5", how])
-    with pytest.raises(MasamError, match="give its number instead of all"):
+    with pytest.raises(MasamError, match="fold's number instead of all"):
         train.main(["1", "all", "--shots", "5"])
     with pytest.raises(SystemExit):
         train.main(["1", "0", "--shots", "0"])

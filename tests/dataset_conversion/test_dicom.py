@@ -101,7 +101,7 @@ def test_rois_become_labels_on_the_series_own_grid(download: Path, roi_map: Path
         assert AXIAL.difference(grid, tolerance=1e-6) is None
     assert [path.name for path in (folder / "imagesTs").iterdir()] == ["p3_0000.nii.gz"]
     overlap = np.count_nonzero(filled(*KIDNEY) & filled(*LIVER))
-    assert f"p2: kidney l: taken for {overlap} voxels that lie in an earlier ROI too" in record.case_notes
+    assert f"p2: kidney l: overwrites {overlap} voxels of earlier ROIs" in record.case_notes
     assert record.notes[:3] == (
         "ROI couch: in 2 of 2 series, written Couch: left out",
         "ROI kidney l: in 2 of 2 series, written Kidney L, kidney  l",
@@ -162,7 +162,7 @@ def test_segmentation_objects(study: Callable, structures: Callable, converted: 
     folder, record = converted(find_dicom(tmp_path / "download", rois=["kidney", "liver"]))
     labels, _ = read_labels(folder / "labelsTr" / "a.nii.gz")
     assert np.array_equal(labels, np.where(filled(*LIVER), 2, filled(*KIDNEY).astype(int)))
-    assert any(note.endswith("rs: liver left out for a newer annotation of the same series") for note in record.notes)
+    assert any(note.endswith("rs: liver left out; a newer annotation of the series has it") for note in record.notes)
 
 
 def test_which_series(study: Callable, structures: Callable, tmp_path: Path) -> None:
@@ -176,7 +176,9 @@ def test_which_series(study: Callable, structures: Callable, tmp_path: Path) -> 
     study("c", Modality="MR", StudyInstanceUID="1.7")
     (conversion,) = find_dicom(tmp_path / "download")
     assert [(case.identifier, case.test) for case in conversion.cases] == [("a_second", False), ("b_more", True)]
-    beside = [note for note in conversion.notes if note.startswith("left out beside another series of its study")]
+    beside = [
+        note for note in conversion.notes if note.startswith("left out, because another series of its study is used")
+    ]
     assert len(beside) == 2 and "/download/a, series 1" in beside[0] and "/download/b/less, series 1" in beside[1]
 
 
@@ -230,12 +232,12 @@ def test_several_series_are_chosen_from(study: Callable, structures: Callable, t
         find_dicom(place)
     (conversion,) = find_dicom(place, modality="MR")
     assert conversion.channel_names == ("MR",)
-    assert any(note.endswith("rs1: left out with its series, which was not asked for") for note in conversion.notes)
+    assert any(note.endswith("rs1: left out, because its series was not asked for") for note in conversion.notes)
 
 
 def test_a_series_that_is_not_there(download: Path, structures: Callable, converted: Callable, tmp_path: Path) -> None:
     structures("p3", {"liver": []}, series="elsewhere", file="empty")
-    assert f"{download}/p3/empty: left out, as nothing is drawn in it" in find_dicom(download)[0].notes
+    assert f"{download}/p3/empty: left out, because nothing is drawn in it" in find_dicom(download)[0].notes
     structures("p3", {"liver": box(*LIVER, AXIAL)}, series="elsewhere")
     with pytest.raises(DatasetError, match=r"is not complete:\n  - p3/rs: the series that this RTSTRUCT refers to\n"):
         converted(find_dicom(download))
@@ -257,7 +259,7 @@ def test_contours_that_do_not_fit_name_file_and_roi(
     study("a")
     far = Geometry(shape=SHAPE, spacing=AXIAL.spacing, origin=(0.0, 0.0, 900.0))
     structures("a", {"liver": box(*LIVER, far)})
-    with pytest.raises(CaseErrors, match=r'a/rs: ROI "liver": all its contours lie beyond the slices of its image'):
+    with pytest.raises(CaseErrors, match=r'a/rs: ROI "liver": all its contours are outside the slices of its image'):
         converted(find_dicom(tmp_path / "download"))
 
 
@@ -278,9 +280,9 @@ def test_missing_empty_and_parted_rois(
     folder, record = converted(find_dicom(tmp_path / "download", rois=["oar", "gtv"], roi_map=path))
     labels, _ = read_labels(folder / "labelsTr" / "a.nii.gz")
     assert np.array_equal(labels == 2, filled(*LIVER) | filled((5, 0, 0), (6, 2, 2)))
-    assert "b: oar: is drawn, but holds no voxel" in record.case_notes
-    assert "b: gtv: is not drawn" in record.case_notes
-    assert "c: a test case, as none of the ROIs is drawn on it" in record.notes
+    assert "b: oar: drawn, but contains no voxel" in record.case_notes
+    assert "b: gtv: not drawn" in record.case_notes
+    assert "c: a test case, because it has none of the ROIs" in record.notes
     assert list(record.cases) == ["a", "b", "c"] and record.cases["c"].test
 
 
@@ -303,7 +305,7 @@ def test_a_patients_cases_stay_together(
         study(f"s{number}", PatientID="ANONYMOUS")
     (conversion,) = find_dicom(place)
     assert not conversion.patients
-    assert "all cases have the same PatientID: folds may divide patients" in conversion.notes
+    assert "all cases have the same PatientID, so folds may split patients" in conversion.notes
 
 
 def test_resumed_and_moved(download: Path, structures: Callable, converted: Callable, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_on_part_of_the_image_or_another_grid(
 def test_elsewhere_or_uneven(written: Callable[..., tuple[Path, Geometry]]) -> None:
     file, geometry = written(Geometry(shape=SHAPE, spacing=(2.5, 0.7, 0.9)))
     far = Geometry(shape=SHAPE, spacing=(2.5, 0.7, 0.9), origin=(100.0, 0.0, 0.0))
-    with pytest.raises(ImageError, match=r'^a: segment "b": lies outside its image'):
+    with pytest.raises(ImageError, match=r'^a: segment "b": is outside its image'):
         segment_mask(read_segments(file, geometry), [1], far, where='a: segment "b"')
 
     def move(frame: int, axis: int, by: float) -> Callable[[Any], None]:
@@ -155,7 +155,7 @@ def test_elsewhere_or_uneven(written: Callable[..., tuple[Path, Geometry]]) -> N
 
         return alter
 
-    with pytest.raises(ImageError, match=r"seg\.dcm: its frames lie neither on the slices .* nor 2\.5 mm apart"):
+    with pytest.raises(ImageError, match=r"seg\.dcm: its frames are neither on the slices .* nor 2\.5 mm apart"):
         read_segments(changed(file, move(1, 2, -1.1)), geometry)
     with pytest.raises(ImageError, match=r"seg\.dcm: its frames are shifted against each other"):
         read_segments(changed(changed(file, move(1, 2, 1.1)), move(0, 0, 3.0)), geometry)

@@ -98,10 +98,10 @@ def test_contours_between_slices(grid: Geometry) -> None:
     dense = [contour(grid, z, box(1, 1, 5, 4)) for z in (1.6, 2.01, 2.3, 2.7, 3.0)]
     mask, notes = fill_contours(dense, grid, where="x")
     assert mask.sum(axis=(1, 2)).tolist() == [0, 0, 12, 12, 0, 0, 0]
-    assert notes == ("3 contours left out for nearer ones to the same slice",)
+    assert notes == ("3 contours left out; others are nearer to the same slice",)
     mask, notes = fill_contours([contour(grid, 2.3, box(1, 1, 5, 4))], grid, where="x")
     assert mask[2].sum() == 12
-    assert notes == (f"contours up to {0.3 * grid.spacing[0]:.2g} mm beside their slices",)
+    assert notes == (f"contours up to {0.3 * grid.spacing[0]:.2g} mm off their slices",)
 
 
 def test_contours_on_some_slices_and_beyond(grid: Geometry) -> None:
@@ -109,8 +109,8 @@ def test_contours_on_some_slices_and_beyond(grid: Geometry) -> None:
     mask, notes = fill_contours(sparse, grid, where="x")
     assert np.flatnonzero(mask.any(axis=(1, 2))).tolist() == [0, 3, 6]
     assert notes == (
-        "2 contours beyond the image's slices left out",
-        "contours 3 slices apart; none are made up between them",
+        "2 contours outside the image's slices left out",
+        "contours 3 slices apart; slices between them stay empty",
     )
 
 
@@ -124,9 +124,9 @@ def test_points_and_lines_enclose_nothing(grid: Geometry) -> None:
 def test_contours_of_another_series(grid: Geometry) -> None:
     across = contour(grid, 3, box(1, 1, 5, 4))
     across = Contour(kind=across.kind, points=across.points + np.outer([0, 1, 2, 3], grid.affine[:3, 2]))
-    with pytest.raises(ImageError, match=r'^a: ROI "b": a contour near \(.*\) mm does not lie along the slices'):
+    with pytest.raises(ImageError, match=r'^a: ROI "b": a contour near \(.*\) mm is not parallel to the slices'):
         fill_contours([across], grid, where='a: ROI "b"')
-    with pytest.raises(ImageError, match=r'^a: ROI "b": all its contours lie beyond the slices'):
+    with pytest.raises(ImageError, match=r'^a: ROI "b": all its contours are outside the slices'):
         fill_contours([contour(grid, 8, box(1, 1, 5, 4))], grid, where='a: ROI "b"')
 
 

@@ -67,5 +67,5 @@ def test_files_are_named_by_their_group_in_any_case(tmp_path: Path) -> None:
     }
     assert named_files(tmp_path / "absent", "(x)") == {}
     (tmp_path / "Case00_segmentation.nii.gz").touch()
-    with pytest.raises(DatasetError, match="the same case twice"):
+    with pytest.raises(DatasetError, match="are the same case"):
         named_files(tmp_path, r"Case(\d{2})_segmentation\.nii\.gz")

@@ -99,7 +99,7 @@ def test_corrected_masks_take_the_place_of_the_wrong_ones(download: Path, conver
     assert read_labels(folder / "labelsTr" / "seq_01_frame001.png")[0][0, 1].tolist() == [11] * SIZE[1]
     assert read_labels(folder / "labelsTr" / "seq_01_frame002.png")[0][0, 1].tolist() == [1] * SIZE[1]
     assert read_labels(folder / "labelsTs" / "test_01_frame001.png")[0][0, 1].tolist() == [1] * SIZE[1]
-    assert record.notes[0] == "corrected masks taken: 1"
+    assert record.notes[0] == "corrected masks used: 1"
     assert "seq_4_frame099.png: belongs to no frame" in record.notes[1]
 
 
@@ -118,9 +118,8 @@ def test_unknown_colours_are_told_with_file_and_count(download: Path, converted:
     save(path, mask((1, 2, 3), (255, 0, 255), (0, 255, 0)))
     folder, record = converted(find_endovis18(download))
     assert record.case_notes == [
-        "seq_06: frame001.png (seq_06_frame001): colour (1, 2, 3) is not in the table: 9 pixels taken as background",
-        "seq_06: frame001.png (seq_06_frame001): colour (255, 0, 255) is not in the table: 1 pixels taken as "
-        "background",
+        "seq_06: frame001.png (seq_06_frame001): colour (1, 2, 3) is not in the table: 9 pixels became background",
+        "seq_06: frame001.png (seq_06_frame001): colour (255, 0, 255) is not in the table: 1 pixels became background",
     ]
     assert read_labels(folder / "labelsTr" / "seq_06_frame001.png")[0].sum() == 1
 
@@ -184,8 +183,8 @@ def test_damaged_files_are_named(download: Path, converted: Callable) -> None:
     for problem, words in zip(
         caught.value.problems,
         (
-            "mask in colours, but is of mode L",
-            "mask of 3 x 3 pixels for a frame of 6 x 8",
+            "must be a colour mask, but has mode L",
+            "the mask has 3 x 3 pixels, but its frame 6 x 8",
             "must be a colour picture",
             "cannot be read",
         ),
@@ -207,7 +206,7 @@ def test_repairs_are_read_safely(download: Path, converted: Callable, monkeypatc
         converted(find_endovis18(download))
     for change, error, words in (
         ({"compress_type": 9}, CaseErrors, r"seq_1_frame001\.png cannot be read \(That compression method"),
-        ({"flag_bits": 1}, DatasetError, r"repairs\.zip: is locked by a password\. Extract it into a folder `repairs`"),
+        ({"flag_bits": 1}, DatasetError, r"repairs\.zip: has a password\. Extract it into a folder `repairs`"),
     ):
         with zipfile.ZipFile(download / "repairs.zip", "w") as archive:
             archive.writestr("repairs/seq_1_frame001.png", content)
@@ -222,7 +221,7 @@ def test_repairs_are_read_safely(download: Path, converted: Callable, monkeypatc
 
 def test_sequences_must_be_there_once(download: Path) -> None:
     (download / "copy" / "seq_7" / "left_frames").mkdir(parents=True)
-    with pytest.raises(DatasetError, match="the same sequence twice"):
+    with pytest.raises(DatasetError, match="are the same sequence"):
         find_endovis18(download)
     with pytest.raises(DatasetError, match="holds no folders like seq_1/left_frames"):
         find_endovis18(download / "copy" / "seq_7" / "left_frames")

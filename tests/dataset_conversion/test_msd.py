@@ -201,7 +201,7 @@ def test_missing_cases(hippocampus: Path, converted: Callable, tmp_path: Path) -
 )
 def test_other_descriptions_are_refused(hippocampus: Path, content: str, words: str) -> None:
     (hippocampus / "dataset.json").write_text(content)
-    with pytest.raises(DatasetError, match=rf"dataset\.json: is not in the Decathlon's form \(.*{words}"):
+    with pytest.raises(DatasetError, match=rf"dataset\.json: is not in the Decathlon's format \(.*{words}"):
         find_msd(hippocampus)
 
 

@@ -80,13 +80,13 @@ def test_what_is_missing_is_named_site_by_site(download: Path, converted: Callab
 def test_too_few_cases_are_noticed(download: Path, converted: Callable) -> None:
     for path in (download / "Prostate" / "BIDMC").glob("Case10*"):
         path.unlink()
-    with pytest.raises(DatasetError, match="BIDMC: 4 of 5 cases are there"):
+    with pytest.raises(DatasetError, match="BIDMC: only 4 of 5 cases exist"):
         converted(find_prostate(download))
 
 
 def test_sites_must_be_there_once(download: Path, tmp_path: Path) -> None:
     write_nifti(download / "again" / "HK" / "Case38.nii.gz", make_image(0))
-    with pytest.raises(DatasetError, match="site HK is there twice"):
+    with pytest.raises(DatasetError, match="are both site HK"):
         find_prostate(download)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "Prostate.zip").touch()

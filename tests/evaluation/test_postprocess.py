@@ -214,7 +214,7 @@ def test_postprocessing_of_other_classes_is_refused(tmp_path: Path) -> None:
         if fits:
             assert postprocess_folder(source, folder, Postprocessing(steps=(step,)), workers=0).predicted
             continue
-        with pytest.raises(DatasetError, match="of other classes: it has organ as 1, and these segmentations have"):
+        with pytest.raises(DatasetError, match="for other classes: it has organ as 1, but these segmentations have"):
             postprocess_folder(source, folder, Postprocessing(steps=(step,)), workers=0)
         assert not folder.exists()
 

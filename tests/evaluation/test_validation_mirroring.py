@@ -59,7 +59,7 @@ def test_after_a_training_by_time_the_cost_of_all_cases_in_all_flips_decides(hou
     """The case of median size stands for all; 600 voxels in four flips cost 12 times its time."""
     assert house.choose() == (
         True,
-        "3 cases in 4 flips each take about 12 s, 6% of the training's 3 min; up to 20% are fine",
+        "3 cases in 4 flips each take about 12 s, 6% of the training's 3 min; up to 20% is fine",
     )
     assert house.predicted == ["c"]
     house.seconds = 4.0
@@ -68,7 +68,7 @@ def test_after_a_training_by_time_the_cost_of_all_cases_in_all_flips_decides(hou
     assert why == (
         "3 cases in 4 flips each take about 48 s, 24% of the training's 3 min, which is more than 20%; `validate "
         "mirror` "
-        "validates with them all the same"
+        "uses them anyway"
     )
     assert house.choose(processes=2)[0]
 
@@ -110,7 +110,7 @@ def test_a_checkpoint_is_validated_again_as_before(house: House) -> None:
 def test_the_folds_of_a_model_follow_each_other(house: House) -> None:
     house.record("fold_1", checkpoint="checkpoint_best", epoch=2, mirror=False)
     house.record("fold_2", checkpoint="checkpoint_best", epoch=9, mirror=False)
-    assert house.choose() == (False, "as fold_1, fold_2, so that the folds' figures can be compared")
+    assert house.choose() == (False, "as fold_1, fold_2, so that the folds' scores can be compared")
     assert house.predicted == []
     house.record("fold_2", checkpoint="checkpoint_best", epoch=9, mirror=True)  # as somebody asked for
     assert house.choose()[0]

@@ -302,7 +302,7 @@ def test_the_command(
     monkeypatch.setitem(SAM_FILES, "vit_b", FILE)
     options = ["vit_b", "vit_b", "--url", server.address, "--weights", str(tmp_path / "weights")]
     assert run(command.main, options) == 0
-    assert capsys.readouterr().out == f"vit_b: {tmp_path}/weights/{FILE.name} (downloaded, its SHA-256 is right)\n"
+    assert capsys.readouterr().out == f"vit_b: {tmp_path}/weights/{FILE.name} (downloaded, SHA-256 is right)\n"
     assert run(command.main, options) == 0
     assert "already there" in capsys.readouterr().out
     server.codes = [404]

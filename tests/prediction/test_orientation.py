@@ -168,14 +168,14 @@ def test_what_is_turned_is_said_once(raw: Path, tmp_path: Path, caplog: pytest.L
     for axes, words in (
         ("LPS", "from its axes (x, y, z) RAS to the model's LPS"),
         ("unknown", "nothing is turned"),
-        (None, "of an older release, does not say"),
+        (None, "an older release) does not say"),
     ):
         caplog.clear()
         with caplog.at_level(logging.INFO, "masam_auto"):
             predict_folder(
                 by_place(intensity_model.make_predictor(raw), axes=axes), tmp_path / "in", tmp_path / f"{axes}"
             )
-        notes = [text for text in caplog.messages if "(said once)" in text]
+        notes = [text for text in caplog.messages if "(logged once)" in text]
         assert len(notes) == (1 if axes == "LPS" else 2) and all(words in text for text in notes)
 
 
@@ -450,7 +450,7 @@ def test_files_without_orientation_are_left_alone(
     predictor = intensity_model.make_predictor(raw)
     with caplog.at_level(logging.INFO, "masam_auto"):
         predict_folder(by_place(predictor, axes="RIP"), raw / "imagesTr", tmp_path / "a")
-    assert caplog.text.count("does not say where its axes point: it is taken as it is stored") == 1
+    assert caplog.text.count("does not say where its axes point; it is used as stored") == 1
     predict_folder(by_place(predictor, axes=None), raw / "imagesTr", tmp_path / "b")
     for name in ("case_000", "case_001"):
         found, expected = (read_labels(tmp_path / folder / f"{name}.nii.gz")[0] for folder in "ab")

@@ -22,7 +22,7 @@ def test_outputs_never_go_among_the_inputs(raw_dataset: Make, tmp_path: Path) ->
         predict_folder(predictor, raw / "imagesTr", raw / "imagesTr" / ".." / "imagesTr")
     with pytest.raises(OutputError, match="is a file"):
         predict_folder(predictor, raw / "imagesTr", raw / "dataset.json")
-    with pytest.raises(OutputError, match=r"is called like an image.*Give the folder: `output="):
+    with pytest.raises(OutputError, match=r"looks like an image file.*Give the folder: `output="):
         predict_folder(predictor, raw / "imagesTr", tmp_path / "seg" / "a.nii.gz")
     assert not (tmp_path / "seg").exists()
     with pytest.raises(OutputError, match="the output folder is a raw data set"):
@@ -32,7 +32,7 @@ def test_outputs_never_go_among_the_inputs(raw_dataset: Make, tmp_path: Path) ->
             predict_folder(predictor, raw / "imagesTr", raw / part, PredictionOptions(overwrite=True))
     for own in ("fingerprint.json", "splits.json", "fold_0"):
         (tmp_path / own / own).mkdir(parents=True)
-        with pytest.raises(OutputError, match=r"whose plan\.json would be replaced"):
+        with pytest.raises(OutputError, match=r"its plan\.json would be replaced"):
             predict_folder(predictor, raw / "imagesTr", tmp_path / own, PredictionOptions(overwrite=True))
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -51,9 +51,9 @@ def test_arrays_in_memory(raw_dataset: Callable[..., Path]) -> None:
     for grid in (geometry, geometry.spacing):
         with pytest.raises(ImageError, match=r"A volume needs its channel axis: image\[None\]"):
             predictor.predict_array(image[0], grid)
-    with pytest.raises(ModelError, match="returned='logits': expected is one of labels, probabilities, both"):
+    with pytest.raises(ModelError, match="returned='logits': expected one of labels, probabilities, both"):
         predictor.predict_array(image, geometry, returned="logits")  # type: ignore[arg-type]
-    with pytest.raises(ImageError, match="case in memory has values of type complex64; expected are real numbers"):
+    with pytest.raises(ImageError, match="case in memory has values of type complex64; expected real numbers"):
         predictor.predict_array(image.astype(np.complex64), geometry)
     for value in (np.nan, np.inf, -np.inf):
         image[0, 2, 3, :2] = value
@@ -64,7 +64,7 @@ def test_arrays_in_memory(raw_dataset: Callable[..., Path]) -> None:
 def test_nothing_given(raw_dataset: Callable[..., Path]) -> None:
     with pytest.raises(ModelError, match="no model is given"):
         Predictor.from_folder([], "cpu")
-    with pytest.raises(DatasetError, match="no file of the image is given"):
+    with pytest.raises(DatasetError, match="no image file is given"):
         intensity_model.make_predictor(raw_dataset(cases=1)).predict_files([])
 
 
@@ -116,7 +116,7 @@ def test_files_and_iterators_are_read_when_asked_for(raw_dataset: Callable[..., 
         np.testing.assert_array_equal(prediction.labels, expected)
         assert prediction.probabilities is not None
     assert len(taken) == 3
-    with pytest.raises(DatasetError, match=r"imagesTr holds 3 images \(case_000, case_001, case_002\), not one"):
+    with pytest.raises(DatasetError, match=r"imagesTr holds 3 images \(case_000, case_001, case_002\) instead of one"):
         predictor.predict_files(raw / "imagesTr")
 
 
@@ -166,10 +166,10 @@ def test_an_ensemble_averages_its_members(raw_dataset: Callable[..., Path]) -> N
 def test_models_of_other_data_are_not_averaged(raw_dataset: Callable[..., Path]) -> None:
     one = intensity_model.make_predictor(raw_dataset(cases=1))
     renamed = replace(one.description, labels=parse_labels({"background": 0, "other": 1, "b": 2}, None))
-    with pytest.raises(ModelError, match=r"masam__axis0 and masam__axis0 cannot be averaged: .* other labels"):
+    with pytest.raises(ModelError, match=r"masam__axis0 and masam__axis0 cannot be averaged: .* different labels"):
         combine([one, replace(one, description=renamed)])
     two = replace(one.description, channel_names=("T1", "T2"))
-    with pytest.raises(ModelError, match="were trained with other channel names"):
+    with pytest.raises(ModelError, match="were trained with different channel names"):
         combine([one, replace(one, description=two)])
 
 

@@ -222,7 +222,7 @@ def test_a_case_that_ran_out_of_memory_is_done_at_the_end_alone(
     outcome = predict_folder(intensity_model.make_predictor(raw), raw / "imagesTr", tmp_path / "out")
     assert outcome.predicted == ("case_000", "case_001", "case_003")
     assert outcome.problems[0].startswith(
-        "case case_002: not enough memory, even with no other case beside it. Predict"
+        "case case_002: not enough memory, even with no other case in memory. Predict"
     )
     assert calls[-2:] == ["case_001", "case_002"] and len(calls) == 6
     assert names(tmp_path / "out") == [f"case_{i:03d}.nii.gz" for i in (0, 1, 3)]

@@ -209,7 +209,7 @@ def test_what_does_not_fit_is_refused() -> None:
         preprocess_case(image, geometry, np.zeros((3, 4, 4), np.int16), configure(channels=2), identifier="case_7")
     done = preprocess_case(image[:1], geometry, None, configure(), identifier="case_7")
     with pytest.raises(
-        ModelError, match=r"case_7: slice 0 of the logits has shape \(5, 4, 5\); expected are 3 slices of \(3, 4, 5\)"
+        ModelError, match=r"case_7: slice 0 of the logits has shape \(5, 4, 5\); expected 3 slices of \(3, 4, 5\)"
     ):
         restore(np.zeros((5, 3, 4, 5), np.float32), done.properties, LABELS, configure())
 

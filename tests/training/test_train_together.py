@@ -167,7 +167,7 @@ def test_without_restarts_the_others_end_with_one_line(tmp_path: Path) -> None:
     ("what", "line", "code"),
     [
         ("error", "error: something to mend", 2),
-        ("ended", "error: terminated (SIGUSR1). Files that were finished are kept.", 138),
+        ("ended", "error: terminated (SIGUSR1). Finished files are kept.", 138),
     ],
 )
 def test_an_error_in_one_process_ends_all_with_its_line(tmp_path: Path, what: str, line: str, code: int) -> None:
