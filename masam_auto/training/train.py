@@ -71,9 +71,8 @@ def train_fold(
 
     Raises:
         PlanError: no preprocessed data, or of another plan; unknown fold; unknown names in the plan.
-        OutputError: there is a training already and neither resume nor overwrite is given, another process is at it,
-        or no
-            space is left.
+        OutputError: there is a training already and neither resume nor overwrite is given, another process is at it, or
+            no space is left.
         ModelError: nothing to resume, finished already, checkpoint of another plan, folds that changed since another
             one was trained, SAM weights that are missing, of another encoder or, when resuming, changed; or the loss
             went astray.
