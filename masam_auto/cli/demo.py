@@ -102,13 +102,14 @@ def run_commands(folder: Path, parsed: argparse.Namespace, times: dict[str, floa
         print(f"$ export MASAM_{name.upper()}={shlex.quote(short_path(folder / name))}")
     images, references = (short_path(folder / "raw" / DATASET / name) for name in ("imagesTs", "labelsTs"))
     segmentations = short_path(folder / "segmentations")
-    begun = any((folder / "results").glob(f"*/*/fold_0/{CHECKPOINTS['latest']}"))
-    trained = any((folder / "results").glob("*/*/fold_0/validation/summary.json"))
+    begun = any((folder / "results").glob(f"*/masam__*/fold_0/{CHECKPOINTS['latest']}"))
+    trained = any((folder / "results").glob("*/masam__*/fold_0/validation/summary.json"))
     predicted = (folder / "segmentations").exists()
+    model, again = ["-d", "999", "-p", "masam"], ["--overwrite"] if predicted else []
     commands: list[tuple[str, Main, list[str]]] = [
         ("masam_plan_and_preprocess", plan_and_preprocess.main, ["-d", "999"]),
         ("masam_train", train.main, ["999", "fold0", "--budget", parsed.budget, *(["--c"] if begun else [])]),
-        ("masam_predict", predict.main, ["-i", images, "-o", segmentations, *(["--overwrite"] if predicted else [])]),
+        ("masam_predict", predict.main, ["-i", images, "-o", segmentations, *model, *again]),
         ("masam_evaluate", evaluate.main, [segmentations, references]),
     ]
     for command, command_main, given in commands:

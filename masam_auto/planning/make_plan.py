@@ -32,7 +32,7 @@ from masam_auto.planning.recipes import Reasons, channels_reason, choose_network
 from masam_auto.planning.slice_axes import SliceAxes, choose_separate_slices, choose_slice_axes
 from masam_auto.planning.spacing import choose_spacing, median_shape, shapes_at
 from masam_auto.planning.step_size import choose_size, fit_budget, step_sizes
-from masam_auto.planning.window_length import choose_depth, choose_window
+from masam_auto.planning.window_length import choose_depth, choose_window, stride_reason
 
 __all__ = ["make_plan", "plan_table"]
 
@@ -281,10 +281,9 @@ def _choose_inference(
 ) -> tuple[InferencePlan, Reasons]:
     longest, longest_reason = choose_longest_prediction(loads, gpu_memory_gb=basis.gpu_memory_gb)
     depth, depth_reason = choose_depth(default.window, encoder)
-    where = "" if depth == "windows" else "; used only with depth=windows"
     reasons = {
         "depth": depth_reason,
-        "slice_stride": f"half of the window of {default.window} slices{where}",
+        "slice_stride": stride_reason(default.window, depth),
         "max_slices": longest_reason,
         "mirror": "mean over all flips that a configuration's mirror_axes allow",
     }

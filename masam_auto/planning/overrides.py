@@ -9,6 +9,7 @@ import msgspec
 
 from masam_auto.core.errors import PlanError
 from masam_auto.core.plan import Plan
+from masam_auto.planning.window_length import with_depth
 
 
 def override(plan: Plan, assignments: Sequence[str]) -> Plan:
@@ -19,15 +20,21 @@ def override(plan: Plan, assignments: Sequence[str]) -> Plan:
     by its number ("axis0.normalization.0.scheme=zscore"), an entry of a table by its name
     ("training.augmentation.added.blur=0.5,2").
 
+    Depth and slice stride at inference follow the window of the default configuration, unless they are set by hand too.
+
     Raises:
         PlanError: unknown field (the known ones are listed) or a value that the field does not allow.
     """
+    changed = plan
     for assignment in assignments:
         try:
-            plan = _override_one(plan, assignment)
+            changed = _override_one(changed, assignment)
         except (PlanError, msgspec.ValidationError) as error:
             raise PlanError(f"{assignment}: {error}") from error
-    return plan
+    window = changed.configuration(None).window
+    if window == plan.configuration(None).window or changed.network.custom_encoder is not None:
+        return changed
+    return with_depth(changed, window)
 
 
 def _override_one(plan: Plan, assignment: str) -> Plan:
@@ -43,8 +50,7 @@ def _override_one(plan: Plan, assignment: str) -> Plan:
     else:
         known = ", ".join(("training", "network", "inference", *plan.configurations))
         raise PlanError(f"unknown section {keys[0]!r}; known: {known}")
-    reasons = {key: value for key, value in plan.reasons.items() if key != path.strip()}
-    return dataclasses.replace(plan, reasons=reasons | {path.strip(): "set by hand"})
+    return dataclasses.replace(plan, reasons=plan.reasons | {path.strip(): "set by hand"})
 
 
 def _replaced(section: Any, keys: Sequence[str], text: str) -> Any:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from masam_auto.core.encoders import PlannedEncoder, planned_encoder
 from masam_auto.core.plan import Plan, Speed, StepSize, TrainingPlan
 from masam_auto.planning.canvas_size import PIXELS_ACROSS
-from masam_auto.planning.window_length import choose_depth
+from masam_auto.planning.window_length import with_depth
 
 PIXELS_PER_STEP = 100_000  # of a fold without a budget; more if the machine has time for it
 HALVINGS = -1  # the smallest size is half of PIXELS_PER_STEP
@@ -162,11 +162,7 @@ def with_size(plan: Plan, name: str, size: StepSize) -> Plan:
         f"{name}.{field}": f"for the budget: {size.pixels} px per step, one of the sizes above" for field in changed
     }
     plan = replace(plan, configurations=plan.configurations | {name: after}, reasons=plan.reasons | reasons)
-    if plan.reasons.get("inference.depth") == "set by hand" or before.window == after.window:
-        return plan
-    depth, reason = choose_depth(size.window, planned_encoder(plan.network.encoder))
-    inference = replace(plan.inference, depth=depth, slice_stride=(size.window + 1) // 2)
-    return replace(plan, inference=inference, reasons=plan.reasons | {"inference.depth": reason})
+    return plan if before.window == after.window else with_depth(plan, size.window)
 
 
 def _tokens(sides: Sequence[float], token: int, to_whole: Callable[[float], int]) -> tuple[int, int]:

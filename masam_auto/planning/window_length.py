@@ -1,9 +1,11 @@
 """How many neighbouring slices a window has (N), and how prediction moves along the slices."""
 
+from dataclasses import replace
 from typing import Literal
 
-from masam_auto.core.encoders import PlannedEncoder
+from masam_auto.core.encoders import PlannedEncoder, planned_encoder
 from masam_auto.core.fingerprint import Fingerprint
+from masam_auto.core.plan import Plan
 
 CONTEXT_MM = 15.0  # Source: MA-SAM's five slices at about 3 mm
 VIDEO_WINDOW = 5  # Source: MA-SAM
@@ -40,7 +42,7 @@ def choose_depth(window: int, encoder: PlannedEncoder) -> tuple[Literal["whole",
     In a short window, most slices are near its ends, where the network sees zeros beyond. A network trained on such
     windows has rarely seen a slice with many neighbours on both sides, as in the middle of a whole volume.
 
-    Source: measured (documentation/log.md): vit_t lost up to 0.18 Dice with the whole depth after windows of 3 and 5
+    Source: measured (documentation/log.md): vit_t lost up to 0.19 Dice with the whole depth after windows of 3 and 5
     slices, and nothing after 9 and 15; a SAM-shaped network lost nothing after 5.
     """
     least = encoder.whole_from
@@ -55,3 +57,22 @@ def choose_depth(window: int, encoder: PlannedEncoder) -> tuple[Literal["whole",
         f"overlapping windows of {window} slices, as in training: the whole depth at once is less accurate after "
         f"training on windows of fewer than {least} slices (measured)"
     )
+
+
+def stride_reason(window: int, depth: str) -> str:
+    """Why windows follow one another by half of their length."""
+    return f"half of the window of {window} slices" + ("" if depth == "windows" else "; used only with depth=windows")
+
+
+def with_depth(plan: Plan, window: int) -> Plan:
+    """The plan with the inference depth and slice stride that suit another window length, unless set by hand."""
+    by_hand = {field for field, reason in plan.reasons.items() if reason == "set by hand"}
+    depth, reason = choose_depth(window, planned_encoder(plan.network.encoder))
+    if "inference.depth" not in by_hand:
+        inference = replace(plan.inference, depth=depth)
+        plan = replace(plan, inference=inference, reasons=plan.reasons | {"inference.depth": reason})
+    if "inference.slice_stride" not in by_hand:
+        inference = replace(plan.inference, slice_stride=(window + 1) // 2)
+        why = stride_reason(window, plan.inference.depth)
+        plan = replace(plan, inference=inference, reasons=plan.reasons | {"inference.slice_stride": why})
+    return plan

@@ -160,6 +160,9 @@ class Session:
             OutputError: a checkpoint could not be written.
         """
         job, plan = self.job, self.job.plan.training
+        if not self.state.unfinished.steps and self.state.epoch and self.ask()[0] >= 1:
+            self._finish_without_steps()
+            return
         batches = validation_batches(job, self.state)
 
         def go_on(done: int) -> bool:
@@ -182,6 +185,18 @@ class Session:
             self.state = replace(self.state, finished=True, ended=reason)
         if job.world.first:
             self._write(epoch, dice, progress=progress, best=best)
+
+    def _finish_without_steps(self) -> None:
+        """The time was used up between two epochs: the one before was the last."""
+        self.state = replace(self._clocked(), finished=True)
+        if self.job.world.first:
+            self._save(best=False)
+            self._close()
+
+    def _close(self) -> None:
+        """Wait for the last checkpoint, and remove the file that asked to stop."""
+        self.writer.finish()
+        (self.job.folder / STOP_FILE).unlink(missing_ok=True)
 
     def _clocked(self) -> TrainingState:
         return replace(self.state, wall_seconds=self.clock.wall, cpu_seconds=self.clock.cpu)
@@ -216,8 +231,7 @@ class Session:
         logger.info(describe(metrics, best=best))
         self.record(metrics)
         if self.state.finished:
-            self.writer.finish()
-            (job.folder / STOP_FILE).unlink(missing_ok=True)
+            self._close()
         drawn, took = self.picture
         if self.state.finished or time.perf_counter() - drawn >= took / PICTURE_SHARE:
             drawn = time.perf_counter()

@@ -172,7 +172,16 @@ def test_choices_by_hand():
     assert spaced.configurations["axis0"].spacing == (1.5, 1.0, 1.0)
     assert spaced.reasons["axis0.spacing"] == "set by hand"
     chosen = make_plan(fingerprint, gpu_memory_gb=0, overrides=["training.num_epochs=3", "axis0.window=3"])
-    assert moved(base, chosen) == {"training.num_epochs", "configurations.axis0.window"}
+    by_hand, following = (
+        {"training.num_epochs", "configurations.axis0.window"},
+        {"inference.depth", "inference.slice_stride"},
+    )
+    assert by_hand <= moved(base, chosen) <= by_hand | following
+    assert chosen.inference.slice_stride == 2 and chosen.reasons["inference.slice_stride"].startswith(
+        "half of the window of 3"
+    )
+    kept = make_plan(fingerprint, gpu_memory_gb=0, overrides=["axis0.window=3", "inference.slice_stride=1"])
+    assert (kept.inference.slice_stride, kept.inference.depth) == (1, "windows")
     assert make_plan(fingerprint, gpu_memory_gb=0, backbone="vit_b").network.encoder == "vit_b"
     assert make_plan(fingerprint, gpu_memory_gb=0, name="mine").name == "mine"
     with pytest.raises(PlanError, match="is unknown; known: vit_t"):
