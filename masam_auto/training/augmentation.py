@@ -1,4 +1,4 @@
-"""Random changes of training windows: what to do is drawn first, as plain numbers, and done afterwards."""
+"""Random changes of training windows: first drawn as plain numbers, then applied."""
 
 import math
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from masam_auto.imaging.canvas import CanvasMap
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Augmentation:
-    """What is done to one window; the defaults do nothing.
+    """The changes of one window; the defaults change nothing.
 
-    `rotation` and `shear` are in degrees, `scale` enlarges what is shown, `translation` (rows, columns) moves it by a
-    share of the canvas, `flips` names the axes (0 slices, 1 rows, 2 columns) that are reversed. `intensity` holds
-    names of AUGMENTATIONS, or of plug-ins, with their strengths, in order. `erased` (top, bottom, left, right) is a
-    box in shares of the canvas. `seed` is for the noise.
+    `rotation` and `shear` are in degrees. `scale` enlarges the image. `translation` (rows, columns) moves it by a share
+    of the canvas. `flips` lists the axes to reverse (0 slices, 1 rows, 2 columns). `intensity` lists names of
+    AUGMENTATIONS or plug-ins with their strengths, in order. `erased` (top, bottom, left, right) is a box in shares of
+    the canvas. `seed` is for the noise.
     """
 
     rotation: float = 0.0
@@ -83,17 +83,17 @@ def apply_augmentation(
     *,
     spacing: tuple[float, float] = (1.0, 1.0),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Show a window on the canvas, changed as drawn; all slices alike.
+    """Put a window on the canvas with the drawn changes, the same for all slices.
 
-    Intensities change before the window is laid on the canvas, so that padding stays zero, as it is in prediction,
-    and noise and sharpness act on the pixels that were acquired. Everything spatial is one resampling.
+    Intensities change before the window is put on the canvas. So padding stays zero, as in prediction, and noise and
+    sharpness change the acquired pixels. All spatial changes are one resampling.
 
     Args:
         image: (N, C, h, w) float32, preprocessed slices.
         labels: (N, h, w) label values.
         tile: what the canvas shows before any change.
         augmentation: what to change.
-        spacing: (rows, columns) in mm, which keeps rotations true where pixels are not square.
+        spacing: (rows, columns) in mm, so that rotations are correct if pixels are not square.
 
     Returns:
         image (N, C, H, W) float32, bilinear, zero outside; labels (N, H, W) int16, nearest, background outside.
@@ -130,7 +130,7 @@ def apply_augmentation(
 
 
 def gamma(image: torch.Tensor, strength: float, generator: np.random.Generator) -> torch.Tensor:
-    """Raise to a power between each channel's lowest and highest value, which stay as they are."""
+    """Raise to a power between each channel's lowest and highest value, which do not change."""
     lowest, highest = _limits(image)
     width = (highest - lowest).clamp(min=1e-6)
     return ((image - lowest) / width).clamp(min=0).pow(strength) * width + lowest
@@ -149,9 +149,7 @@ def brightness(image: torch.Tensor, strength: float, generator: np.random.Genera
 
 
 def sharpness(image: torch.Tensor, strength: float, generator: np.random.Generator) -> torch.Tensor:
-    """Unsharp mask: add `strength` of what a 3 x 3 mean, of the pixels that there are, takes away; -1 is the mean
-    itself.
-    """
+    """Unsharp mask: add `strength` times the difference from the 3 x 3 mean (inside the image); -1 gives the mean."""
     height, width = image.shape[-2:]
     weights = -strength / (_neighbours(height)[:, None] * _neighbours(width))
     # sums along one axis, then the other: a third of the time of avg_pool2d
@@ -208,7 +206,7 @@ def _deviation(image: torch.Tensor) -> torch.Tensor:
 
 
 def _sum_of_three(image: torch.Tensor, axis: int) -> torch.Tensor:
-    """Each pixel and its neighbours along an axis added up; beyond the edge there is nothing."""
+    """The sum of each pixel and its neighbours along an axis; zero beyond the edge."""
     total, size = image.clone(), image.shape[axis] - 1
     total.narrow(axis, 0, size).add_(image.narrow(axis, 1, size))
     total.narrow(axis, 1, size).add_(image.narrow(axis, 0, size))
@@ -221,9 +219,7 @@ def _neighbours(size: int) -> torch.Tensor:
 
 
 def _canvas_to_slice(tile: CanvasMap, augmentation: Augmentation, spacing: tuple[float, float]) -> np.ndarray:
-    """(2, 3) matrix from offsets (rows, columns, 1) from the canvas's middle to slice offsets from what it shows
-    there.
-    """
+    """(2, 3) matrix from canvas offsets (rows, columns, 1) to slice offsets, both from the middle of the canvas."""
     angle, skew = math.radians(augmentation.rotation), math.tan(math.radians(augmentation.shear))
     turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     flip = np.diag([-1.0 if axis in augmentation.flips else 1.0 for axis in (1, 2)])
@@ -235,7 +231,7 @@ def _canvas_to_slice(tile: CanvasMap, augmentation: Augmentation, spacing: tuple
 
 
 def _needed(matrix: np.ndarray, tile: CanvasMap) -> tuple[slice, slice]:
-    """The rows and columns of the slice that the canvas can show, so that the rest need not be computed on."""
+    """The rows and columns of the slice that the canvas can show; only these need computing."""
     half = np.subtract(tile.canvas, 1) / 2
     corners = np.array([(r, c, 1.0) for r in (-half[0], half[0]) for c in (-half[1], half[1])])
     places = corners @ matrix.T + np.asarray(tile.centre)

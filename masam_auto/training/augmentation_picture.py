@@ -16,9 +16,9 @@ WINDOWS = 12
 
 
 def draw_augmented_windows(folder: Path, sampling: Sampling, labels: Labels, *, title: str) -> None:
-    """Draw the middle slices of the first windows of the training into the folder of its fold.
+    """Draw the middle slices of the first training windows and save the picture.
 
-    A picture is no reason to stop a training: whatever goes wrong becomes one line of the log.
+    A failed picture must not stop a training, so any error becomes a line in the log.
 
     Args:
         folder: where augmentation.png goes.
@@ -32,11 +32,11 @@ def draw_augmented_windows(folder: Path, sampling: Sampling, labels: Labels, *, 
         draw_windows(folder / PICTURE_NAME, panels, names=names_of_values(labels), title=title)
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        logger.warning("%s could not be drawn (%s); the training goes on without", folder / PICTURE_NAME, reason)
+        logger.warning("%s could not be drawn (%s); the training continues without it", folder / PICTURE_NAME, reason)
 
 
 def names_of_values(labels: Labels) -> dict[int, str]:
-    """A name for each label value but the background: of its class, or of the regions that hold it; ignore last."""
+    """A name for each label value except the background: its class or its regions; the ignore label is last."""
     holding: dict[int, list[str]] = {}
     for name, values in labels.foreground.items():
         for value in values:
@@ -63,5 +63,5 @@ def _panel(sampling: Sampling, store: CaseStore, number: int) -> WindowPanel:
 
 
 def _as_colours(image: np.ndarray) -> np.ndarray:
-    """(C, H, W) to the first channel (H, W), or of three and more the first three as red, green, blue (H, W, 3)."""
+    """(C, H, W) to the first channel (H, W), or with three or more to red, green and blue (H, W, 3)."""
     return image[0] if len(image) < 3 else np.moveaxis(image[:3], 0, -1)

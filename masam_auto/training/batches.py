@@ -22,18 +22,18 @@ from masam_auto.core.errors import MasamError, ModelError
 from masam_auto.training.sampling import CaseStore, Sampling, make_boxes, make_window
 
 CACHE_SHARE = 0.25
-# How often a waiting training looks whether its workers live, and how long it waits for the thread that reads them.
+# How often a waiting training checks that its workers are alive, and how long it waits for the thread that reads them.
 LOOK_SECONDS, LEAVE_SECONDS = 0.5, 2.0
-# How often workers and that thread, while they wait, look whether they are to end. An item ends the waiting at once; at
-# 0.002 s eight idle workers took a seventh of a core.
+# How often waiting workers and that thread check whether to stop. A new item ends the waiting at once. With 0.002 s,
+# eight idle workers used a seventh of a core.
 IDLE_SECONDS = 0.1
 
 
 class BatchLoader:
-    """Makes batch after batch; what batchgenerators' augmenters draw from.
+    """Makes one batch after another for batchgenerators' augmenters.
 
-    Batch `number` counts this process's batches from the start of training. Of several workers, the one called `thread`
-    makes every `workers`-th batch. A failure travels to the training process as an item of its own.
+    `number` counts the batches of this process from the start of training. With several workers, worker `thread` makes
+    every `workers`-th batch. A failure is sent to the training process as an item.
     """
 
     def __init__(
@@ -45,10 +45,10 @@ class BatchLoader:
         self.next_number, self.step = first, max(workers, 1)
 
     def set_thread_id(self, thread: int) -> None:
-        """Called by batchgenerators in the worker process: take its share, one thread, and end with the parent.
+        """Called by batchgenerators in the worker: take its share, use one thread, and end with the parent.
 
-        Signals to the process group are the parent's business; a worker that they ended could leave half a batch in
-        its pipe, which nobody can read past.
+        Only the parent reacts to signals. A worker stopped by one could leave half a batch in its pipe, which would
+        block the reader.
         """
         self.next_number += thread
         torch.set_num_threads(1)
@@ -64,7 +64,7 @@ class BatchLoader:
 
         With boxes also "boxes": (B, N, 4) float32, not-a-number for windows without one.
 
-        The kind is "mendable" for what a MasamError said, "memory" or "bug" for a traceback.
+        The kind is "mendable" with the text of a MasamError, or "memory" or "bug" with a traceback.
         """
         epoch, within = divmod(self.next_number, self.per_epoch)
         self.next_number += self.step
@@ -77,9 +77,9 @@ class BatchLoader:
 
 
 def make_batch(store: CaseStore, sampling: Sampling, epoch: int, first: int, size: int) -> dict[str, Any]:
-    """Windows `first` to `first + size` of an epoch, with their boxes (B, N, 4) where the sampling has them.
+    """Windows `first` to `first + size` of an epoch, with boxes (B, N, 4) if the sampling has them.
 
-    Numpy arrays, because they need no shared memory to travel.
+    As numpy arrays, because they can be sent without shared memory.
     """
     windows = [make_window(store, sampling, epoch, first + place) for place in range(size)]
     batch = {
@@ -93,7 +93,7 @@ def make_batch(store: CaseStore, sampling: Sampling, epoch: int, first: int, siz
 
 
 def on_device(batch: Mapping[str, np.ndarray], device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch's arrays as tensors; to a CUDA GPU through pinned memory, so that nothing waits for the copy."""
+    """A batch's arrays as tensors; to a CUDA GPU through pinned memory, so the copy does not block."""
     tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
     if device.type == "cuda":
         return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
@@ -119,7 +119,7 @@ def open_batches(loader: BatchLoader, workers: int) -> Iterator[Iterator[dict[st
             with _signals_later():
                 augmenter.restart()
         batches = _checked(_received(augmenter))
-        first = next(batches)  # so that the start of the workers is not taken for waiting
+        first = next(batches)  # so that starting the workers does not count as waiting
         yield itertools.chain([first], batches)
     finally:
         if augmenter is not None:
@@ -127,7 +127,7 @@ def open_batches(loader: BatchLoader, workers: int) -> Iterator[Iterator[dict[st
 
 
 def cache_memory(workers: int) -> float:
-    """Bytes of preprocessed arrays that each process may keep in memory: a quarter of what is free, between them."""
+    """Bytes of preprocessed arrays that each process may keep: together, a quarter of the free memory."""
     return CACHE_SHARE * free_memory() / max(workers, 1)
 
 
@@ -137,7 +137,7 @@ def _checked(source: Iterator[dict[str, Any]]) -> Iterator[dict[str, np.ndarray]
             batch = next(source)
         except RuntimeError as error:
             raise RuntimeError(
-                "a process that prepares windows died, most often for want of memory. "
+                "a process that prepares windows died, usually because memory ran out. "
                 "Try fewer workers, or `workers=0` to prepare them in the training process."
             ) from error
         if "error" in batch:
@@ -150,7 +150,7 @@ def _checked(source: Iterator[dict[str, Any]]) -> Iterator[dict[str, np.ndarray]
 
 
 def _received(augmenter: MultiThreadedAugmenter) -> Iterator[dict[str, Any]]:
-    """The augmenter's batches in order. Its own iterator, once a worker died, reads pipes that may never answer."""
+    """The augmenter's batches in order. Its own iterator would wait for ever if a worker died."""
     while True:
         try:
             yield augmenter.pin_memory_queue.get(timeout=LOOK_SECONDS)
@@ -160,9 +160,9 @@ def _received(augmenter: MultiThreadedAugmenter) -> Iterator[dict[str, Any]]:
 
 
 def _leave(augmenter: MultiThreadedAugmenter) -> None:
-    """Stop workers without reading what they still send. They write no files, so that killing them harms nothing.
+    """Stop workers without reading what they still send. They write no files, so killing them is safe.
 
-    Source: stands for batchgenerators' `_finish`, which empties the pipes and waits for ever at half a message.
+    Source: replaces batchgenerators' `_finish`, which empties the pipes and waits for ever at half a message.
     """
     augmenter.abort_event.set()
     if augmenter.pin_memory_thread is not None:
@@ -172,12 +172,12 @@ def _leave(augmenter: MultiThreadedAugmenter) -> None:
     for process in augmenter._processes:
         process.join()
     augmenter._processes, augmenter._queues = [], []
-    augmenter.was_initialized = False  # so that its destructor finds nothing left to do
+    augmenter.was_initialized = False  # so that its destructor does nothing
 
 
 @contextlib.contextmanager
 def _signals_later() -> Iterator[None]:
-    """Hold back the signals that end a program. Processes started meanwhile never get them, while still importing."""
+    """Block the signals that end a program, so that processes started meanwhile do not get them during imports."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows, where signals are not sent to process groups
         yield
         return

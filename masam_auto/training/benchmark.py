@@ -1,4 +1,4 @@
-"""How fast this machine trains and predicts: times, memory, and the share of what its arithmetic would allow.
+"""Measure how fast this machine trains and predicts: times, memory, and the share of its peak arithmetic rate.
 
 Weights and images are random; no data set and no SAM file is needed.
 """
@@ -33,7 +33,7 @@ MATRIX = 2048  # side of the matrices whose product tells the machine's rate
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """What is measured: `batch` windows of `window` slices on a canvas (height, width); `num_outputs` is K."""
+    """The setting to measure: `batch` windows of `window` slices on a canvas (height, width); `num_outputs` is K."""
 
     network: NetworkPlan
     training: TrainingPlan
@@ -48,8 +48,8 @@ class Setting:
 class Measured:
     """One pass over `slices` slices. `seconds` is a median; `flops` counts matrix products and convolutions.
 
-    `rate` is what one large matrix product of the same type reaches, in FLOP/s. Bytes without what the process or the
-    device's libraries had taken before; None where the system does not tell.
+    `rate` is the FLOP/s of one large matrix product of the same type. Bytes exclude what the process or the device's
+    libraries used before; None if the system does not report them.
     """
 
     slices: int
@@ -189,7 +189,7 @@ def computing_type(setting: Setting, device: torch.device) -> torch.dtype:
 
 
 def load_of(setting: Setting, device: torch.device) -> Load:
-    """What the memory model needs to know."""
+    """The input of the memory model."""
     return Load(
         encoder=encoder_of(setting.network),
         network=setting.network,
@@ -224,7 +224,7 @@ def memory_in_use(device: torch.device) -> float | None:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin to look for the peak anew."""
+    """Reset the measured peak."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
@@ -237,7 +237,7 @@ def peak_memory(device: torch.device) -> float | None:
 
 
 def _load_libraries(setting: Setting, device: torch.device) -> None:
-    """One step at the smallest size, so that memory is not charged for the code of torch's libraries."""
+    """Run one step at the smallest size, so that loading torch's libraries does not count as memory used."""
     side = encoder_of(SMALLEST).token_stride
     small = replace(setting, canvas=(side, side), window=2, batch=1, network=SMALLEST)
     training_step(_network(small, device, lean=True), small, device)()

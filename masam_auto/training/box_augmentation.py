@@ -1,4 +1,4 @@
-"""Boxes for training windows: dropped, relaxed and jittered, so that one network serves with and without a box."""
+"""Boxes for training windows: dropped, relaxed and jittered, so that one network works with and without boxes."""
 
 from dataclasses import dataclass
 
@@ -36,18 +36,18 @@ def box_draws(network: NetworkPlan, training: TrainingPlan, labels: Labels) -> B
 def draw_box(labels: np.ndarray, draws: BoxDraws, generator: np.random.Generator) -> np.ndarray:
     """Draw the box of one window.
 
-    The tight box encloses the foreground, all classes together, of all slices of the window. Every side moves outwards
-    by one random share of the box's length along that axis, then each by a random share of its own. Half of the boxes
-    stay at the lower end of the relaxation's range: with an even draw tight boxes were rare, and poorly served.
+    The tight box encloses the foreground of all classes in all slices of the window. First, all sides move outwards by
+    one random share of the box's length along their axis. Then each side moves by another random share. Half of the
+    boxes get the lowest relaxation: when drawn evenly, tight boxes were rare and segmented poorly.
 
     Args:
         labels: (N, H, W) label values on the canvas, as the network is shown them.
         draws: chances and ranges.
-        generator: the only source of randomness; the same numbers are taken from it whatever the labels are.
+        generator: the only source of randomness; the draws do not depend on the labels.
 
     Returns:
         (4,) float32 x0, y0, x1, y1 in canvas pixels, measured from the canvas's edge; within the canvas and not empty.
-        Not-a-number where the box is dropped, or there is no foreground.
+        Not-a-number if the box is dropped or there is no foreground.
     """
     dropped = generator.random() < draws.dropout
     lowest, highest = draws.relaxation

@@ -1,4 +1,4 @@
-"""Checkpoints written by a thread while training goes on."""
+"""Write checkpoints in a thread while training continues."""
 
 import contextlib
 import logging
@@ -14,15 +14,14 @@ from masam_auto.models.checkpoint import Checkpoint, save_checkpoint
 
 logger = logging.getLogger(__name__)
 
-# Within an epoch a checkpoint is written so often, or as seldom as it takes not to cost more than this share of the
-# time.
+# How often a checkpoint is written within an epoch; less often if it would cost more than this share of the time.
 SAVE_SECONDS, SAVE_SHARE = 300.0, 0.01
 
 
 class CheckpointWriter:
     """Copies a checkpoint to the host's memory and writes the copy in a thread, one at a time.
 
-    Training stands still for the copy only: for vit_b 0.3 s of 2.4 s (documentation/log.md, 2026-11-21).
+    Training stops only for the copy: for vit_b 0.3 s of 2.4 s (documentation/log.md, 2026-11-21).
     """
 
     def __init__(self, fold_folder: Path, thread: ThreadPoolExecutor) -> None:
@@ -32,15 +31,15 @@ class CheckpointWriter:
         self.saved, self.cost = time.perf_counter(), 0.0
 
     def is_due(self) -> bool:
-        """Whether the last checkpoint, or the beginning, is so long ago that much would be lost with this process."""
+        """Whether the last checkpoint, or the beginning, is long enough ago to write another."""
         written = self.under_way is None or self.under_way.done()
         return written and time.perf_counter() - self.saved >= max(SAVE_SECONDS, self.cost / SAVE_SHARE)
 
     def save(self, checkpoint: Checkpoint, *, best: bool) -> None:
-        """Begin to write a checkpoint, once the one before is written; its tensors may change from now on.
+        """Start writing a checkpoint once the previous one is written. The tensors may change after this call.
 
         Raises:
-            OutputError: the one before could not be written.
+            OutputError: the previous one could not be written.
         """
         self.finish()
         self.saved = time.perf_counter()
@@ -49,7 +48,7 @@ class CheckpointWriter:
         self.under_way = self.thread.submit(_timed_save, self.fold_folder, copied, best=best)
 
     def finish(self) -> None:
-        """Wait until all is written. Raises OutputError where it could not be."""
+        """Wait until everything is written. Raises OutputError if that failed."""
         under_way, self.under_way = self.under_way, None
         if under_way is not None:
             self.cost += under_way.result()
@@ -57,10 +56,10 @@ class CheckpointWriter:
 
 @contextlib.contextmanager
 def open_writer(fold_folder: Path) -> Iterator[CheckpointWriter]:
-    """A writer that has written all when the block ends, however it ends.
+    """A writer that has written everything when the block ends, even with an error.
 
     Raises:
-        OutputError: the last one could not be written. Where the block ends with an error, this one is only logged.
+        OutputError: the last checkpoint could not be written. If the block ends with an error, this is only logged.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint") as thread:
         writer = CheckpointWriter(fold_folder, thread)

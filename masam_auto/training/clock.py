@@ -13,7 +13,7 @@ import torch
 class Clock:
     """Seconds that a training has used, earlier sessions included: wall clock, and CPU of all its processes.
 
-    Of `processes` that train together, each counts its own and takes the others to use as much.
+    With several `processes`, each counts its own time and assumes that the others use as much.
     """
 
     earlier_wall: float = 0.0
@@ -24,7 +24,7 @@ class Clock:
     _workers: list[psutil.Process] = field(default_factory=list)
 
     def watch_workers(self) -> None:
-        """Count the child processes that there are now; what they have used so far is counted too."""
+        """Count the present child processes, including the time they have used so far."""
         self._workers = psutil.Process().children(recursive=True)
 
     @property

@@ -1,4 +1,4 @@
-"""The folder of a fold in training: made, or protected; and which cases the fold has."""
+"""The folder of a fold in training: make it, protect it, and find the cases of the fold."""
 
 import json
 import shutil
@@ -28,16 +28,16 @@ def claim_folder(
     overwrite: bool,
     few_shot: Folds | None = None,
 ) -> None:
-    """Make the folder of a fold, with plan.json, dataset.json and splits.json beside it.
+    """Make the folder of a fold, with plan.json, dataset.json and splits.json in the model's folder.
 
-    What a training that never finished an epoch left is removed; checkpoints only with `overwrite`.
+    Remains of a training that never finished an epoch are removed; checkpoints only with `overwrite`.
 
     Args:
         fold_folder: results/<data set>/<plan>__<configuration>/fold_K.
         plan, configuration: of the training.
         source: the data set's preprocessed folder, with dataset.json and splits.json.
-        resume: a checkpoint must be there.
-        overwrite: a checkpoint may be there.
+        resume: requires a checkpoint.
+        overwrite: allows a checkpoint, which is removed.
         few_shot: what to write as splits.json instead (`few_shot_folds`).
 
     Raises:
@@ -46,7 +46,8 @@ def claim_folder(
     """
     if fold_folder.is_symlink():
         raise OutputError(
-            f"{fold_folder} is a link, which is not trained into. Remove it, or give the training a name (`plan_name`)."
+            f"{fold_folder} is a link, and links are not written to. Remove it, or give the training a name "
+            "(`plan_name`)."
         )
     trained = has_checkpoint(fold_folder)
     if resume and not trained:
@@ -75,9 +76,9 @@ def claim_folder(
 
 
 def splits_of(model_folder: Path, source: Path) -> Path:
-    """The splits that a model was trained by: those in its own folder, or else the data set's in `source`.
+    """The splits that a model was trained with: those in its own folder, or else the data set's in `source`.
 
-    The data set's may have changed since; by those, the model would be judged on cases that it has seen.
+    The data set's splits may have changed since. With those, the model could be validated on cases it was trained on.
     """
     own = model_folder / "splits.json"
     return own if own.is_file() else source / "splits.json"
@@ -86,13 +87,13 @@ def splits_of(model_folder: Path, source: Path) -> Path:
 def few_shot_folds(splits_file: Path, description: DatasetDescription, arrays: Path, *, shots: int, seed: int) -> Folds:
     """The content of a splits.json in which every fold trains on a few of its cases (`core.splits.choose_shots`).
 
-    It is the model's own splits.json, so that what is continued or validated later knows the chosen cases.
+    It becomes the model's own splits.json, so that continuing or validating it later uses the chosen cases.
 
     Args:
         splits_file: the data set's splits.json.
         description: of the data set; it knows the videos, which count as one case.
         arrays: the preprocessed folder of the configuration, which knows the classes of each case.
-        shots: cases a class.
+        shots: cases per class.
         seed: of the choice.
 
     Raises:
@@ -124,14 +125,14 @@ def fold_cases(
     *,
     few_shot: Folds | None = None,
 ) -> Split:
-    """The cases of a fold. Whether their arrays are there is not looked at.
+    """The cases of a fold. Does not check that their arrays exist.
 
     Args:
         splits_file: splits.json.
         fold: a number, or "all" for every case in the splits or among the arrays, on both sides.
         description: of the data set; it knows the videos.
         arrays: the preprocessed folder of the configuration.
-        few_shot: to be taken instead of what the file holds (`few_shot_folds`).
+        few_shot: used instead of the file's content (`few_shot_folds`).
 
     Raises:
         PlanError: no such fold, or the file is not in its form.
@@ -146,7 +147,7 @@ def fold_cases(
 
 
 def _named_cases(splits_file: Path, description: DatasetDescription) -> tuple[Case, ...]:
-    """The cases that a splits file names, whatever there is of them; none where it is not in its form."""
+    """The cases that a splits file names, whether or not they exist; none if the file has the wrong form."""
     plain = read_plain(splits_file, what="splits file")
     folds = [fold for fold in plain if isinstance(fold, dict)] if isinstance(plain, list) else []
     sides = [fold[side] for fold in folds for side in ("train", "val") if isinstance(fold.get(side), list)]
@@ -177,7 +178,7 @@ def _refuse_mixed_plans(fold_folder: Path, plan: Plan, configuration: Configurat
 
 
 def _refuse_mixed_folds(fold_folder: Path, splits: Path, few_shot: Folds | None) -> None:
-    """A case must not be trained on in one fold and held out in another by splits of a different day."""
+    """Check that all folds of a model use the same splits, so that no held-out case was trained on."""
     others = other_folds(fold_folder)
     own = fold_folder.parent / "splits.json"
     if not others or not own.is_file():
@@ -197,12 +198,12 @@ def _refuse_mixed_folds(fold_folder: Path, splits: Path, few_shot: Folds | None)
 
 
 def other_folds(fold_folder: Path) -> list[Path]:
-    """The trained folds beside this one."""
+    """The other trained folds of the model."""
     there = sorted(fold_folder.parent.glob("fold_*"))
     return [path for path in there if path != fold_folder and has_checkpoint(path)]
 
 
 def _shots_of(folds: Any) -> int | None:
-    """`shots` of what a splits.json holds, in whatever form that is."""
+    """`shots` in the content of a splits.json of any form, or None."""
     first = folds[0] if isinstance(folds, list) and folds else None
     return first.get("shots") if isinstance(first, dict) else None

@@ -1,4 +1,4 @@
-"""What learns: new from the plan and SAM's weights, or where a checkpoint was; and the way back."""
+"""The learner: built from the plan and SAM's weights, restored from a checkpoint, or saved to one."""
 
 from dataclasses import dataclass, replace
 
@@ -23,7 +23,7 @@ BY_ITSELF = Together()
 class Learner:
     """What training changes in place: the network, its optimisers, and the running average of its weights.
 
-    `tensors` are the network's learned ones, by name; they share its memory. `together` are the processes it trains in.
+    `tensors` are the network's learned ones, by name; they share its memory. `together` are the processes training it.
     """
 
     network: MaSam
@@ -41,9 +41,9 @@ def new_learner(
     device: torch.device,
     sam: SamWeights | None,
 ) -> Learner:
-    """Network, optimisers and average at the beginning; with SAM's weights, where there are.
+    """Build network, optimisers and average for a new training, with SAM's weights if the plan uses them.
 
-    Where the device computes in bf16, frozen matrices are kept in it: SAM's values, fitted in float32, rounded once.
+    If the device computes in bf16, frozen matrices are stored in bf16: SAM's values, fitted in float32, rounded once.
 
     Raises:
         PlanError: the plan's names or canvas make no network.
@@ -73,7 +73,7 @@ def new_learner(
 
 
 def restore_learner(learner: Learner, checkpoint: Checkpoint, *, origin: str) -> None:
-    """Bring a new learner, which has its SAM weights, to where a checkpoint was.
+    """Restore a checkpoint into a new learner that has its SAM weights.
 
     Raises:
         ModelError: the checkpoint is of another network; `origin` names it.
@@ -88,7 +88,7 @@ def restore_learner(learner: Learner, checkpoint: Checkpoint, *, origin: str) ->
 
 
 def checkpoint_of(learner: Learner, header: ModelHeader, state: TrainingState) -> Checkpoint:
-    """A learner as a checkpoint, which shares its memory: training on changes it."""
+    """A learner as a checkpoint. It shares memory with the learner, so further training changes it."""
     return Checkpoint(
         header=replace(header, epoch=state.epoch),
         state=state,

@@ -23,12 +23,12 @@ def ce_dice(
 ) -> torch.Tensor:
     """Weighted sum of cross-entropy and soft Dice.
 
-    The Dice of a class is taken over all windows of the batch together, so that a window without the class does not
-    ask for the impossible, and background takes no part in it. Regions get their binary forms (sigmoid).
+    The Dice of a class is computed over all windows of the batch together, because it is undefined in a window without
+    the class. Background is left out. Regions use the binary forms (sigmoid).
 
     Args:
         logits: (B, N, K, H, W).
-        target: (B, N, H, W) label values; voxels of the ignore label count nowhere.
+        target: (B, N, H, W) label values; voxels of the ignore label do not count.
         labels: their meaning.
         weights: of cross-entropy and of Dice.
         total: adds up the sums over the parts of a batch that several processes split; see `compute.distributed`.
@@ -80,7 +80,7 @@ def choose_loss(name: str) -> Loss:
 
 
 def targets(target: torch.Tensor, labels: Labels) -> torch.Tensor:
-    """What the outputs should say.
+    """The target of each output.
 
     Args:
         target: (B, N, H, W) label values.

@@ -28,7 +28,7 @@ def adamw(parameters: Named, training: TrainingPlan) -> tuple[torch.optim.Optimi
 def muon(parameters: Named, training: TrainingPlan) -> tuple[torch.optim.Optimizer, ...]:
     """Muon for matrices and convolutions, AdamW for the rest (norms, biases, tables, first layer and last).
 
-    Small networks learn markedly faster from scratch with it. Matrices get `MATRIX_RATE` times the plan's rate.
+    Small networks learn much faster from scratch with it. Matrices get `MATRIX_RATE` times the plan's rate.
     """
     matrices = [parameter for name, parameter in parameters if _is_matrix(name, parameter)]
     rest = [(name, parameter) for name, parameter in parameters if not _is_matrix(name, parameter)]

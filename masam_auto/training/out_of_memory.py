@@ -52,12 +52,12 @@ def explain_out_of_memory(
 
 
 def out_of_memory_message(plan: Plan, configuration: Configuration, load: Load, *, room: str) -> str:
-    """One message: what was asked for, what it should have taken, and what takes less.
+    """One message: the requested settings, their estimated memory, and settings that need less.
 
     Args:
         plan, configuration: of the training.
         load: of the same.
-        room: what memory the device has, in words, or "".
+        room: the device's memory, in words, or "".
     """
     batch, checkpointing = configuration.batch_size, plan.training.activation_checkpointing
     asked = (
@@ -74,7 +74,7 @@ def out_of_memory_message(plan: Plan, configuration: Configuration, load: Load, 
 
 
 def room_of(device: torch.device) -> str:
-    """The memory of a GPU and what of it is free, in words; "" for other devices."""
+    """The total and free memory of a GPU, in words; "" for other devices."""
     if device.type != "cuda" or not torch.cuda.is_available():
         return ""
     free, total = torch.cuda.mem_get_info(device)

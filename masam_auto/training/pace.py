@@ -1,4 +1,4 @@
-"""How fast a training goes, said while it goes: after its first steps, and at least every minute."""
+"""Log the speed of a running training: after its first steps, and at least every minute."""
 
 import logging
 import time
@@ -18,10 +18,10 @@ FIRST_STEPS, FIRST_SECONDS = 5, 15.0
 
 @dataclass(kw_only=True)
 class Pace:
-    """Measures the steps of one session and says in the log how fast they are and how long the rest takes.
+    """Measures the steps of one session, and logs their speed and the time left.
 
-    Its first step is not timed: it is slower than the others. What lies between epochs counts for the time that is
-    left, not for the steps a second.
+    The first step is not timed, because it is slower than the others. Time between epochs counts for the time left, but
+    not for the steps per second.
     """
 
     budget: Budget
@@ -39,7 +39,7 @@ class Pace:
         self._line = self.now()
 
     def begin_epoch(self, so_far: EpochSoFar) -> None:
-        """Another line has just been said, and steps follow it."""
+        """Another line was just logged; steps follow."""
         self._line = self._last_step = self.now()
         self._line_losses, self._since_line = so_far.steps, 0.0
 
@@ -75,7 +75,7 @@ class Pace:
             )
 
     def look(self, done: int, batches: int) -> None:
-        """So many batches of the look at the validation windows are done."""
+        """`done` batches of the check on validation windows are done."""
         if self.now() >= self._line + LINE_SECONDS / 2:
             self._line = self.now()
             logger.info("looking at the validation windows: %s of %s batches", done, batches)
@@ -91,13 +91,13 @@ class Pace:
     def _estimate(self, now: float, progress: float) -> str:
         left = self._seconds_left(now, progress)
         if left is None:
-            return "how long the training takes cannot be told yet"
+            return "the time left is not known yet"
         if self.budget.kind == "steps":
             steps = round(self.budget.amount * (1 - progress))
-            return f"the {steps} steps that are left take about {duration(left)} (`budget` makes it shorter)"
+            return f"the {steps} steps left take about {duration(left)} (`budget` makes it shorter)"
         assert self._begun is not None
         steps = round(left * self._timed / (now - self._begun[0]))
-        return f"about {steps} steps in the {duration(left)} that this training has left"
+        return f"about {steps} steps in the {duration(left)} left"
 
     def _seconds_left(self, now: float, progress: float) -> float | None:
         """At the speed since the first step."""

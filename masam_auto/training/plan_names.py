@@ -1,4 +1,4 @@
-"""Whether all that a plan names is there, before hours are spent on it."""
+"""Check that everything a plan names exists, before hours of training."""
 
 from masam_auto.core.plan import Plan
 from masam_auto.core.plugins import find_entry
@@ -13,7 +13,7 @@ from masam_auto.training.schedule import SCHEDULES
 
 
 def check_names(plan: Plan) -> None:
-    """Find every entry that a plan names, ours or a plug-in's.
+    """Look up every entry that a plan names, ours or a plug-in's.
 
     Raises:
         PlanError: one is unknown; the message names its field and the known ones.

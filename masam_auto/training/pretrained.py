@@ -1,4 +1,4 @@
-"""Start a training from another trained model: the tensors that agree are taken, what counts classes starts anew."""
+"""Start a training from another trained model: take the tensors that fit; parts sized by the classes start fresh."""
 
 import logging
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ CLASS_PARTS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fitted:
-    """What a network takes from a model, in its own shapes; names that were resized, and those that start anew."""
+    """The tensors a network takes from a model, in its shapes; names that were resized, and those that start fresh."""
 
     taken: dict[str, torch.Tensor]
     resized: tuple[str, ...]
@@ -36,7 +36,7 @@ class Fitted:
 
 
 def find_model(path: Path) -> Path:
-    """The checkpoint folder that `path` means: itself, its model.safetensors, or a fold's best or else latest one.
+    """The checkpoint folder for `path`: a checkpoint folder, its model.safetensors, or a fold (best, else latest).
 
     Raises:
         ModelError: there is none.
@@ -64,7 +64,7 @@ def start_from(learner: Learner, path: Path, *, sam: SamWeights | None) -> tuple
         sam: the SAM file that the learner started from.
 
     Returns:
-        where the model lies, absolute, and one line for the log that says how much was taken.
+        the absolute path of the model, and a line for the log that says how much was taken.
 
     Raises:
         ModelError: no model, a damaged one, or one of another encoder, other channels, or another SAM file.
@@ -82,13 +82,13 @@ def start_from(learner: Learner, path: Path, *, sam: SamWeights | None) -> tuple
 
 
 def fit_tensors(given: Mapping[str, torch.Tensor], learner: Learner, *, origin: str, other_classes: bool) -> Fitted:
-    """What of a model's tensors fits a learner: position tables of another canvas resized, the rest as it is.
+    """The tensors of a model that fit a learner; position tables of another canvas are resized.
 
     Args:
         given: the model's.
         learner: whose tensors are wanted.
         origin: the model, for messages.
-        other_classes: leave out what counts classes, even where shapes agree.
+        other_classes: leave out parts sized by the classes, even if shapes agree.
 
     Raises:
         ModelError: nothing fits.
@@ -110,12 +110,12 @@ def fit_tensors(given: Mapping[str, torch.Tensor], learner: Learner, *, origin: 
         else:
             anew.append(name)
     if not taken:
-        raise ModelError(f"{origin}: none of its tensors fits this network; it was made by quite another plan.")
+        raise ModelError(f"{origin}: none of its tensors fits this network; its plan is too different.")
     return Fitted(taken=taken, resized=tuple(resized), anew=tuple(anew))
 
 
 def _check_encoder(header: ModelHeader, network: MaSam, sam: SamWeights | None, folder: Path) -> None:
-    """Raises ModelError where the model's encoder, channels or SAM weights are others than the network's."""
+    """Raise ModelError if the model's encoder, channels or SAM weights differ from the network's."""
     plan, theirs = network.plan, header.network
     if (theirs.encoder, theirs.custom_encoder) != (plan.encoder, plan.custom_encoder):
         raise ModelError(

@@ -1,4 +1,4 @@
-"""What each epoch achieved: metrics.jsonl, and a picture of it."""
+"""The results of each epoch: metrics.jsonl and a picture."""
 
 import json
 import math
@@ -25,10 +25,10 @@ FEW_EPOCHS = 10  # have larger points in the picture
 class EpochMetrics:
     """One line of metrics.jsonl.
 
-    `dice` is by class, of the averaged weights on a fixed set of validation windows, all voxels counted together; None
-    where neither truth nor prediction holds the class. `wait_share` is the share of the time spent waiting for data.
-    `seconds` and `cpu_seconds` (all processes) are since the start of training; `memory_gib` is the peak, of the GPU
-    where there is one. `seconds_left` is the present estimate; `ended` says why the training ended before its time.
+    `dice` is by class: of the averaged weights on a fixed set of validation windows, all voxels counted together; None
+    if neither truth nor prediction has the class. `wait_share` is the share of time spent waiting for data. `seconds`
+    and `cpu_seconds` (all processes) count from the start of training. `memory_gib` is the peak, of the GPU if there is
+    one. `seconds_left` is the present estimate. `ended` says why the training ended early.
     """
 
     epoch: int
@@ -54,10 +54,11 @@ def mean_of_classes(dice: dict[str, float | None]) -> float | None:
 
 
 def smooth_dice(before: float | None, now: float | None, judged: int) -> float | None:
-    """Running mean over epochs, which the best checkpoint is chosen by; `judged` of them with `now`.
+    """Running mean over epochs, used to choose the best checkpoint; `judged` epochs including `now`.
 
-    Its weights fall by 0.9 an epoch and sum to 1 from the first one on, so that the start is soon forgotten: with the
-    first epoch's Dice as the start, short trainings crawled away from it, and their best epoch was always the last.
+    An epoch's weight falls by 0.9 per epoch, and all weights sum to 1 from the first epoch on. So the first epochs are
+    soon forgotten. When the mean started at the first epoch's Dice, the best epoch of short trainings was always the
+    last.
 
     Source: nnU-Net's 0.9 and 0.1; the sum to 1 is Adam's correction of bias.
     """
@@ -74,7 +75,7 @@ def advance(
     `wall` and `cpu` are the seconds used since the start of training.
     """
     present = mean_of_classes(dice)
-    # older states do not tell how many epochs could be judged; nearly always all
+    # older states do not record how many epochs could be judged; nearly always all of them
     before = state.judged if state.judged is not None else state.epoch * (state.smoothed_dice is not None)
     judged = before + (present is not None)
     smoothed = smooth_dice(state.smoothed_dice, present, judged)
@@ -112,7 +113,7 @@ def describe(metrics: EpochMetrics, *, best: bool) -> str:
 
 
 def read_metrics(path: Path, *, epochs: int) -> list[EpochMetrics]:
-    """The lines of the first `epochs` epochs; a file that is missing or damaged gives what can be read."""
+    """The lines of the first `epochs` epochs; from a missing or damaged file, those that can be read."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -125,7 +126,7 @@ def read_metrics(path: Path, *, epochs: int) -> list[EpochMetrics]:
 
 
 def write_metrics(path: Path, metrics: Sequence[EpochMetrics]) -> None:
-    """Write metrics.jsonl whole, so that a killed run leaves no half line."""
+    """Rewrite all of metrics.jsonl, so that a killed run leaves no half line."""
     lines = [json.dumps(to_plain(entry), ensure_ascii=False) for entry in metrics]
     write_bytes(path, ("\n".join(lines) + "\n").encode())
 

@@ -1,8 +1,8 @@
-"""Which windows a network sees: drawn from numbers alone, read from the preprocessed arrays, laid on the canvas.
+"""Choose training windows at random, read them from the preprocessed arrays, and put them on the canvas.
 
-Every window has its own generator, seeded by (seed, epoch, number within the epoch). A draw is therefore the same
-whichever process makes it and whether or not training was interrupted, and no two windows share one. Processes that
-train together take different numbers (see `compute.distributed`).
+Every window has its own generator, seeded by (seed, epoch, number within the epoch). So a draw does not depend on the
+process that makes it, nor on interruptions of the training. Processes that train together use different numbers (see
+`compute.distributed`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +21,9 @@ from masam_auto.training.augmentation import IDENTITY, apply_augmentation, draw_
 from masam_auto.training.box_augmentation import BoxDraws, draw_box
 
 Locations = Mapping[str, ClassLocations]
-# Stands in every window's seed where other streams of draws would have another number.
+# Part of every window's seed; other streams of random draws use other numbers.
 WINDOW_STREAM = 0
-# Boxes are drawn from a generator of their own, so that windows are the same with and without them.
+# Boxes use a separate generator, so that windows are the same with and without them.
 BOX_STREAM = 1
 
 
@@ -49,9 +49,9 @@ class WindowDraw:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """All that a draw depends on besides its numbers. `holders` gives, by class or region, the cases that hold it.
+    """Everything that a draw depends on, except its numbers. `holders` lists the cases of each class or region.
 
-    Without `augmentation` windows are shown as prediction sees them, without `boxes` they have none.
+    Without `augmentation`, windows look as in prediction. Without `boxes`, they have none.
     """
 
     cases: tuple[CaseFiles, ...]
@@ -64,7 +64,7 @@ class Sampling:
 
 
 def find_case_files(folder: Path, identifiers: Sequence[str]) -> tuple[CaseFiles, ...]:
-    """Open the preprocessed files of cases. Raises ImageError where one is missing or damaged."""
+    """Open the preprocessed files of cases. Raises ImageError if one is missing or damaged."""
     found = [(name, array_files(folder, name)) for name in identifiers]
     return tuple(
         CaseFiles(
@@ -89,7 +89,7 @@ def find_holders(cases: Sequence[CaseFiles]) -> dict[str, tuple[int, ...]]:
 
 
 def window_generator(sampling: Sampling, epoch: int, number: int) -> np.random.Generator:
-    """The generator of one window: of this seed, epoch and number within the epoch, and of no other."""
+    """The generator of one window, seeded by seed, epoch and number within the epoch."""
     return np.random.default_rng([sampling.seed, WINDOW_STREAM, epoch, number])
 
 
@@ -102,7 +102,7 @@ def draw_window(
 
     Args:
         sampling: the cases and how to draw from them.
-        locations: gives the places of a case's classes, by the case's number.
+        locations: gives the voxels of a case's classes, by the case's number.
         generator: the only source of randomness.
     """
     voxel: np.ndarray | None = None
@@ -140,7 +140,7 @@ class CaseStore:
     _held: int = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        """What travels to a worker process: no opened files and no arrays."""
+        """The copy sent to a worker process, without opened files and arrays."""
         return {"cases": self.cases, "memory": self.memory, "_arrays": {}, "_locations": {}, "_held": 0}
 
     def read(self, number: int, window: SliceWindow) -> tuple[np.ndarray, np.ndarray]:
@@ -153,7 +153,7 @@ class CaseStore:
         return np.moveaxis(image, 0, 1)[indices - first].astype(np.float32, copy=False), labels[indices - first]
 
     def locations(self, number: int) -> Locations:
-        """Where the classes of one case lie."""
+        """Voxel locations of the classes of one case."""
         if number not in self._locations:
             found = read_locations(self.cases[number].locations)
             size = sum(entry.voxels.nbytes + entry.slices.nbytes for entry in found.values())
@@ -208,8 +208,8 @@ def make_boxes(labels: torch.Tensor, sampling: Sampling, epoch: int, number: int
 
 
 def _draw_start(depth: int, length: int, centre: int | None, generator: np.random.Generator) -> int:
-    """First slice of a window. It may reach beyond the volume by a quarter of its length, as far as it must if
-    longer.
+    """First slice of a window, which may extend beyond the volume by a quarter of its length, or more if it is longer
+    than the volume.
     """
     if length >= depth:
         lowest, highest = depth - length, 0

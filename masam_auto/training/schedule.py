@@ -15,12 +15,12 @@ def poly(progress: float, exponent: float) -> float:
 
 
 def cosine(progress: float, exponent: float) -> float:
-    """Half a cosine from 1 to 0; `exponent` has no part in it."""
+    """Half a cosine from 1 to 0; `exponent` is not used."""
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def constant(progress: float, exponent: float) -> float:
-    """1 throughout; `exponent` has no part in it."""
+    """Always 1; `exponent` is not used."""
     return 1.0
 
 
@@ -28,10 +28,10 @@ SCHEDULES: dict[str, Schedule] = {"poly": poly, "cosine": cosine, "constant": co
 
 
 def rate_share(training: TrainingPlan, progress: float) -> float:
-    """Share of the full learning rate that holds after a share `progress` of the training, both within [0, 1].
+    """The share of the full learning rate after a share `progress` of the training, both within [0, 1].
 
-    A linear warm-up comes first. It takes the same share of the training that `warmup_steps` are of the planned
-    number of steps, so that a training compressed to a budget warms up for as much shorter.
+    A linear warm-up comes first. Its share of the training is that of `warmup_steps` in the planned number of steps, so
+    a training shortened by a budget also has a shorter warm-up.
 
     Raises:
         PlanError: the plan's schedule is unknown.

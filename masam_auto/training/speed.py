@@ -1,5 +1,5 @@
-"""How fast this machine trains without a GPU: measured once, kept beside the preprocessed data, handed to the
-planner.
+"""Measure how fast this machine trains without a GPU, once, for the planner. The result is kept with the preprocessed
+data.
 """
 
 import logging
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 FILE_NAME = "machine_speed.json"
 ROUNDS = 5
-# What a training does besides its steps: windows made, checkpoints, the look at validation windows.
+# Time that a training needs besides its steps: making windows, checkpoints, checking validation windows.
 SHARE_OF_STEPS = 0.8
 GAIN_OF_THREADS = 0.7  # n threads are n ** 0.7 times as fast as one
 SETTING = Setting(
@@ -32,7 +32,7 @@ SETTING = Setting(
 
 
 def speed_of_machine(folder: Path) -> Speed:
-    """The speed that was measured on this machine before, or a measurement of a few seconds.
+    """The speed measured on this machine before, or a new measurement of a few seconds.
 
     Args:
         folder: of preprocessed data; `machine_speed.json` in it is read, or written. It has one entry for each
@@ -53,9 +53,9 @@ def speed_of_machine(folder: Path) -> Speed:
 
 
 def measure_speed() -> Speed:
-    """Train vit_t on random windows for a few steps, on one thread, whose CPU-seconds a busy machine hardly changes.
+    """Train vit_t on random windows for a few steps on one thread, whose CPU time hardly depends on a machine's load.
 
-    Wall clock is worked out from the number of threads. Both leave room for what is not a step.
+    The wall clock is computed from the number of threads. Both include a reserve for work besides the steps.
     """
     device = torch.device("cpu")
     threads = torch.get_num_threads()
@@ -79,12 +79,12 @@ def measure_speed() -> Speed:
 
 
 def _rounded(speed: float) -> float:
-    """Two digits: there is no more to it."""
+    """Rounded to two digits; the measurement is not more precise."""
     return float(f"{speed:.2g}")
 
 
 def _read(file: Path) -> dict[str, Speed]:
-    """What is known, nothing where the file is missing or not in its form: then it is measured and written again."""
+    """The known speeds; none if the file is missing or has the wrong form, so it is measured and written again."""
     try:
         return decode(read_plain(file, what="speed of machines"), dict[str, Speed], where=str(file))
     except MasamError:

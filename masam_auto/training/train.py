@@ -51,11 +51,11 @@ def train_fold(
 ) -> Path:
     """Train one fold of one configuration on its preprocessed data.
 
-    Saves the latest and the best checkpoint after every epoch, and the latest within a long epoch every few minutes and
-    where a signal (SIGINT, SIGTERM, SIGUSR1) stops it between two steps; metrics.jsonl, progress.png and training.log
-    tell how it went. A budget of time shortens the epochs so that it has about 20. With a budget of steps or
-    epochs, one seed gives one result on one machine, bit for bit on a CPU, whether or not the training was interrupted
-    and however many workers prepare the windows.
+    Saves the latest and the best checkpoint after every epoch. The latest is also saved every few minutes within a long
+    epoch, and when a signal (SIGINT, SIGTERM, SIGUSR1) stops the training between two steps. metrics.jsonl,
+    progress.png and training.log record its progress. A time budget shortens the epochs, so that there are about 20.
+    With a budget of steps or epochs, one seed gives one result on one machine, bit for bit on a CPU. Interruptions and
+    the number of workers do not change it.
 
     Args:
         paths: root folders.
@@ -64,18 +64,18 @@ def train_fold(
         configuration: which one.
         fold: a number, or "all" to train and look at all cases.
         options: where to compute, for how long, and what to start from.
-        world: the processes that train together, joined already; only the first writes files.
+        world: the joined processes that train together; only the first writes files.
 
     Returns:
         The fold's folder.
 
     Raises:
         PlanError: no preprocessed data, or of another plan; unknown fold; unknown names in the plan.
-        OutputError: there is a training already and neither resume nor overwrite is given, another process is at it, or
-            no space is left.
-        ModelError: nothing to resume, finished already, checkpoint of another plan, folds that changed since another
-            one was trained, SAM weights that are missing, of another encoder or, when resuming, changed; or the loss
-            went astray.
+        OutputError: there is a training already and neither resume nor overwrite is given, another process is using
+            the folder, or no space is left.
+        ModelError: there is nothing to resume, the training is finished, the checkpoint is of another plan, the folds
+            changed since another one was trained, SAM weights are missing, of another encoder or (when resuming)
+            changed, or the loss is no longer finite.
         Interrupted: SIGINT, SIGTERM or SIGUSR1 came; the present step, or the end, is saved.
 
     Example:
@@ -91,7 +91,7 @@ def train_fold(
     job = prepare_job(paths, dataset_name, plan, configuration, fold, options, world)
     alone = claimed(job.folder.parent, job.folder.name) if world.first else contextlib.nullcontext()
     with torch_settings(options.threads, options.device), alone:
-        try_out(job)  # all that can be wrong with the plan is found before an earlier training is removed
+        try_out(job)  # finds all errors in the plan before an earlier training is removed
         checkpoint = checkpoint_to_resume(job) if options.resume else None
         learner, header, news = _beginning(job, options, checkpoint, paths)
         learner = replace(learner, together=learn_together(learner.network, world, configuration))
@@ -154,7 +154,7 @@ def _beginning(
 
 def _state_to_start_from(checkpoint: Checkpoint | None, budget: str | None) -> TrainingState:
     state = TrainingState() if checkpoint is None else checkpoint.state
-    # a training that ran out of patience, and is continued all the same, gets as much again
+    # a continued training that had run out of patience gets the same patience again
     best_epoch = state.best_epoch if state.ended is None else state.epoch
     return replace(state, budget=budget or state.budget, finished=False, ended=None, best_epoch=best_epoch)
 

@@ -1,4 +1,4 @@
-"""What is fixed during the training of one fold: gathered and checked before anything is written."""
+"""Everything that is fixed during the training of one fold, checked before anything is written."""
 
 import logging
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ from masam_auto.training.schedule import rate_share
 
 logger = logging.getLogger(__name__)
 
-# A forward pass costs a third of a training step: a tenth of the windows is about three per cent of the time.
+# A forward pass costs a third of a training step, so a tenth of the windows costs about three per cent of the time.
 VALIDATION_SHARE = 0.1
 VALIDATION_FOREGROUND = 0.5
 
@@ -97,9 +97,9 @@ class Job:
 
 
 def plan_for_budget(plan: Plan, name: str, budget: str | None, fold_folder: Path, device: torch.device) -> Plan:
-    """The plan that a new training follows: on a CPU, its steps are as large as a budget of time allows.
+    """The plan that a new training follows. On a CPU, a time budget decides the size of its steps.
 
-    Folds of one model share a plan: where another one was trained, its step size is taken.
+    Folds of one model share a plan: if another one was trained, its step size is used.
 
     Args:
         plan: of the data set, with the user's changes.

@@ -1,9 +1,9 @@
 """One update of the weights: the loss of a batch, the check that numbers are finite, and the step.
 
-The weights never take in a value that is not finite. A loss that is not ends the training, with the layer named where
-it starts. An update whose gradients are not finite is left out, and ends the training when it repeats. Computing again
-in float32 would not help: bf16 reaches as far (3.4e38), so that what overflows in one nearly always overflows in the
-other. What makes numbers infinite is a training that diverges, or an extreme value in an image.
+Weights never become infinite or not-a-number. If the loss is not finite, the training ends with an error that names the
+layer where it starts. If the gradients are not finite, the update is left out; too many of these in a row end the
+training. Repeating a step in float32 would not help: bf16 has the same range (3.4e38). The cause is a training that
+diverges, or an extreme value in an image.
 """
 
 import logging
@@ -22,7 +22,7 @@ from masam_auto.training.loss import choose_loss
 
 logger = logging.getLogger(__name__)
 
-# So many updates left out in a row are no accident.
+# The training ends after so many left-out updates in a row.
 LIMIT = 10
 
 
@@ -79,7 +79,9 @@ def update(learner: Learner, gradient_clip: float, step: int) -> str | None:
     gradients = [parameter.grad for parameter in learning if parameter.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
     fault = None if bool(torch.isfinite(norm)) else _gradient_fault(learner)
-    if fault is None and gradient_clip > 0:  # not before: a norm that is not-a-number would spread to every gradient
+    if (
+        fault is None and gradient_clip > 0
+    ):  # only now: clipping by a norm that is not-a-number would spoil every gradient
         torch.nn.utils.clip_grads_with_norm_(learning, gradient_clip, norm, foreach=True)
     for optimizer in learner.optimizers:
         if fault is None:

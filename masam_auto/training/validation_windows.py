@@ -26,8 +26,8 @@ def judge_windows(
 ) -> dict[str, float | None] | None:
     """Dice by class of the averaged weights on a fixed set of windows, their voxels counted together.
 
-    A cheap look at the validation cases, not their score: no tiles, no averaging, no boxes, and voxels in several
-    windows count several times. A class's is None where neither truth nor prediction has it.
+    This is a cheap estimate, not the score of the validation cases: no tiles, no averaging, no boxes, and voxels in
+    several windows count several times. A class has None if neither truth nor prediction has it.
 
     Args:
         learner: whose network and average are used; all its processes share the batches.
@@ -35,10 +35,10 @@ def judge_windows(
         labels: of the data set.
         precision: as in the plan.
         batches: how many, of all processes together.
-        on_batch: called before every batch with how many are done; where it gives False, all is given up.
+        on_batch: called before every batch with the number done; if it returns False, the check is abandoned.
 
     Returns:
-        Dice by class name; None where it was given up.
+        Dice by class name; None if it was abandoned.
     """
     network, world, size = learner.network, learner.together.world, sampling.configuration.batch_size
     device = next(network.parameters()).device

@@ -7,9 +7,9 @@ import torch
 
 
 class WeightAverage:
-    """Exponential moving average of the learned tensors; what is validated and saved as the model.
+    """Exponential moving average of the learned tensors, which is validated and saved as the model.
 
-    It starts as a plain mean would, so that the first, bad weights are soon forgotten.
+    It starts like a plain mean, so that the first, bad weights are soon forgotten.
 
     Source: the warm-up min(decay, (1 + step) / (10 + step)) is TensorFlow's ExponentialMovingAverage.
     """
@@ -30,7 +30,7 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def shown_by(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
-        """Put the average into the network whose tensors these are, for the time of the block."""
+        """Put the average into the network during the block."""
         before = {name: tensor.detach().clone() for name, tensor in tensors.items()}
         _copy(self.tensors, tensors)
         try:

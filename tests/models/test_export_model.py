@@ -209,7 +209,7 @@ def test_fold_all_is_not_called_validated(tmp_path: Path) -> None:
     (folder / "fold_0").rename(folder / "fold_all")
     card = content(install(export(folder, tmp_path / "model.zip"), tmp_path))["README.md"].decode()
     assert "its accuracy is not known" in card
-    assert "ask whoever made it before you use or pass it on" in card
+    assert "ask its author before you use or share it" in card
 
 
 def test_a_training_does_not_go_on_from_an_installed_model(model: Path, tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_needed_sam_weights_are_named_until_they_are_there(
     archive = export(folder, tmp_path / "model.zip")
     installed = install(archive, tmp_path)
     assert f"needs SAM weights whose SHA-256 begins with {digest[:12]}" in caplog.text
-    assert f"* `{sam.name}`, SHA-256 `{digest}`: no official file" in (installed / "README.md").read_text()
+    assert f"* `{sam.name}`, SHA-256 `{digest}`: not an official file" in (installed / "README.md").read_text()
     assert read_model(installed / "fold_0" / "checkpoint_best")[0].sam_file == sam.name
     caplog.clear()
     (tmp_path / "weights").mkdir()

@@ -254,7 +254,7 @@ def test_the_sam_checkpoint_of_a_named_encoder_is_looked_up(made: Path, tmp_path
     state = torch.load(made / "masam_auto.pth", weights_only=True)
     published = Published(checkpoint=made / "masam_auto.pth")
     options: dict[str, Any] = {"weights_folder": tmp_path / "weights"}
-    with pytest.raises(ModelError, match=r"2 blocks of width 32, It is none of vit_b, .*`sam_checkpoint=PATH`"):
+    with pytest.raises(ModelError, match=r"2 blocks of width 32. It is none of vit_b, .*`sam_checkpoint=PATH`"):
         import_checkpoint(published, None, describe(tmp_path), configure(), tmp_path, **options)
     cores = {f"{letter}_FacTs_{block:03d}": torch.ones(3, 3) for letter in "qv" for block in range(12)}
     torch.save(state | cores | {"image_encoder.FacTu.weight": torch.ones(3, 768)}, tmp_path / "big.pth")

@@ -43,7 +43,7 @@ def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 def test_the_first_steps_tell_how_long_the_fold_takes(said: pytest.LogCaptureFixture) -> None:
     Trial("20000steps", seconds=1.25).epoch(8, first=20.0)
-    assert said.messages == ["0.8 steps/s: the 19994 steps that are left take about 6.9 h (`budget` makes it shorter)"]
+    assert said.messages == ["0.8 steps/s: the 19994 steps left take about 6.9 h (`budget` makes it shorter)"]
 
 
 def test_where_nothing_is_left_nothing_is_said(said: pytest.LogCaptureFixture) -> None:
@@ -54,7 +54,7 @@ def test_where_nothing_is_left_nothing_is_said(said: pytest.LogCaptureFixture) -
 def test_with_a_budget_of_time_they_tell_how_many_steps_fit_in(said: pytest.LogCaptureFixture) -> None:
     Trial("240cpus", seconds=1.2).epoch(8)
     (line,) = said.messages
-    found = re.fullmatch(r"0.833 steps/s: about (\d+) steps in the (.*) that this training has left", line)
+    found = re.fullmatch(r"0.833 steps/s: about (\d+) steps in the (.*) left", line)
     assert found is not None and found[2] == "4 min"
     assert abs(int(found[1]) - 194) <= 1
 
