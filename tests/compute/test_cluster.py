@@ -221,7 +221,7 @@ def test_a_worker_without_the_package_is_named_before_it_is_sent_a_case(monkeypa
 
 def test_a_worker_with_another_version_does_nothing(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster_module, "__version__", "0.0.1")
-    with pytest.raises(MasamError, match=r"has masam_auto .*, this is 0\.0\.1\. Install the same version"):
+    with pytest.raises(MasamError, match=r"has masam_auto .*, this machine has 0\.0\.1\. Install the same version"):
         map_cases(picky, [2], names=["a"], what="checking", workers=cluster)
 
 

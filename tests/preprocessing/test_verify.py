@@ -115,7 +115,7 @@ def test_a_direction_that_moves_no_voxel_by_half_is_a_warning(
     with caplog.at_level(logging.WARNING, "masam_auto"):
         if accepted:
             verify_dataset(opened(folder), workers=0)
-            assert "case_000.nii.gz: direction" in caplog.text and "treated as the same place" in caplog.text
+            assert "case_000.nii.gz: direction" in caplog.text and "taken as the same place" in caplog.text
         else:
             assert "does not lie on the grid of case_000_0000.nii.gz: direction" in problems_of(folder)[0]
 
