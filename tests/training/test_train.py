@@ -278,6 +278,25 @@ def test_a_training_by_time_resumed_at_any_step_equals_one_by_steps(
     assert load_checkpoint(parts).state.epoch > 15
 
 
+def test_time_that_runs_out_between_two_epochs_leaves_no_empty_epoch(
+    train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = [0.0]
+    describe = session.describe
+
+    def late(*arguments: Any, **options: Any) -> str:
+        used[0] = 100.0  # what is written after the first epoch takes the rest
+        return describe(*arguments, **options)
+
+    monkeypatch.setattr(session.Clock, "cpu", property(lambda self: used[0]))
+    monkeypatch.setattr(session, "describe", late)
+    folder = train(budget="50cpus")
+    (line,) = (folder / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["loss"] > 0
+    state = load_checkpoint(folder).state
+    assert (state.epoch, state.step, state.finished) == (1, 3, True)
+
+
 @pytest.mark.usefixtures("cpu_of_steps")
 def test_a_training_by_time_interrupted_while_it_looks_at_validation_goes_on_exactly(
     train: Train, monkeypatch: pytest.MonkeyPatch
