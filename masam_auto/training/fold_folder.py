@@ -56,7 +56,7 @@ def claim_folder(
         )
     if trained and not resume and not overwrite:
         raise OutputError(
-            f"{fold_folder} holds a training already. Continue it with `resume`, or give `overwrite` to start anew."
+            f"{fold_folder} holds a training already. Continue it with `resume`, or give `overwrite` to start again."
         )
     _refuse_mixed_plans(fold_folder, plan, configuration)
     if not resume:
@@ -193,7 +193,7 @@ def _refuse_mixed_folds(fold_folder: Path, splits: Path, few_shot: Folds | None)
     if there != (read_plain(splits, what="splits file") if few_shot is None else few_shot):
         raise ModelError(
             f"the folds in {splits} changed since {others[0].name} was trained. Restore them (cp {own} {splits}), "
-            f"train under another plan name, or remove {fold_folder.parent} to train all folds anew."
+            f"train under another plan name, or remove {fold_folder.parent} to train all folds again."
         )
 
 

@@ -68,8 +68,8 @@ def out_of_memory_message(plan: Plan, configuration: Configuration, load: Load, 
     return (
         f"the device ran out of memory in training ({asked}). The plan's estimate is "
         f"{_gib(load, batch, checkpointing)}{room}. Free memory that other programs take, or change the plan: "
-        f"{'; '.join(ways)}. With a changed plan start again (`overwrite`); with the same, the last checkpoint goes on "
-        "with `resume`."
+        f"{'; '.join(ways)}. Start a changed plan again (`overwrite`); with the same plan, continue "
+        "from the last checkpoint with `resume`."
     )
 
 

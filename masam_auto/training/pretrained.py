@@ -158,7 +158,7 @@ def _describe(fitted: Fitted, folder: Path, total: int) -> str:
         line += f"; {len(fitted.resized)} position tables are resized to this canvas"
     if fitted.anew:
         rooms = sorted({_part(name) for name in fitted.anew})
-        line += f"; {len(fitted.anew)} start anew ({first_few(rooms)})"
+        line += f"; {len(fitted.anew)} start from random values ({first_few(rooms)})"
         if any(name.startswith(CLASS_PARTS) for name in fitted.anew):
             line += ", because the classes differ" if all(n.startswith(CLASS_PARTS) for n in fitted.anew) else ""
     return line

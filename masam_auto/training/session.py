@@ -260,8 +260,8 @@ def open_session(
     clock = Clock(earlier_wall=state.wall_seconds, earlier_cpu=state.cpu_seconds, processes=job.world.size)
     if budget.progress(steps=state.step, wall=clock.wall, cpu=clock.cpu) >= 1 and not state.unfinished.steps:
         raise ModelError(
-            f"{job.folder}: this training is finished ({state.epoch} epochs). Give a larger `budget` to go on, or "
-            "`overwrite` to start anew."
+            f"{job.folder}: this training is finished ({state.epoch} epochs). Give a larger `budget` to continue, or "
+            "`overwrite` to start again."
         )
     store = CaseStore(cases=job.training.cases, memory=cache_memory(max(job.workers, 1) * job.world.local_size))
     run = Run(

@@ -1,4 +1,4 @@
-"""Programs that follow a training beside metrics.jsonl: TensorBoard, Weights & Biases, MLflow. Off by default.
+"""Follow a training in TensorBoard, Weights & Biases or MLflow, in addition to metrics.jsonl. Off by default.
 
 Each sink is one function in `SINKS`: given the run, it opens the program's own package and returns what records an
 epoch and what ends the run. The packages are imported only when they are asked for.
@@ -56,7 +56,7 @@ def open_tensorboard(run: Run) -> Sink:
 
 
 def open_wandb(run: Run) -> Sink:
-    """A run of the project that is called as the data set; it goes on where it was when a training is continued."""
+    """A run in the project named like the data set. A continued training continues its run."""
     session = _package("wandb").init(
         project=run.dataset_name,
         name=run.name,
@@ -70,7 +70,7 @@ def open_wandb(run: Run) -> Sink:
 
 
 def open_mlflow(run: Run) -> Sink:
-    """A run of the experiment that is called as the data set; it goes on where it was when a training is continued."""
+    """A run in the experiment named like the data set. A continued training continues its run."""
     package = _package("mlflow")
     package.set_experiment(run.dataset_name)
     known = _known_id(run, "mlflow")
@@ -163,7 +163,7 @@ def _only_warned(name: str) -> Iterator[list[Exception]]:
     except Exception as error:
         failures.append(error)
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        logger.warning("`log_to=%s` failed (%s); the training goes on, and metrics.jsonl holds all of it", name, reason)
+        logger.warning("`log_to=%s` failed (%s); the training continues, and metrics.jsonl has all", name, reason)
 
 
 def _known_id(run: Run, name: str) -> str | None:

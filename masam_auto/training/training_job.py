@@ -74,7 +74,7 @@ class TrainingOptions:
     log_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        # a resumed training goes on with the weights and cases that it has
+        # a resumed training keeps its weights and cases
         assert not self.resume or (self.pretrained_weights is None and self.shots is None)
 
 
@@ -121,8 +121,8 @@ def plan_for_budget(plan: Plan, name: str, budget: str | None, fold_folder: Path
         if there is not None and has_planned_size(plan, name) and there.size in configuration.sizes:
             chosen = with_size(plan, name, there.size)
             because = (
-                f", as {others[0].name} of {model_plan.parent.name} was trained. For a model of its own, whatever "
-                "another training was made with, give it a name: `plan_name=NAME`"
+                f", as {others[0].name} of {model_plan.parent.name} was trained. For a model with its own "
+                "step size, give it a name: `plan_name=NAME`"
             )
     before, after = configuration.size, chosen.configuration(name).size
     if after != before:
@@ -232,14 +232,14 @@ def checkpoint_to_resume(job: Job) -> Checkpoint:
     if checkpoint.header.version < 2:
         raise ModelError(
             f"{job.folder} was trained by an older version of masam_auto, whose trainings cannot be continued. Its "
-            "model predicts as it is; give `overwrite` to start anew."
+            "model predicts as it is; give `overwrite` to start again."
         )
     found = header_differences(checkpoint.header, job.plan, job.configuration, job.description)
     if found or checkpoint.header.plan_digest != plan_digest(job.plan, job.configuration):
         raise ModelError(
             f"{job.folder} was trained with another plan "
             f"({'; '.join(found) or 'its training or configuration differ'}). Continue with the plan it was started "
-            "with, without other changes, or give `overwrite` to start anew."
+            "with, without other changes, or give `overwrite` to start again."
         )
     return checkpoint
 

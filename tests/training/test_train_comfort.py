@@ -171,7 +171,7 @@ def test_other_classes_start_anew_and_are_named(train: Train, caplog: pytest.Log
     assert 0 < len(named) < len(taken)
     for name in taken:
         assert torch.allclose(taken[name], (anew if name in named else best)[name], atol=1e-6), name
-    assert f"{len(named)} start anew" in caplog.text
+    assert f"{len(named)} start from random values" in caplog.text
     assert "because the classes differ" in caplog.text
 
 
@@ -182,7 +182,7 @@ def test_another_canvas_resizes_the_position_tables(train: Train, caplog: pytest
     larger = tiny.make_sam_plan(tiny.make_configuration(canvas=(48, 32)), weights="none", trained="all")
     train("two", plan=larger, pretrained_weights=first, budget="1steps")
     assert "2 position tables are resized" in caplog.text
-    assert "start anew" not in caplog.text
+    assert "start from random values" not in caplog.text
 
 
 def test_what_does_not_fit_is_one_clear_line(train: Train) -> None:
