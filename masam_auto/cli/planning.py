@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from masam_auto.cli.common import add_overrides, add_sam_choice, positive_number
+from masam_auto.compute.cluster import Cluster, check_answers
 from masam_auto.core.atomic import write_bytes
 from masam_auto.core.errors import PlanError
 from masam_auto.core.jsonio import digest, read_plain, write_json
@@ -175,6 +176,8 @@ def preprocess_step(dataset: "Dataset", plan: "Plan", paths: Paths, parsed: argp
 
     names = [plan.configuration(name).name for name in parsed.configurations or plan.configurations]
     if parsed.overwrite:
+        if isinstance(parsed.workers, Cluster):
+            check_answers(parsed.workers)
         for name in names:
             shutil.rmtree(paths.configuration_folder(dataset.name, name), ignore_errors=True)
     preprocess_dataset(dataset, plan, paths, configurations=names, workers=parsed.workers)

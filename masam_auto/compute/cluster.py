@@ -93,6 +93,12 @@ def is_open(address: str) -> bool:
         return parts.hostname != "localhost"
 
 
+def check_answers(cluster: Cluster) -> None:
+    """Raise MasamError if the scheduler does not answer, before anything is removed for work on the cluster."""
+    client, _ = _connect(cluster)
+    client.close()
+
+
 def _connect(cluster: Cluster) -> tuple[Any, Any]:
     """A client of the scheduler, and `distributed.as_completed`."""
     try:

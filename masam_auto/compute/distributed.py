@@ -170,8 +170,8 @@ def share_of(world: World, configuration: Configuration) -> Share:
     if configuration.batch_size % members:
         name = configuration.name
         raise PlanError(
-            f"{world.size} processes cannot share {configuration.accumulation} batches of {configuration.batch_size} "
-            f"windows evenly. Give `{name}.batch_size={_multiple(configuration.batch_size, members)}`, which "
+            f"{world.size} processes cannot share {configuration.accumulation} x {configuration.batch_size} windows "
+            f"evenly. Give `{name}.batch_size={_multiple(configuration.batch_size, members)}`, which "
             "trains with larger batches, or fewer processes."
         )
     team, place = divmod(world.rank, members)

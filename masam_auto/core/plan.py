@@ -19,6 +19,7 @@ CANVAS_LIMITS = (16, 4096)
 STEP_LIMITS = {"window": 1023, "batch_size": 1 << 14, "accumulation": 1 << 14}
 INFERENCE_LIMITS = {"slice_stride": 1023, "max_slices": 1 << 12}
 NETWORK_LIMITS = {"increment_rank": 1 << 12, "adapter_channels": 1 << 14}
+LARGEST_RATE = 1e6  # a learning rate; far beyond any use, within float32
 LARGEST_OVERLAP = 1 - 0.05  # of tiles: a share of 0.95 is 400 tiles for one
 # Above zero, for factors used in a logarithm or power.
 SMALLEST_FACTOR = 1e-3
@@ -436,7 +437,10 @@ class TrainingPlan:
             check(value >= 0, f"training.{name} must not be negative, got {value}")
         check(self.seed < 2**63, f"training.seed must be below 2^63, got {self.seed}")
         check(self.schedule_exponent > 0, f"training.schedule_exponent must be above 0, got {self.schedule_exponent}")
-        check(self.learning_rate > 0, f"training.learning_rate must be positive, got {self.learning_rate}")
+        check(
+            0 < self.learning_rate <= LARGEST_RATE,
+            f"training.learning_rate must be above 0 and at most {LARGEST_RATE:g}, got {self.learning_rate}",
+        )
         check(self.weight_decay >= 0, f"training.weight_decay must not be negative, got {self.weight_decay}")
         check(0 <= self.weight_average < 1, f"training.weight_average must be within 0..1, got {self.weight_average}")
         check(

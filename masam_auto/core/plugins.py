@@ -144,7 +144,7 @@ def _execute(path: str, source: bytes) -> ModuleType:
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         exec(compile(source, path, "exec"), vars(module))
-    except Exception as error:  # a plug-in may raise anything; the cause is kept
+    except (Exception, SystemExit) as error:  # a plug-in may raise anything; the cause is kept
         del sys.modules[name]
         raise MasamError(
             f"plug-in {path} cannot be used: {_said(error, path)}. Correct it, or do not use it."

@@ -98,7 +98,7 @@ def place(window: torch.Tensor, tile: CanvasMap) -> torch.Tensor:
         tile: made for (h, w).
 
     Returns:
-        (N, C, H, W); a view of `window` if it needs no padding.
+        (N, C, H, W), contiguous: convolutions in bf16 round otherwise in another memory layout.
 
     Example:
         >>> from masam_auto.imaging.canvas import canvas_map, place
@@ -107,7 +107,8 @@ def place(window: torch.Tensor, tile: CanvasMap) -> torch.Tensor:
         torch.Size([5, 1, 256, 256])
     """
     if tile.magnification == 1:
-        return crop_and_pad_nd(window, [[low, low + side] for low, side in zip(tile.start, tile.canvas, strict=True)])
+        box = [[low, low + side] for low, side in zip(tile.start, tile.canvas, strict=True)]
+        return crop_and_pad_nd(window, box).contiguous()
     rows, columns = (tile.to_slice(np.arange(tile.canvas[axis]), axis) for axis in (0, 1))
     return _sample(window, rows, columns, padding="zeros")
 

@@ -70,6 +70,8 @@ def normalize(image: np.ndarray, plans: Sequence[NormalizationPlan]) -> np.ndarr
             change(channel, plan, mask if plan.inside_mask else None)
         except ImageError as error:
             raise ImageError(f"channel {number}: {error}") from error
+        if plan.scheme not in NORMALIZERS and not np.isfinite(channel).all():  # ours are tested
+            raise ImageError(f"channel {number}: the plug-in's {plan.scheme!r} gave NaN or infinite values")
     return result
 
 

@@ -30,7 +30,7 @@ def override(plan: Plan, assignments: Sequence[str]) -> Plan:
         try:
             changed = _override_one(changed, assignment)
         except (PlanError, msgspec.ValidationError) as error:
-            raise PlanError(f"{assignment}: {error}") from error
+            raise PlanError(f"`{assignment}`: {error}") from error
     window = changed.configuration(None).window
     if window == plan.configuration(None).window or changed.network.custom_encoder is not None:
         return changed

@@ -18,6 +18,7 @@ from distributed import CancelledError, LocalCluster
 from masam_auto.cli.common import run
 from masam_auto.cli.evaluate import main as evaluate
 from masam_auto.cli.plan_and_preprocess import main as plan_and_preprocess
+from masam_auto.cli.preprocess import main as preprocess
 from masam_auto.compute import cluster as cluster_module
 from masam_auto.compute.cluster import Cluster, is_open
 from masam_auto.compute.parallel import Workers, map_cases
@@ -155,6 +156,20 @@ def test_a_scheduler_that_does_not_answer_is_one_line(
     assert time.monotonic() - started < 10
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert line.startswith(f"error: no Dask scheduler answers at {address} (") and "dask scheduler" in line
+
+
+def test_nothing_is_removed_for_a_scheduler_that_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw_data.make_raw_dataset(tmp_path / "raw", cases=2, shape=(3, 16, 16))
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"MASAM_{name.upper()}", str(tmp_path / name))
+    assert run(plan_and_preprocess, ["-d", "1", "--workers", "0", "-gpu_memory_target", "0"]) == 0
+    before = sorted((tmp_path / "preprocessed").rglob("*"))
+    monkeypatch.setattr(cluster_module, "CONNECTION_SECONDS", 0.3)
+    assert run(preprocess, ["-d", "1", "--overwrite", "--scheduler", "tcp://127.0.0.1:9"]) == 2
+    assert "no Dask scheduler answers" in capsys.readouterr().err
+    assert sorted((tmp_path / "preprocessed").rglob("*")) == before
 
 
 @pytest.mark.parametrize("address", ["host:8786", "tcp://host", "http://host:8786", ""])

@@ -46,7 +46,7 @@ def test_one_process_computes_all() -> None:
 
 
 def test_windows_that_cannot_be_shared_say_what_helps() -> None:
-    with pytest.raises(PlanError, match=r"8 processes cannot share 1 batches of 2 .* `axis0\.batch_size=8`"):
+    with pytest.raises(PlanError, match=r"8 processes cannot share 1 x 2 windows evenly.* `axis0\.batch_size=8`"):
         share_of(World(rank=0, size=8), tiny.make_configuration(batch_size=2))
 
 

@@ -269,7 +269,7 @@ def test_decoder_only_is_one_field_and_leaves_out_what_would_not_learn():
     [("adapters=some", "both, before, after, none"), ("trained=some", "adapted, all, none")],
 )
 def test_a_variant_that_is_unknown_is_refused_while_planning(assignment, known):
-    with pytest.raises(PlanError, match=rf"^network\.{assignment}: \w+ must be one of {known}$"):
+    with pytest.raises(PlanError, match=rf"^`network\.{assignment}`: \w+ must be one of {known}$"):
         override(PLAN, [f"network.{assignment}"])
 
 

@@ -105,6 +105,7 @@ def test_a_file_may_import_our_dict(tmp_path: Path) -> None:
     [
         ("LOSSES = {", "cannot be used: SyntaxError: '{' was never closed"),
         ("x = 1\nLOSSES = {'a': 1 / 0}", "cannot be used: line 2: ZeroDivisionError: division by zero. Correct it"),
+        ("import sys\nsys.exit(0)", "cannot be used: line 2: SystemExit: 0. Correct it"),
         ("LOSS = {'a': max}", "adds nothing: it needs a dict of names and entries called AUGMENTATIONS, "),
     ],
 )
@@ -163,3 +164,19 @@ except SystemExit as ended:
     print(ended.code)
 """
     assert ask(code, files="/nowhere/a.py").splitlines()[-1] == "0"
+
+
+def test_a_normalisation_of_a_plug_in_must_give_numbers(tmp_path: Path) -> None:
+    file = write_file(
+        tmp_path, "def spoil(channel, plan, mask): channel[0] = float('nan')\nNORMALIZERS = {'spoil': spoil}"
+    )
+    code = """
+import numpy as np
+from masam_auto.core.plan import NormalizationPlan
+from masam_auto.imaging.normalize import normalize
+try:
+    normalize(np.ones((1, 2, 3, 4), np.float32), (NormalizationPlan(scheme="spoil"),))
+except MasamError as error:
+    print(error)
+"""
+    assert ask(code, files=file) == "channel 0: the plug-in's 'spoil' gave NaN or infinite values"
