@@ -34,7 +34,13 @@ def test_importing_the_package_imports_nothing_large() -> None:
 def test_the_page_runs_from_top_to_bottom(tmp_path: Path) -> None:
     raw_data.make_raw_dataset(tmp_path / "masam_data" / "raw", cases=3, shape=(5, 16, 14))
     said = run_blocks(PAGE, tmp_path)
-    assert said[0].startswith("axis0 ") and said[-2:] == ["True", "1.0"] and "fold_0 ['1', '2']" in said
+    assert (
+        said[0].startswith("axis0 ")
+        and "True" in said
+        and 0 < float(said[-2]) < 1
+        and said[-1] == "1.0"
+        and "fold_0 ['1', '2']" in said
+    )
 
 
 def test_the_readme_runs_on_the_data_of_the_demo(tmp_path: Path) -> None:

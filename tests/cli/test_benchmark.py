@@ -50,7 +50,7 @@ def test_a_plan_is_measured_and_its_training_estimated(tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("done", "said"),
     [
-        ((), r"plan not found: .*plan\.json\. Make it: masam_plan_and_preprocess -d Dataset001_Toy"),
+        ((), r"plan not found: .*plan\.json\. Make it with masam_plan_and_preprocess -d Dataset001_Toy"),
         (
             ("plan.json",),
             r"is not preprocessed: .*dataset\.json is missing\. Run masam_plan_and_preprocess -d Dataset001_Toy",

@@ -75,7 +75,7 @@ def test_a_baseline_beside_ours(command: Command, trained: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("done", "said"),
     [
-        ((), r"plan not found: .*Make it: masam_plan_and_preprocess -d Dataset001_Toy"),
+        ((), r"plan not found: .*Make it with masam_plan_and_preprocess -d Dataset001_Toy"),
         (
             ("plan.json",),
             r"is not preprocessed: .*splits\.json is missing\. Run masam_plan_and_preprocess -d Dataset001_Toy",

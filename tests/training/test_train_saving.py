@@ -124,7 +124,7 @@ def test_a_disk_that_fills_up_while_writing_ends_the_training_which_continues_ex
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "save_file", full)
-        with pytest.raises(OutputError, match=r"No space left.*has been kept\. Continue with `resume`"):
+        with pytest.raises(OutputError, match=r"No space left.*has been kept\. Then continue with `resume`"):
             train(plan, tmp_path / "parts")
     (folder,) = (tmp_path / "parts").rglob("fold_0")
     assert load_checkpoint(folder).state.epoch == 1
