@@ -146,7 +146,8 @@ def make_plan(
         | _under("inference", inference_reasons),
     )
     plan = override(plan, overrides)
-    encoder_of(plan.network), choose_decoder(plan.network.decoder)  # overrides may name unknown ones
+    encoder_of(plan.network)  # an override may name an unknown one
+    choose_decoder(plan.network.decoder)
     budget = parse_budget(None, plan.training)
     if budget.kind != "steps":
         for name in configurations:

@@ -194,9 +194,15 @@ class Session:
             self._close()
 
     def _close(self) -> None:
-        """Wait for the last checkpoint, and remove the file that asked to stop."""
+        """Wait for the last checkpoint, remove the file that asked to stop, and draw all epochs."""
         self.writer.finish()
         (self.job.folder / STOP_FILE).unlink(missing_ok=True)
+        self._draw()
+
+    def _draw(self) -> None:
+        job, drawn = self.job, time.perf_counter()
+        draw_progress(job.folder / "progress.png", self.metrics, title=f"{job.folder.parent.name}, fold {job.fold}")
+        self.picture = drawn, time.perf_counter() - drawn
 
     def _clocked(self) -> TrainingState:
         return replace(self.state, wall_seconds=self.clock.wall, cpu_seconds=self.clock.cpu)
@@ -230,13 +236,11 @@ class Session:
         self._save(best=best)
         logger.info(describe(metrics, best=best))
         self.record(metrics)
+        drawn, took = self.picture
         if self.state.finished:
             self._close()
-        drawn, took = self.picture
-        if self.state.finished or time.perf_counter() - drawn >= took / PICTURE_SHARE:
-            drawn = time.perf_counter()
-            draw_progress(job.folder / "progress.png", self.metrics, title=f"{job.folder.parent.name}, fold {job.fold}")
-            self.picture = drawn, time.perf_counter() - drawn
+        elif time.perf_counter() - drawn >= took / PICTURE_SHARE:
+            self._draw()
 
 
 @contextlib.contextmanager
