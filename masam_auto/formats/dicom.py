@@ -134,11 +134,6 @@ def read_series(files: Sequence[Path]) -> RawImage:
     return RawImage(array=array, geometry=geometry)
 
 
-def read_series_geometry(files: Sequence[Path]) -> Geometry:
-    """The grid of a series; reads only the headers. Raises like `read_slices`."""
-    return _stack_geometry(read_slices(files))
-
-
 def read_slices(files: Sequence[Path]) -> list[Slice]:
     """Slices of a series, ascending along their normal.
 

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 
 from masam_auto.core.errors import ImageError
 from masam_auto.core.geometry import Geometry
-from masam_auto.formats.dicom import is_dicom, read_series, read_series_geometry
+from masam_auto.formats.dicom import is_dicom, read_series
 from masam_auto.formats.dicom_series import Series, find_dicom_files, find_series
 from tests import dicom_files, raw_data
 
@@ -45,7 +45,7 @@ def test_the_grid_comes_from_the_positions_not_the_names(tmp_path: Path, oblique
     assert raw.array.dtype == np.float32
     np.testing.assert_array_equal(raw.array[0], STORED)
     assert raw.geometry.difference(oblique, tolerance=1e-6) is None
-    assert read_series_geometry(only(tmp_path).files) == raw.geometry
+    assert read_series(only(tmp_path).files).geometry == raw.geometry
 
 
 def test_agrees_with_itk(tmp_path: Path, oblique: Geometry) -> None:
@@ -81,12 +81,12 @@ def test_signed_and_unsigned_values(tmp_path: Path) -> None:
 
 def test_a_tilted_gantry_shears_the_grid(tmp_path: Path) -> None:
     dicom_files.write_series(tmp_path, STORED, sheared(15))
-    assert read_series_geometry(only(tmp_path).files).difference(sheared(15), tolerance=1e-6) is None
+    assert read_series(only(tmp_path).files).geometry.difference(sheared(15), tolerance=1e-6) is None
 
 
 def test_rounded_positions_leave_axes_at_right_angles(tmp_path: Path) -> None:
     dicom_files.write_series(tmp_path, STORED, sheared(0.01))
-    matrix = np.reshape(read_series_geometry(only(tmp_path).files).direction, (3, 3))
+    matrix = np.reshape(read_series(only(tmp_path).files).geometry.direction, (3, 3))
     np.testing.assert_allclose(matrix.T @ matrix, np.eye(3), atol=1e-12)
 
 
@@ -183,7 +183,7 @@ def test_files_are_known_by_content(tmp_path: Path) -> None:
 def test_slices_that_are_nearly_even_pass(tmp_path: Path) -> None:
     dicom_files.write_series(tmp_path, STORED, STRAIGHT, order=[0, 2, 3, 4, 5, 6])
     dicom_files.write_series(tmp_path / "moved", STORED, STRAIGHT, order=[1], ImagePositionPatient=[-9.8, 20.1, 33.1])
-    assert read_series_geometry(list(find_dicom_files(tmp_path))).difference(STRAIGHT) is None
+    assert read_series(list(find_dicom_files(tmp_path))).geometry.difference(STRAIGHT) is None
 
 
 def test_enhanced_files_with_fewer_places_than_frames(tmp_path: Path) -> None:
@@ -251,10 +251,10 @@ def test_positions_that_were_rounded_are_even_and_missing_slices_are_not(tmp_pat
     files = dicom_files.write_series(tmp_path, STORED, STRAIGHT)
     even = [5 + 0.625 * index for index in range(len(files))]
     place(files, [round(height + 1e-9, 1) for height in even])
-    assert read_series_geometry(files).spacing[0] == pytest.approx(0.625, abs=0.02)
+    assert read_series(files).geometry.spacing[0] == pytest.approx(0.625, abs=0.02)
     place(files, [*even[:4], *(height + 0.625 for height in even[4:])])
     with pytest.raises(ImageError, match="1 slice is missing"):
-        read_series_geometry(files)
+        read_series(files)
     place(files, [height + 0.2 * (index == 3) for index, height in enumerate(even)])
     with pytest.raises(ImageError, match="slices are uneven"):
-        read_series_geometry(files)
+        read_series(files)
