@@ -1,7 +1,7 @@
 """The image encoders: the sizes to build them from, and what planning needs to choose one."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from masam_auto.core.checks import check, check_finite, check_limits
 from masam_auto.core.plugins import find_entry
@@ -104,6 +104,76 @@ class EncoderSpec:
         """Side of the patch that becomes one token, in pixels of its input (canvas, or the stem's last level)."""
         return self.token_stride // 2 ** (len(self.stem) - 1) if self.stem else self.token_stride
 
+    @property
+    def windowed(self) -> int:
+        """Side in tokens of the attention windows; 0 if every block attends globally."""
+        return self.window if len(self.global_blocks) < self.depth else 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageSpec:
+    """A stage of a hierarchical encoder: `depth` blocks of width `dim` at a stride in canvas px.
+
+    `heads` of attention within windows of `window` x `window` of the stage's places; 0 for a stage of convolutions.
+    """
+
+    dim: int
+    depth: int
+    stride: int
+    heads: int = 0
+    window: int = 0
+
+    def __post_init__(self) -> None:
+        check_limits("encoder sizes: ", self, {name: LIMITS[name] for name in ("dim", "depth")})
+        check(
+            self.heads == 0 or (self.dim % self.heads == 0 and self.window > 0),
+            f"encoder sizes: heads ({self.heads}) must divide dim ({self.dim}), and window must be above 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TinyViTSpec:
+    """Sizes of a TinyViT, a hierarchical encoder, and of the decoder parts that belong to it.
+
+    The first stage has convolutions, the others attention. The last stage's stride is the tokens'. `pixel_mean` and
+    `pixel_std` are subtracted from, and divide, the three channels of images in 0..1; () if the weights were trained
+    without. `levels`: what a multi-scale decoder fuses, the ends of the first stages, finest first. The other fields
+    are those of `EncoderSpec`. An adapter is at most half as wide as its stage.
+
+    Source: Wu et al., TinyViT, ECCV 2022.
+    """
+
+    stages: tuple[StageSpec, ...]
+    expansion: int = 4
+    mlp_ratio: float = 4.0
+    pixel_mean: tuple[float, ...] = ()
+    pixel_std: tuple[float, ...] = ()
+    embedding: int = 256
+    levels: tuple[LevelSpec, ...]
+    conv: ConvSpec = ConvSpec(norm="instance", across=False)
+    decoder_heads: int = 8
+    decoder_mlp: int = 2048
+    adapter_channels: int = 384
+
+    def __post_init__(self) -> None:
+        check(
+            len(self.stages) > 1 and not self.stages[0].heads and all(stage.heads for stage in self.stages[1:]),
+            "encoder sizes: a TinyViT has a first stage without heads, and others with",
+        )
+
+    @property
+    def token_stride(self) -> int:
+        """Side of a token in canvas px."""
+        return self.stages[-1].stride
+
+    @property
+    def windowed(self) -> int:
+        """Side in tokens of the largest attention windows."""
+        return max(stage.window * stage.stride for stage in self.stages) // self.token_stride
+
+
+EncoderSizes = EncoderSpec | TinyViTSpec
+
 
 def sam_encoder(
     *,
@@ -154,12 +224,33 @@ def _stem_levels(channels: tuple[int, ...]) -> tuple[LevelSpec, ...]:
     )
 
 
+def _tiny_vit(
+    *,
+    strides: tuple[int, int, int, int],
+    levels: tuple[LevelSpec, ...],
+    pixel_mean: tuple[float, ...] = (),
+    pixel_std: tuple[float, ...] = (),
+) -> TinyViTSpec:
+    """TinyViT-5M: its stages at the given strides."""
+    sizes = zip((64, 128, 160, 320), (2, 2, 6, 2), strides, (0, 4, 5, 10), (0, 7, 14, 7), strict=True)
+    return TinyViTSpec(
+        stages=tuple(
+            StageSpec(dim=dim, depth=depth, stride=stride, heads=heads, window=window)
+            for dim, depth, stride, heads, window in sizes
+        ),
+        levels=levels,
+        pixel_mean=pixel_mean,
+        pixel_std=pixel_std,
+    )
+
+
 # The encoder name in plans that give their own sizes, in `NetworkPlan.custom_encoder`.
 CUSTOM = "custom"
 
 # Source: vit_t's sizes were measured on Hippocampus (documentation/log.md); those of vit_b, vit_l and vit_h come from
-# build_sam in segment-anything.
-ENCODERS: dict[str, EncoderSpec] = {
+# build_sam in segment-anything. lite_medsam and mobile_sam are a TinyViT-5M each: LiteMedSAM (bowang-lab/MedSAM, branch
+# LiteMedSAM) begins with 1 x 1 convolutions at full resolution, MobileSAM (Zhang et al. 2023) with two of stride 2.
+ENCODERS: dict[str, EncoderSizes] = {
     "vit_t": EncoderSpec(
         dim=128,
         depth=2,
@@ -179,7 +270,30 @@ ENCODERS: dict[str, EncoderSpec] = {
     "vit_b": sam_encoder(dim=768, depth=12, heads=12, global_blocks=(2, 5, 8, 11)),
     "vit_l": sam_encoder(dim=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23)),
     "vit_h": sam_encoder(dim=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31)),
+    "lite_medsam": _tiny_vit(
+        strides=(1, 2, 4, 4),
+        levels=(
+            LevelSpec(channels=64, stride=1, width=16, target=1),
+            LevelSpec(channels=128, stride=2, width=48, target=2),
+            LevelSpec(channels=160, stride=4, width=96, target=4),
+        ),
+    ),
+    "mobile_sam": _tiny_vit(
+        strides=(4, 8, 16, 16),
+        levels=(
+            LevelSpec(channels=64, stride=4, width=32, target=2),
+            LevelSpec(channels=128, stride=8, width=64, target=4),
+            LevelSpec(channels=160, stride=16, width=128, target=8),
+        ),
+        pixel_mean=(123.675 / 255, 116.28 / 255, 103.53 / 255),
+        pixel_std=(58.395 / 255, 57.12 / 255, 57.375 / 255),
+    ),
 }
+
+
+def sams_own() -> dict[str, EncoderSpec]:
+    """The encoders of SAM's form, by name: plain ViTs without a stem."""
+    return {name: spec for name, spec in ENCODERS.items() if isinstance(spec, EncoderSpec) and not spec.stem}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,17 +303,19 @@ class PlannedEncoder:
     `detail`: side in px of the smallest thing the decoder can draw from features alone: the token, or the stem's finest
     level. `budget`: largest canvas side in px. `longest_window`: most slices in a training window. `whole_from`: with
     training windows of at least this many slices, a whole volume may be predicted as one window. `decoder`: the decoder
-    that belongs to it. `sam`: starts from SAM's weights and is adapted; otherwise trained from scratch.
+    that belongs to it. `sam`: starts from SAM's weights and is adapted; otherwise trained from scratch. `pixels`: what
+    its weights were trained on, channels scaled to 0..1 ("unit") or z-scores.
     """
 
     name: str
-    spec: EncoderSpec
+    spec: EncoderSizes
     detail: int
     budget: int
     longest_window: int
     whole_from: int
     decoder: str
     sam: bool
+    pixels: Literal["zscore", "unit"] = "zscore"
 
     @property
     def token(self) -> int:
@@ -208,15 +324,27 @@ class PlannedEncoder:
 
     @property
     def windowed(self) -> int:
-        """Side in tokens of the attention windows; 0 if every block attends globally."""
-        return self.spec.window if len(self.spec.global_blocks) < self.spec.depth else 0
+        """Side in tokens of the attention windows that a canvas should fill; 0 if every block attends globally."""
+        return self.spec.windowed
 
 
-def _planned(name: str, spec: EncoderSpec) -> PlannedEncoder:
-    """What suits an encoder in SAM's form or one with a stem.
+def _planned(name: str, spec: EncoderSizes) -> PlannedEncoder:
+    """What suits an encoder in SAM's form, one with a stem, or a TinyViT.
 
     Source: budget 512 px and progressive upsampling are the paper's; vit_t's budget and window are measured.
     """
+    if isinstance(spec, TinyViTSpec):
+        return PlannedEncoder(
+            name=name,
+            spec=spec,
+            detail=spec.token_stride,
+            budget=64 * spec.token_stride,
+            longest_window=9,
+            whole_from=5,
+            decoder="progressive",
+            sam=True,
+            pixels="unit",
+        )
     if spec.taps:
         return PlannedEncoder(
             name=name, spec=spec, detail=16, budget=512, longest_window=9, whole_from=5, decoder="progressive", sam=True
@@ -229,9 +357,9 @@ def _planned(name: str, spec: EncoderSpec) -> PlannedEncoder:
 PLANNED_ENCODERS: dict[str, PlannedEncoder] = {name: _planned(name, spec) for name, spec in ENCODERS.items()}
 
 
-def find_encoder(name: str) -> EncoderSpec:
+def find_encoder(name: str) -> EncoderSizes:
     """Find an encoder by name, ours or a plug-in's. Raises PlanError that lists the known ones."""
-    return find_entry("encoders", name, ENCODERS, field="network.encoder", form=EncoderSpec)
+    return find_entry("encoders", name, ENCODERS, field="network.encoder", form=get_args(EncoderSizes))
 
 
 def planned_encoder(name: str) -> PlannedEncoder:

@@ -277,6 +277,10 @@ class NetworkPlan:
     """Their inner width. 384 is the reference code's."""
     adapter_start: Literal["zero", "reference"] = "zero"
     """`zero`: training starts as the unadapted encoder exactly. `reference`: as the published code starts."""
+    masks_start: Literal["new", "sam"] = "new"
+    """How the decoder's mask tokens and hyper-networks start, which count the classes: `new`, from random numbers
+    (MA-SAM's), or `sam`: each from those of SAM's single mask, the background with the opposite sign. Only where the
+    decoder has SAM's upscaling (two steps) and `weights` is `sam`."""
     neck_trained: bool = False
     """Whether the encoder's neck learns too. Not with `trained` = `none`."""
     prompt: Literal["none", "box"] = "none"

@@ -38,7 +38,9 @@ class _Added:
     load: Callable[[], Any]
 
 
-def find_entry(kind: str, name: str, own: Mapping[str, T], *, field: str, form: type | None = None) -> T:
+def find_entry(
+    kind: str, name: str, own: Mapping[str, T], *, field: str, form: type | tuple[type, ...] | None = None
+) -> T:
     """Find an entry by name, ours or a plug-in's.
 
     Args:
@@ -46,7 +48,7 @@ def find_entry(kind: str, name: str, own: Mapping[str, T], *, field: str, form: 
         name: the requested name.
         own: our entries.
         field: where the name is written, for messages, e.g. "training.loss".
-        form: the type that an entry must have; None for anything callable.
+        form: the type (or types) that an entry must have; None for anything callable.
 
     Raises:
         PlanError: the name is unknown (the known ones are listed), or used twice.
@@ -68,7 +70,8 @@ def find_entry(kind: str, name: str, own: Mapping[str, T], *, field: str, form: 
         )
     entry: T = added[0].load()
     if not (callable(entry) if form is None else isinstance(entry, form)):
-        what = "function or class" if form is None else form.__name__
+        forms = form if isinstance(form, tuple) else (form,)
+        what = "function or class" if form is None else " or ".join(one.__name__ for one in forms if one)
         raise MasamError(f"{added[0].origin}: its {kind} {name!r} must be a {what}, got {type(entry).__name__}.")
     return entry
 

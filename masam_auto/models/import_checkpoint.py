@@ -15,7 +15,7 @@ from typing import Literal
 
 from masam_auto.core.claims import claimed
 from masam_auto.core.dataset import DatasetDescription
-from masam_auto.core.encoders import ENCODERS
+from masam_auto.core.encoders import sams_own
 from masam_auto.core.errors import ModelError, OutputError, PlanError
 from masam_auto.core.geometry import Triple, permute
 from masam_auto.core.jsonio import write_json
@@ -249,7 +249,7 @@ def _check_data(variant: Variant, description: DatasetDescription, origin: str) 
 
 def _usual_sam(variant: Variant, weights_folder: Path, origin: str) -> SamWeights:
     """The SAM checkpoint in the weights folder for an encoder of this size."""
-    sizes = {(spec.dim, spec.depth): name for name, spec in ENCODERS.items() if not spec.stem}
+    sizes = {(spec.dim, spec.depth): name for name, spec in sams_own().items()}
     encoder = sizes.get((variant.dim, variant.depth))
     if encoder is None:
         raise ModelError(

@@ -3,19 +3,18 @@
 import logging
 from pathlib import Path
 
-from masam_auto.core.encoders import ENCODERS, find_encoder
+from masam_auto.core.encoders import ENCODERS, EncoderSpec, find_encoder, sams_own
 from masam_auto.core.errors import ModelError
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.core.plugins import known_names
 from masam_auto.models.checkpoint import ModelHeader
 from masam_auto.models.sam_files import SAM_FILES, SamWeights, weights_of_model, weights_to_start_from
+from masam_auto.network.build import WHOLE_CANVAS, has_encoder
+from masam_auto.network.encoder_kinds import kind_in
 from masam_auto.network.published import infer_encoder
 from masam_auto.network.weight_files import load_sam_checkpoint
 
 logger = logging.getLogger(__name__)
-
-
-SAM_CANVAS = (1024, 1024)  # px; the canvas of SAM's own checkpoints
 
 
 def encoder_of_file(path: Path) -> str:
@@ -24,13 +23,20 @@ def encoder_of_file(path: Path) -> str:
     Raises:
         ModelError: not a SAM checkpoint, or an encoder without a name.
     """
-    spec = infer_encoder(load_sam_checkpoint(path), canvas=SAM_CANVAS, origin=str(path))
+    state = load_sam_checkpoint(path)
+    form = kind_in(state)
+    if form not in (None, EncoderSpec):
+        named = [name for name in known_names("encoders", ENCODERS) if type(find_encoder(name)) is form]
+        if found := next((name for name in named if has_encoder(name, state)), None):
+            return found
+        raise ModelError(f"{path}: its encoder is like {' or '.join(named)}, but of other sizes, or incomplete.")
+    spec = infer_encoder(state, canvas=WHOLE_CANVAS, origin=str(path))
     for name in known_names("encoders", ENCODERS):
         if find_encoder(name) == spec:
             return name
-    named = ", ".join(f"{name} ({known.dim}, {known.depth})" for name, known in ENCODERS.items() if not known.stem)
+    sizes = ", ".join(f"{name} ({known.dim}, {known.depth})" for name, known in sams_own().items())
     raise ModelError(
-        f"{path}: its encoder is {spec.dim} wide and has {spec.depth} blocks. Known encoders (width, blocks): {named}."
+        f"{path}: its encoder is {spec.dim} wide and has {spec.depth} blocks. Known encoders (width, blocks): {sizes}."
     )
 
 

@@ -1,4 +1,4 @@
-"""The memory that the image encoder's activations take. Decoders state their own (network/decoder.py).
+"""The memory that SAM's image encoder and vit_t take. Other encoders and the decoders state their own.
 
 It counts the values that layers keep for the backward pass, or need at once without gradients. For how plans use it and
 how well it matches measured peaks, see planning/memory.py and documentation/benchmarks.md.
@@ -6,9 +6,12 @@ how well it matches measured peaks, see planning/memory.py and documentation/ben
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
-from masam_auto.core.encoders import EncoderSpec
+from masam_auto.core.encoders import EncoderSizes, EncoderSpec
 from masam_auto.core.plan import NetworkPlan
+
+Sizes = TypeVar("Sizes", bound=EncoderSizes)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,7 +21,7 @@ class Load:
     `fused`: attention runs in a fused kernel (GPU), which keeps no (tokens x tokens) scores. Plain products (CPU) do.
     """
 
-    encoder: EncoderSpec
+    encoder: EncoderSizes
     network: NetworkPlan
     canvas: tuple[int, int]
     window: int
@@ -26,6 +29,11 @@ class Load:
     num_outputs: int
     precision_bytes: int = 2
     fused: bool = True
+
+    def sizes(self, form: type[Sizes]) -> Sizes:
+        """The encoder's sizes, which are of this form."""
+        assert isinstance(self.encoder, form)
+        return self.encoder
 
     @property
     def built(self) -> NetworkPlan:
@@ -53,8 +61,8 @@ class EncoderMemory:
     """Bytes that the image encoder takes per slice, except `tables`, which are kept once.
 
     In training, `stem` and `blocks` are kept for the backward pass. If blocks are recomputed, `residuals` are kept
-    between them, and `again` is for the largest one. `levels` are what a multi-scale decoder fuses. In prediction,
-    `block` is for the largest block, plus `held`.
+    between them, and `again` is for the largest one. `peak` is what a frozen part before them needs for a moment.
+    `levels` are what a multi-scale decoder fuses. In prediction, `block` is for the largest block, plus `held`.
     """
 
     tables: float
@@ -65,12 +73,13 @@ class EncoderMemory:
     levels: float
     block: float
     held: float
+    peak: float = 0.0
 
 
-def encoder_memory(load: Load) -> EncoderMemory:
-    """What the encoder takes for one slice of a load."""
-    encoder, width, tokens = load.encoder, load.precision_bytes, load.tokens
-    adapter = 2 * width * load.built.adapter_channels if _adapters(load.built) else 0
+def vit_memory(load: Load) -> EncoderMemory:
+    """What SAM's encoder, or vit_t, takes for one slice of a load."""
+    encoder, width, tokens = load.sizes(EncoderSpec), load.precision_bytes, load.tokens
+    adapter = 2 * width * load.built.adapter_channels if count_adapters(load.built) else 0
     attention = 6 * encoder.dim * tokens + _grid_attention_values(load, *load.grid, scores=2)
     return EncoderMemory(
         tables=_tables_bytes(load),
@@ -84,13 +93,14 @@ def encoder_memory(load: Load) -> EncoderMemory:
     )
 
 
-def _adapters(network: NetworkPlan) -> int:
+def count_adapters(network: NetworkPlan) -> int:
+    """3D adapters in a block."""
     return {"both": 2, "before": 1, "after": 1, "none": 0}[network.adapters]
 
 
 def _attention_values(load: Load) -> float:
     """Values that the attention products keep per slice, as a mean over the blocks."""
-    encoder = load.encoder
+    encoder = load.sizes(EncoderSpec)
     height, width = load.grid
     total = len(encoder.global_blocks) * _grid_attention_values(load, height, width, scores=1)
     windowed_blocks = encoder.depth - len(encoder.global_blocks)
@@ -107,7 +117,7 @@ def _grid_attention_values(load: Load, height: int, width: int, *, scores: int) 
     The projection's output is kept as well, because queries and values are parts of it: 1 and 1.5 times the channels by
     measurement.
     """
-    encoder, tokens = load.encoder, height * width
+    encoder, tokens = load.sizes(EncoderSpec), height * width
     channels = encoder.heads * _wide(encoder, height, width)
     if load.fused:
         return tokens * (4.0 * channels + 1.5 * encoder.dim)
@@ -121,7 +131,7 @@ def _wide(encoder: EncoderSpec, height: int, width: int) -> int:
 
 def _tables_bytes(load: Load) -> float:
     """Tables of relative positions. Blocks keep one per token, for any number of windows."""
-    encoder = load.encoder
+    encoder = load.sizes(EncoderSpec)
     height, width = load.grid
     side, whole = encoder.window, len(encoder.global_blocks)
     values = whole * height * width * (height + width) + (encoder.depth - whole) * 2 * side**3
@@ -130,8 +140,8 @@ def _tables_bytes(load: Load) -> float:
 
 def _block_bytes(load: Load, attention: float) -> float:
     """Bytes that one block keeps for the backward pass of a slice; `attention` is the number of attention values."""
-    encoder, network, width = load.encoder, load.built, load.precision_bytes
-    adapters, learns = _adapters(network), network.trained == "all"
+    encoder, network, width = load.sizes(EncoderSpec), load.built, load.precision_bytes
+    adapters, learns = count_adapters(network), network.trained == "all"
     residuals = (2 + adapters) * 4 * encoder.dim
     adapter = adapters * (encoder.dim + 3 * network.adapter_channels)
     projections = encoder.dim if learns or network.increment != "none" else 0

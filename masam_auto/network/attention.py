@@ -15,9 +15,13 @@ PLAIN_SCORES = 2**26
 
 
 def attend(
-    q: Float[Tensor, "s t n e"], k: Float[Tensor, "s t n e"], v: Float[Tensor, "s t n d"], scale: float = 1.0
+    q: Float[Tensor, "s t n e"],
+    k: Float[Tensor, "s t n e"],
+    v: Float[Tensor, "s t n d"],
+    scale: float = 1.0,
+    bias: Float[Tensor, "n t t"] | None = None,
 ) -> Float[Tensor, "s t n _"]:
-    """Softmax attention of products times `scale`; `s` slices or windows, `t` tokens, `n` heads.
+    """Softmax attention of products times `scale`, plus `bias`; `s` slices or windows, `t` tokens, `n` heads.
 
     Only the first D channels of the result count. If a fused kernel needs values as wide as queries and keys, zeros
         follow.
@@ -27,11 +31,14 @@ def attend(
         # Autocast would store the probabilities in float32; the kernel sums in float32 anyway.
         with torch.autocast("cpu", enabled=False):
             scores = (q * scale).transpose(1, 2) @ k.permute(0, 2, 3, 1)
+            if bias is not None:
+                scores = scores + bias.to(scores.dtype)
             return (scores.softmax(-1) @ v.transpose(1, 2)).transpose(1, 2)
     # Padded by `cat`, whose gradient is a view.
     v = torch.cat([v, _zeros(v, width - v.shape[-1])], dim=-1)
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
+    mask = None if bias is None else bias.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
 
 
 def _zeros(like: Float[Tensor, "s t n e"], width: int) -> Float[Tensor, "s t n _"]:
@@ -79,6 +86,21 @@ def window_places(
     return whole[:, : size[0], : size[1]].flatten()
 
 
+def project(
+    x: Float[Tensor, "*tokens c"],
+    weight: Float[Tensor, "c3 c"],
+    bias: Float[Tensor, "c3"],
+    increments: Increments | None,
+    block: int,
+) -> Float[Tensor, "*tokens c3"]:
+    """Queries, then keys, then values of tokens, with the increments of a block; folded if they do not learn now."""
+    if increments is None:
+        return F.linear(x, weight, bias)
+    if increments.training:
+        return increments(block, x, F.linear(x, weight, bias))
+    return F.linear(x, folded_weight(weight, increments, block), bias)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over (rows, columns) of tokens, or within windows of them; SAM's names and shapes.
 
@@ -114,7 +136,7 @@ class Attention(nn.Module):
         """Attention within each of `s` slices; the `increments` of q and v are those of block number `block`."""
         slices, height, width, channels = x.shape
         assert self.windowed or (height, width) == self.grid, f"{height} x {width} tokens, tables for {self.grid}"
-        qkv = self._project(x.flatten(0, 2), increments, block)
+        qkv = project(x.flatten(0, 2), self.qkv.weight, self.qkv.bias, increments, block)
         places = None
         if self.windowed:
             places = window_places(slices, (height, width), self.grid, x.device)
@@ -150,12 +172,3 @@ class Attention(nn.Module):
         row = torch.eye(rows, dtype=dtype, device=device)[:, None].expand(-1, columns, -1)
         column = torch.eye(columns, dtype=dtype, device=device)[None].expand(rows, -1, -1)
         return tables.to(dtype), torch.cat([row, column], dim=2).flatten(0, 1)
-
-    def _project(
-        self, x: Float[Tensor, "tokens c"], increments: Increments | None, block: int
-    ) -> Float[Tensor, "tokens c3"]:
-        if increments is None:
-            return self.qkv(x)
-        if increments.training:
-            return increments(block, x, self.qkv(x))
-        return F.linear(x, folded_weight(self.qkv.weight, increments, block), self.qkv.bias)

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from masam_auto.core.encoders import EncoderSpec, find_encoder
+from masam_auto.core.encoders import ENCODERS, EncoderSizes, find_encoder
 from masam_auto.core.errors import ModelError, PlanError
 from masam_auto.core.plan import NetworkPlan
+from masam_auto.network.encoder_kinds import kind_in, kind_of
 from masam_auto.network.masam import MaSam
 from masam_auto.network.mismatch import network_differences
 from masam_auto.network.published import fit_published
 from masam_auto.network.sam import fit_state
 from masam_auto.network.weight_files import wrong_values
 
+WHOLE_CANVAS = (1024, 1024)  # px; the canvas of SAM's own checkpoints
 _PROMPT_PARTS = {
     ("tokens", "none"): ("no_mask_embed.",),
     ("tokens", "box"): ("no_mask_embed.", "point_embeddings.2.", "point_embeddings.3."),
@@ -73,13 +75,13 @@ def build_network(
     return network
 
 
-def encoder_of(plan: NetworkPlan) -> EncoderSpec:
+def encoder_of(plan: NetworkPlan) -> EncoderSizes:
     """Sizes of a plan's encoder: by name, or the plan's own. Raises PlanError for an unknown name."""
     return find_encoder(plan.encoder) if plan.custom_encoder is None else plan.custom_encoder
 
 
 def assemble(
-    spec: EncoderSpec,
+    spec: EncoderSizes,
     plan: NetworkPlan,
     *,
     canvas: tuple[int, int],
@@ -202,6 +204,7 @@ def trainable_state_dict(network: MaSam) -> dict[str, Tensor]:
     They share the network's memory.
     """
     frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    frozen |= {f"image_encoder.{name}" for name, _ in network.image_encoder.named_buffers()}  # pretrained statistics
     given_back = {name for name in frozen if network.plan.stands_on_sam and _from_sam(name, {})}
     return {name: value for name, value in network.state_dict().items() if name not in given_back}
 
@@ -212,18 +215,47 @@ def load_trainable_state(network: MaSam, state: Mapping[str, Tensor], *, origin:
     _copy(network.state_dict(), state)
 
 
-def load_sam_weights(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> None:
+def load_sam_weights(network: MaSam, state: Mapping[str, Tensor], *, origin: str, background: bool = True) -> None:
     """Start from a SAM checkpoint: image and prompt encoder, and mask decoder parts independent of the class count.
 
     Args:
         network: built for any canvas and channels; tables and patch embedding are adapted.
         state: from `load_sam_checkpoint`.
         origin: the file, for messages.
+        background: whether the first output is the background.
 
     Raises:
         ModelError: the checkpoint belongs to another encoder.
     """
-    _copy(network.state_dict(), sam_tensors(network, state, origin=origin))
+    own, fitted = network.state_dict(), sam_tensors(network, state, origin=origin)
+    _copy(own, fitted)
+    if network.plan.masks_start == "sam":
+        _copy(own, _masks_from_sam(own, state, origin=origin, background=background))
+
+
+def _masks_from_sam(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], *, origin: str, background: bool
+) -> dict[str, Tensor]:
+    """Mask tokens and hyper-networks as copies of SAM's for a single mask; the background's logits have the opposite
+    sign, so that each class begins as what SAM takes for the object.
+    """
+    fitted = {}
+    for name, value in own.items():
+        if name == "mask_decoder.mask_tokens.weight":
+            source = state[name][:1].expand(len(value), -1)
+        elif name.startswith("mask_decoder.output_hypernetworks_mlps."):
+            _, _, number, rest = name.split(".", 3)
+            source = state[f"mask_decoder.output_hypernetworks_mlps.0.{rest}"]
+            source = -source if background and number == "0" and rest.startswith("layers.2.") else source
+        else:
+            continue
+        if source.shape != value.shape:
+            raise ModelError(
+                f"{origin}: its masks cannot start this decoder ({name} has shape {tuple(source.shape)}, the decoder "
+                f"needs {tuple(value.shape)}). Plan with `network.masks_start=new`."
+            )
+        fitted[name] = source
+    return fitted
 
 
 def sam_tensors(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> dict[str, Tensor]:
@@ -231,13 +263,38 @@ def sam_tensors(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> 
 
     Arguments and errors are the same; the network may be on the meta device.
     """
+    kind = kind_of(network.spec)
+    if kind_in(state) not in (None, type(network.spec)):
+        raise ModelError(
+            f"{origin}: its encoder is another one ({similar_encoders(state)}), the plan asks for "
+            f"{network.plan.encoder}. Give weights of {network.plan.encoder} (`sam_checkpoint`), or plan again with "
+            "the encoder of this file (`backbone`)."
+        )
     return fit_state(
         state,
         {name: value for name, value in network.state_dict().items() if _from_sam(name, state)},
         encoder=network.plan.encoder,
-        global_blocks=network.spec.global_blocks,
+        fit=functools.partial(kind.fit, network.spec),
+        parts=kind.parts,
         origin=origin,
     )
+
+
+def similar_encoders(state: Mapping[str, Tensor]) -> str:
+    """Names of the encoders that a SAM checkpoint may be of, by the names of its tensors."""
+    form = kind_in(state)
+    return " or ".join(name for name, spec in ENCODERS.items() if type(spec) is form) or "unknown"
+
+
+def has_encoder(name: str, state: Mapping[str, Tensor]) -> bool:
+    """Whether a SAM checkpoint has the encoder of this name (ours or a plug-in's)."""
+    plan = NetworkPlan(encoder=name, decoder="sam", weights="sam", trained="none")
+    network = build_network(plan, canvas=WHOLE_CANVAS, in_channels=3, num_outputs=1, device="meta")
+    try:
+        sam_tensors(network, state, origin="")
+    except ModelError:
+        return False
+    return True
 
 
 def _from_sam(name: str, state: Mapping[str, Tensor]) -> bool:

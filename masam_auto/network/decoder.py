@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from masam_auto.core.encoders import EncoderSpec
+from masam_auto.core.encoders import EncoderSizes
 from masam_auto.core.plugins import find_entry
 from masam_auto.network.activations import Load
 from masam_auto.network.encoder import ChannelNorm, Features
@@ -26,7 +26,7 @@ class TokenDecoder(MaskDecoder):
 
     prompt: Literal["tokens", "mask"] = "tokens"
 
-    def __init__(self, spec: EncoderSpec, *, num_outputs: int, steps: int) -> None:
+    def __init__(self, spec: EncoderSizes, *, num_outputs: int, steps: int) -> None:
         transformer = TwoWayTransformer(
             depth=2, embedding_dim=spec.embedding, mlp_dim=spec.decoder_mlp, num_heads=spec.decoder_heads
         )
@@ -105,13 +105,12 @@ class MultiscaleDecoder(nn.Module):
 
     prompt: Literal["tokens", "mask"] = "mask"
 
-    def __init__(self, spec: EncoderSpec, *, num_outputs: int) -> None:
+    def __init__(self, spec: EncoderSizes, *, num_outputs: int) -> None:
         super().__init__()
         self.lifts, self.ups, self.fusions = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         channels, stride = spec.embedding, spec.token_stride
         for level in reversed(spec.levels):
-            lifted = level.stride != level.target
-            assert lifted or level.channels == level.width, "a level that is not lifted keeps its width"
+            lifted = level.stride != level.target or level.channels != level.width
             self.lifts.append(
                 _up(level.channels, level.width, level.stride // level.target) if lifted else nn.Identity()
             )
@@ -168,12 +167,12 @@ class Decoder:
     """Values per pixel that a pass without gradients on a CPU holds, in addition to the logits."""
 
 
-def sam_decoder(spec: EncoderSpec, *, num_outputs: int) -> TokenDecoder:
+def sam_decoder(spec: EncoderSizes, *, num_outputs: int) -> TokenDecoder:
     """SAM's x4 upscaling, then bilinear to the canvas."""
     return TokenDecoder(spec, num_outputs=num_outputs, steps=2)
 
 
-def progressive_decoder(spec: EncoderSpec, *, num_outputs: int) -> TokenDecoder:
+def progressive_decoder(spec: EncoderSizes, *, num_outputs: int) -> TokenDecoder:
     """Transposed convolutions all the way to the canvas: four for a token stride of 16.
 
     Source: Chen et al., MA-SAM, Medical Image Analysis 98 (2024) 103310, progressive upsampling.
@@ -181,7 +180,7 @@ def progressive_decoder(spec: EncoderSpec, *, num_outputs: int) -> TokenDecoder:
     return TokenDecoder(spec, num_outputs=num_outputs, steps=_steps_to_canvas(spec))
 
 
-def _steps_to_canvas(spec: EncoderSpec) -> int:
+def _steps_to_canvas(spec: EncoderSizes) -> int:
     return spec.token_stride.bit_length() - 1
 
 

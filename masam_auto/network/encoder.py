@@ -129,9 +129,14 @@ def _adapter(spec: EncoderSpec, plan: NetworkPlan) -> Adapter3D:
 def _neck(spec: EncoderSpec) -> nn.Sequential:
     if spec.neck == "norm":
         return nn.Sequential(ChannelNorm(spec.dim))
+    return conv_neck(spec.dim, spec.embedding)
+
+
+def conv_neck(dim: int, embedding: int) -> nn.Sequential:
+    """SAM's neck: from the last block's width to the decoder's."""
     return nn.Sequential(
-        nn.Conv2d(spec.dim, spec.embedding, kernel_size=1, bias=False),
-        LayerNorm2d(spec.embedding),
-        nn.Conv2d(spec.embedding, spec.embedding, kernel_size=3, padding=1, bias=False),
-        LayerNorm2d(spec.embedding),
+        nn.Conv2d(dim, embedding, kernel_size=1, bias=False),
+        LayerNorm2d(embedding),
+        nn.Conv2d(embedding, embedding, kernel_size=3, padding=1, bias=False),
+        LayerNorm2d(embedding),
     )

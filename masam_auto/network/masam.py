@@ -9,11 +9,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from masam_auto.core.encoders import EncoderSpec
+from masam_auto.core.encoders import EncoderSizes
 from masam_auto.core.errors import ModelError
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.decoder import choose_decoder
-from masam_auto.network.encoder import Features, SliceEncoder
+from masam_auto.network.encoder import Features
+from masam_auto.network.encoder_kinds import kind_of
 from masam_auto.network.sam import PromptEncoder
 
 
@@ -24,7 +25,7 @@ class MaSam(nn.Module):
     """
 
     def __init__(
-        self, spec: EncoderSpec, plan: NetworkPlan, *, canvas: tuple[int, int], in_channels: int, num_outputs: int
+        self, spec: EncoderSizes, plan: NetworkPlan, *, canvas: tuple[int, int], in_channels: int, num_outputs: int
     ) -> None:
         super().__init__()
         self.plan = plan
@@ -33,7 +34,7 @@ class MaSam(nn.Module):
         self.in_channels = in_channels
         decoder = choose_decoder(plan.decoder)
         self.features_held = decoder.features_held
-        self.image_encoder = SliceEncoder(
+        self.image_encoder = kind_of(spec).build(
             spec, plan, canvas=canvas, in_channels=in_channels, with_levels=decoder.fuses_levels
         )
         self.prompt_encoder = PromptEncoder(
@@ -129,7 +130,8 @@ class MaSam(nn.Module):
                 f"{self.canvas[1]} px, but the windows have {windows.shape[2]} channels of {windows.shape[3]} x "
                 f"{windows.shape[4]} px; use the plan that it was trained with"
             )
-        stored = self.image_encoder.get_parameter("blocks.0.attn.qkv.weight").dtype
+        matrices = (parameter for parameter in self.image_encoder.parameters() if parameter.ndim > 1)
+        stored = next((matrix.dtype for matrix in matrices if not matrix.requires_grad), windows.dtype)
         if stored != windows.dtype and not torch.is_autocast_enabled(windows.device.type):
             raise ModelError(
                 f"the network's frozen weights are stored as {stored}, the windows as {windows.dtype}: use "

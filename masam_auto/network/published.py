@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from masam_auto.core.encoders import CUSTOM, ENCODERS, EncoderSpec, sam_encoder
+from masam_auto.core.encoders import CUSTOM, EncoderSpec, sam_encoder, sams_own
 from masam_auto.core.errors import ModelError, PlanError
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.weight_files import wrong_values
@@ -159,7 +159,7 @@ def network_plan_of(
     if variant.steps not in decoders:
         known = " or ".join(f"{steps} ({name})" for steps, name in decoders.items())
         raise ModelError(f"{origin}: the decoder has {variant.steps} upscaling steps; expected {known}")
-    name = next((name for name, known in ENCODERS.items() if known == spec), CUSTOM)
+    name = next((name for name, known in sams_own().items() if known == spec), CUSTOM)
     return NetworkPlan(
         encoder=name,
         custom_encoder=spec if name == CUSTOM else None,
@@ -207,8 +207,8 @@ def infer_encoder(state: Mapping[str, Tensor], *, canvas: tuple[int, int], origi
         raise ModelError(f"{origin}: patches of {patch[2]} x {patch[3]} px; SAM's are {SAM_PATCH} x {SAM_PATCH}")
     depth = _depth({int(match[1]) for match in map(_BLOCK.match, state) if match}, origin)
     heads = dim // head[1]
-    for named in ENCODERS.values():
-        if not named.stem and (named.dim, named.depth, named.heads) == (dim, depth, heads):
+    for named in sams_own().values():
+        if (named.dim, named.depth, named.heads) == (dim, depth, heads):
             return named
     window, global_blocks = _attention_reach(state, (positions[1], positions[2]), canvas, depth, origin)
     try:
@@ -243,7 +243,7 @@ def _attention_reach(
                 f"{origin}: made for {grid[0] * SAM_PATCH} x {grid[1] * SAM_PATCH} px. It is unclear which blocks "
                 "attend within windows; give `canvas` with these sides"
             )
-        return ENCODERS["vit_b"].window, global_blocks
+        return sams_own()["vit_b"].window, global_blocks
     sides = {length for pair in windowed for length in pair}
     if len(sides) != 1 or any(len(pair) != 2 for pair in windowed) or (length := sides.pop()) % 2 == 0:
         raise ModelError(

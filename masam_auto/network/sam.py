@@ -3,7 +3,7 @@
 import importlib.util
 import re
 import sys
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from masam_auto.core.encoders import EncoderSpec, TinyViTSpec
 from masam_auto.core.errors import ModelError
 from masam_auto.network.weight_files import wrong_values
 
@@ -85,7 +86,8 @@ def fit_state(
     wanted: Mapping[str, Tensor],
     *,
     encoder: str,
-    global_blocks: Container[int],
+    fit: Callable[[str, Tensor, tuple[int, ...]], Tensor],
+    parts: tuple[str, ...] = (),
     origin: str,
 ) -> dict[str, Tensor]:
     """The needed tensors of a SAM checkpoint, in the needed shapes.
@@ -94,7 +96,8 @@ def fit_state(
         state: the checkpoint.
         wanted: the network's own tensors under SAM's names; only their shapes are read.
         encoder: name of the encoder, for messages.
-        global_blocks: blocks with global attention, whose relative-position tables are resized.
+        fit: resizes a tensor, by its name, to a shape, if its shape follows the canvas or the channels.
+        parts: beginnings of names in the file that must all be wanted.
         origin: the file, for messages.
 
     Returns:
@@ -102,7 +105,7 @@ def fit_state(
 
     Raises:
         ModelError: a tensor is missing, has a shape that resizing does not explain, or values that are not finite; or
-            the checkpoint's encoder has more blocks.
+            the checkpoint's encoder has other tensors.
     """
     # Resized tensors come last, so that the message for a wrong encoder shows widths, not canvases or channels.
     names = sorted(
@@ -116,7 +119,7 @@ def fit_state(
             )
         if problem := wrong_values(state[name], wanted[name]):
             raise ModelError(f"{origin}: {name} {problem}. Download it again.")
-        value = _fit_tensor(name, state[name], tuple(wanted[name].shape), global_blocks)
+        value = fit(name, state[name], tuple(wanted[name].shape))
         if value.shape != wanted[name].shape:
             raise ModelError(
                 f"{origin}: {name} has shape {tuple(state[name].shape)}, but {encoder} needs "
@@ -124,17 +127,25 @@ def fit_state(
             )
         fitted[name] = value
     for name in state:
-        if name.startswith("image_encoder.blocks.") and name not in wanted:
+        if name.startswith(parts) and name not in wanted:
             raise ModelError(f"{origin}: {name} does not exist in {encoder}; expected a SAM checkpoint of {encoder}")
     return fitted
 
 
-def _fit_tensor(name: str, value: Tensor, shape: tuple[int, ...], global_blocks: Container[int]) -> Tensor:
+def fit_vit(spec: EncoderSpec, name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A tensor (any shape) of a plain ViT, resized to `shape` if it follows the canvas or the channels."""
     if name == "image_encoder.pos_embed" and value.ndim == 4:
         return resize_positions(value, (shape[1], shape[2]))
     if name == "image_encoder.patch_embed.proj.weight" and value.ndim == 4:
         return fit_channels(value, shape[1])
     table = _BLOCK_TABLE.fullmatch(name)
-    if table and value.ndim == 2 and int(table[1]) in global_blocks:
+    if table and value.ndim == 2 and int(table[1]) in spec.global_blocks:
         return resize_relative(value, shape[0])
+    return value
+
+
+def fit_tiny_vit(spec: TinyViTSpec, name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A tensor (any shape) of a TinyViT. Nothing in it follows the canvas."""
+    if name == "image_encoder.patch_embed.seq.0.c.weight" and value.ndim == 4:
+        return fit_channels(value, shape[1])
     return value

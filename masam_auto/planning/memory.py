@@ -8,11 +8,12 @@ losses and the libraries.
 import functools
 from dataclasses import dataclass
 
-from masam_auto.core.encoders import EncoderSpec
+from masam_auto.core.encoders import EncoderSizes
 from masam_auto.core.plan import NetworkPlan
-from masam_auto.network.activations import Load, encoder_memory
+from masam_auto.network.activations import Load
 from masam_auto.network.build import assemble, count_parameters
 from masam_auto.network.decoder import choose_decoder
+from masam_auto.network.encoder_kinds import encoder_memory
 
 GIB = 1024**3
 CONTEXT = 0.8 * GIB  # what CUDA and its libraries take before the first tensor
@@ -67,7 +68,7 @@ def available_bytes(gpu_memory_gb: float) -> float:
 
 @functools.cache
 def _built_parameters(
-    encoder: EncoderSpec, network: NetworkPlan, canvas: tuple[int, int], in_channels: int, num_outputs: int
+    encoder: EncoderSizes, network: NetworkPlan, canvas: tuple[int, int], in_channels: int, num_outputs: int
 ) -> Parameters:
     built = assemble(encoder, network, canvas=canvas, in_channels=in_channels, num_outputs=num_outputs, device="meta")
     total, trained = count_parameters(built)["total"]
@@ -99,10 +100,11 @@ def _window_bytes(load: Load, checkpointing: bool) -> float:
     end = (
         decoder.memory(load).kept + encoder.stem + 4 * (LOSS_VALUES * load.num_outputs + load.in_channels) * load.pixels
     )
+    peak = encoder.peak if load.fused else 0.0  # a CPU computes one slice at a time
     if not checkpointing:
-        return load.window * (encoder.blocks + end)
+        return load.window * max(encoder.blocks + end, peak)
     levels = encoder.levels if decoder.fuses_levels else 0.0  # their gradients wait
-    return load.window * (encoder.residuals + max(end, encoder.stem + levels + encoder.again))
+    return load.window * max(encoder.residuals + max(end, encoder.stem + levels + encoder.again), peak)
 
 
 def _phases(load: Load) -> tuple[tuple[float, float], tuple[float, float]]:

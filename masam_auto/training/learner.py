@@ -62,7 +62,8 @@ def new_learner(
         device=device,
     )
     if sam is not None:
-        load_sam_weights(network, load_sam_checkpoint(sam.path), origin=str(sam.path))
+        state = load_sam_checkpoint(sam.path)
+        load_sam_weights(network, state, origin=str(sam.path), background=not description.labels.has_regions)
     tensors = trainable_state_dict(network)
     return Learner(
         network=network,

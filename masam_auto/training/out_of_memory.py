@@ -8,7 +8,7 @@ import torch
 
 from masam_auto.compute.device import computes_in_bf16
 from masam_auto.core.dataset import DatasetDescription
-from masam_auto.core.encoders import EncoderSpec
+from masam_auto.core.encoders import EncoderSizes
 from masam_auto.core.errors import ModelError
 from masam_auto.core.plan import Configuration, Plan
 from masam_auto.planning.memory import CONTEXT, GIB, Load, training_bytes
@@ -21,7 +21,7 @@ def explain_out_of_memory(
     plan: Plan,
     configuration: Configuration,
     description: DatasetDescription,
-    encoder: EncoderSpec,
+    encoder: EncoderSizes,
     device: torch.device,
 ) -> Iterator[None]:
     """Turn an out-of-memory failure of the device within the block into one message.

@@ -1,5 +1,6 @@
 """Start a training from another trained model: take the tensors that fit; parts sized by the classes start fresh."""
 
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from masam_auto.core.errors import ModelError, first_few
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.models.checkpoint import BEST, LATEST, MODEL_FILE, ModelHeader, read_model
 from masam_auto.models.sam_files import SamWeights
+from masam_auto.network.encoder_kinds import kind_of
 from masam_auto.network.masam import MaSam
 from masam_auto.network.sam import fit_state
 from masam_auto.training.learner import Learner
@@ -104,7 +106,11 @@ def fit_tensors(given: Mapping[str, torch.Tensor], learner: Learner, *, origin: 
         elif "pos" in name.rpartition(".")[2] and given[name].ndim == own.ndim:
             table = {name: given[name].float()}
             taken |= fit_state(
-                table, {name: own}, encoder="this network", global_blocks=spec.global_blocks, origin=origin
+                table,
+                {name: own},
+                encoder="this network",
+                fit=functools.partial(kind_of(spec).fit, spec),
+                origin=origin,
             )
             resized.append(name)
         else:

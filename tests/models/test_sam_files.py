@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from masam_auto.core.encoders import ENCODERS
+from masam_auto.core.encoders import sams_own
 from masam_auto.core.errors import ModelError
 from masam_auto.models.sam_files import (
     SAM_FILES,
@@ -28,7 +28,7 @@ def sha256(content: bytes) -> str:
 
 
 def test_the_official_files_are_those_of_the_sam_encoders() -> None:
-    assert set(SAM_FILES) == {name for name, spec in ENCODERS.items() if not spec.stem}
+    assert set(SAM_FILES) == set(sams_own())
     assert all(encoder in file.name and len(file.sha256) == 64 for encoder, file in SAM_FILES.items())
 
 

@@ -4,13 +4,13 @@ from typing import Any
 
 import torch
 
-from masam_auto.core.encoders import ConvSpec, EncoderSpec, LevelSpec
+from masam_auto.core.encoders import ConvSpec, EncoderSizes, EncoderSpec, LevelSpec, StageSpec, TinyViTSpec
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.build import assemble
 from masam_auto.network.masam import MaSam
 
-# "sam": 16 px tokens, windowed and global blocks; "stem": 4 px tokens, a convolutional stem.
-SPECS = {
+# "sam": 16 px tokens, windowed and global blocks; "stem": 4 px tokens, a convolutional stem; "tiny": a TinyViT.
+SPECS: dict[str, EncoderSizes] = {
     "sam": EncoderSpec(
         dim=24,
         depth=3,
@@ -41,6 +41,24 @@ SPECS = {
             LevelSpec(channels=8, stride=2, width=8, target=2),
         ),
         conv=ConvSpec(norm="batch", across=True),
+        decoder_heads=2,
+        decoder_mlp=32,
+    ),
+    "tiny": TinyViTSpec(
+        stages=(
+            StageSpec(dim=8, depth=1, stride=1),
+            StageSpec(dim=12, depth=2, stride=2, heads=2, window=3),
+            StageSpec(dim=16, depth=1, stride=4, heads=2, window=4),
+            StageSpec(dim=20, depth=1, stride=4, heads=4, window=3),
+        ),
+        expansion=2,
+        mlp_ratio=2.0,
+        embedding=16,
+        levels=(
+            LevelSpec(channels=8, stride=1, width=4, target=1),
+            LevelSpec(channels=12, stride=2, width=8, target=2),
+            LevelSpec(channels=16, stride=4, width=16, target=4),
+        ),
         decoder_heads=2,
         decoder_mlp=32,
     ),
