@@ -36,7 +36,8 @@ class NormalizationPlan:
     """A name in `imaging.normalize.NORMALIZERS`. `ct`: clip to `lower` and `upper`, subtract `mean`, divide by
     `std`. `zscore`: each volume by its own mean and deviation. `rescale_to_0_1`: the volume's minimum and maximum
     become 0 and 1. `clip_to_0_1`: `lower` and `upper` do. `quantile_to_0_1`: the volume's minimum and 99 % quantile
-    do. `rgb_to_0_1`: divide by 255. `noNorm`: leave as it is."""
+    do. `percentiles_to_0_1`: its 0.5 and 99.5 percentiles of what is above zero do. `rgb_to_0_1`: divide by 255.
+    `noNorm`: leave as it is."""
     inside_mask: bool = False
     """Take statistics from the non-zero region only, and change only that. For z-scores of mostly empty images
     (nnU-Net)."""

@@ -127,6 +127,18 @@ def _quantile_to_0_1(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndar
     channel /= max(high - low, SMALLEST_DIVISOR)
 
 
+def _percentiles_to_0_1(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray | None) -> None:
+    """Clip to this volume's own 0.5 and 99.5 percentiles above zero, then scale these to 0 and 1.
+
+    Source: how MedSAM and LiteMedSAM prepare images without a fixed scale, such as MR.
+    """
+    above = channel[channel > 0]
+    low, high = np.percentile(above if above.size else channel, (0.5, 99.5))
+    np.clip(channel, low, high, out=channel)
+    channel -= np.float32(low)
+    channel /= np.float32(max(high - low, SMALLEST_DIVISOR))
+
+
 def _rgb_to_0_1(channel: np.ndarray, plan: NormalizationPlan, mask: np.ndarray | None) -> None:
     """Scale 0..255 to 0..1."""
     low, high = float(channel.min()), float(channel.max())
@@ -150,6 +162,7 @@ NORMALIZERS: dict[str, Normalizer] = {
     "rescale_to_0_1": _rescale_to_0_1,
     "clip_to_0_1": _clip_to_0_1,
     "quantile_to_0_1": _quantile_to_0_1,
+    "percentiles_to_0_1": _percentiles_to_0_1,
     "rgb_to_0_1": _rgb_to_0_1,
     "noNorm": _no_norm,
 }

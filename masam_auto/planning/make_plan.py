@@ -11,7 +11,7 @@ from masam_auto.core.budget import parse_budget
 from masam_auto.core.encoders import PLANNED_ENCODERS, PlannedEncoder, planned_encoder
 from masam_auto.core.fingerprint import Fingerprint
 from masam_auto.core.geometry import Triple, permute
-from masam_auto.core.plan import Configuration, InferencePlan, NormalizationPlan, Plan, Speed, StepSize, TrainingPlan
+from masam_auto.core.plan import Configuration, InferencePlan, Plan, Speed, StepSize, TrainingPlan
 from masam_auto.core.turning import UNKNOWN_AXES
 from masam_auto.network.activations import Load
 from masam_auto.network.build import encoder_of
@@ -61,7 +61,6 @@ class _Basis:
     spacing: Triple
     spacing_reason: str
     mirroring: tuple[MirrorRule, MirrorRule, MirrorRule]
-    normalization: tuple[NormalizationPlan, ...]
     gpu_memory_gb: float
     speed: Speed | None
 
@@ -165,7 +164,6 @@ def _lay_basis(
         spacing=spacing,
         spacing_reason=spacing_reason,
         mirroring=choose_mirroring(fingerprint),
-        normalization=choose_normalization(fingerprint),
         gpu_memory_gb=gpu_memory_gb,
         speed=speed,
     )
@@ -206,6 +204,7 @@ def _configure(
     basis: _Basis, view: _View, load: Load, checkpointing: bool, training: TrainingPlan
 ) -> tuple[Configuration, Reasons]:
     fingerprint, order, spacing = basis.fingerprint, view.axis_order, basis.spacing
+    normalization = choose_normalization(fingerprint, planned_encoder(load.network.encoder).pixels)
     separate, separate_reason = choose_separate_slices(fingerprint, basis.slices, spacing, view.axis)
     encoder = planned_encoder(load.network.encoder)
     window, window_reason = _window(basis, view, encoder)
@@ -219,7 +218,7 @@ def _configure(
         "axis_order": f"slices across axis {view.axis} of the image's (Z, Y, X); everything below is in this order",
         "spacing": basis.spacing_reason,
         "median_shape": f"median of {len(fingerprint.cases)} cropped cases at the target spacing",
-        "normalization": normalization_reason(fingerprint, basis.normalization),
+        "normalization": normalization_reason(fingerprint, normalization),
         "separate_slices": separate_reason,
         "window": window_reason,
         "canvas": canvas.canvas_reason,
@@ -243,7 +242,7 @@ def _configure(
         axis_order=order,
         spacing=(target[0], target[1], target[2]),
         median_shape=median_shape(fingerprint, spacing, order),
-        normalization=basis.normalization,
+        normalization=normalization,
         separate_slices=separate,
         window=size.window,
         canvas=size.canvas,
