@@ -39,7 +39,7 @@ EXAMPLES = {
     "masam_extract_fingerprint": "masam_extract_fingerprint -d 4",
     "masam_plan": "masam_plan -d 4 --set training.num_epochs=50 axis0.window=7",
     "masam_preprocess": "masam_preprocess -d 4 -c axis0",
-    "masam_fetch_weights": "masam_fetch_weights vit_b",
+    "masam_fetch_weights": "masam_fetch_weights lite_medsam",
     "masam_import_checkpoint": "masam_import_checkpoint epoch_159.pth -d Dataset010_BTCV --dataset_json dataset.json "
     "--spacing 3 0.76 0.76",
     "masam_train": "masam_train 4 fold0",
@@ -58,7 +58,7 @@ EXAMPLES = {
 MORE = {
     "masam_plan_and_preprocess": "[tutorial.md](tutorial.md)",
     "masam_plan": "[reference_plan.md](reference_plan.md)",
-    "masam_fetch_weights": "[training.md](training.md#sams-weights)",
+    "masam_fetch_weights": "[weights.md](weights.md)",
     "masam_import_checkpoint": "[published_models.md](published_models.md)",
     "masam_train": "[training.md](training.md), [many_gpus.md](many_gpus.md)",
     "masam_predict": "[inputs.md](inputs.md), [boxes.md](boxes.md), [many_gpus.md](many_gpus.md)",
@@ -166,7 +166,7 @@ def _usage(parser: argparse.ArgumentParser) -> str:
     for action in _actions(parser):
         value = " ".join(_value(action).split())
         if not action.option_strings:
-            words.append(f"{value} [{value} ...]" if action.nargs == "+" else value)
+            words.append({"+": f"{value} [{value} ...]", "*": f"[{value} ...]"}.get(str(action.nargs), value))
         elif action.required:
             words.append(f"{action.option_strings[0]} {value}{' [...]' if action.nargs == '+' else ''}")
     return " ".join([parser.prog, *words, "[options]"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from masam_auto.core import plan as plan_module
+from masam_auto.models.sam_files import SAM_FILES
 from tests import reference_pages
 from tests.reference_pages import DOCUMENTATION, ROOT, SCRIPTS
 
@@ -117,3 +118,12 @@ def test_fields_that_a_page_sets_are_in_the_plan(path: Path) -> None:
     for section, name in re.findall(r"\b(training|network|inference|axis\d|augmentation)\.(\w+)=", path.read_text()):
         fields = dataclasses.fields(getattr(plan_module, SECTIONS.get(section, "Configuration")))
         assert name in {field.name for field in fields}, f"{section}.{name}"
+
+
+def test_the_table_of_weights_is_the_codes() -> None:
+    page = (DOCUMENTATION / "weights.md").read_text()
+    for name, file in SAM_FILES.items():
+        size = f"{file.size:,}" if file.sha256 else "?"
+        assert f"| `{name}` | `{file.encoder}` | `{file.name}` | {size} | {file.licence} | <{file.page}>" in page
+        assert f"| `{name}` | {f'`{file.sha256}`' if file.sha256 else 'none is published'} |" in page
+        assert file.wheel is None or f"`{file.wheel.requirement}`" in page

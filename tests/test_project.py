@@ -36,8 +36,8 @@ def imported_by_us() -> set[str]:
                 modules.add(node.module)
             elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("find_spec"):
                 modules |= {arg.value for arg in node.args if isinstance(arg, ast.Constant)}
-    # nnU-Net is run by its own Python: .nnunet_env
-    names = {module.partition(".")[0] for module in modules} - {"masam_auto", "dataset_conversion", "nnunetv2"}
+    # nnU-Net is run by its own Python: .nnunet_env. pip comes with Python, and is run apart.
+    names = {module.partition(".")[0] for module in modules} - {"masam_auto", "dataset_conversion", "nnunetv2", "pip"}
     providers = importlib.metadata.packages_distributions()
     return distributions(each for name in names - sys.stdlib_module_names for each in providers.get(name, [name]))
 

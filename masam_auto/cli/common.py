@@ -253,8 +253,8 @@ def add_sam_checkpoint(parser: argparse._ActionsContainer) -> None:
         "--sam_checkpoint",
         type=Path,
         metavar="PATH",
-        help="SAM weights, .pth or .safetensors (default: the encoder's file in the weights folder, or the file that "
-        "the model was trained with)",
+        help="SAM weights, .pth, .pt or .safetensors (default: the encoder's file in the weights folder, or the file "
+        "that the model was trained with)",
     )
 
 

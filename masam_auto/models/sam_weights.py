@@ -60,12 +60,12 @@ def sam_to_start_from(network: NetworkPlan, *, file: Path | None, folder: Path) 
         return None
     found = weights_to_start_from(network.encoder, file=file, folder=folder)
     logger.info("SAM weights: %s (SHA-256 %s...)", found.path, found.sha256[:12])
-    for official in SAM_FILES.values():
-        if found.path.name == official.name and found.sha256 != official.sha256:
+    for name, published in SAM_FILES.items():
+        if found.path.name == published.name and published.sha256 not in ("", found.sha256):
             logger.warning(
                 "%s is not the official file of that name. To replace it: `masam_fetch_weights %s overwrite`",
                 found.path,
-                official.encoder,
+                name,
             )
     return found
 

@@ -6,7 +6,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -22,7 +22,14 @@ from masam_auto.models.fetch_weights import fetch_weights
 from masam_auto.models.sam_files import SAM_FILES, SamFile
 
 CONTENT = np.random.default_rng(0).bytes(5000)
-FILE = SamFile(encoder="vit_b", name="sam_vit_b_toy.pth", size=len(CONTENT), sha256=hashlib.sha256(CONTENT).hexdigest())
+FILE = SamFile(
+    encoder="vit_b",
+    name="sam_vit_b_toy.pth",
+    size=len(CONTENT),
+    sha256=hashlib.sha256(CONTENT).hexdigest(),
+    licence="Apache-2.0",
+    page="https://example.org",
+)
 
 
 @dataclass
@@ -115,6 +122,21 @@ def test_a_mirror_may_be_the_files_whole_address(fetch: Fetch, server: Server, t
         fetch(mirror="/mnt/sam")
     with pytest.raises(ModelError, match=r"http://\[x/.*not a valid address"):
         fetch(mirror="http://[x")
+
+
+def test_without_a_mirror_the_published_address_is_asked(server: Server, tmp_path: Path) -> None:
+    assert fetch_weights(replace(FILE, address=f"{server.address}/raw/toy.pth"), tmp_path)
+    assert server.asked == [("/sam/raw/toy.pth", None)]
+
+
+def test_what_cannot_be_checked_is_not_downloaded(fetch: Fetch, server: Server, tmp_path: Path) -> None:
+    unknown = replace(FILE, size=0, sha256="")
+    for mirror in (None, server.address):
+        with pytest.raises(ModelError, match=r"toy\.pth is not downloaded.*SHA-256.*https://example.org .*`file=PATH`"):
+            fetch_weights(unknown, tmp_path, mirror=mirror)
+    assert server.asked == []
+    (tmp_path / FILE.name).write_bytes(b"brought by hand")
+    assert fetch_weights(unknown, tmp_path) is False
 
 
 def test_a_dropped_connection_is_taken_up_where_it_was(fetch: Fetch, server: Server, tmp_path: Path) -> None:
@@ -232,7 +254,9 @@ def test_answers_that_are_no_file(fetch: Fetch, server: Server, tmp_path: Path) 
     assert fetch() is True
     (tmp_path / "weights" / FILE.name).unlink()
     server.codes = [503] * 3
-    with pytest.raises(ModelError, match=r"the server answered 503 .*Check the network and run.*give another source"):
+    with pytest.raises(
+        ModelError, match=r"the server answered 503 .*Check the network and run.*give another source .*`file=PATH`"
+    ):
         fetch()
     assert there(tmp_path) == []
 
@@ -311,4 +335,4 @@ def test_the_command(
     assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
     with pytest.raises(SystemExit):
         run(command.main, ["vit_x"])
-    assert "invalid choice: 'vit_x'" in capsys.readouterr().err
+    assert "argument NAME: 'vit_x' is unknown; known: lite_medsam, " in capsys.readouterr().err

@@ -1,16 +1,19 @@
 """SAM's checkpoints as files: found by name, recognised by their SHA-256."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import pytest
 
-from masam_auto.core.encoders import sams_own
+from masam_auto.core.encoders import PLANNED_ENCODERS
 from masam_auto.core.errors import ModelError
 from masam_auto.models.sam_files import (
+    ENDINGS,
     SAM_FILES,
     SamWeights,
     find_sam_file,
+    published_name,
     sam_encoders,
     weights_of_model,
     weights_to_start_from,
@@ -27,17 +30,52 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def test_the_official_files_are_those_of_the_sam_encoders() -> None:
-    assert set(SAM_FILES) == set(sams_own())
-    assert all(encoder in file.name and len(file.sha256) == 64 for encoder, file in SAM_FILES.items())
+def test_the_table_of_published_files_is_whole() -> None:
+    assert {"lite_medsam", "mobile_sam", "vit_b", "vit_l", "vit_h", "medsam", "medico_sam"} < set(SAM_FILES)
+    assert len({file.name for file in SAM_FILES.values()}) == len(SAM_FILES)
+    for file in SAM_FILES.values():
+        assert file.encoder not in PLANNED_ENCODERS or PLANNED_ENCODERS[file.encoder].sam
+        assert file.encoder in SAM_FILES, "how to get an encoder's weights is told by the encoder's name"
+        assert Path(file.name).suffix in ENDINGS and file.licence and file.page.startswith("https://")
+        if file.sha256:
+            assert re.fullmatch("[0-9a-f]{64}", file.sha256) and file.size > 0
+            assert bool(file.wheel) != file.address.startswith("https://")
+        else:
+            assert not (file.size or file.address or file.wheel), "what cannot be checked is not downloaded"
+
+
+def test_published_files_are_known_by_their_sum() -> None:
+    assert published_name(SAM_FILES["medsam"].sha256) == "medsam"
+    assert published_name("0" * 64) is None
+    assert published_name("") is None  # of a file without a published sum, nothing is known
 
 
 def test_the_official_name_comes_first_then_others(tmp_path: Path) -> None:
-    names = ["sam_vit_b_lm.safetensors", "sam_vit_b_lm.pth", "vit_b.safetensors", "vit_b.pth", SAM_FILES["vit_b"].name]
+    names = [
+        "vit_b_medicosam.pt",
+        "medsam_vit_b.pth",
+        "sam_vit_b_lm.safetensors",
+        "sam_vit_b_lm.pt",
+        "sam_vit_b_lm.pth",
+        "vit_b.safetensors",
+        "vit_b.pt",
+        "vit_b.pth",
+        SAM_FILES["vit_b"].name,
+    ]
     for name in names:
         path = put(tmp_path / name)
         assert find_sam_file(tmp_path, "vit_b") == path
         assert sam_encoders(tmp_path) == ("vit_b",)
+
+
+def test_a_file_of_every_encoder_is_found_by_its_published_name(tmp_path: Path) -> None:
+    for name, planned in PLANNED_ENCODERS.items():
+        if planned.sam and name in SAM_FILES:
+            path = put(tmp_path / name / SAM_FILES[name].name)
+            assert find_sam_file(path.parent, name) == path
+            assert sam_encoders(path.parent) == (name,)
+    put(tmp_path / "vit_t.pth")  # MobileSAM calls itself so; ours is trained from scratch
+    assert sam_encoders(tmp_path) == ()
 
 
 def test_what_is_no_weights_file_is_not_taken(tmp_path: Path) -> None:
