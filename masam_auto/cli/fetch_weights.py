@@ -93,10 +93,11 @@ def _is_there(file: SamFile, folder: Path) -> str:
 def _bring(name: str, folder: Path, parsed: argparse.Namespace) -> None:
     from masam_auto.core.raw_files import file_sha256
     from masam_auto.models.fetch_weights import fetch_weights
-    from masam_auto.models.take_weights import take_weights
 
     file = SAM_FILES[name]
     if parsed.file:
+        from masam_auto.models.take_weights import take_weights  # reads weights, so it needs torch
+
         new, how = take_weights(file, parsed.file, folder, overwrite=parsed.overwrite), "copied"
     else:
         new, how = fetch_weights(file, folder, mirror=parsed.url, overwrite=parsed.overwrite), "downloaded"
