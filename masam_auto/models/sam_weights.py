@@ -10,7 +10,7 @@ from masam_auto.core.plugins import known_names
 from masam_auto.models.checkpoint import ModelHeader
 from masam_auto.models.sam_files import SAM_FILES, SamWeights, weights_of_model, weights_to_start_from
 from masam_auto.network.build import WHOLE_CANVAS, has_encoder
-from masam_auto.network.encoder_kinds import kind_in
+from masam_auto.network.encoder_kinds import kind_in, with_our_names
 from masam_auto.network.published import infer_encoder
 from masam_auto.network.weight_files import load_sam_checkpoint
 
@@ -23,7 +23,7 @@ def encoder_of_file(path: Path) -> str:
     Raises:
         ModelError: not a SAM checkpoint, or an encoder without a name.
     """
-    state = load_sam_checkpoint(path)
+    state = with_our_names(load_sam_checkpoint(path))
     form = kind_in(state)
     if form not in (None, EncoderSpec):
         named = [name for name in known_names("encoders", ENCODERS) if type(find_encoder(name)) is form]

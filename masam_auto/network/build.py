@@ -9,7 +9,7 @@ from torch import Tensor
 from masam_auto.core.encoders import ENCODERS, EncoderSizes, find_encoder
 from masam_auto.core.errors import ModelError, PlanError
 from masam_auto.core.plan import NetworkPlan
-from masam_auto.network.encoder_kinds import kind_in, kind_of
+from masam_auto.network.encoder_kinds import EncoderKind, kind_in, kind_of, with_our_names
 from masam_auto.network.masam import MaSam
 from masam_auto.network.mismatch import network_differences
 from masam_auto.network.published import fit_published
@@ -118,15 +118,17 @@ def mark_trainable(network: MaSam) -> None:
 
     The increments, adapters and mask decoder learn. The rest of the image encoder learns only with `trained="all"`.
     With `trained="none"`, none of it does, and increments and adapters are not even built (`NetworkPlan.as_built`). The
-    patch embedding also learns for channel counts that SAM has no weights for, and the neck with `neck_trained`. In the
-    prompt encoder, the parts used by the prompt mode and the decoder learn. SAM's IoU head is never used.
+    patch embedding also learns for channel counts that SAM has no weights for, and the neck with `neck_trained`, or if
+    the encoder's files have none. In the prompt encoder, the parts used by the prompt mode and the decoder learn. SAM's
+    IoU head is never used.
     """
     plan = network.plan
     prompt_parts = _PROMPT_PARTS[network.mask_decoder.prompt, plan.prompt]
     for name, parameter in network.named_parameters():
         room, _, rest = name.partition(".")
         if room == "image_encoder":
-            parameter.requires_grad_(_encoder_learns(rest, plan, network.in_channels))
+            alone = name.startswith(kind_of(network.spec).missing)
+            parameter.requires_grad_(alone or _encoder_learns(rest, plan, network.in_channels))
         elif room == "prompt_encoder":
             parameter.requires_grad_(rest.startswith(prompt_parts))
         else:
@@ -205,7 +207,8 @@ def trainable_state_dict(network: MaSam) -> dict[str, Tensor]:
     """
     frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
     frozen |= {f"image_encoder.{name}" for name, _ in network.image_encoder.named_buffers()}  # pretrained statistics
-    given_back = {name for name in frozen if network.plan.stands_on_sam and _from_sam(name, {})}
+    kind = kind_of(network.spec)
+    given_back = {name for name in frozen if network.plan.stands_on_sam and _from_sam(kind, name, {})}
     return {name: value for name, value in network.state_dict().items() if name not in given_back}
 
 
@@ -227,6 +230,7 @@ def load_sam_weights(network: MaSam, state: Mapping[str, Tensor], *, origin: str
     Raises:
         ModelError: the checkpoint belongs to another encoder.
     """
+    state = with_our_names(state)
     own, fitted = network.state_dict(), sam_tensors(network, state, origin=origin)
     _copy(own, fitted)
     if network.plan.masks_start == "sam":
@@ -263,7 +267,7 @@ def sam_tensors(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> 
 
     Arguments and errors are the same; the network may be on the meta device.
     """
-    kind = kind_of(network.spec)
+    kind, state = kind_of(network.spec), with_our_names(state)
     if kind_in(state) not in (None, type(network.spec)):
         raise ModelError(
             f"{origin}: its encoder is another one ({similar_encoders(state)}), the plan asks for "
@@ -272,7 +276,7 @@ def sam_tensors(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> 
         )
     return fit_state(
         state,
-        {name: value for name, value in network.state_dict().items() if _from_sam(name, state)},
+        {name: value for name, value in network.state_dict().items() if _from_sam(kind, name, state)},
         encoder=network.plan.encoder,
         fit=functools.partial(kind.fit, network.spec),
         parts=kind.parts,
@@ -282,14 +286,16 @@ def sam_tensors(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> 
 
 def similar_encoders(state: Mapping[str, Tensor]) -> str:
     """Names of the encoders that a SAM checkpoint may be of, by the names of its tensors."""
-    form = kind_in(state)
+    form = kind_in(with_our_names(state))
     return " or ".join(name for name, spec in ENCODERS.items() if type(spec) is form) or "unknown"
 
 
 def has_encoder(name: str, state: Mapping[str, Tensor]) -> bool:
     """Whether a SAM checkpoint has the encoder of this name (ours or a plug-in's)."""
     plan = NetworkPlan(encoder=name, decoder="sam", weights="sam", trained="none")
-    network = build_network(plan, canvas=WHOLE_CANVAS, in_channels=3, num_outputs=1, device="meta")
+    token = find_encoder(name).token_stride
+    canvas = (WHOLE_CANVAS[0] // token * token, WHOLE_CANVAS[1] // token * token)
+    network = build_network(plan, canvas=canvas, in_channels=3, num_outputs=1, device="meta")
     try:
         sam_tensors(network, state, origin="")
     except ModelError:
@@ -297,8 +303,10 @@ def has_encoder(name: str, state: Mapping[str, Tensor]) -> bool:
     return True
 
 
-def _from_sam(name: str, state: Mapping[str, Tensor]) -> bool:
+def _from_sam(kind: EncoderKind, name: str, state: Mapping[str, Tensor]) -> bool:
     room, _, rest = name.partition(".")
+    if name.startswith(kind.missing):
+        return False
     if room == "image_encoder":
         return not rest.startswith("increments.") and ".adapter_" not in rest
     if room == "prompt_encoder":

@@ -29,6 +29,12 @@ class EncoderKind:
     """Name of a tensor by which a file shows that its encoder is of this kind."""
     parts: tuple[str, ...]
     """Beginnings of names that in a file belong to the encoder; an unknown tensor among them is another encoder's."""
+    rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
+    """Called as rename(state). Gives the tensors of a file under our names, if the file has this kind's published ones;
+    otherwise gives `state` back."""
+    missing: tuple[str, ...] = ()
+    """Beginnings of names of the network that no file of this kind has. They start from random numbers, and what is
+    used of them learns."""
 
 
 ENCODER_KINDS: dict[type, EncoderKind] = {
@@ -36,7 +42,7 @@ ENCODER_KINDS: dict[type, EncoderKind] = {
         build=SliceEncoder,
         memory=vit_memory,
         fit=fit_vit,
-        mark="image_encoder.blocks.0.attn.qkv.weight",
+        mark="image_encoder.blocks.0.mlp.lin1.weight",
         parts=("image_encoder.blocks.",),
     ),
     TinyViTSpec: EncoderKind(
@@ -54,8 +60,15 @@ def kind_of(spec: EncoderSizes) -> EncoderKind:
     return ENCODER_KINDS[type(spec)]
 
 
+def with_our_names(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors of a checkpoint under our names, whichever published form it has."""
+    for kind in ENCODER_KINDS.values():
+        state = kind.rename(state)
+    return state
+
+
 def kind_in(state: Mapping[str, Tensor]) -> type | None:
-    """The form of the sizes of the encoder in a SAM checkpoint, by the names of its tensors; None for no known one."""
+    """The form of the sizes of the encoder in a checkpoint with our names; None for no known one."""
     return next((form for form, kind in ENCODER_KINDS.items() if kind.mark in state), None)
 
 
