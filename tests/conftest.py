@@ -42,7 +42,7 @@ def known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans must not depend on how busy the machine is that tests run on, nor wait for a measurement."""
     from masam_auto.core.plan import Speed
 
-    monkeypatch.setattr("masam_auto.training.speed.measure_speed", lambda: Speed(wall=300_000.0, cpu=200_000.0))
+    monkeypatch.setattr("masam_auto.training.speed.measure_speed", lambda encoder: Speed(wall=300_000.0, cpu=200_000.0))
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import argparse
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from masam_auto.core.paths import Paths
 if TYPE_CHECKING:  # only for annotations: these need torch, which --help must not wait for
     from masam_auto.core.dataset import Dataset
     from masam_auto.core.fingerprint import Fingerprint
-    from masam_auto.core.plan import Plan
+    from masam_auto.core.plan import Plan, Speed
 
 logger = logging.getLogger(__name__)
 
@@ -115,18 +116,18 @@ def plan_step(fingerprint: "Fingerprint", paths: Paths, parsed: argparse.Namespa
     from masam_auto.models.sam_files import sam_encoders
     from masam_auto.planning.make_plan import make_plan, plan_table
     from masam_auto.training.plan_names import check_names
-    from masam_auto.training.speed import speed_of_machine
 
     named = _encoder_of(parsed)
+    with_weights = (named,) if named else sam_encoders(paths.weights)
     gpu_memory_gb = detect_gpu_memory() if parsed.gpu_memory_target is None else parsed.gpu_memory_target
     plan = make_plan(
         fingerprint,
         gpu_memory_gb=gpu_memory_gb,
         backbone=named or parsed.backbone,
-        sam_weights=(named,) if named else sam_encoders(paths.weights),
+        sam_weights=with_weights,
         from_scratch=parsed.from_scratch,
         target_spacing=tuple(parsed.overwrite_target_spacing) if parsed.overwrite_target_spacing else None,
-        speed=speed_of_machine(paths.preprocessed) if gpu_memory_gb <= 0 else None,
+        speeds=_speeds(paths.preprocessed, with_weights) if gpu_memory_gb <= 0 else {},
         overrides=[*([f"training.budget={parsed.budget}"] if parsed.budget else []), *parsed.overrides],
     )
     check_names(plan)
@@ -145,6 +146,15 @@ def plan_step(fingerprint: "Fingerprint", paths: Paths, parsed: argparse.Namespa
     print(plan_table(plan))
     print(f"plan: {path}")
     return plan
+
+
+def _speeds(folder: Path, with_weights: Sequence[str]) -> dict[str, "Speed"]:
+    """How fast this machine trains the encoders that need no GPU, from scratch or with weights that are here."""
+    from masam_auto.core.encoders import PLANNED_ENCODERS
+    from masam_auto.training.speed import speed_of_machine
+
+    usable = [shape for shape in PLANNED_ENCODERS.values() if not shape.sam or shape.name in with_weights]
+    return {shape.name: speed_of_machine(folder, shape.name) for shape in usable if shape.without_gpu is not None}
 
 
 def _is_another(path: Path, plan: "Plan") -> bool:

@@ -297,6 +297,20 @@ def sams_own() -> dict[str, EncoderSpec]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StepRule:
+    """The steps of an encoder on a machine without a GPU.
+
+    `pixels`: canvas px a step of a fold without a budget, or more if the machine has time for it. `steps`: a time
+    budget for this many steps of that size uses it; twice the budget means steps 1.4 times as large, and 1.4 times as
+    many. `windows`: fewest a step; one only if nothing else is left to shorten.
+    """
+
+    pixels: int
+    steps: int
+    windows: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedEncoder:
     """An encoder that the planner may choose, and the inputs that suit it.
 
@@ -304,7 +318,8 @@ class PlannedEncoder:
     level. `budget`: largest canvas side in px. `longest_window`: most slices in a training window. `whole_from`: with
     training windows of at least this many slices, a whole volume may be predicted as one window. `decoder`: the decoder
     that belongs to it. `sam`: starts from SAM's weights and is adapted; otherwise trained from scratch. `pixels`: what
-    its weights were trained on, channels scaled to 0..1 ("unit") or z-scores.
+    its weights were trained on, channels scaled to 0..1 ("unit") or z-scores. `without_gpu`: how a machine without a
+    GPU trains it; None if that would take days.
     """
 
     name: str
@@ -316,6 +331,7 @@ class PlannedEncoder:
     decoder: str
     sam: bool
     pixels: Literal["zscore", "unit"] = "zscore"
+    without_gpu: StepRule | None = None
 
     @property
     def token(self) -> int:
@@ -344,13 +360,22 @@ def _planned(name: str, spec: EncoderSizes) -> PlannedEncoder:
             decoder="progressive",
             sam=True,
             pixels="unit",
+            without_gpu=StepRule(pixels=40_000, steps=1200, windows=1) if spec.token_stride == 4 else None,
         )
     if spec.taps:
         return PlannedEncoder(
             name=name, spec=spec, detail=16, budget=512, longest_window=9, whole_from=5, decoder="progressive", sam=True
         )
     return PlannedEncoder(
-        name=name, spec=spec, detail=1, budget=256, longest_window=17, whole_from=9, decoder="multiscale", sam=False
+        name=name,
+        spec=spec,
+        detail=1,
+        budget=256,
+        longest_window=17,
+        whole_from=9,
+        decoder="multiscale",
+        sam=False,
+        without_gpu=StepRule(pixels=100_000, steps=7200, windows=2),
     )
 
 

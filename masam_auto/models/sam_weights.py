@@ -80,10 +80,10 @@ def sam_of_model(header: ModelHeader, model: Path, *, file: Path | None, folder:
         folder: the weights folder, or None.
 
     Raises:
-        ModelError: it is missing or has changed, or the user gave one that the model does not use.
+        ModelError: it is missing or has changed, or the user gave one to a model that never had one.
     """
     if not header.network.stands_on_sam:
-        if file is not None:
+        if file is not None and header.network.weights == "none":  # a training may have started from the file
             raise ModelError(f"{model} has all of its weights, so it does not use `sam_checkpoint`. Leave it out.")
         return None
     assert header.sam_sha256 is not None and header.sam_file is not None

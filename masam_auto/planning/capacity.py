@@ -4,9 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from masam_auto.core.encoders import PLANNED_ENCODERS, PlannedEncoder, planned_encoder
+from masam_auto.core.encoders import PLANNED_ENCODERS, PlannedEncoder, StepRule, planned_encoder
 from masam_auto.planning.memory import GIB, Load, fitting_batch, fitting_slices, training_bytes
-from masam_auto.planning.step_size import FEWEST_WINDOWS, PIXELS_PER_STEP
 
 SCRATCH = "vit_t"
 BY_SIZE = ("vit_h", "vit_l", "vit_b")  # Source: the paper's Table 7: the larger, the better
@@ -14,6 +13,7 @@ WINDOWS_PER_UPDATE = 24  # Source: reference MA-SAM
 SHARE_PER_UPDATE = 0.05  # Source: nnU-Net v2: at most 5 % of the data set per step
 TRAINING_SHARE = 0.8  # of the cases, with five folds
 LONGEST_PREDICTION = 64
+ONE_WINDOW = StepRule(pixels=100_000, steps=7200, windows=1)  # of an encoder that a GPU should train
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,13 +107,14 @@ def choose_batch(load: Load, *, training_slices: int, gpu_memory_gb: float, chec
     share = f"5 % of about {training_slices} training slices are {allowed} windows of {load.window}"
     pixels = load.window * load.canvas[0] * load.canvas[1]
     if gpu_memory_gb <= 0:
-        fewest = FEWEST_WINDOWS if load.network.weights == "none" else 1
-        affordable = max(fewest, PIXELS_PER_STEP // pixels)
+        rule = planned_encoder(load.network.encoder).without_gpu or ONE_WINDOW
+        fewest = rule.windows
+        affordable = max(fewest, rule.pixels // pixels)
         batch = max(fewest, min(affordable, WINDOWS_PER_UPDATE, allowed))
         return BatchChoice(
             batch_size=batch,
             accumulation=1,
-            batch_reason=f"no GPU: about {PIXELS_PER_STEP} px per step, at least {fewest} "
+            batch_reason=f"no GPU: about {rule.pixels} px per step, at least {fewest} "
             f"{'window' if fewest == 1 else 'windows'} (a window has {pixels} px); {share}",
             accumulation_reason="no GPU: every step is an update; many small updates learn faster than few large ones",
         )

@@ -4,8 +4,9 @@ Each planning rule is in a file named after it in this folder. It returns its de
 This file puts the decisions together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from masam_auto.core.budget import parse_budget
 from masam_auto.core.encoders import PLANNED_ENCODERS, PlannedEncoder, planned_encoder
@@ -36,6 +37,8 @@ from masam_auto.planning.window_length import choose_depth, choose_window, strid
 
 __all__ = ["make_plan", "plan_table"]
 
+NOT_MEASURED: Mapping[str, Speed] = MappingProxyType({})
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _View:
@@ -62,7 +65,7 @@ class _Basis:
     spacing_reason: str
     mirroring: tuple[MirrorRule, MirrorRule, MirrorRule]
     gpu_memory_gb: float
-    speed: Speed | None
+    speeds: Mapping[str, Speed]
 
 
 def make_plan(
@@ -73,7 +76,7 @@ def make_plan(
     sam_weights: Sequence[str] = (),
     from_scratch: bool = False,
     target_spacing: Triple | None = None,
-    speed: Speed | None = None,
+    speeds: Mapping[str, Speed] = NOT_MEASURED,
     overrides: Sequence[str] = (),
     name: str = "masam",
 ) -> Plan:
@@ -86,7 +89,7 @@ def make_plan(
         sam_weights: names of the encoders whose SAM weights are on disk.
         from_scratch: train without SAM's weights, even with a SAM encoder.
         target_spacing: mm in the fingerprint's order (Z, Y, X), or None to choose.
-        speed: of this machine without a GPU, as `training.speed` measures it; with None, a step has about 100,000 px.
+        speeds: of this machine without a GPU, for encoders by name, as `training.speed` measures them.
         overrides: "section.field=value" assignments, applied last.
         name: the plan's name.
 
@@ -104,7 +107,7 @@ def make_plan(
         >>> plan.reasons["training.num_epochs"]
         'set by hand'
     """
-    basis = _lay_basis(fingerprint, gpu_memory_gb, target_spacing, speed)
+    basis = _lay_basis(fingerprint, gpu_memory_gb, target_spacing, speeds)
     views = _choose_views(basis.slices)
     choice = choose_encoder(
         {name: _load(basis, views[0], shape) for name, shape in PLANNED_ENCODERS.items()},
@@ -138,7 +141,7 @@ def make_plan(
         network=network,
         training=training,
         inference=inference,
-        speed=speed if gpu_memory_gb <= 0 and not choice.shape.sam else None,
+        speed=speeds.get(choice.shape.name) if gpu_memory_gb <= 0 else None,
         reasons=reasons
         | _under("network", network_reasons)
         | _under("training", training_reasons)
@@ -155,7 +158,7 @@ def make_plan(
 
 
 def _lay_basis(
-    fingerprint: Fingerprint, gpu_memory_gb: float, target_spacing: Triple | None, speed: Speed | None
+    fingerprint: Fingerprint, gpu_memory_gb: float, target_spacing: Triple | None, speeds: Mapping[str, Speed]
 ) -> _Basis:
     spacing, spacing_reason = choose_spacing(fingerprint, target_spacing)
     return _Basis(
@@ -165,7 +168,7 @@ def _lay_basis(
         spacing_reason=spacing_reason,
         mirroring=choose_mirroring(fingerprint),
         gpu_memory_gb=gpu_memory_gb,
-        speed=speed,
+        speeds=speeds,
     )
 
 
@@ -232,10 +235,11 @@ def _configure(
     )
     sizes: tuple[StepSize, ...] = ()
     size = natural
-    if basis.gpu_memory_gb <= 0 and not encoder.sam:
+    if basis.gpu_memory_gb <= 0 and encoder.without_gpu is not None:
         diameter = smallest_diameter(fingerprint, spacing, order)[0]
         sizes = step_sizes(natural, encoder=encoder, diameter=diameter)
-        size, notes = choose_size(sizes, basis.speed, training)
+        speed = basis.speeds.get(encoder.name)
+        size, notes = choose_size(sizes, speed, training, pixels=encoder.without_gpu.pixels)
         reasons |= {name: f"{note}: {reasons[name]}" if name in reasons else note for name, note in notes.items()}
     return Configuration(
         name=view.name,

@@ -2,8 +2,8 @@
 
 On a CPU, a step costs more the more canvas pixels it sees, and a short training learns more from many small steps than
 from few large ones. A plan therefore lists several step sizes, each about half of the one before. A fold without a
-budget uses about 100,000 px per step, or more if its steps then still fit into an hour. With a time budget, steps are
-larger the longer the budget is.
+budget uses about as many px per step as its encoder's rule says (`StepRule`), or more if its steps then still fit into
+an hour. With a time budget, steps are larger the longer the budget is.
 
 Source: ours, measured on ACDC, SarcomaCT and Hippocampus (documentation/log.md).
 """
@@ -17,17 +17,12 @@ from masam_auto.core.plan import Plan, Speed, StepSize, TrainingPlan
 from masam_auto.planning.canvas_size import PIXELS_ACROSS
 from masam_auto.planning.window_length import with_depth
 
-PIXELS_PER_STEP = 100_000  # of a fold without a budget; more if the machine has time for it
-HALVINGS = -1  # the smallest size is half of PIXELS_PER_STEP
+HALVINGS = -1  # the smallest size is half of the rule's
 TOLERANCE = 1.1  # canvas sides are whole tokens, so sizes are only approximately as planned
-FEWEST_WINDOWS = 2  # per step; one only if nothing else is left to shorten
 ENOUGH_SLICES = 5  # the canvas shrinks before a window gets shorter than this
 SHORTEST_WINDOW = 3
 SMALLEST_TILE = 64  # px, side of a canvas that shows only part of a slice
 FOLD_SECONDS = 3600.0  # a fold without a budget
-# A budget for this many steps uses steps of PIXELS_PER_STEP. Twice the budget means steps 1.4 times as large, and 1.4
-# times as many.
-STEPS_WANTED = 7200
 
 
 def step_sizes(natural: StepSize, *, encoder: PlannedEncoder, diameter: float) -> tuple[StepSize, ...]:
@@ -39,14 +34,16 @@ def step_sizes(natural: StepSize, *, encoder: PlannedEncoder, diameter: float) -
         diameter: of the smallest class, px at the target spacing.
 
     Returns:
-        the natural size; if it is large, also smaller sizes: halvings and doublings of 100,000 px per step.
+        the natural size; if it is large, also smaller sizes: halvings and doublings of the rule's pixels per step.
     """
-    if natural.pixels <= TOLERANCE * PIXELS_PER_STEP:
+    assert encoder.without_gpu is not None
+    wanted = encoder.without_gpu.pixels
+    if natural.pixels <= TOLERANCE * wanted:
         return (natural,)
     sizes = [natural]
-    largest = math.ceil(math.log2(natural.pixels / PIXELS_PER_STEP))
+    largest = math.ceil(math.log2(natural.pixels / wanted))
     for power in range(largest, HALVINGS - 1, -1):
-        limit = round(PIXELS_PER_STEP * 2.0**power)
+        limit = round(wanted * 2.0**power)
         smaller = shrink(natural, limit, encoder=encoder, diameter=diameter)
         if smaller.pixels <= TOLERANCE * limit and smaller.pixels * TOLERANCE < sizes[-1].pixels:
             sizes.append(smaller)
@@ -59,8 +56,10 @@ def shrink(natural: StepSize, limit: int, *, encoder: PlannedEncoder, diameter: 
     A smaller canvas first shows the whole slice in coarser pixels. Once the smallest class would be less than
     `PIXELS_ACROSS` wide, the canvas shows only part of the slice instead.
     """
+    assert encoder.without_gpu is not None
     side = math.prod(natural.canvas)
-    batch = max(min(FEWEST_WINDOWS, natural.batch_size), min(natural.batch_size, limit // (natural.window * side)))
+    fewest = min(encoder.without_gpu.windows, natural.batch_size)
+    batch = max(fewest, min(natural.batch_size, limit // (natural.window * side)))
     window = natural.window
     while batch * window * side > limit and window > ENOUGH_SLICES:
         window -= 2
@@ -89,23 +88,24 @@ def size_within(sizes: tuple[StepSize, ...], pixels: float) -> StepSize:
 
 
 def choose_size(
-    sizes: tuple[StepSize, ...], speed: Speed | None, training: TrainingPlan
+    sizes: tuple[StepSize, ...], speed: Speed | None, training: TrainingPlan, *, pixels: int
 ) -> tuple[StepSize, dict[str, str]]:
     """Choose the step size of a fold without a budget, with a reason for each field that it changes.
 
     Args:
         sizes: as `step_sizes` gives them.
-        speed: of the machine; with None, a step has about 100,000 px.
+        speed: of the machine; with None, a step has about `pixels`.
         training: its planned number of steps.
+        pixels: per step, by the encoder's rule.
     """
     steps = training.num_epochs * training.steps_per_epoch
-    size = size_within(sizes, max(PIXELS_PER_STEP, 0.0 if speed is None else speed.wall * FOLD_SECONDS / steps))
+    size = size_within(sizes, max(pixels, 0.0 if speed is None else speed.wall * FOLD_SECONDS / steps))
     natural = sizes[0]
     lasts = "" if speed is None else f", about {_duration(size.pixels * steps / speed.wall)} a fold here"
     reasons = {"sizes": f"{size.pixels} px per step{lasts}; a budget may choose another of these sizes"}
     if size == natural:
         return size, reasons
-    why = f"smaller, so that {steps} steps have at most about {PIXELS_PER_STEP} px each"
+    why = f"smaller, so that {steps} steps have at most about {pixels} px each"
     if speed is not None:
         unbounded = _duration(natural.pixels * steps / speed.wall)
         why = f"smaller, because {steps} steps of the size that suits the data would take {unbounded} here"
@@ -134,8 +134,10 @@ def fit_budget(plan: Plan, name: str, *, seconds: float, cpu: bool) -> Plan:
     configuration = plan.configuration(name)
     if plan.speed is None or not has_planned_size(plan, name):
         return plan
+    rule = planned_encoder(plan.network.encoder).without_gpu
+    assert rule is not None
     speed = plan.speed.cpu if cpu else plan.speed.wall
-    pixels = math.sqrt(PIXELS_PER_STEP * speed * seconds / STEPS_WANTED)
+    pixels = math.sqrt(rule.pixels * speed * seconds / rule.steps)
     return with_size(plan, name, size_within(configuration.sizes, pixels))
 
 
@@ -144,7 +146,7 @@ def has_planned_size(plan: Plan, name: str) -> bool:
     configuration = plan.configuration(name)
     if plan.network.custom_encoder is not None or configuration.size not in configuration.sizes:
         return False
-    return not planned_encoder(plan.network.encoder).sam
+    return planned_encoder(plan.network.encoder).without_gpu is not None
 
 
 def with_size(plan: Plan, name: str, size: StepSize) -> Plan:

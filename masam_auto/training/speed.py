@@ -10,13 +10,12 @@ from pathlib import Path
 import torch
 
 from masam_auto.compute.device import torch_settings
-from masam_auto.core.encoders import PLANNED_ENCODERS
+from masam_auto.core.encoders import planned_encoder
 from masam_auto.core.errors import MasamError
 from masam_auto.core.jsonio import decode, read_plain, write_json
 from masam_auto.core.plan import Speed
 from masam_auto.network.build import build_network
-from masam_auto.planning.capacity import SCRATCH as ENCODER
-from masam_auto.planning.recipes import SCRATCH, choose_network
+from masam_auto.planning.recipes import choose_network, choose_training
 from masam_auto.training.benchmark import Setting, training_step
 
 logger = logging.getLogger(__name__)
@@ -26,54 +25,68 @@ ROUNDS = 5
 # Time that a training needs besides its steps: making windows, checkpoints, checking validation windows.
 SHARE_OF_STEPS = 0.8
 GAIN_OF_THREADS = 0.7  # n threads are n ** 0.7 times as fast as one
-SETTING = Setting(
-    network=choose_network(PLANNED_ENCODERS[ENCODER], "")[0], training=SCRATCH, canvas=(96, 96), window=5, batch=2
-)
+CANVAS, WINDOW = (112, 112), 3
 
 
-def speed_of_machine(folder: Path) -> Speed:
-    """The speed measured on this machine before, or a new measurement of a few seconds.
+def speed_of_machine(folder: Path, encoder: str) -> Speed:
+    """The speed of an encoder measured on this machine before, or a new measurement of a few seconds.
 
     Args:
         folder: of preprocessed data; `machine_speed.json` in it is read, or written. It has one entry for each
-            machine, number of threads and version of torch, because several machines may share the folder.
+            encoder, machine, number of threads and version of torch, because several machines may share the folder.
+        encoder: its name.
 
     Raises:
         OutputError: the file cannot be written.
     """
     file = folder / FILE_NAME
-    key = f"{platform.node()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    key = f"{encoder}, {platform.node()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     known = _read(file)
     if key not in known:
-        known[key] = measure_speed()
+        known[key] = measure_speed(encoder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(file, known)
-        logger.info("this machine trains about %.0f px a CPU-second (measured; kept in %s)", known[key].cpu, file)
+        speed = known[key].cpu
+        logger.info("%s trains about %.0f px a CPU-second on this machine (measured; kept in %s)", encoder, speed, file)
     return known[key]
 
 
-def measure_speed() -> Speed:
-    """Train vit_t on random windows for a few steps on one thread, whose CPU time hardly depends on a machine's load.
+def measure_speed(encoder: str, canvas: tuple[int, int] = CANVAS) -> Speed:
+    """Train an encoder, as planned, on random windows for a few steps on one thread, whose CPU time hardly depends on a
+    machine's load.
 
     The wall clock is computed from the number of threads. Both include a reserve for work besides the steps.
+
+    Args:
+        encoder: its name.
+        canvas: (height, width) in px of the windows.
     """
+    shape = planned_encoder(encoder)
+    assert shape.without_gpu is not None
+    setting = Setting(
+        network=choose_network(shape, "")[0],
+        training=choose_training(shape, checkpointing=False, checkpointing_reason="")[0],
+        canvas=canvas,
+        window=WINDOW,
+        batch=max(1, shape.without_gpu.pixels // (WINDOW * CANVAS[0] * CANVAS[1])),
+    )
     device = torch.device("cpu")
     threads = torch.get_num_threads()
     with torch_settings(1, device):
         network = build_network(
-            SETTING.network,
-            canvas=SETTING.canvas,
-            in_channels=SETTING.in_channels,
-            num_outputs=SETTING.num_outputs,
+            setting.network,
+            canvas=setting.canvas,
+            in_channels=setting.in_channels,
+            num_outputs=setting.num_outputs,
             device=device,
         )
-        step = training_step(network, SETTING, device)
+        step = training_step(network, setting, device)
         step()
         started = time.process_time()
         for _ in range(ROUNDS):
             step()
         seconds = time.process_time() - started
-    pixels = ROUNDS * SETTING.batch * SETTING.window * SETTING.canvas[0] * SETTING.canvas[1]
+    pixels = ROUNDS * setting.batch * setting.window * setting.canvas[0] * setting.canvas[1]
     cpu = SHARE_OF_STEPS * pixels / seconds
     return Speed(wall=_rounded(cpu * threads**GAIN_OF_THREADS), cpu=_rounded(cpu))
 

@@ -7,7 +7,6 @@ import pytest
 from masam_auto.core.encoders import PLANNED_ENCODERS
 from masam_auto.core.errors import PlanError
 from masam_auto.planning.capacity import (
-    PIXELS_PER_STEP,
     choose_batch,
     choose_checkpointing,
     choose_encoder,
@@ -103,7 +102,7 @@ def test_batch_without_a_gpu_is_small_and_never_accumulated():
     small = choose_batch(make_load("vit_t", (48, 56), 15), training_slices=5000, gpu_memory_gb=0, checkpointing=False)
     assert (small.batch_size, small.accumulation) == (2, 1)
     flat = choose_batch(make_load("vit_t", (48, 56), 1), training_slices=5000, gpu_memory_gb=0, checkpointing=False)
-    assert flat.batch_size == 24 <= PIXELS_PER_STEP // (48 * 56)
+    assert flat.batch_size == 24 <= 100_000 // (48 * 56)
     large = choose_batch(make_load("vit_t", (256, 256), 5), training_slices=10, gpu_memory_gb=0, checkpointing=False)
     assert large.batch_size == 2
     assert choose_batch(make_load(), training_slices=5000, gpu_memory_gb=0, checkpointing=False).batch_size == 1

@@ -12,8 +12,6 @@ from masam_auto.planning.canvas_size import PIXELS_ACROSS
 from masam_auto.planning.make_plan import make_plan
 from masam_auto.planning.recipes import SCRATCH
 from masam_auto.planning.step_size import (
-    PIXELS_PER_STEP,
-    STEPS_WANTED,
     choose_size,
     fit_budget,
     shrink,
@@ -24,6 +22,9 @@ from masam_auto.planning.step_size import (
 from tests import fingerprints
 
 VIT_T = PLANNED_ENCODERS["vit_t"]
+RULE = VIT_T.without_gpu
+assert RULE is not None
+LITE = PLANNED_ENCODERS["lite_medsam"]
 ACDC = StepSize(window=3, canvas=(256, 256), magnification=1.0, batch_size=2)
 SPEED = Speed(wall=300_000.0, cpu=200_000.0)
 
@@ -35,7 +36,7 @@ def size(window: int = 3, canvas: tuple[int, int] = (256, 256), magnification: f
 def test_acdc_is_halved_from_100000_px_both_ways():
     sizes = step_sizes(ACDC, encoder=VIT_T, diameter=28.0)
     assert sizes[0] == ACDC and size(canvas=(128, 128), magnification=0.5) in sizes
-    assert [round(s.pixels / PIXELS_PER_STEP, 1) for s in sizes] == [3.9, 1.9, 1.0, 0.5]
+    assert [round(s.pixels / RULE.pixels, 1) for s in sizes] == [3.9, 1.9, 1.0, 0.5]
     assert [s.magnification for s in sizes] == [1.0, 0.6875, 0.5, 0.34375]
 
 
@@ -86,7 +87,7 @@ def test_shrinking_never_grows_anything_and_keeps_to_tokens(window, tokens, magn
 
 def test_a_fold_without_a_budget_takes_what_an_hour_allows():
     sizes = step_sizes(ACDC, encoder=VIT_T, diameter=28.0)
-    slow, notes = choose_size(sizes, SPEED, SCRATCH)
+    slow, notes = choose_size(sizes, SPEED, SCRATCH, pixels=RULE.pixels)
     assert (
         slow == sizes[2]
         and "Without this limit: 256 x 256 px" in notes["canvas"]
@@ -94,10 +95,10 @@ def test_a_fold_without_a_budget_takes_what_an_hour_allows():
         and "Without this limit: 256 x 256 px" in notes["canvas"]
         and "min a fold here" in notes["sizes"]
     )
-    fast, notes = choose_size(sizes, Speed(wall=2e6, cpu=2e5), SCRATCH)
+    fast, notes = choose_size(sizes, Speed(wall=2e6, cpu=2e5), SCRATCH, pixels=RULE.pixels)
     assert fast == sizes[0] and set(notes) == {"sizes"}
-    unknown, notes = choose_size(sizes, None, SCRATCH)
-    assert unknown == sizes[2] and str(PIXELS_PER_STEP) in notes["canvas"] and "a fold here" not in notes["sizes"]
+    unknown, notes = choose_size(sizes, None, SCRATCH, pixels=RULE.pixels)
+    assert unknown == sizes[2] and str(RULE.pixels) in notes["canvas"] and "a fold here" not in notes["sizes"]
 
 
 def test_size_within_is_the_largest_that_fits_or_the_smallest():
@@ -109,13 +110,13 @@ def test_size_within_is_the_largest_that_fits_or_the_smallest():
 
 def acdc_plan(**options: object) -> Plan:
     fingerprint = fingerprints.make_fingerprint(shape=(10, 256, 256), spacing=(10.0, 1.5, 1.5), diameter=42.0)
-    return make_plan(fingerprint, gpu_memory_gb=0, speed=SPEED, **options)
+    return make_plan(fingerprint, gpu_memory_gb=0, speeds={"vit_t": SPEED}, **options)
 
 
 def test_a_budget_moves_the_step_size_and_nothing_else():
     plan = acdc_plan()
     assert plan.configuration(None).size == plan.configuration(None).sizes[2]
-    seconds = plan.configuration(None).sizes[0].pixels ** 2 / PIXELS_PER_STEP * STEPS_WANTED / SPEED.cpu
+    seconds = plan.configuration(None).sizes[0].pixels ** 2 / RULE.pixels * RULE.steps / SPEED.cpu
     longer = fit_budget(plan, "axis0", seconds=seconds, cpu=True)
     assert longer.configuration("axis0").size == plan.configuration("axis0").sizes[0]
     assert longer.configuration("2d") == plan.configuration("2d") and longer.training == plan.training
@@ -134,18 +135,18 @@ def test_a_size_set_by_hand_stays():
 
 def test_depth_follows_the_window_unless_it_was_set_by_hand():
     fingerprint = fingerprints.make_fingerprint(shape=(160, 160, 160), spacing=(1.0,) * 3, diameter=40.0)
-    plan = make_plan(fingerprint, gpu_memory_gb=0, speed=SPEED)
+    plan = make_plan(fingerprint, gpu_memory_gb=0, speeds={"vit_t": SPEED})
     configuration = plan.configuration(None)
     assert configuration.sizes[0].window >= 15 and configuration.window == 5
     assert (plan.inference.depth, plan.inference.slice_stride) == ("windows", 3)
     long = with_size(plan, configuration.name, configuration.sizes[0])
     assert (long.inference.depth, long.inference.slice_stride) == ("whole", 8)
-    whole = make_plan(fingerprint, gpu_memory_gb=0, speed=SPEED, overrides=["inference.depth=whole"])
+    whole = make_plan(fingerprint, gpu_memory_gb=0, speeds={"vit_t": SPEED}, overrides=["inference.depth=whole"])
     assert with_size(whole, configuration.name, configuration.sizes[0]).inference.depth == "whole"
 
 
 def test_plans_for_a_gpu_have_no_sizes_and_no_speed():
-    plan = make_plan(fingerprints.make_fingerprint(), gpu_memory_gb=24, sam_weights=("vit_b",), speed=SPEED)
+    plan = make_plan(fingerprints.make_fingerprint(), gpu_memory_gb=24, sam_weights=("vit_b",), speeds={"vit_t": SPEED})
     assert plan.speed is None and all(c.sizes == () for c in plan.configurations.values())
 
 

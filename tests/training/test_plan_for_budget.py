@@ -21,7 +21,7 @@ SPEED = Speed(wall=300_000.0, cpu=200_000.0)
 @pytest.fixture
 def plan() -> Plan:
     fingerprint = fingerprints.make_fingerprint(shape=(10, 256, 256), spacing=(10.0, 1.5, 1.5), diameter=42.0)
-    return make_plan(fingerprint, gpu_memory_gb=0, speed=SPEED)
+    return make_plan(fingerprint, gpu_memory_gb=0, speeds={"vit_t": SPEED})
 
 
 def test_a_short_budget_takes_smaller_steps_and_says_so(
