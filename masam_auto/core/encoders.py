@@ -18,6 +18,7 @@ LIMITS = {
     "adapter_channels": 1 << 14,
 }
 LARGEST_MLP_RATIO = 64
+MOST_REGISTERS = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,7 +173,70 @@ class TinyViTSpec:
         return max(stage.window * stage.stride for stage in self.stages) // self.token_stride
 
 
-EncoderSizes = EncoderSpec | TinyViTSpec
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DinoSpec:
+    """Sizes of a vision transformer as DINOv2 and DINOv3 have it, and of the decoder parts that belong to it.
+
+    A token is a patch of `token_stride` px, which need not be a power of 2. All blocks attend to the whole slice, and
+    to a class token and `registers` further tokens. `positions`: side in tokens of the table of positions; 0 for rotary
+    positions, and keys without a bias. `levels`: what a multi-scale decoder fuses, the outputs of the blocks `taps`,
+    finest first. The other fields are those of `EncoderSpec` and `TinyViTSpec`.
+
+    Source: Oquab et al., DINOv2, TMLR 2024; Darcet et al., Vision transformers need registers, ICLR 2024; Simeoni et
+    al., DINOv3, 2025.
+    """
+
+    dim: int
+    depth: int
+    heads: int
+    token_stride: int
+    registers: int
+    positions: int
+    norm_eps: float
+    mlp_ratio: float = 4.0
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
+    embedding: int = 256
+    taps: tuple[int, ...]
+    levels: tuple[LevelSpec, ...]
+    conv: ConvSpec = ConvSpec(norm="instance", across=False)
+    decoder_heads: int = 8
+    decoder_mlp: int = 2048
+    adapter_channels: int
+
+    def __post_init__(self) -> None:
+        where = "encoder sizes"
+        check_finite(where, self)
+        check_limits(f"{where}: ", self, {name: most for name, most in LIMITS.items() if name != "window"})
+        check(
+            0 < self.mlp_ratio <= LARGEST_MLP_RATIO,
+            f"{where}: mlp_ratio must be above 0 and at most {LARGEST_MLP_RATIO}, got {self.mlp_ratio}",
+        )
+        check(
+            0 <= self.registers <= MOST_REGISTERS and 0 <= self.positions <= LIMITS["window"],
+            f"{where}: registers must be from 0 to {MOST_REGISTERS}, and positions to {LIMITS['window']}, got "
+            f"{self.registers} and {self.positions}",
+        )
+        check(
+            self.embedding % (2 * self.decoder_heads) == 0,
+            f"{where}: twice decoder_heads ({self.decoder_heads}) must divide embedding ({self.embedding})",
+        )
+        check(
+            self.dim % self.heads == 0 and (self.positions > 0 or self.dim // self.heads % 4 == 0),
+            f"{where}: heads ({self.heads}) must divide dim ({self.dim}), into multiples of 4 for rotary positions",
+        )
+        check(
+            len(self.taps) == len(self.levels) and all(0 <= block < self.depth for block in self.taps),
+            f"{where}: taps must be within 0..{self.depth - 1}, one for each level, got {self.taps}",
+        )
+
+    @property
+    def windowed(self) -> int:
+        """Side in tokens of the attention windows: 0, every block attends to the whole slice."""
+        return 0
+
+
+EncoderSizes = EncoderSpec | TinyViTSpec | DinoSpec
 
 
 def sam_encoder(
@@ -244,12 +308,38 @@ def _tiny_vit(
     )
 
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Strides to which levels are lifted, finest first, by the tokens' stride: each must divide the next one.
+_DINO_TARGETS = {14: (2, 14), 16: (2, 4, 8)}
+
+
+def dino(size: str, *, patch: int, registers: int, positions: int, norm_eps: float) -> DinoSpec:
+    """A ViT of DINOv2 or DINOv3: "s", "b" or "l", with patches of 14 or 16 px."""
+    dim, depth, heads = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16)}[size]
+    targets = _DINO_TARGETS[patch]
+    return DinoSpec(
+        dim=dim,
+        depth=depth,
+        heads=heads,
+        token_stride=patch,
+        registers=registers,
+        positions=positions,
+        norm_eps=norm_eps,
+        pixel_mean=IMAGENET_MEAN,
+        pixel_std=IMAGENET_STD,
+        taps=tuple(depth * (place + 1) // (len(targets) + 1) - 1 for place in range(len(targets))),
+        levels=tuple(LevelSpec(channels=dim, stride=patch, width=16 * target, target=target) for target in targets),
+        adapter_channels=min(384, dim // 2),
+    )
+
+
 # The encoder name in plans that give their own sizes, in `NetworkPlan.custom_encoder`.
 CUSTOM = "custom"
 
 # Source: vit_t's sizes were measured on Hippocampus (documentation/log.md); those of vit_b, vit_l and vit_h come from
 # build_sam in segment-anything. lite_medsam and mobile_sam are a TinyViT-5M each: LiteMedSAM (bowang-lab/MedSAM, branch
-# LiteMedSAM) begins with 1 x 1 convolutions at full resolution, MobileSAM (Zhang et al. 2023) with two of stride 2.
+# LiteMedSAM) begins with 1 x 1 convolutions at full resolution, MobileSAM (Zhang et al. 2023) with two of stride 2. The
+# sizes of DINOv2's and DINOv3's ViTs come from hub/backbones.py in facebookresearch/dinov2 and dinov3.
 ENCODERS: dict[str, EncoderSizes] = {
     "vit_t": EncoderSpec(
         dim=128,
@@ -288,6 +378,14 @@ ENCODERS: dict[str, EncoderSizes] = {
         pixel_mean=(123.675 / 255, 116.28 / 255, 103.53 / 255),
         pixel_std=(58.395 / 255, 57.12 / 255, 57.375 / 255),
     ),
+    **{
+        f"dinov2_vit{size}14{name}": dino(size, patch=14, registers=registers, positions=37, norm_eps=1e-6)
+        for name, registers in (("", 0), ("_reg", 4))
+        for size in ("s", "b", "l")
+    },
+    **{
+        f"dinov3_vit{size}16": dino(size, patch=16, registers=4, positions=0, norm_eps=1e-5) for size in ("s", "b", "l")
+    },
 }
 
 
@@ -319,7 +417,8 @@ class PlannedEncoder:
     training windows of at least this many slices, a whole volume may be predicted as one window. `decoder`: the decoder
     that belongs to it. `sam`: starts from SAM's weights and is adapted; otherwise trained from scratch. `pixels`: what
     its weights were trained on, channels scaled to 0..1 ("unit") or z-scores. `without_gpu`: how a machine without a
-    GPU trains it; None if that would take days.
+    GPU trains it; None if that would take days. `whose`: who made the weights, and their licence where it is not SAM's.
+    `only_encoder`: they hold no neck, prompt encoder or mask decoder, which start from random numbers.
     """
 
     name: str
@@ -332,6 +431,8 @@ class PlannedEncoder:
     sam: bool
     pixels: Literal["zscore", "unit"] = "zscore"
     without_gpu: StepRule | None = None
+    whose: str = "SAM's"
+    only_encoder: bool = False
 
     @property
     def token(self) -> int:
@@ -345,7 +446,7 @@ class PlannedEncoder:
 
 
 def _planned(name: str, spec: EncoderSizes) -> PlannedEncoder:
-    """What suits an encoder in SAM's form, one with a stem, or a TinyViT.
+    """What suits an encoder in SAM's form, one with a stem, a TinyViT, or one of DINO's.
 
     Source: budget 512 px and progressive upsampling are the paper's; vit_t's budget and window are measured.
     """
@@ -361,6 +462,20 @@ def _planned(name: str, spec: EncoderSizes) -> PlannedEncoder:
             sam=True,
             pixels="unit",
             without_gpu=StepRule(pixels=40_000, steps=1200, windows=1) if spec.token_stride == 4 else None,
+        )
+    if isinstance(spec, DinoSpec):
+        return PlannedEncoder(
+            name=name,
+            spec=spec,
+            detail=spec.token_stride,
+            budget=round(512 / spec.token_stride) * spec.token_stride,
+            longest_window=9,
+            whole_from=5,
+            decoder="progressive",
+            sam=True,
+            pixels="unit",
+            whose="DINOv2's (Apache-2.0)" if spec.positions else "DINOv3's (Meta's DINOv3 License)",
+            only_encoder=True,
         )
     if spec.taps:
         return PlannedEncoder(

@@ -54,6 +54,8 @@ _SAM = "https://dl.fbaipublicfiles.com/segment_anything/"
 _SAM2 = "https://dl.fbaipublicfiles.com/segment_anything_2/092824/"
 _SAM_PAGE = "https://github.com/facebookresearch/segment-anything"
 _SAM2_PAGE = "https://github.com/facebookresearch/sam2"
+# Source: hub/backbones.py in facebookresearch/dinov3. The ends of the names begin the files' SHA-256 sums.
+_DINOV3_ENDS = {"s": "08c60483", "b": "73cec8be", "l": "8aa4cbdd"}
 
 # By the names that `masam_fetch_weights` takes. Of an encoder with several files, the one named like it is preferred.
 #
@@ -63,6 +65,7 @@ _SAM2_PAGE = "https://github.com/facebookresearch/sam2"
 # that pin the same sum. SAM 2.1: micro_sam/v2/util.py of micro-sam; sizes from public projects that pin the same sums.
 # medsam: five public projects that name the file of the authors' Google Drive; two of them with the same size as
 # Zenodo's. medico_sam: only xxh128 sums are published, which do not protect against a forged file.
+# DINOv2 and DINOv3: none are published as such; DINOv3's files are given only to who asks Meta and accepts its licence.
 SAM_FILES: dict[str, SamFile] = {
     "lite_medsam": SamFile(
         encoder="lite_medsam",
@@ -166,6 +169,25 @@ SAM_FILES: dict[str, SamFile] = {
         page=_SAM2_PAGE,
         address=f"{_SAM2}sam2.1_hiera_large.pt",
     ),
+    **{
+        f"dinov2_vit{size}14{registers}": SamFile(
+            encoder=f"dinov2_vit{size}14{registers}",
+            name=f"dinov2_vit{size}14{file}_pretrain.pth",
+            licence="Apache-2.0",
+            page="https://github.com/facebookresearch/dinov2",
+        )
+        for registers, file in (("", ""), ("_reg", "_reg4"))
+        for size in ("s", "b", "l")
+    },
+    **{
+        f"dinov3_vit{size}16": SamFile(
+            encoder=f"dinov3_vit{size}16",
+            name=f"dinov3_vit{size}16_pretrain_lvd1689m-{end}.pth",
+            licence="DINOv3 License",
+            page="https://github.com/facebookresearch/dinov3",
+        )
+        for size, end in _DINOV3_ENDS.items()
+    },
 }
 
 
@@ -193,7 +215,8 @@ def find_sam_file(folder: Path, encoder: str) -> Path:
     if found:
         return found[0]
     raise ModelError(
-        f"no SAM weights of {encoder} in {folder} (looked for {', '.join(_patterns(encoder))}). {_how_to_get(encoder)}"
+        f"no {_weights(encoder)} of {encoder} in {folder} (looked for {', '.join(_patterns(encoder))}). "
+        f"{_how_to_get(encoder)}"
     )
 
 
@@ -290,9 +313,17 @@ def _patterns(encoder: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*own, *plain, *begun, *others]))
 
 
+def _weights(encoder: str) -> str:
+    known = PLANNED_ENCODERS.get(encoder)
+    return "weights" if known and known.only_encoder else "SAM weights"
+
+
 def _how_to_get(encoder: str) -> str:
-    fetch = f"Fetch them (masam_fetch_weights {encoder}), name" if encoder in SAM_FILES else "Name"
+    known = SAM_FILES.get(encoder)
+    fetch = f"Fetch them (masam_fetch_weights {encoder}), name" if known and known.sha256 else "Name"
+    if known and not known.sha256:
+        fetch = f"Get them from {known.page} ({known.licence}), name"
     return (
         f"{fetch} a file (`sam_checkpoint=PATH`) or another folder (`weights`, MASAM_WEIGHTS), or train without "
-        "SAM's weights (`from_scratch`)."
+        "pretrained weights (`from_scratch`)."
     )

@@ -98,6 +98,11 @@ def assemble(
             f"a canvas of {canvas[0]} x {canvas[1]} px does not fit {plan.encoder}: both sides must be multiples of "
             f"{stride} px"
         )
+    if plan.masks_start == "sam" and "mask_decoder." in kind_of(spec).missing:
+        raise PlanError(
+            f"network.masks_start=sam needs weights with SAM's mask decoder, but those of {plan.encoder} hold only an "
+            "encoder. Give `network.masks_start=new`."
+        )
     construct = functools.partial(
         MaSam, spec, plan, canvas=(canvas[0], canvas[1]), in_channels=in_channels, num_outputs=num_outputs
     )

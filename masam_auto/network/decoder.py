@@ -173,7 +173,8 @@ def sam_decoder(spec: EncoderSizes, *, num_outputs: int) -> TokenDecoder:
 
 
 def progressive_decoder(spec: EncoderSizes, *, num_outputs: int) -> TokenDecoder:
-    """Transposed convolutions all the way to the canvas: four for a token stride of 16.
+    """Transposed convolutions all the way to the canvas: four for a token stride of 16. Four also for one of 14, and
+    from there bilinear to the canvas, which is a little smaller.
 
     Source: Chen et al., MA-SAM, Medical Image Analysis 98 (2024) 103310, progressive upsampling.
     """
@@ -181,7 +182,7 @@ def progressive_decoder(spec: EncoderSizes, *, num_outputs: int) -> TokenDecoder
 
 
 def _steps_to_canvas(spec: EncoderSizes) -> int:
-    return spec.token_stride.bit_length() - 1
+    return (spec.token_stride - 1).bit_length()
 
 
 def _token_memory(load: Load, steps: int) -> DecoderMemory:

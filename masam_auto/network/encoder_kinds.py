@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from masam_auto.core.encoders import EncoderSizes, EncoderSpec, TinyViTSpec
+from masam_auto.core.encoders import DinoSpec, EncoderSizes, EncoderSpec, TinyViTSpec
 from masam_auto.network.activations import EncoderMemory, Load, vit_memory
+from masam_auto.network.dino import DinoEncoder, dino_memory
+from masam_auto.network.dino_files import fit_dino, rename_dino
 from masam_auto.network.encoder import SliceEncoder
 from masam_auto.network.sam import fit_tiny_vit, fit_vit
 from masam_auto.network.tiny_vit import TinyViTEncoder, tiny_vit_memory
@@ -51,6 +53,15 @@ ENCODER_KINDS: dict[type, EncoderKind] = {
         fit=fit_tiny_vit,
         mark="image_encoder.layers.1.blocks.0.attn.attention_biases",
         parts=("image_encoder.patch_embed.", "image_encoder.layers.", "image_encoder.neck."),
+    ),
+    DinoSpec: EncoderKind(
+        build=DinoEncoder,
+        memory=dino_memory,
+        fit=fit_dino,
+        mark="image_encoder.blocks.0.ls1.gamma",
+        parts=("image_encoder.",),
+        rename=rename_dino,
+        missing=("image_encoder.neck.", "prompt_encoder.", "mask_decoder."),
     ),
 }
 

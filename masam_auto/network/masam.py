@@ -43,7 +43,8 @@ class MaSam(nn.Module):
             input_image_size=canvas,
             mask_in_chans=16,
         )
-        if plan.weights == "none":  # SAM's random start is as large as the features that it is added to
+        # SAM's random start is as large as the features that it is added to
+        if plan.weights == "none" or "prompt_encoder." in kind_of(spec).missing:
             nn.init.zeros_(self.prompt_encoder.no_mask_embed.weight)
         self.mask_decoder: Any = decoder.build(spec, num_outputs=num_outputs)
 

@@ -148,5 +148,6 @@ def _asked_for(backbone: str, sam_weights: Sequence[str], from_scratch: bool) ->
     if from_scratch or not shape.sam:
         return EncoderChoice(shape=shape, weights="none", reason="asked for; trained from scratch")
     fetch = f" (masam_fetch_weights {backbone})" if backbone in BY_SIZE else ""
-    missing = "" if backbone in sam_weights else f"; its SAM weights are still missing{fetch}"
+    whose = "weights" if shape.only_encoder else "SAM weights"
+    missing = "" if backbone in sam_weights else f"; its {whose} are still missing{fetch}"
     return EncoderChoice(shape=shape, weights="sam", reason=f"asked for{missing}")

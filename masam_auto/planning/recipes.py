@@ -10,6 +10,7 @@ Reasons = dict[str, str]
 # How SAM's encoders are adapted. Source: the reference MA-SAM and its logs (best checkpoint at epoch 160 of about 126
 # steps); no decay on norms and biases and gradient clipping: Primus.
 ADAPTED = TrainingPlan()
+ADAPTED_CHANNELS = 384  # of the adapters
 
 # How vit_t is trained from scratch. Source: ours, measured on Hippocampus (documentation/log.md).
 SCRATCH = TrainingPlan(
@@ -47,6 +48,8 @@ def choose_network(
     Source: the paper's Tables 6, 8, 9 and 10, and its reference code; vit_t: ours.
     """
     if shape.sam:
+        whose = shape.whose.partition(" ")[0]
+        neck = ", and the neck, which its weights do not have" if shape.only_encoder else ""
         network = NetworkPlan(
             encoder=shape.name,
             decoder=shape.decoder,
@@ -57,15 +60,17 @@ def choose_network(
         return network, {
             "encoder": encoder_reason,
             "decoder": "progressive upsampling to the canvas (paper, Table 6)",
-            "weights": "from scratch, as asked: SAM's weights are not used" if from_scratch else "SAM's",
+            "weights": f"from scratch, as asked: {whose} weights are not used" if from_scratch else shape.whose,
             "trained": "from scratch: everything learns"
             if from_scratch
-            else "SAM's encoder stays frozen; increments, adapters and decoder learn",
+            else f"{whose} encoder stays frozen; increments, adapters and decoder learn{neck}",
             "increment": "FacT on queries and values of all blocks (paper)",
             "increment_rank": "rank 32 (paper, Table 8)",
             "increment_scale": "1 (paper)",
             "adapters": "before and after attention (paper, Tables 9 and 10)",
-            "adapter_channels": "384 (reference code)",
+            "adapter_channels": "384 (reference code)"
+            if network.adapter_channels == ADAPTED_CHANNELS
+            else f"{network.adapter_channels}, which suits the encoder's width (reference code: {ADAPTED_CHANNELS})",
         }
     network = NetworkPlan(
         encoder=shape.name,
@@ -126,8 +131,12 @@ def channels_reason(count: int, shape: PlannedEncoder, *, from_scratch: bool = F
         return f"{count} input {'channel' if count == 1 else 'channels'}; the patch embedding is built for {count}"
     if not shape.sam:
         return f"{count} input {'channel' if count == 1 else 'channels'}; the stem is built for {count}"
+    whose = shape.whose.partition(" ")[0]
+    maker = whose.removesuffix("'s")
+    if count == 1 and shape.pixels == "unit":
+        return "1 channel, shown to the encoder as three equal ones"
     if count == 1:
         return "1 channel: SAM's patch-embedding weights are summed over its three channels, as if it were replicated"
     if count == 3:
-        return "3 channels, as SAM has them"
-    return f"{count} channels: SAM's patch embedding is inflated (same response to equal channels) and trained"
+        return f"3 channels, as {maker} has them"
+    return f"{count} channels: {whose} patch embedding is inflated (same response to equal channels) and trained"

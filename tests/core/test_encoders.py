@@ -1,6 +1,7 @@
 """Encoder sizes that a plan may hold: named ones, custom ones, and nonsense."""
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,33 @@ def test_every_tap_has_a_level(global_blocks: tuple[int, ...]) -> None:
 def test_sizes_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(PlanError, match=f"encoder sizes.*{message}"):
         dataclasses.replace(OWN, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"registers": -1}, "registers must be from 0 to 256"),
+        ({"positions": -1}, "positions to 1024, got 4 and -1"),
+        ({"heads": 5}, r"heads \(5\) must divide dim \(384\), into multiples of 4"),
+        ({"heads": 64}, r"heads \(64\) must divide dim \(384\), into multiples of 4"),
+        ({"taps": (2, 5, 12)}, r"taps must be within 0\.\.11, one for each level"),
+        ({"taps": (2, 5)}, "one for each level"),
+        ({"depth": 0}, "depth must be at least 1"),
+        ({"token_stride": 65}, "token_stride must be at least 1 and at most 64"),
+        ({"mlp_ratio": 0.0}, "mlp_ratio must be above 0"),
+        ({"embedding": 20}, r"twice decoder_heads \(8\) must divide embedding \(20\)"),
+    ],
+)
+def test_sizes_of_dino_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=f"encoder sizes.*{message}"):
+        dataclasses.replace(ENCODERS["dinov3_vits16"], **changes)
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name.startswith("dino")])
+def test_levels_of_dino_can_be_reached_step_by_step(name: str) -> None:
+    spec = ENCODERS[name]
+    targets = [1, *(level.target for level in spec.levels), spec.token_stride]
+    assert all(coarse % fine == 0 for fine, coarse in itertools.pairwise(targets))
 
 
 def test_a_custom_encoder_survives_the_plans_file(tmp_path: Path) -> None:

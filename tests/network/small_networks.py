@@ -4,12 +4,36 @@ from typing import Any
 
 import torch
 
-from masam_auto.core.encoders import ConvSpec, EncoderSizes, EncoderSpec, LevelSpec, StageSpec, TinyViTSpec
+from masam_auto.core.encoders import ConvSpec, DinoSpec, EncoderSizes, EncoderSpec, LevelSpec, StageSpec, TinyViTSpec
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.build import assemble
 from masam_auto.network.masam import MaSam
 
-# "sam": 16 px tokens, windowed and global blocks; "stem": 4 px tokens, a convolutional stem; "tiny": a TinyViT.
+
+def small_dino(token_stride: int, *, registers: int, positions: int, targets: tuple[int, ...]) -> DinoSpec:
+    """Two blocks of two heads, as DINOv2 has them (with a table of positions) or DINOv3 (without)."""
+    return DinoSpec(
+        dim=16,
+        depth=2,
+        heads=2,
+        token_stride=token_stride,
+        registers=registers,
+        positions=positions,
+        norm_eps=1e-6 if positions else 1e-5,
+        pixel_mean=(0.4, 0.5, 0.6),
+        pixel_std=(0.2, 0.3, 0.4),
+        embedding=32,
+        taps=(0, 1)[: len(targets)],
+        levels=tuple(LevelSpec(channels=16, stride=token_stride, width=2 * t, target=t) for t in targets),
+        decoder_heads=2,
+        decoder_mlp=32,
+        adapter_channels=6,
+    )
+
+
+# "sam": 16 px tokens, windowed and global blocks; "stem": 4 px tokens, a convolutional stem; "tiny": a TinyViT;
+# "dino2", "dino2_reg": patches of 14 px and a table of positions, without and with registers; "dino3": patches of 16 px
+# and rotary positions.
 SPECS: dict[str, EncoderSizes] = {
     "sam": EncoderSpec(
         dim=24,
@@ -62,6 +86,9 @@ SPECS: dict[str, EncoderSizes] = {
         decoder_heads=2,
         decoder_mlp=32,
     ),
+    "dino2": small_dino(14, registers=0, positions=5, targets=(2, 14)),
+    "dino2_reg": small_dino(14, registers=3, positions=5, targets=(2, 14)),
+    "dino3": small_dino(16, registers=3, positions=0, targets=(4, 8)),
 }
 
 

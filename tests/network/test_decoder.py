@@ -29,7 +29,7 @@ def features_for(spec, slices=2, grid=(3, 2)):
     return Features(torch.randn(slices, spec.embedding, *grid), levels), prompts
 
 
-@pytest.mark.parametrize("size", ["sam", "stem"])
+@pytest.mark.parametrize("size", ["sam", "stem", "dino2"])
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("num_outputs", [1, 4])
 def test_logits_at_canvas_resolution(size, name, num_outputs):
@@ -71,6 +71,8 @@ def test_progressive_steps_follow_the_tokens():
     assert "output_upscaling.9.weight" in names and "output_upscaling.10.weight" not in names
     names = {name for name, _ in DECODERS["progressive"].build(SPECS["stem"], num_outputs=2).named_parameters()}
     assert "output_upscaling.3.weight" in names and "output_upscaling.4.weight" not in names
+    names = {name for name, _ in DECODERS["progressive"].build(SPECS["dino2"], num_outputs=2).named_parameters()}
+    assert "output_upscaling.9.weight" in names, "16 times, and from there to 14 times"
 
 
 def test_an_unknown_decoder_is_refused_with_the_known_ones():

@@ -78,6 +78,19 @@ def test_kept_activations_of_the_small_encoder():
     assert a_windows_bytes(load) == pytest.approx(kept_bytes(load), rel=0.25)
 
 
+@pytest.mark.parametrize("name", ["dinov2_vits14", "dinov3_vits16"])
+@pytest.mark.parametrize("variant", [{}, {"adapters": "none"}, {"trained": "all"}, {"trained": "none"}], ids=str)
+def test_kept_activations_of_dino(name, variant, monkeypatch):
+    planned = PLANNED_ENCODERS[name]
+    spec = dataclasses.replace(planned.spec, depth=4, taps=tuple(range(len(planned.spec.taps))))
+    monkeypatch.setitem(ENCODERS, name, spec)
+    monkeypatch.setitem(PLANNED_ENCODERS, name, dataclasses.replace(planned, spec=spec))
+    load = make_load(name, (112, 112), 3)
+    load = dataclasses.replace(load, network=dataclasses.replace(load.network, **variant))
+    tolerance = 0.25 if variant == {"trained": "none"} else 0.12  # then only the decoder's are left
+    assert a_windows_bytes(load) == pytest.approx(kept_bytes(load, batch=2) - kept_bytes(load), rel=tolerance)
+
+
 @pytest.mark.slow
 def test_kept_activations_of_sam():
     load = make_load("vit_b", (224, 224), 1)
