@@ -88,6 +88,8 @@ def load_member(
             for name, tensor in tensors.items()
         }
         network.load_state_dict({**frozen[sam], **learned}, assign=True)  # shared, not copied
+        # a buffer that no state dict holds would have stayed without values
+        assert not any(value.is_meta for value in (*network.parameters(), *network.buffers())), "tensors without values"
         networks.append(network.eval())
     configuration = common_configuration(headers, plan)
     for channel in configuration.normalization:

@@ -96,6 +96,15 @@ def test_another_encoders_file_is_refused_with_both_shapes(
     assert not MODEL.exists()
 
 
+def test_an_encoder_that_all_learns_is_validated_with_the_file_that_it_started_from(
+    command: Callable[..., int],
+) -> None:
+    plan(command, "--sam_checkpoint", "sam.pth")
+    named = ["--sam_checkpoint", "sam.pth", "--workers", "0"]
+    assert command("train", "1", "0", "--budget", "1steps", *named, "--set", "network.trained=all") == 0
+    assert (MODEL / "fold_0/validation/summary.json").is_file()
+
+
 def test_from_scratch_trains_the_same_plan_without_sam(command: Callable[..., int]) -> None:
     made = plan(command, "-backbone", "vit_b")
     assert (
