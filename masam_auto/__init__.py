@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from masam_auto.evaluation.validate import validate_fold as validate
     from masam_auto.planning.make_plan import make_plan
     from masam_auto.prediction.predict import Predictor
+    from masam_auto.prediction.segmenter import Segmenter
     from masam_auto.preprocessing.fingerprint import extract_fingerprint
     from masam_auto.preprocessing.preprocess import preprocess_dataset as preprocess
     from masam_auto.training.train import train_fold as train
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 __all__ = (
     "Paths",
     "Predictor",
+    "Segmenter",
     "TrainingOptions",
     "ValidationOptions",
     "choose_device",
@@ -43,6 +45,7 @@ __all__ = (
 _PLACES = {
     "Paths": "core.paths:Paths",
     "Predictor": "prediction.predict:Predictor",
+    "Segmenter": "prediction.segmenter:Segmenter",
     "TrainingOptions": "training.training_job:TrainingOptions",
     "ValidationOptions": "evaluation.validate:ValidationOptions",
     "choose_device": "compute.device:choose_device",

@@ -38,6 +38,28 @@ GivenBox = VoxelBox | WorldBox
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GivenPoints:
+    """Points on an object and beside it: voxel indices (Z, Y, X) of the stored array, or LPS millimetres (x, y, z)."""
+
+    on: tuple[Triple, ...]
+    beside: tuple[Triple, ...] = ()
+    in_voxels: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """What shows one object in an image: a box, or points in one slice.
+
+    `label` is the class, by name or value; None if the prompt does not say. `title` is what a drawing program calls the
+    prompt, which may be a class.
+    """
+
+    shape: GivenBox | GivenPoints
+    label: str | int | None = None
+    title: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BoxPrompt:
     """A box on the preprocessed grid, slice axis first.
 
@@ -74,6 +96,32 @@ def voxels_of(given: GivenBox, geometry: Geometry, *, where: str) -> Box:
             "unit, its coordinates (LPS or RAS) and the order of its numbers."
         )
     return (cut[0], cut[1], cut[2])
+
+
+def points_in_voxels(given: GivenPoints, geometry: Geometry, *, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Points on the object and beside it, (N, 3) and (M, 3) voxel indices (Z, Y, X) with fractions.
+
+    Args:
+        given: in voxels or millimetres.
+        geometry: the image's grid.
+        where: the case, for messages.
+
+    Raises:
+        DatasetError: a point outside the image.
+    """
+    found = []
+    for points in (given.on, given.beside):
+        places = np.reshape(np.asarray(points, dtype=np.float64), (-1, 3))
+        if not given.in_voxels:
+            places = np.linalg.solve(geometry.affine, np.c_[places, np.ones(len(places))].T)[:3].T[:, ::-1]
+        for place in places:
+            if not all(-0.5 <= value < size - 0.5 for value, size in zip(place, geometry.shape, strict=True)):
+                raise DatasetError(
+                    f"{where}: the point {tuple(round(float(value), 1) for value in place)} (voxels; Z, Y, X) is "
+                    f"outside the image of {geometry.shape} voxels. Check its unit and its coordinates (LPS or RAS)."
+                )
+        found.append(places)
+    return found[0], found[1]
 
 
 def is_oblique(given: GivenBox, geometry: Geometry) -> bool:

@@ -1,4 +1,4 @@
-"""Files of boxes: boxes.json, 3D Slicer's ROI markup (.mrk.json), and folders of such markups."""
+"""Files of boxes and points: boxes.json, 3D Slicer's ROI markup (.mrk.json), and folders of such markups."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,19 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from masam_auto.core.boxes import GivenBox, VoxelBox, WorldBox
+from masam_auto.core.boxes import GivenBox, GivenPoints, Prompt, VoxelBox, WorldBox
 from masam_auto.core.errors import DatasetError, PlanError, first_few
 from masam_auto.core.file_names import visible
 from masam_auto.core.geometry import Triple
 from masam_auto.core.jsonio import read_plain
 
 MARKUP_ENDING = ".mrk.json"
+LARGEST_COUNT = 1000  # points of one object
 LARGEST = 1e9  # millimetres or voxels; larger values are not positions
 BOX_FIELDS = {"unit", "coordinates", "min", "max"}
+POINT_FIELDS = {"unit", "coordinates", "points", "beside"}
 # From each coordinate system to LPS.
 TO_LPS = {"LPS": (1.0, 1.0, 1.0), "RAS": (-1.0, -1.0, 1.0)}
 
 Boxes = dict[str, tuple[GivenBox, ...]]
+Prompts = dict[str, tuple[Prompt, ...]]
 
 
 def read_boxes(path: Path, identifiers: Sequence[str]) -> Boxes:
@@ -42,6 +45,35 @@ def read_boxes(path: Path, identifiers: Sequence[str]) -> Boxes:
         >>> read_boxes(Path("boxes.json"), ["case_000", "case_001"])
         {'case_000': (VoxelBox(box=((1, 4), (2, 9), (3, 8))),)}
     """
+    found = _read_all(path, identifiers)
+    boxes: Boxes = {}
+    for case, prompts in found.items():
+        if odd := [prompt for prompt in prompts if prompt.label is not None or isinstance(prompt.shape, GivenPoints)]:
+            what = "points" if isinstance(odd[0].shape, GivenPoints) else '"label"'
+            raise DatasetError(
+                f"{path}: case {case} has {what}, which only masam_segment uses. Leave them out, or segment with it."
+            )
+        boxes[case] = tuple(prompt.shape for prompt in prompts if not isinstance(prompt.shape, GivenPoints))
+    return boxes
+
+
+def read_prompts(path: Path, identifiers: Sequence[str]) -> Prompts:
+    """Read the prompts of cases: boxes, and points, each with its class if the file says it.
+
+    Arguments and errors are those of `read_boxes`. An entry of boxes.json may also have a "label", and "points" (and
+    points "beside" the object) instead of "min" and "max".
+
+    Example:
+        >>> from masam_auto.core.jsonio import write_json
+        >>> from masam_auto.formats.box_files import read_prompts
+        >>> write_json(Path("points.json"), {"case_000": {"unit": "voxel", "points": [[1, 2, 3]], "label": "organ1"}})
+        >>> read_prompts(Path("points.json"), ["case_000"])["case_000"][0].label
+        'organ1'
+    """
+    return _read_all(path, identifiers)
+
+
+def _read_all(path: Path, identifiers: Sequence[str]) -> Prompts:
     if path.is_dir():
         files = sorted(file for file in path.glob(f"*{MARKUP_ENDING}") if not file.name.startswith("."))
         if not files:
@@ -73,7 +105,7 @@ def _read(path: Path) -> Any:
         raise DatasetError(str(error)) from error
 
 
-def _read_table(content: Any, path: Path) -> Boxes:
+def _read_table(content: Any, path: Path) -> Prompts:
     if not isinstance(content, dict) or not content:
         raise DatasetError(
             f'{path}: expected {{"CASE": {{"unit": "voxel", "min": [z, y, x], "max": [z, y, x]}}, ...}} or 3D '
@@ -85,10 +117,39 @@ def _read_table(content: Any, path: Path) -> Boxes:
             raise DatasetError(f"{path}: {case!a} is not a case name. Name boxes after the images.")
         entries = given if isinstance(given, list) else [given]
         boxes[case] = tuple(
-            _parse_box(entry, f"{path}: case {case}" + (f", box {number}" if len(entries) > 1 else ""))
+            _parse_entry(entry, f"{path}: case {case}" + (f", box {number}" if len(entries) > 1 else ""))
             for number, entry in enumerate(entries, 1)
         )
     return {case: found for case, found in boxes.items() if found}
+
+
+def _parse_entry(entry: Any, where: str) -> Prompt:
+    given = {name: value for name, value in entry.items() if name != "label"} if isinstance(entry, dict) else entry
+    shape = _parse_points(given, where) if isinstance(given, dict) and "points" in given else _parse_box(given, where)
+    label = entry.get("label")
+    if label is not None and (isinstance(label, bool) or not isinstance(label, (str, int))):
+        raise DatasetError(f"{where}: label must be the name or the value of a class, got {label!r:.80}")
+    return Prompt(shape=shape, label=label)
+
+
+def _parse_points(entry: dict[str, Any], where: str) -> GivenPoints:
+    if not {"unit", "points"} <= set(entry) <= POINT_FIELDS or entry["unit"] not in ("voxel", "mm"):
+        raise DatasetError(
+            f'{where}: points are {{"unit": "voxel" or "mm", "points": [[...], ...]}}, also "beside": [[...], ...], '
+            f'for mm also "coordinates": "LPS" or "RAS"; got {entry!r:.120}'
+        )
+    in_voxels = entry["unit"] == "voxel"
+    if in_voxels and "coordinates" in entry:
+        raise DatasetError(f'{where}: "coordinates" goes with "mm"; voxels are array indices (Z, Y, X)')
+    signs = (1.0, 1.0, 1.0) if in_voxels else _signs(entry.get("coordinates", "LPS"), where)
+    lists = []
+    for name in ("points", "beside"):
+        points = entry.get(name, [])
+        if not isinstance(points, list) or len(points) > LARGEST_COUNT or (name == "points" and not points):
+            raise DatasetError(f"{where}: {name} must be a list of at most {LARGEST_COUNT} points, got {points!r:.80}")
+        places = [_three_numbers(point, f"{where}: each of {name}") for point in points]
+        lists.append(tuple(_triple([a * b for a, b in zip(signs, place, strict=True)]) for place in places))
+    return GivenPoints(on=lists[0], beside=lists[1], in_voxels=in_voxels)
 
 
 def _parse_box(entry: Any, where: str) -> GivenBox:
@@ -114,7 +175,7 @@ def _parse_box(entry: Any, where: str) -> GivenBox:
     return WorldBox(centre=_triple(centre), sides=_triple([b - a for a, b in zip(low, high, strict=True)]))
 
 
-def _read_markup(content: Any, path: Path) -> tuple[GivenBox, ...]:
+def _read_markup(content: Any, path: Path) -> tuple[Prompt, ...]:
     """ROIs of a markup file.
 
     Source: 3D Slicer's markups schema: `orientation` is a matrix by rows whose columns are the ROI's axes. In files
@@ -127,7 +188,13 @@ def _read_markup(content: Any, path: Path) -> tuple[GivenBox, ...]:
     if not rois:
         kinds = ", ".join(sorted({str(markup.get("type")) for markup in markups})) or "nothing"
         raise DatasetError(f"{path}: has no ROI, but {kinds}. Draw a box with 3D Slicer's Markups > ROI.")
-    return tuple(_parse_roi(roi, f"{path}: ROI {roi.get('name', number)}") for number, roi in enumerate(rois, 1))
+    return tuple(
+        Prompt(
+            shape=_parse_roi(roi, f"{path}: ROI {roi.get('name', number)}"),
+            title=str(roi.get("name", "")),
+        )
+        for number, roi in enumerate(rois, 1)
+    )
 
 
 def _parse_roi(roi: dict[str, Any], where: str) -> GivenBox:

@@ -50,7 +50,7 @@ def check_image(
     Raises:
         ImageError: wrong number of axes or channels, not finite, or label values only.
     """
-    image, grid = _as_volume(image, geometry, identifier)
+    image, grid = as_volume(image, geometry, identifier)
     names = description.channel_names
     if image.shape[0] != len(names):
         raise ImageError(
@@ -75,7 +75,7 @@ def check_image(
     return image, grid
 
 
-def _as_volume(image: np.ndarray, geometry: Geometry | Sequence[float], identifier: str) -> tuple[np.ndarray, Geometry]:
+def as_volume(image: np.ndarray, geometry: Geometry | Sequence[float], identifier: str) -> tuple[np.ndarray, Geometry]:
     if image.ndim not in (3, 4):
         raise ImageError(
             f"case {identifier} has shape {image.shape}; expected (C, Z, Y, X), or (C, Y, X) for a picture. Add the "

@@ -59,10 +59,11 @@ def refuse_to_overwrite(folder: Path, names: Sequence[str]) -> None:
         )
 
 
-def check_output(source: Path, folder: Path) -> None:
+def check_output(source: Path, folder: Path, *, making_labels: bool = False) -> None:
     """Check that predictions may be written to a folder. Raises OutputError.
 
-    It must not be the images' folder, a raw or preprocessed data set, or a trained model.
+    It must not be the images' folder, a raw or preprocessed data set, or a trained model. With `making_labels`, it is
+    the folder of a raw data set's labels.
     """
     images = source if source.is_dir() else source.parent
     if folder.exists() and not folder.is_dir():
@@ -74,7 +75,7 @@ def check_output(source: Path, folder: Path) -> None:
         )
     if folder.resolve() == images.resolve():
         raise OutputError(f"the output folder is the input folder ({folder}). Choose another one.")
-    part = is_in_raw_data(folder)
+    part = is_in_raw_data(folder) and not making_labels
     if (folder / "imagesTr").is_dir() or part:
         raise OutputError(
             f"the output folder is {'part of ' if part else ''}a raw data set ({folder}). Choose another one."

@@ -240,7 +240,7 @@ def _waiting(job: _Job, source: Path, cases: Sequence[Case]) -> list[str]:
     refuse_another_model(folder, job.predictor)
     if not options.continue_prediction:
         refuse_to_overwrite(folder, [file for files in names.values() for file in files])
-    return [name for name, files in names.items() if not all(_is_written(folder / file) for file in files)]
+    return [name for name, files in names.items() if not all(is_written(folder / file) for file in files)]
 
 
 def _predict_cases(job: _Job, cases: Mapping[str, Case]) -> None:
@@ -251,7 +251,7 @@ def _predict_cases(job: _Job, cases: Mapping[str, Case]) -> None:
     again = [cases[name] for name in doubtful]
     threads = max(1, min(READERS, available_cores() // (2 * world.local_size)))
     steps = Steps(load=job.load, work=job.segment, save=job.write)
-    size, room = memory_estimate(job.predictor), functools.partial(_memory_room, world.local_size)
+    size, room = memory_estimate(job.predictor), functools.partial(memory_room, world.local_size)
     others = [name for name in cases if name not in {*left, *doubtful}]
     dealt = (cases[name] for name in itertools.chain(_held(shared, left), shared.deal(others)))
     total = len(cases) if world.size == 1 else None
@@ -331,11 +331,11 @@ def memory_estimate(predictor: Predictor) -> Callable[[Case], float]:
     return estimate
 
 
-def _memory_room(processes: int) -> float:
+def memory_room(processes: int) -> float:
     """Bytes that each of several processes on this machine may use for loaded cases."""
     return MEMORY_SHARE * free_memory() / processes
 
 
-def _is_written(path: Path) -> bool:
+def is_written(path: Path) -> bool:
     """Whether an output exists: a folder of masks, or a file that is not empty. Full disks leave empty files."""
     return path.is_dir() or (path.is_file() and path.stat().st_size > 0)
