@@ -1,7 +1,7 @@
 """Follow objects through the slices of a volume: the mask of one slice gives the next one's box."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from masam_auto.core.boxes import Edges
 SLACK = 4 / 256  # of the slice's longer side: how far an object may reach beyond its mask in the slice before
 SMALLEST_SHARE = 0.05  # of the largest mask so far; where less is found, the object has ended
 LOWEST_QUALITY = 0.6  # overlap with the object that the network predicts; below, the object has ended
-REACH = 0.1  # of the first box's side: how far an object may reach beyond that box in the other slices
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,23 +22,16 @@ class SliceBox:
     rows: Edges
     columns: Edges
 
-    def grown(self, rows: float, columns: float) -> "SliceBox":
+    def grown(self, by: float) -> "SliceBox":
         """The box with its sides moved outwards."""
         (top, bottom), (left, right) = self.rows, self.columns
-        return SliceBox(rows=(top - rows, bottom + rows), columns=(left - columns, right + columns))
+        return SliceBox(rows=(top - by, bottom + by), columns=(left - by, right + by))
 
-    def cut(self, mask: np.ndarray) -> np.ndarray:
-        """A (h, w) mask without what is outside the box."""
-        inside = np.zeros_like(mask)
-        window = tuple(slice(max(0, round(low)), max(0, round(high))) for low, high in (self.rows, self.columns))
-        inside[window] = mask[window]
-        return inside
-
-    def within(self, other: "SliceBox") -> "SliceBox":
-        """The part inside another box, which it must touch."""
+    def within(self, other: "SliceBox") -> "SliceBox | None":
+        """The part inside another box; None if they do not touch."""
         pairs = ((self.rows, other.rows), (self.columns, other.columns))
         rows, columns = ((max(low, first), min(high, last)) for (low, high), (first, last) in pairs)
-        return SliceBox(rows=rows, columns=columns)
+        return None if rows[0] >= rows[1] or columns[0] >= columns[1] else SliceBox(rows=rows, columns=columns)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,12 +47,21 @@ SlicePrompt = SliceBox | SlicePoints
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Track:
-    """An object: shown by `prompt` in each of `slices`, and followed beyond them if `beyond`. `value` is its class."""
+    """An object that `prompt` shows.
+
+    It is in each of `slices`, within the prompt if that is a box. It is followed beyond them if `beyond`. `value` is
+    its class.
+    """
 
     value: int
     prompt: SlicePrompt
     slices: range
     beyond: bool
+
+    @property
+    def first(self) -> int:
+        """The slice to begin with: the middle one, where objects are usually well seen."""
+        return self.slices[len(self.slices) // 2]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,49 +79,43 @@ Found = tuple[int, int, SliceMask]
 """Number of the track, number of the slice, and the mask."""
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Followed:
-    """An object on its way: where it was seen last, its largest area so far, and the box that it may not leave."""
+    """An object on its way: the slice it was looked for last, its box there (None: nowhere), and its largest area."""
 
+    track: Track
     last: int
-    box: SliceBox
-    largest: int
-    bounds: SliceBox
+    box: SliceBox | None = None
+    largest: int = 1
 
-    @classmethod
-    def start(cls, z: int, track: Track, mask: np.ndarray) -> "_Followed | None":
-        """From its (h, w) mask in the last slice that the prompt shows; None if nothing was found there."""
-        first = track.prompt if isinstance(track.prompt, SliceBox) else mask_box(mask)
-        if first is None:
-            return None
-        (top, bottom), (left, right) = first.rows, first.columns
-        slack = SLACK * max(mask.shape)
-        bounds = first.grown(slack + REACH * (bottom - top), slack + REACH * (right - left))
-        part = largest_part(bounds.cut(mask))
-        seen = mask_box(part)
-        return None if seen is None else cls(last=z, box=seen, largest=int(part.sum()), bounds=bounds)
+    def may_be_in(self, z: int) -> bool:
+        """Whether a slice is worth looking at."""
+        return z in self.track.slices or (self.track.beyond and self.box is not None)
 
-    def next_box(self, shape: tuple[int, int]) -> SliceBox:
-        """Where to look in a neighbouring slice of (h, w) pixels."""
-        slack = SLACK * max(shape)
+    def prompt(self, z: int, shape: tuple[int, int]) -> SlicePrompt:
+        """What to look for in a slice of (h, w) pixels beside the last one."""
         whole = SliceBox(rows=(0.0, float(shape[0])), columns=(0.0, float(shape[1])))
-        return self.box.grown(slack, slack).within(self.bounds).within(whole)
+        bounds = self.track.prompt if z in self.track.slices else whole
+        if self.box is None or isinstance(bounds, SlicePoints):
+            return bounds
+        return self.box.grown(SLACK * max(shape)).within(bounds) or bounds
 
-    def goes_on(self, z: int, mask: np.ndarray, quality: float) -> bool:
-        """Take the mask of the next slice. False if the object has ended before it."""
-        area = int(mask.sum())
-        seen = mask_box(mask)
-        if seen is None or quality < LOWEST_QUALITY or area < SMALLEST_SHARE * self.largest:
-            return False
-        self.last, self.box, self.largest = z, seen, max(self.largest, area)
-        return True
+    def taken(self, z: int, mask: SliceMask) -> "_Followed | None":
+        """With the mask of the next slice; None if the object has ended before it."""
+        part = largest_part((mask.logits > 0).cpu().numpy())
+        area = int(part.sum())
+        lost = mask.quality < LOWEST_QUALITY or area < SMALLEST_SHARE * self.largest
+        if lost and z not in self.track.slices:
+            return None
+        return replace(self, last=z, box=mask_box(part), largest=max(self.largest, area))
 
 
 def found_objects(tracks: Sequence[Track], shape: tuple[int, int, int], decode: Decode) -> Iterator[Found]:
     """What is found of objects, slice by slice.
 
-    The volume is passed upwards, with the slices that prompts show, and then downwards. So each slice is decoded at
-    most twice, with all of its objects at once.
+    Each object begins in the middle of the slices that its prompt shows and is followed from there to both sides. The
+    volume is passed upwards and then downwards, so each slice is decoded at most twice, with all of its objects at
+    once.
 
     Args:
         tracks: the objects.
@@ -130,33 +125,25 @@ def found_objects(tracks: Sequence[Track], shape: tuple[int, int, int], decode: 
     up: dict[int, _Followed] = {}
     down: dict[int, _Followed] = {}
     for z in range(shape[0]):
-        shown = [number for number, track in enumerate(tracks) if z in track.slices]
-        yield from _follow(z, up, shape, decode)
-        if not shown:
-            continue
-        for number, mask in zip(shown, decode(z, [tracks[number].prompt for number in shown]), strict=True):
-            yield number, z, mask
-            track = tracks[number]
-            for followed, end in ((down, track.slices[0]), (up, track.slices[-1])):
-                if track.beyond and z == end and (start := _Followed.start(z, track, _above(mask))):
-                    followed[number] = start
+        begun = [number for number, track in enumerate(tracks) if track.first == z]
+        up |= {number: _Followed(track=tracks[number], last=z - 1) for number in begun}
+        yield from _step(z, up, shape, decode)
+        down |= {number: up[number] for number in begun}
     for z in range(shape[0] - 1, -1, -1):
-        yield from _follow(z, down, shape, decode)
+        yield from _step(z, down, shape, decode)
 
 
-def _follow(z: int, followed: dict[int, _Followed], shape: tuple[int, int, int], decode: Decode) -> Iterator[Found]:
-    """The objects that were last seen in a slice beside this one. Those that have ended are removed."""
-    numbers = [number for number, one in followed.items() if abs(one.last - z) == 1]
-    if not numbers:
-        return
-    boxes = [followed[number].next_box(shape[1:]) for number in numbers]
-    for number, mask in zip(numbers, decode(z, boxes), strict=True):
-        part = largest_part(followed[number].bounds.cut(_above(mask)))
-        if followed[number].goes_on(z, part, mask.quality):
-            inside = torch.from_numpy(part).to(mask.logits.device)
-            yield number, z, SliceMask(logits=mask.logits.masked_fill(~inside, -torch.inf), quality=mask.quality)
-        else:
-            del followed[number]
+def _step(z: int, followed: dict[int, _Followed], shape: tuple[int, int, int], decode: Decode) -> Iterator[Found]:
+    """Take the objects whose next slice this is. Those that have ended are removed."""
+    beside = {number: one for number, one in followed.items() if abs(one.last - z) == 1}
+    numbers = [number for number, one in beside.items() if one.may_be_in(z)]
+    masks = decode(z, [beside[number].prompt(z, shape[1:]) for number in numbers]) if numbers else ()
+    for number in beside:
+        del followed[number]
+    for number, mask in zip(numbers, masks, strict=True):
+        if (taken := beside[number].taken(z, mask)) is not None:
+            followed[number] = taken
+            yield number, z, mask
 
 
 def mask_box(mask: np.ndarray) -> SliceBox | None:
@@ -173,10 +160,7 @@ def largest_part(mask: np.ndarray) -> np.ndarray:
     return mask if count < 2 else numbers == 1 + np.bincount(numbers.ravel())[1:].argmax()
 
 
-def _above(mask: SliceMask) -> np.ndarray:
-    return (mask.logits > 0).cpu().numpy()
-
-
 def ahead_of(z: int, tracks: Iterable[Track], count: int) -> list[int]:
-    """The next slices after `z` that prompts show, at most `count`."""
-    return sorted({other for track in tracks for other in track.slices if other > z})[:count]
+    """The next slices after `z` that objects are certain to be looked for in, at most `count`."""
+    certain = {other for track in tracks for other in track.slices[len(track.slices) // 2 :] if other > z}
+    return sorted(certain)[:count]
