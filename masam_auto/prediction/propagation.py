@@ -127,21 +127,20 @@ def found_objects(tracks: Sequence[Track], shape: tuple[int, int, int], decode: 
     for z in range(shape[0]):
         begun = [number for number, track in enumerate(tracks) if track.first == z]
         up |= {number: _Followed(track=tracks[number], last=z - 1) for number in begun}
-        yield from _step(z, up, shape, decode)
+        yield from _step(z, z - 1, up, shape, decode)
         down |= {number: up[number] for number in begun}
     for z in range(shape[0] - 1, -1, -1):
-        yield from _step(z, down, shape, decode)
+        yield from _step(z, z + 1, down, shape, decode)
 
 
-def _step(z: int, followed: dict[int, _Followed], shape: tuple[int, int, int], decode: Decode) -> Iterator[Found]:
-    """Take the objects whose next slice this is. Those that have ended are removed."""
-    beside = {number: one for number, one in followed.items() if abs(one.last - z) == 1}
-    numbers = [number for number, one in beside.items() if one.may_be_in(z)]
-    masks = decode(z, [beside[number].prompt(z, shape[1:]) for number in numbers]) if numbers else ()
-    for number in beside:
-        del followed[number]
-    for number, mask in zip(numbers, masks, strict=True):
-        if (taken := beside[number].taken(z, mask)) is not None:
+def _step(
+    z: int, before: int, followed: dict[int, _Followed], shape: tuple[int, int, int], decode: Decode
+) -> Iterator[Found]:
+    """Take slice z of the objects that came as far as the slice `before` it."""
+    here = {number: one for number, one in followed.items() if one.last == before and one.may_be_in(z)}
+    masks = decode(z, [one.prompt(z, shape[1:]) for one in here.values()]) if here else ()
+    for (number, one), mask in zip(here.items(), masks, strict=True):
+        if (taken := one.taken(z, mask)) is not None:
             followed[number] = taken
             yield number, z, mask
 
