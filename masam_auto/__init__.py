@@ -3,7 +3,7 @@
 The names below are imported when they are first asked for, so that importing the package takes no time.
 
 Examples in docstrings use the names of documentation/python.md (`paths`, `dataset`, `fingerprint`, `plan`,
-`configuration`, `folder`, `predictor`, `predictions`), and `np`, `torch` and `Path`.
+`configuration`, `folder`, `predictor`, `predictions`), `segmenter` of random weights, and `np`, `torch` and `Path`.
 """
 
 import importlib

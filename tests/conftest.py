@@ -66,6 +66,14 @@ def video_dataset(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
+def lite_medsam(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of LiteMedSAM's form with random weights."""
+    from tests.random_weights import write_weights
+
+    return write_weights(tmp_path_factory.mktemp("weights") / "lite_medsam.pth")
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the checkout; tests that need it are skipped where it is absent."""
     folder = HERE.parent.parent / "shared" / "data"

@@ -16,10 +16,12 @@ from masam_auto.evaluation.validate import ValidationOptions, validate_fold
 from masam_auto.planning.make_plan import make_plan
 from masam_auto.prediction.predict import Predictor
 from masam_auto.prediction.predict_folder import PredictionOptions, predict_folder
+from masam_auto.prediction.segmenter import Segmenter
 from masam_auto.preprocessing.fingerprint import extract_fingerprint
 from masam_auto.preprocessing.preprocess import preprocess_dataset
 from masam_auto.training.train import train_fold
 from masam_auto.training.training_job import TrainingOptions
+from tests.random_weights import write_weights
 from tests.raw_data import make_raw_dataset
 from tests.tiny_training import without_pictures
 
@@ -38,7 +40,7 @@ MAIN = {
     "evaluation.evaluate": ("evaluate_arrays",),
     "evaluation.find_best_configuration": ("find_best_configuration",),
     "evaluation.postprocess": ("determine_postprocessing", "postprocess_folder"),
-    "formats.box_files": ("read_boxes",),
+    "formats.box_files": ("read_boxes", "read_prompts"),
     "formats.inputs": ("find_inputs",),
     "formats.io": ("read_case", "read_image", "read_labels", "write_labels"),
     "formats.probability_files": ("read_probabilities",),
@@ -63,6 +65,8 @@ MAIN = {
         "Predictor.predict_files",
     ),
     "prediction.predict_folder": ("predict_folder",),
+    "prediction.segment_folder": ("segment_folder",),
+    "prediction.segmenter": ("Segmenter.from_weights", "Segmenter.segment"),
     "preprocessing.fingerprint": ("read_fingerprint",),
     "preprocessing.preprocess": ("preprocess_case",),
     "preprocessing.verify": ("verify_dataset",),
@@ -106,6 +110,7 @@ def prepare(folder: Path) -> dict[str, Any]:
     predictions = Path("predictions")
     predict_folder(predictor, dataset.folder / "imagesTr", predictions, PredictionOptions(save_probabilities=True))
     shutil.copytree(predictions, "predictions_2")
+    segmenter = Segmenter.from_weights(write_weights(paths.weights / "lite_medsam.pth"), cpu, canvas=64)
     return {
         "np": np,
         "torch": torch,
@@ -118,6 +123,7 @@ def prepare(folder: Path) -> dict[str, Any]:
         "folder": fold,
         "predictor": predictor,
         "predictions": predictions,
+        "segmenter": segmenter,
     }
 
 
