@@ -7,11 +7,13 @@ import pytest
 
 from masam_auto.core.boxes import (
     GivenBox,
+    GivenPoints,
     VoxelBox,
     WorldBox,
     box_prompt,
     box_slices,
     is_oblique,
+    points_in_voxels,
     relaxed_box,
     voxels_of,
 )
@@ -67,6 +69,20 @@ def test_boxes_are_cut_to_the_image_and_one_beside_it_is_an_error() -> None:
     for given in beside:
         with pytest.raises(DatasetError, match=r"^case x: the box .* is outside the image of \(12, 20, 30\) voxels"):
             voxels_of(given, geometry, where="case x")
+
+
+def test_points_become_voxels_and_one_outside_is_an_error() -> None:
+    geometry = Geometry(shape=(4, 5, 6), spacing=(3.0, 2.0, 1.0), origin=(10.0, 20.0, 30.0))
+    given = GivenPoints(on=((12.0, 22.0, 36.0),), in_voxels=False)
+    on, beside = points_in_voxels(given, geometry, where="x")
+    np.testing.assert_allclose(on, [(2, 1, 2)])
+    assert beside.shape == (0, 3)
+    np.testing.assert_array_equal(
+        points_in_voxels(GivenPoints(on=((3, 4, 5.4),)), geometry, where="x")[0], [(3, 4, 5.4)]
+    )
+    for outside in (GivenPoints(on=((3, 4, 5.6),)), GivenPoints(on=((0, 0, 0),), beside=((-1, 0, 0),))):
+        with pytest.raises(DatasetError, match=r"x: the point .* is outside the image of \(4, 5, 6\) voxels"):
+            points_in_voxels(outside, geometry, where="x")
 
 
 def test_a_box_thinner_than_a_voxel_is_one_voxel() -> None:

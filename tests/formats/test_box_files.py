@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from masam_auto.core.boxes import VoxelBox, WorldBox, voxels_of
+from masam_auto.core.boxes import GivenPoints, Prompt, VoxelBox, WorldBox, voxels_of
 from masam_auto.core.errors import DatasetError
 from masam_auto.core.geometry import Geometry
-from masam_auto.formats.box_files import read_boxes
+from masam_auto.formats.box_files import read_boxes, read_prompts
 
 CASES = ("a", "b", "c")
 VOXELS = {"unit": "voxel", "min": [1, 2, 3], "max": [4, 5, 6]}
@@ -123,6 +123,55 @@ def test_what_makes_no_sense_is_refused_in_one_line(tmp_path: Path, content: Any
         read_boxes(path, CASES)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_prompts_have_classes_and_may_be_points(tmp_path: Path) -> None:
+    points = {"unit": "mm", "coordinates": "RAS", "points": [[1, 2, 3]], "beside": [[-4, 5, 6], [0, 0, 1]]}
+    path = write(
+        tmp_path / "boxes.json",
+        {
+            "a": VOXELS | {"label": "liver"},
+            "b": [VOXELS, {"unit": "voxel", "points": [[0, 2, 3], [0, 2.5, 4]], "label": 3}],
+            "c": points,
+        },
+    )
+    found = read_prompts(path, CASES)
+    box = read_boxes(write(tmp_path / "plain.json", {"a": VOXELS}), CASES)["a"][0]
+    assert found["a"] == (Prompt(shape=box, label="liver"),)
+    assert found["b"] == (Prompt(shape=box), Prompt(shape=GivenPoints(on=((0, 2, 3), (0, 2.5, 4))), label=3))
+    (lps,) = found["c"]
+    assert lps.shape == GivenPoints(on=((-1, -2, 3),), beside=((4, -5, 6), (0, 0, 1)), in_voxels=False)
+    with pytest.raises(DatasetError, match='case a has "label", which only masam_segment uses'):
+        read_boxes(path, CASES)
+    with pytest.raises(DatasetError, match="case c has points, which only masam_segment uses"):
+        read_boxes(write(tmp_path / "points.json", {"c": points}), CASES)
+
+
+def test_the_name_of_a_roi_may_be_a_class(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.mrk.json", {"markups": [ROI | {"name": "liver"}]})
+    (prompt,) = read_prompts(path, CASES)["a"]
+    assert (prompt.title, prompt.label, (prompt.shape,)) == ("liver", None, read_boxes(path, CASES)["a"])
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"unit": "voxel", "points": 3}, "points must be a list of at most 1000 points"),
+        ({"unit": "voxel", "points": [[1, 2]]}, "each of points must be three numbers"),
+        ({"unit": "voxel", "points": [[1, 2, 3]], "beside": [1, 2, 3]}, "each of beside must be three numbers"),
+        ({"unit": "voxel", "points": [[1, 2, 3]], "min": [1, 2, 3]}, "points are {"),
+        ({"unit": ["mm"], "points": [[1, 2, 3]]}, "points are {"),
+        ({"unit": "voxel", "points": [[1, 2, 3]], "coordinates": "LPS"}, '"coordinates" goes with "mm"'),
+        ({"unit": "mm", "points": [[1, 2, 3]], "coordinates": "XYZ"}, "coordinates must be LPS or RAS"),
+        (VOXELS | {"label": 1.5}, "label must be the name or the value of a class, got 1.5"),
+        (VOXELS | {"label": ["a"]}, "label must be the name or the value of a class"),
+    ],
+)
+def test_prompts_that_make_no_sense_are_refused_in_one_line(tmp_path: Path, entry: Any, message: str) -> None:
+    path = write(tmp_path / "a.json", {"a": entry})
+    with pytest.raises(DatasetError, match=message) as caught:
+        read_prompts(path, CASES)
+    assert f"{path}: case a: " in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_missing_files_and_empty_folders_are_errors(tmp_path: Path) -> None:
