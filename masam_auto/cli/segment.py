@@ -4,14 +4,34 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from masam_auto.cli.common import DONE, add_device, counting_number, make_parser, run, start, whole_number
+from masam_auto.cli.common import (
+    DONE,
+    add_device,
+    counting_number,
+    make_parser,
+    positive_number,
+    run,
+    start,
+    whole_number,
+)
 from masam_auto.cli.model_options import report_outcome
+
+if TYPE_CHECKING:
+    from masam_auto.formats.box_files import Prompts
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Segment a folder of images, or one image, from prompts alone."""
-    parsed = _make_parser().parse_args(arguments)
+    parser = _make_parser()
+    parsed = parser.parse_args(arguments)
+    if parsed.relaxation is not None and parsed.protocol != "relaxed":
+        parser.error("--relaxation needs --protocol relaxed")
+    if parsed.protocol is not None and parsed.boxes_from_labels is None:
+        parser.error("--protocol needs --boxes_from_labels")
+    if parsed.boxes_from_labels is not None and parsed.dataset_json is None:
+        parsed.dataset_json = parsed.boxes_from_labels.absolute().parent / "dataset.json"
     paths = start(parsed)
 
     from masam_auto.prediction.segment_folder import SegmentOptions, segment_folder
@@ -35,10 +55,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     segmenter = Segmenter.from_weights(
         weights, parsed.device, canvas=parsed.canvas, pixels=parsed.pixels, settings=settings
     )
-    outcome = segment_folder(segmenter, parsed.input, parsed.output, parsed.boxes, options)
+    prompts = parsed.boxes or _boxes_of_references(parsed)
+    outcome = segment_folder(segmenter, parsed.input, parsed.output, prompts, options)
     kept = f", {len(outcome.skipped)} kept" if outcome.skipped else ""
     print(f"{len(outcome.predicted)} segmented{kept}: {parsed.output}")
     return report_outcome(outcome, done="segmented") or DONE
+
+
+def _boxes_of_references(parsed: argparse.Namespace) -> "Prompts":
+    from masam_auto.core.dataset import read_description
+    from masam_auto.evaluation.box_protocol import RELAXATION, BoxProtocol, reference_prompts
+
+    file = parsed.dataset_json
+    protocol = BoxProtocol(kind=parsed.protocol or "tight", relaxation=parsed.relaxation or RELAXATION)
+    description = read_description(file, name=file.absolute().parent.name)
+    return reference_prompts(parsed.input, parsed.boxes_from_labels, description, protocol)
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -64,13 +95,31 @@ def _make_parser() -> argparse.ArgumentParser:
         help="folder for the segmentations and their dataset.json. If it is called labelsTr, the dataset.json goes "
         "beside it; one that is there says what the channels and classes are.",
     )
-    parser.add_argument(
+    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts.add_argument(
         "--boxes",
         type=Path,
-        required=True,
         metavar="FILE",
         help="boxes or points: boxes.json, a .mrk.json of 3D Slicer, or a folder of ID.mrk.json. Cases without any are "
         "left out.",
+    )
+    prompts.add_argument(
+        "--boxes_from_labels",
+        type=Path,
+        metavar="FOLDER",
+        help="to measure how good it is: boxes of each class in these reference segmentations, whose dataset.json is "
+        "beside the folder or given by --dataset_json",
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=("tight", "relaxed", "slice"),
+        help="boxes from labels are tight (the default), relaxed, or on the middle slice alone",
+    )
+    parser.add_argument(
+        "--relaxation",
+        type=positive_number,
+        metavar="SHARE",
+        help="how far relaxed boxes reach outwards, as a share of the box's length (default: 0.2)",
     )
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
@@ -129,7 +178,8 @@ def _make_parser() -> argparse.ArgumentParser:
         "--dataset_json",
         type=Path,
         metavar="FILE",
-        help="dataset.json of the data set that the images belong to, for its channels and classes",
+        help="dataset.json of the data set that the images belong to, for its channels and classes. It is copied to "
+        "the output.",
     )
     parser.add_argument(
         "--video", action="store_true", help="pictures are frames of videos, grouped by sequences.json or their names"

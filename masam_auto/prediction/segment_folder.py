@@ -62,13 +62,18 @@ class SegmentOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """How cases are segmented and where they go. `said` has the notes that were logged."""
+    """How cases are segmented and where they go.
+
+    `is_own`: the description is of a data set that was there before. `record`: where to write it; None to leave it.
+    `said` has the notes that were logged.
+    """
 
     segmenter: Segmenter
     folder: Path
     description: DatasetDescription
     endings: Mapping[str, str]
     prompts: Prompts
+    is_own: bool
     record: Path | None
     said: set[str] = field(default_factory=set)
 
@@ -83,7 +88,7 @@ class _Job:
         if case.is_sequence or is_video(case.images[0][0]):
             settings = replace(settings, axis=0, channels=settings.channels or _colours(image))
         shown = (settings.channels or (0,))[0]
-        if self.record is None and shown < self.description.num_channels:  # the data set's own names
+        if self.is_own and shown < self.description.num_channels:  # the data set's own names
             settings = replace(settings, is_ct=self.description.channel_names[shown].casefold() == "ct")
         found = self.segmenter.changed(settings).segment(
             image, geometry, self.prompts[case.identifier], identifier=case.identifier
@@ -107,6 +112,9 @@ class _Job:
         if self.record is None:
             return
         raw = dict(self.description.raw)
+        if self.is_own:
+            write_json(self.record, raw)
+            return
         before = read_plain(self.record, what="data set") if self.record.exists() else {}
         if sequences := before.get("sequences", {}) | raw.get("sequences", {}):
             raw["sequences"] = sequences
@@ -116,7 +124,11 @@ class _Job:
 
 
 def segment_folder(
-    segmenter: Segmenter, source: Path, folder: Path, prompts: Path, options: SegmentOptions = SegmentOptions()
+    segmenter: Segmenter,
+    source: Path,
+    folder: Path,
+    prompts: Path | Prompts,
+    options: SegmentOptions = SegmentOptions(),
 ) -> Outcome:
     """Segment the cases of a folder, or one file, that have prompts. Failed cases do not stop the others.
 
@@ -124,7 +136,7 @@ def segment_folder(
         segmenter: the weights, and how to segment.
         source: a folder or file, as for `inputs.find_inputs`.
         folder: where the segmentations go.
-        prompts: a file or folder, as for `box_files.read_prompts`.
+        prompts: a file or folder, as for `box_files.read_prompts`, or its content.
         options: which cases to segment, and what the classes are.
 
     Raises:
@@ -142,9 +154,10 @@ def segment_folder(
     own = _own_description(folder, options)
     description = own or _describe_images(source, options)
     cases = find_inputs(source, description)
-    given = read_prompts(prompts, [case.identifier for case in cases])
+    given = read_prompts(prompts, [case.identifier for case in cases]) if isinstance(prompts, Path) else prompts
     if not given:
-        raise DatasetError(f"{prompts}: has no boxes and no points")
+        where = f"{prompts}: has" if isinstance(prompts, Path) else "there are"
+        raise DatasetError(f"{where} no boxes and no points")
     labels = _classes(given, own, options)
     given = {
         name: tuple(_with_value(prompt, labels, f"case {name}") for prompt in found) for name, found in given.items()
@@ -154,13 +167,14 @@ def segment_folder(
         logger.warning("no box or points for %s: left out", first_few(left))
     if own is None:
         description = _described(chosen, description, labels)
-    record = None if own is not None else _record_of(folder)
+    record = None if own is not None and folder.name == LABELS_FOLDER else _record_of(folder)
     job = _Job(
         segmenter=segmenter,
         folder=folder,
         description=description,
         endings=choose_endings(chosen, description, options.output_format),
         prompts=given,
+        is_own=own is not None,
         record=record,
     )
     waiting = _waiting(job, source, chosen, options)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from masam_auto.cli import segment
+from masam_auto.cli import evaluate, segment
 from masam_auto.core.dataset import find_training_cases, read_description
 from masam_auto.formats.io import read_geometry, read_labels
 from tests import raw_data
@@ -94,7 +94,8 @@ def test_a_dataset_json_says_what_channels_and_classes_are(
     out = tmp_path / "out"
     assert run(raw / "imagesTr", out, prompts, lite_medsam, "--dataset_json", raw / "dataset.json") == 0
     assert "intensities -160 to 240 are told apart (CT)" in capsys.readouterr().err
-    assert [path.name for path in out.iterdir()] == ["case_001.nii.gz"]
+    assert sorted(path.name for path in out.iterdir()) == ["case_001.nii.gz", "dataset.json"]
+    assert json.loads((out / "dataset.json").read_text()) == json.loads(before)
     assert set(np.unique(read_labels(out / "case_001.nii.gz")[0])) <= {0, 2}
     (raw / "labelsTr").rename(tmp_path / "old")
     assert run(raw / "imagesTr", raw / "labelsTr", prompts, lite_medsam) == 0
@@ -140,6 +141,32 @@ def test_one_image_and_weights_in_their_folder(raw: Path, tmp_path: Path, lite_m
     options = ("-device", "cpu", "--canvas", 16, "--output_format", ".nrrd", "--propagate", "all", "--axis", 0)
     assert command(segment.main, "-i", image, "-o", out, "--boxes", prompts, *options) == 0
     assert sorted(path.name for path in out.iterdir()) == ["case_001.nrrd", "dataset.json"]
+
+
+@pytest.mark.parametrize("protocol", ["tight", "relaxed", "slice"])
+def test_boxes_from_labels(raw: Path, tmp_path: Path, lite_medsam: Path, protocol: str) -> None:
+    (raw / "labelsTr" / "case_002.nii.gz").unlink()
+    options = ["--sam_checkpoint", lite_medsam, "-device", "cpu", "--canvas", 16, "--protocol", protocol]
+    out = tmp_path / "out"
+    arguments = ["-i", raw / "imagesTr", "-o", out, "--boxes_from_labels", raw / "labelsTr", *options]
+    assert command(segment.main, *arguments) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["case_000.nii.gz", "case_001.nii.gz", "dataset.json"]
+    assert command(evaluate.main, out, raw / "labelsTr", "--workers", 0) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--boxes", "b.json", "--protocol", "tight"], "--protocol needs --boxes_from_labels"),
+        (["--boxes_from_labels", "labelsTr", "--relaxation", "0.3"], "--relaxation needs --protocol relaxed"),
+        (["--boxes_from_labels", "labelsTr", "--boxes", "b.json"], "not allowed with"),
+        ([], "one of the arguments --boxes --boxes_from_labels is required"),
+    ],
+)
+def test_options_that_exclude_each_other(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command(segment.main, "-i", "images", "-o", "out", *options)
+    assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_a_bad_case_does_not_stop_the_others(

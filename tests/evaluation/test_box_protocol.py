@@ -13,10 +13,16 @@ import SimpleITK as sitk
 import torch
 from torch import nn
 
+from masam_auto.core.boxes import VoxelBox
 from masam_auto.core.dataset import read_description
 from masam_auto.core.errors import DatasetError, ModelError, OutputError
 from masam_auto.core.plan import Configuration, InferencePlan, NetworkPlan, NormalizationPlan, Plan, TrainingPlan
-from masam_auto.evaluation.box_protocol import BoxProtocol, predict_with_reference_boxes, reference_boxes
+from masam_auto.evaluation.box_protocol import (
+    BoxProtocol,
+    predict_with_reference_boxes,
+    reference_boxes,
+    reference_prompts,
+)
 from masam_auto.evaluation.evaluate import evaluate_folder
 from masam_auto.formats.inputs import find_inputs
 from masam_auto.formats.io import read_image, read_labels
@@ -190,3 +196,37 @@ def test_mistakes(raw_dataset: Callable[..., Path], tmp_path: Path) -> None:
     wider = dataclasses.replace(RELAXED, relaxation=0.1)
     outcome, _ = predict_with_reference_boxes(make_predictor(raw), *arguments[:3], wider, overwrite=True)
     assert outcome.predicted == ("case_000",)
+
+
+@pytest.mark.parametrize("kind", ["tight", "relaxed", "slice"])
+def test_a_box_for_each_class_of_a_reference(raw_dataset: Callable[..., Path], kind: str) -> None:
+    raw = raw_dataset(cases=2)
+    (raw / "labelsTr" / "case_001.nii.gz").unlink()
+    description = read_description(raw / "dataset.json", name=raw.name)
+    protocol = BoxProtocol(kind=kind, relaxation=0.5)  # type: ignore[arg-type]
+    prompts = reference_prompts(raw / "imagesTr", raw / "labelsTr", description, protocol)
+    assert list(prompts) == ["case_000"] and [prompt.label for prompt in prompts["case_000"]] == [1, 2]
+    reference, _ = read_labels(raw / "labelsTr" / "case_000.nii.gz")
+    for prompt in prompts["case_000"]:
+        tight = bounding_box(reference == prompt.label)
+        assert tight is not None and isinstance(prompt.shape, VoxelBox)
+        sizes, own = ([high - low for low, high in box] for box in (prompt.shape.box, tight))
+        if kind == "tight":
+            assert prompt.shape.box == tight
+        elif kind == "relaxed":
+            assert all(size > before for size, before in zip(sizes[1:], own[1:], strict=True))
+        else:
+            z = prompt.shape.box[0][0]
+            assert sizes[0] == 1 and prompt.shape.box[1:] == bounding_box((reference == prompt.label)[z : z + 1])[1:]  # type: ignore[index]
+
+
+def test_classes_need_a_reference_and_no_regions(raw_dataset: Callable[..., Path], tmp_path: Path) -> None:
+    raw = raw_dataset(cases=1, regions=True)
+    description = read_description(raw / "dataset.json", name=raw.name)
+    with pytest.raises(DatasetError, match="has regions, which may overlap"):
+        reference_prompts(raw / "imagesTr", raw / "labelsTr", description, TIGHT)
+    (tmp_path / "none").mkdir()
+    plain = raw_dataset(number=2, cases=1)
+    with pytest.raises(DatasetError, match="has a reference"):
+        description = read_description(plain / "dataset.json", name=plain.name)
+        reference_prompts(plain / "imagesTr", tmp_path / "none", description, TIGHT)
