@@ -10,9 +10,9 @@ from scipy import ndimage
 from masam_auto.core.boxes import Edges
 
 # Measured on sarcomas and left ventricles (documentation/benchmarks.md).
-SLACK = 4 / 256  # of the slice's longer side: how far an object may reach beyond its mask in the slice before
-SMALLEST_SHARE = 0.05  # of the largest mask so far; where less is found, the object has ended
-LOWEST_QUALITY = 0.6  # overlap with the object that the network predicts; below, the object has ended
+SLACK = 3 / 256  # of the slice's longer side: how far an object may reach beyond its mask in the slice before
+SMALLEST_SHARE = 0.1  # of the largest mask so far; where less is found, the object has ended
+LOWEST_QUALITY = 0.75  # overlap with the object that the network predicts; below, the object has ended
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
