@@ -83,12 +83,7 @@ def voxels_of(given: GivenBox, geometry: Geometry, *, where: str) -> Box:
     Raises:
         DatasetError: the box and the image have no voxel in common.
     """
-    if isinstance(given, VoxelBox):
-        wanted = given.box
-    else:
-        edges = _edges_in_voxels(given, geometry)
-        low, high = np.floor(edges.min(0) + EDGE_TOLERANCE), np.ceil(edges.max(0) - EDGE_TOLERANCE)
-        wanted = tuple((int(a), max(int(a) + 1, int(b))) for a, b in zip(low, high, strict=True))  # type: ignore[assignment]
+    wanted = _enclosing_voxels(given, geometry)
     cut = [(max(low, 0), min(high, size)) for (low, high), size in zip(wanted, geometry.shape, strict=True)]
     if any(low >= high for low, high in cut):
         raise DatasetError(
@@ -96,6 +91,12 @@ def voxels_of(given: GivenBox, geometry: Geometry, *, where: str) -> Box:
             "unit, its coordinates (LPS or RAS) and the order of its numbers."
         )
     return (cut[0], cut[1], cut[2])
+
+
+def reaches_beyond(given: GivenBox, geometry: Geometry) -> bool:
+    """Whether a part of a box is outside the image."""
+    ends = zip(_enclosing_voxels(given, geometry), geometry.shape, strict=True)
+    return any(low < 0 or high > size for (low, high), size in ends)
 
 
 def points_in_voxels(given: GivenPoints, geometry: Geometry, *, where: str) -> tuple[np.ndarray, np.ndarray]:
@@ -189,6 +190,16 @@ def _within_crop(box: Box, properties: CaseProperties) -> Box | None:
     if any(low >= high for low, high in cut):
         return None
     return properties.turn.ranges((cut[0], cut[1], cut[2]), properties.cropped_shape)
+
+
+def _enclosing_voxels(given: GivenBox, geometry: Geometry) -> Box:
+    """The smallest box of voxels around a given box, inside the image or not."""
+    if isinstance(given, VoxelBox):
+        return given.box
+    edges = _edges_in_voxels(given, geometry)
+    low, high = np.floor(edges.min(0) + EDGE_TOLERANCE), np.ceil(edges.max(0) - EDGE_TOLERANCE)
+    z, y, x = ((int(a), max(int(a) + 1, int(b))) for a, b in zip(low, high, strict=True))
+    return (z, y, x)
 
 
 def _edges_in_voxels(given: WorldBox, geometry: Geometry) -> np.ndarray:

@@ -157,6 +157,11 @@ def build_promptable(
         )
     with torch.device("meta"):
         network = PromptableSam(spec, encoder=encoder, canvas=side, pixels=pixels or usual_pixels(spec))
+    if not any(name.startswith("mask_decoder.transformer.") for name in state):
+        raise ModelError(
+            f"{origin}: has the encoder {encoder}, but not SAM's decoder, which turns boxes into masks. Give weights "
+            "of a whole SAM: LiteMedSAM, MobileSAM, or SAM's vit_b, vit_l or vit_h."
+        )
     kind = kind_of(spec)
     fitted = fit_state(
         state,

@@ -97,6 +97,8 @@ class _Job:
             if note not in self.said:
                 self.said.add(note)
                 logger.info("%s (logged once): %s", case.identifier, note)
+        for sentence in found.left_out:
+            logger.warning("%s: %s", case.identifier, sentence)
         return found
 
     def write(self, case: Case, made: Segmented) -> None:

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from masam_auto.compute.device import autocast, choose_device
-from masam_auto.core.boxes import GivenBox, GivenPoints, Prompt, points_in_voxels
+from masam_auto.core.boxes import GivenBox, GivenPoints, Prompt, points_in_voxels, reaches_beyond
 from masam_auto.core.errors import DatasetError, ImageError, ModelError
 from masam_auto.core.geometry import Box, Geometry
 from masam_auto.core.turning import Turn
 from masam_auto.imaging.normalize import not_finite
 from masam_auto.imaging.square import SquareFit, from_square, onto_square, square_fit
-from masam_auto.imaging.unit_range import SOFT_TISSUE, looks_like_ct, unit_range
+from masam_auto.imaging.unit_range import looks_like_ct, unit_range
 from masam_auto.models.sam_files import SAM_FILES, find_sam_file, sam_encoders
 from masam_auto.models.sam_weights import encoder_of_file
 from masam_auto.network.promptable import CHANNELS, CanvasPrompts, Pixels, PromptableSam, build_promptable
@@ -78,11 +78,15 @@ class SegmentSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Segmented:
-    """The result of one image: label values (Z, Y, X) on its own grid, and what a user should know of it."""
+    """The result of one image: label values (Z, Y, X) on its own grid.
+
+    `notes` say how the image was seen, `left_out` what of the prompts was not used or not found.
+    """
 
     labels: np.ndarray
     geometry: Geometry
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,7 +197,7 @@ class Segmenter:
         ]
         shown, notes = _shown_channels(volume, grid, self.settings.channels, identifier)
         is_ct = looks_like_ct(shown) if self.settings.is_ct is None else self.settings.is_ct
-        low, high = self.settings.window or unit_range(shown, is_ct=is_ct, window=SOFT_TISSUE)
+        low, high = self.settings.window or unit_range(shown, is_ct=is_ct)
         slices = _Slices(
             network=self.network,
             device=self.device,
@@ -205,11 +209,15 @@ class Segmenter:
         )
         labels = np.zeros(grid.shape, np.uint8 if max(track.value for track in tracks) <= 255 else np.int16)
         seen = _paint(turn.array(labels), tracks, slices.decode)
-        notes += [f"intensities {low:g} to {high:g} are told apart{' (CT)' if is_ct else ''}"]
+        if self.settings.window or is_ct:
+            notes += [f"intensities {low:g} to {high:g} are told apart{' (CT)' if is_ct else ''}"]
         notes += [f"slices across axis {axis} (Z, Y, X)"] if axis else []
-        empty = [number for number in range(1, len(given) + 1) if not seen[number - 1]]
-        notes += [f"prompt {number}: nothing was found" for number in empty]
-        return Segmented(labels=labels, geometry=grid, notes=tuple(notes))
+        left_out = [
+            f"prompt {number}: {sentence}"
+            for number, (prompt, track, found) in enumerate(zip(given, tracks, seen, strict=True), 1)
+            for sentence in _left_out(prompt, track, found, grid)
+        ]
+        return Segmented(labels=labels, geometry=grid, notes=tuple(notes), left_out=tuple(left_out))
 
     def changed(self, settings: SegmentSettings) -> "Segmenter":
         """The same weights with other settings."""
@@ -329,14 +337,24 @@ def _shown_channels(
     return volume[list(chosen)] if left or count != len(chosen) else volume, notes
 
 
-def _paint(target: np.ndarray, tracks: Sequence[Track], decode: Callable[..., Sequence[SliceMask]]) -> list[bool]:
-    """Write the objects' values into a volume, slice axis first. Returns whether each object was found."""
+def _left_out(prompt: Prompt, track: Track, found: set[int], geometry: Geometry) -> list[str]:
+    """What of a prompt was not used or not found; `found` are the slices where something was."""
+    beyond = not isinstance(prompt.shape, GivenPoints) and reaches_beyond(prompt.shape, geometry)
+    cut = ["it reaches beyond the image and was cut to it"] if beyond else []
+    empty = [z for z in track.slices if z not in found]
+    if not found:
+        return [*cut, "nothing was found"]
+    return [*cut, f"nothing was found in {len(empty)} of its {len(track.slices)} slices"] if empty else cut
+
+
+def _paint(target: np.ndarray, tracks: Sequence[Track], decode: Callable[..., Sequence[SliceMask]]) -> list[set[int]]:
+    """Write the objects' values into a volume, slice axis first. Returns the slices where each object was found."""
     best = np.full(target.shape, -np.inf, np.float16) if len(tracks) > 1 else None
-    seen = [False] * len(tracks)
+    seen: list[set[int]] = [set() for _ in tracks]
     for number, z, mask in found_objects(tracks, target.shape, decode):
-        inside = mask.logits > 0
-        seen[number] = seen[number] or bool(inside.any())
-        wins = inside.cpu().numpy()
+        wins = (mask.logits > 0).cpu().numpy()
+        if wins.any():
+            seen[number].add(z)
         if best is not None:
             logits = mask.logits.clamp(max=6e4).half().cpu().numpy()
             wins &= logits > best[z]

@@ -14,6 +14,7 @@ from masam_auto.core.boxes import (
     box_slices,
     is_oblique,
     points_in_voxels,
+    reaches_beyond,
     relaxed_box,
     voxels_of,
 )
@@ -83,6 +84,14 @@ def test_points_become_voxels_and_one_outside_is_an_error() -> None:
     for outside in (GivenPoints(on=((3, 4, 5.6),)), GivenPoints(on=((0, 0, 0),), beside=((-1, 0, 0),))):
         with pytest.raises(DatasetError, match=r"x: the point .* is outside the image of \(4, 5, 6\) voxels"):
             points_in_voxels(outside, geometry, where="x")
+
+
+def test_a_box_may_reach_beyond_the_image() -> None:
+    geometry = Geometry(shape=(4, 5, 6), spacing=(3.0, 2.0, 1.0))
+    assert not reaches_beyond(VoxelBox(box=((0, 4), (0, 5), (0, 6))), geometry)
+    assert reaches_beyond(VoxelBox(box=((0, 4), (-1, 5), (0, 6))), geometry)
+    assert not reaches_beyond(WorldBox(centre=(2.5, 4.0, 4.5), sides=(6.0, 10.0, 12.0)), geometry)
+    assert reaches_beyond(WorldBox(centre=(2.5, 4.0, 4.5), sides=(6.0, 10.0, 13.0)), geometry)
 
 
 def test_a_box_thinner_than_a_voxel_is_one_voxel() -> None:

@@ -115,3 +115,9 @@ def test_other_weights_and_canvases_are_refused(
     with pytest.raises(ModelError, match=message) as caught:
         build_promptable("lite_medsam", changed, canvas=canvas, origin="f.pth")
     assert not re.search("\n", str(caught.value))
+
+
+def test_an_encoder_without_a_decoder_is_refused(state: dict[str, Tensor]) -> None:
+    alone = {name: value for name, value in state.items() if name.startswith("image_encoder.")}
+    with pytest.raises(ModelError, match=r"f.pth: has the encoder lite_medsam, but not SAM's decoder"):
+        build_promptable("lite_medsam", alone, canvas=32, origin="f.pth")

@@ -117,8 +117,15 @@ def test_points_in_one_slice() -> None:
 def test_what_a_user_should_know_is_noted() -> None:
     image = np.concatenate([volume(), volume() * 2])
     dark = VoxelBox(box=((1, 5), (17, 22), (17, 22)))
-    notes = bright(canvas=96).segment(image, SPACING, [BOX, dark]).notes
-    assert "channel 0 is used; not used: 1" in notes and "prompt 2: nothing was found" in notes
+    found = bright(canvas=96).segment(image, SPACING, [BOX, dark])
+    assert found.notes == ("channel 0 is used; not used: 1",)
+    assert found.left_out == ("prompt 2: nothing was found",)
+    wide = VoxelBox(box=((0, 9), (-3, 20), (6, 18)))
+    left_out = bright().segment(volume(), SPACING, [wide]).left_out
+    assert left_out == (
+        "prompt 1: it reaches beyond the image and was cut to it",
+        "prompt 1: nothing was found in 2 of its 6 slices",
+    )
     ct = bright().segment(volume() - 900, SPACING, [BOX]).notes
     assert "intensities -160 to 240 are told apart (CT)" in ct
     given = bright(window=(3.0, 9.0), channels=(1,)).segment(image, SPACING, [BOX]).notes
