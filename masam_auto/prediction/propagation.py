@@ -1,5 +1,6 @@
 """Follow objects through the slices of a volume: the mask of one slice gives the next one's box."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +13,8 @@ from masam_auto.core.boxes import Edges
 # Measured on sarcomas and left ventricles (documentation/benchmarks.md).
 SLACK = 3 / 256  # of the slice's longer side: how far an object may reach beyond its mask in the slice before
 SMALLEST_SHARE = 0.1  # of the largest mask so far; where less is found, the object has ended
-LOWEST_QUALITY = 0.75  # overlap with the object that the network predicts; below, the object has ended
+LOWEST_QUALITY = 0.8  # of the overlap with the object that the network predicts in the first slice; below, it has ended
+LEAD = 0.05  # by which the network must rate the mask of the whole given box higher, to be taken instead
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,33 +83,39 @@ Found = tuple[int, int, SliceMask]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Followed:
-    """An object on its way: the slice it was looked for last, its box there (None: nowhere), and its largest area."""
+    """An object on its way: the slice it was looked for last, its box there (None: nowhere), its largest area, and the
+    predicted overlap in the first slice.
+    """
 
     track: Track
     last: int
     box: SliceBox | None = None
     largest: int = 1
+    quality: float | None = None
 
     def may_be_in(self, z: int) -> bool:
         """Whether a slice is worth looking at."""
         return z in self.track.slices or (self.track.beyond and self.box is not None)
 
-    def prompt(self, z: int, shape: tuple[int, int]) -> SlicePrompt:
-        """What to look for in a slice of (h, w) pixels beside the last one."""
+    def prompts(self, z: int, shape: tuple[int, int]) -> tuple[SlicePrompt, ...]:
+        """What to look for in a slice of (h, w) pixels beside the last one; the whole given box comes last."""
+        shown = z in self.track.slices
         whole = SliceBox(rows=(0.0, float(shape[0])), columns=(0.0, float(shape[1])))
-        bounds = self.track.prompt if z in self.track.slices else whole
+        bounds = self.track.prompt if shown else whole
         if self.box is None or isinstance(bounds, SlicePoints):
-            return bounds
-        return self.box.grown(SLACK * max(shape)).within(bounds) or bounds
+            return (bounds,)
+        near = self.box.grown(SLACK * max(shape)).within(bounds)
+        return (bounds,) if near is None else (near, bounds) if shown else (near,)
 
     def taken(self, z: int, mask: SliceMask) -> "_Followed | None":
         """With the mask of the next slice; None if the object has ended before it."""
         part = largest_part((mask.logits > 0).cpu().numpy())
         area = int(part.sum())
-        lost = mask.quality < LOWEST_QUALITY or area < SMALLEST_SHARE * self.largest
+        first = mask.quality if self.quality is None else self.quality
+        lost = mask.quality < LOWEST_QUALITY * first or area < SMALLEST_SHARE * self.largest
         if lost and z not in self.track.slices:
             return None
-        return replace(self, last=z, box=mask_box(part), largest=max(self.largest, area))
+        return replace(self, last=z, box=mask_box(part), largest=max(self.largest, area), quality=first)
 
 
 def found_objects(tracks: Sequence[Track], shape: tuple[int, int, int], decode: Decode) -> Iterator[Found]:
@@ -138,8 +146,11 @@ def _step(
 ) -> Iterator[Found]:
     """Take slice z of the objects that came as far as the slice `before` it."""
     here = {number: one for number, one in followed.items() if one.last == before and one.may_be_in(z)}
-    masks = decode(z, [one.prompt(z, shape[1:]) for one in here.values()]) if here else ()
-    for (number, one), mask in zip(here.items(), masks, strict=True):
+    prompts = {number: one.prompts(z, shape[1:]) for number, one in here.items()}
+    masks = iter(decode(z, list(itertools.chain.from_iterable(prompts.values()))) if here else ())
+    for number, one in here.items():
+        near, *others = itertools.islice(masks, len(prompts[number]))
+        mask = next((other for other in others if other.quality > near.quality + LEAD), near)
         if (taken := one.taken(z, mask)) is not None:
             followed[number] = taken
             yield number, z, mask

@@ -38,7 +38,8 @@ logger = logging.getLogger(__name__)
 
 LABELS_FOLDER = "labelsTr"
 DESCRIPTION = "dataset.json"
-USUAL_ENDING = ".nii.gz"
+USUAL_ENDING, PICTURE_ENDING = ".nii.gz", ".png"
+CHANNELS_LIMIT = 99  # a higher number after a name is that of a frame or patient, which `find_inputs` explains
 OBJECT = "object"  # the class of prompts that name none
 COLOUR_NAMES = ("R", "G", "B")
 
@@ -121,7 +122,8 @@ class _Job:
         if sequences := before.get("sequences", {}) | raw.get("sequences", {}):
             raw["sequences"] = sequences
         ending = label_ending(self.description.file_ending)
-        raw["numTraining"] = len(files_by_name(self.folder, ending)) if self.folder.is_dir() else 0
+        if self.folder.is_dir() and (count := len(files_by_name(self.folder, ending))):
+            raw["numTraining"] = count
         write_json(self.record, raw)
 
 
@@ -263,19 +265,18 @@ def _own_description(folder: Path, options: SegmentOptions) -> DatasetDescriptio
 def _describe_images(source: Path, options: SegmentOptions) -> DatasetDescription:
     """What has to be known of images to find the cases among them: how many channels, and whether they are frames."""
     inside = source if source.is_dir() else source.parent
-    stems = [_stem(path) for path in inside.iterdir()] if inside.is_dir() else []
+    files = sorted(inside.iterdir()) if inside.is_dir() else []
+    stems = [_stem(path) for path in files]
     numbers = [int(match[2]) for stem in stems if stem and (match := CHANNEL.fullmatch(stem))]
-    video = options.video or (source.is_dir() and (source / "sequences.json").is_file())
+    frames = options.video or (source.is_dir() and (source / "sequences.json").is_file())
+    pictures = frames or any(is_video(path) for path in (files if source.is_dir() else [source]))
     return DatasetDescription(
         name=inside.name,
         channel_names=tuple(f"channel {number}" for number in range(1 + min(max(numbers, default=0), CHANNELS_LIMIT))),
         labels=_labels([OBJECT]),
-        file_ending=".png" if video else USUAL_ENDING,
-        sequences={"": ("",)} if video else {},
+        file_ending=PICTURE_ENDING if pictures else USUAL_ENDING,
+        sequences={"": ("",)} if frames else {},
     )
-
-
-CHANNELS_LIMIT = 99  # a higher number after a name is that of a frame or patient, which `find_inputs` explains
 
 
 def _stem(path: Path) -> str | None:
@@ -286,7 +287,8 @@ def _stem(path: Path) -> str | None:
 def _described(cases: Sequence[Case], description: DatasetDescription, labels: Labels) -> DatasetDescription:
     """The data set that cases and their segmentations are, as its dataset.json says it."""
     first = cases[0].images[0][0]
-    ending = next((ending for ending in image_endings() if first.name.lower().endswith(ending)), USUAL_ENDING)
+    usual = PICTURE_ENDING if is_video(first) else USUAL_ENDING
+    ending = next((ending for ending in image_endings() if first.name.lower().endswith(ending)), usual)
     image, geometry = read_any_channels(cases[0], description)
     count = len(image)
     colours = count == CHANNELS and (geometry.dimensions == 2 or len(cases[0].images[0]) == 1)

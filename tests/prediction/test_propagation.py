@@ -1,6 +1,7 @@
 """Following objects through slices, with a network that sees exactly what is there."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,19 @@ def ball(middle: tuple[float, float, float], radius: float, lean: float = 0.0) -
 class Seeing:
     """Decodes what of a volume is inside a box, or all of a slice for points; counts its calls."""
 
-    def __init__(self, truth: np.ndarray, quality: float = 0.9) -> None:
-        self.truth, self.quality = truth, quality
+    def __init__(self, truth: np.ndarray) -> None:
+        self.truth = truth
+        self.qualities: dict[int, float] = {}
         self.calls: list[tuple[int, tuple[SlicePrompt, ...]]] = []
 
     def __call__(self, z: int, prompts: Sequence[SlicePrompt]) -> list[SliceMask]:
         self.calls.append((z, tuple(prompts)))
         return [self.mask(z, prompt) for prompt in prompts]
+
+    @property
+    def shown(self) -> list[tuple[int, SlicePrompt]]:
+        """All that was asked for."""
+        return [(z, prompt) for z, prompts in self.calls for prompt in prompts]
 
     def mask(self, z: int, prompt: SlicePrompt) -> SliceMask:
         logits = np.full(SHAPE[1:], -5.0, np.float32)
@@ -45,7 +52,7 @@ class Seeing:
         if isinstance(prompt, SliceBox):
             inside = tuple(slice(max(0, round(a)), round(b)) for a, b in (prompt.rows, prompt.columns))
         logits[inside] = np.where(self.truth[z][inside], 5.0, -5.0)
-        return SliceMask(logits=torch.from_numpy(logits), quality=self.quality)
+        return SliceMask(logits=torch.from_numpy(logits), quality=self.qualities.get(z, 0.9))
 
 
 def segmented(tracks: list[Track], decode: Seeing) -> np.ndarray:
@@ -87,10 +94,13 @@ def test_within_its_box_an_object_may_vanish_and_come_back() -> None:
     assert np.array_equal(segmented([track], Seeing(truth))[4:15] > 0, truth[4:15])
 
 
-def test_it_ends_where_the_network_is_no_longer_sure() -> None:
+@pytest.mark.parametrize("first", [0.4, 0.95])
+def test_it_ends_where_the_network_is_less_sure_than_in_the_first_slice(first: float) -> None:
     truth = ball((9, 30, 30), 9)
-    found = segmented([shown(truth, range(9, 10), beyond=True)], Seeing(truth, quality=0.5))
-    assert np.flatnonzero(found.any((1, 2))).tolist() == [9]
+    decode = Seeing(truth)
+    decode.qualities = dict.fromkeys(range(8, 12), first) | {12: 0.81 * first, 7: 0.79 * first, 13: 0.79 * first}
+    found = segmented([shown(truth, range(9, 10), beyond=True)], decode)
+    assert np.flatnonzero(found.any((1, 2))).tolist() == [8, 9, 10, 11, 12]
 
 
 def test_a_small_rest_is_the_end() -> None:
@@ -143,6 +153,24 @@ def test_the_next_box_stays_in_the_slice_and_in_a_given_box() -> None:
             assert isinstance(prompt, SliceBox)
             bounds = tight if 8 <= z < 12 else SliceBox(rows=(0, 64), columns=(0, 64))
             assert prompt.within(bounds) == prompt
+
+
+@pytest.mark.parametrize("whole_quality", [0.94, 0.96])
+def test_the_whole_box_wins_where_the_network_rates_it_clearly_higher(whole_quality: float) -> None:
+    truth = np.zeros(SHAPE, bool)
+    truth[:, 20:30, 20:30] = True
+    truth[10:, 20:30, 20:50] = True  # suddenly wider
+    track = shown(truth, range(4, 16), beyond=False)
+    track = Track(value=1, prompt=track.prompt, slices=range(4, 14), beyond=False)  # begins in slice 9
+
+    class Preferring(Seeing):
+        def mask(self, z: int, prompt: SlicePrompt) -> SliceMask:
+            quality = whole_quality if prompt == track.prompt else 0.9
+            return replace(super().mask(z, prompt), quality=quality)
+
+    found = segmented([track], Preferring(truth))
+    assert np.array_equal(found[4:14] > 0, truth[4:14]) == (whole_quality > 0.95)
+    assert np.array_equal(found[4:10] > 0, truth[4:10])
 
 
 def test_the_largest_part_and_its_box() -> None:
