@@ -400,12 +400,16 @@ class StepRule:
 
     `pixels`: canvas px a step of a fold without a budget, or more if the machine has time for it. `steps`: a time
     budget for this many steps of that size uses it; twice the budget means steps 1.4 times as large, and 1.4 times as
-    many. `windows`: fewest a step; one only if nothing else is left to shorten.
+    many. `windows`: fewest a step; one only if nothing else is left to shorten. `multiple`: canvas sides are multiples
+    of so many px, which its attention windows fill well. `coarser`: smaller steps show slices in coarser pixels, before they show only
+    part of a slice; otherwise they show part of it at once.
     """
 
     pixels: int
     steps: int
     windows: int
+    multiple: int
+    coarser: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -455,13 +459,15 @@ def _planned(name: str, spec: EncoderSizes) -> PlannedEncoder:
             name=name,
             spec=spec,
             detail=spec.token_stride,
-            budget=64 * spec.token_stride,
+            budget=5 * spec.windowed * spec.token_stride,  # 280 px, or 1120: the sides trained with, in whole windows
             longest_window=9,
             whole_from=5,
             decoder="progressive",
             sam=True,
             pixels="unit",
-            without_gpu=StepRule(pixels=40_000, steps=1200, windows=1) if spec.token_stride == 4 else None,
+            without_gpu=StepRule(pixels=40_000, steps=1200, windows=1, multiple=28, coarser=False)
+            if spec.token_stride == 4
+            else None,
         )
     if isinstance(spec, DinoSpec):
         return PlannedEncoder(
@@ -490,7 +496,7 @@ def _planned(name: str, spec: EncoderSizes) -> PlannedEncoder:
         whole_from=9,
         decoder="multiscale",
         sam=False,
-        without_gpu=StepRule(pixels=100_000, steps=7200, windows=2),
+        without_gpu=StepRule(pixels=100_000, steps=7200, windows=2, multiple=8, coarser=True),
     )
 
 

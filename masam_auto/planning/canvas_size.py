@@ -135,6 +135,8 @@ def _to_whole_windows(magnification: float, longest: float, encoder: PlannedEnco
 
 def _side(length: float, encoder: PlannedEncoder) -> int:
     """A canvas side of whole tokens, and of whole attention windows where that adds at most a seventh."""
+    if encoder.without_gpu is not None:
+        return max(math.ceil(length / encoder.without_gpu.multiple - 1e-6), 1) * encoder.without_gpu.multiple
     tokens = max(math.ceil(length / encoder.token - 1e-6), math.ceil(16 / encoder.token))
     if encoder.windowed:
         whole = math.ceil(tokens / encoder.windowed) * encoder.windowed
