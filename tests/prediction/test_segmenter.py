@@ -11,44 +11,14 @@ from masam_auto.core.errors import DatasetError, ImageError, MasamError, ModelEr
 from masam_auto.core.geometry import Geometry
 from masam_auto.formats.io import read_image, read_labels
 from masam_auto.imaging.crop import bounding_box
-from masam_auto.network.promptable import CanvasPrompts, Masks, PromptableSam
+from masam_auto.network.promptable import PromptableSam
 from masam_auto.prediction.segmenter import Segmenter, SegmentSettings, pretrained_file, slice_axis_of
 from tests import raw_data
+from tests.bright_inside import BrightInside, bright
 from tests.random_weights import write_weights
 
 BOX = VoxelBox(box=((1, 4), (4, 20), (6, 18)))
 SPACING = (3.0, 1.0, 0.8)
-
-
-class BrightInside(torch.nn.Module):
-    """Stands for a network: what is brighter than the middle of the range inside each box, or anywhere for points."""
-
-    def __init__(self, canvas: int, pixels: str) -> None:
-        super().__init__()
-        self.canvas, self.pixels, self.padding = canvas, pixels, (0.0, 0.0, 0.0)
-        self.encoded: list[int] = []
-
-    def encode(self, slices: torch.Tensor) -> torch.Tensor:
-        self.encoded.append(len(slices))
-        return slices
-
-    def decode(self, embedding: torch.Tensor, prompts: CanvasPrompts) -> Masks:
-        count = len(prompts.boxes if prompts.boxes is not None else prompts.points)  # type: ignore[arg-type]
-        logits = 10 * (embedding[:, 0] - 0.5).repeat(count, 1, 1)
-        for one, corners in zip(logits, prompts.boxes if prompts.boxes is not None else (), strict=False):
-            x0, y0, x1, y1 = (round(float(value)) for value in corners)
-            outside = torch.ones_like(one, dtype=torch.bool)
-            outside[y0:y1, x0:x1] = False
-            one[outside] = -5
-        return Masks(logits=logits, quality=torch.full((count,), 0.9))
-
-
-def bright(canvas: int = 48, pixels: str = "unit", **settings: object) -> Segmenter:
-    return Segmenter(
-        network=BrightInside(canvas, pixels),  # type: ignore[arg-type]
-        device=torch.device("cpu"),
-        settings=SegmentSettings(**settings),  # type: ignore[arg-type]
-    )
 
 
 def volume(shape: tuple[int, int, int] = (6, 24, 24)) -> np.ndarray:
