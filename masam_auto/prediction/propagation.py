@@ -1,6 +1,7 @@
 """Follow objects through the slices of a volume: the mask of one slice gives the next one's box."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,7 @@ from masam_auto.core.boxes import Edges
 SLACK = 3 / 256  # of the slice's longer side: how far an object may reach beyond its mask in the slice before
 SMALLEST_SHARE = 0.1  # of the largest mask so far; where less is found, the object has ended
 LOWEST_QUALITY = 0.8  # of the overlap with the object that the network predicts in the first slice; below, it has ended
-LEAD = 0.05  # by which the network must rate the mask of the whole given box higher, to be taken instead
+LEAD, SOFTNESS = 0.03, 0.05  # of predicted overlaps, where the masks of the followed box and of the whole one are mixed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,11 +150,18 @@ def _step(
     prompts = {number: one.prompts(z, shape[1:]) for number, one in here.items()}
     masks = iter(decode(z, list(itertools.chain.from_iterable(prompts.values()))) if here else ())
     for number, one in here.items():
-        near, *others = itertools.islice(masks, len(prompts[number]))
-        mask = next((other for other in others if other.quality > near.quality + LEAD), near)
+        mask = _mixed(*itertools.islice(masks, len(prompts[number])))
         if (taken := one.taken(z, mask)) is not None:
             followed[number] = taken
             yield number, z, mask
+
+
+def _mixed(near: SliceMask, whole: SliceMask | None = None) -> SliceMask:
+    """The mean of the logits of two boxes of one object, where the mask that the network rates higher counts more."""
+    if whole is None:
+        return near
+    share = 1 / (1 + math.exp((whole.quality - near.quality - LEAD) / SOFTNESS))
+    return SliceMask(logits=torch.lerp(whole.logits, near.logits, share), quality=max(near.quality, whole.quality))
 
 
 def mask_box(mask: np.ndarray) -> SliceBox | None:

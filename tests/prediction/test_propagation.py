@@ -155,8 +155,8 @@ def test_the_next_box_stays_in_the_slice_and_in_a_given_box() -> None:
             assert prompt.within(bounds) == prompt
 
 
-@pytest.mark.parametrize("whole_quality", [0.94, 0.96])
-def test_the_whole_box_wins_where_the_network_rates_it_clearly_higher(whole_quality: float) -> None:
+@pytest.mark.parametrize("whole_quality", [0.9, 0.96])
+def test_the_whole_box_wins_where_the_network_rates_it_higher(whole_quality: float) -> None:
     truth = np.zeros(SHAPE, bool)
     truth[:, 20:30, 20:30] = True
     truth[10:, 20:30, 20:50] = True  # suddenly wider
@@ -169,7 +169,7 @@ def test_the_whole_box_wins_where_the_network_rates_it_clearly_higher(whole_qual
             return replace(super().mask(z, prompt), quality=quality)
 
     found = segmented([track], Preferring(truth))
-    assert np.array_equal(found[4:14] > 0, truth[4:14]) == (whole_quality > 0.95)
+    assert np.array_equal(found[4:14] > 0, truth[4:14]) == (whole_quality > 0.9)
     assert np.array_equal(found[4:10] > 0, truth[4:10])
 
 
