@@ -72,7 +72,7 @@ def _planned_setting(paths: Paths, parsed: argparse.Namespace) -> "tuple[Setting
 
 
 def _chosen_setting(parsed: argparse.Namespace) -> "Setting":
-    from masam_auto.planning.recipes import ADAPTED, SCRATCH, choose_network
+    from masam_auto.planning.recipes import choose_network, recipe_of
     from masam_auto.training.benchmark import Setting
 
     if parsed.configuration or parsed.overrides:
@@ -80,7 +80,7 @@ def _chosen_setting(parsed: argparse.Namespace) -> "Setting":
     shape = planned_encoder(parsed.backbone)
     return Setting(
         network=choose_network(shape, "")[0],
-        training=replace(ADAPTED if shape.sam else SCRATCH, precision=parsed.precision),
+        training=replace(recipe_of(shape), precision=parsed.precision),
         canvas=(parsed.canvas[0], parsed.canvas[-1]),
         window=parsed.window,
         batch=parsed.batch,

@@ -401,8 +401,8 @@ class StepRule:
     `pixels`: canvas px a step of a fold without a budget, or more if the machine has time for it. `steps`: a time
     budget for this many steps of that size uses it; twice the budget means steps 1.4 times as large, and 1.4 times as
     many. `windows`: fewest a step; one only if nothing else is left to shorten. `multiple`: canvas sides are multiples
-    of so many px, which its attention windows fill well. `coarser`: smaller steps show slices in coarser pixels, before they show only
-    part of a slice; otherwise they show part of it at once.
+    of so many px, which its attention windows fill well. `coarser`: smaller steps show slices in coarser pixels before
+    they show only part of a slice; otherwise they show part of it at once.
     """
 
     pixels: int
@@ -465,7 +465,7 @@ def _planned(name: str, spec: EncoderSizes) -> PlannedEncoder:
             decoder="progressive",
             sam=True,
             pixels="unit",
-            without_gpu=StepRule(pixels=40_000, steps=1200, windows=1, multiple=28, coarser=False)
+            without_gpu=StepRule(pixels=40_000, steps=320, windows=1, multiple=28, coarser=False)
             if spec.token_stride == 4
             else None,
         )

@@ -5,14 +5,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from masam_auto.core.encoders import PLANNED_ENCODERS, PlannedEncoder, StepRule, planned_encoder
+from masam_auto.planning.canvas_size import TOKENS_ACROSS
 from masam_auto.planning.memory import GIB, Load, fitting_batch, fitting_slices, training_bytes
 
 SCRATCH = "vit_t"
 BY_SIZE = ("vit_h", "vit_l", "vit_b")  # Source: the paper's Table 7: the larger, the better
+SMALL = "lite_medsam"  # pretrained, and small enough for a CPU
+# Source: ours (documentation/log.md): on classes of less than 4 tokens, training from scratch was at least as good; and
+# in fewer steps, the pretrained network does not learn its new parts.
+FEWEST_STEPS = 100
 WINDOWS_PER_UPDATE = 24  # Source: reference MA-SAM
 SHARE_PER_UPDATE = 0.05  # Source: nnU-Net v2: at most 5 % of the data set per step
 TRAINING_SHARE = 0.8  # of the cases, with five folds
 LONGEST_PREDICTION = 64
+FETCHED = (*BY_SIZE, SMALL, "mobile_sam")  # what masam_fetch_weights brings
 ONE_WINDOW = StepRule(
     pixels=100_000, steps=7200, windows=1, multiple=16, coarser=True
 )  # of an encoder that a GPU should train
@@ -44,8 +50,10 @@ def choose_encoder(
     backbone: str | None,
     sam_weights: Sequence[str],
     from_scratch: bool = False,
+    smallest: tuple[float, str] = (math.inf, ""),
+    steps: float = math.inf,
 ) -> EncoderChoice:
-    """Choose the largest SAM encoder that has weights and fits in training, or else vit_t from scratch.
+    """Choose the largest SAM encoder that has weights and fits in training, or LiteMedSAM, or vit_t from scratch.
 
     Args:
         loads: of one training window, for every encoder by name.
@@ -53,6 +61,8 @@ def choose_encoder(
         backbone: the user's choice, or None.
         sam_weights: encoders whose SAM weights are on disk.
         from_scratch: whether to train without SAM's weights.
+        smallest: diameter in px at the target spacing, and name, of the smallest class.
+        steps: of lite_medsam that the time of a fold is enough for, without a GPU.
 
     Raises:
         PlanError: unknown backbone.
@@ -64,8 +74,7 @@ def choose_encoder(
         reason = "from scratch, as asked: our small encoder, which is made for this"
         return EncoderChoice(shape=scratch, weights="none", reason=reason)
     if gpu_memory_gb <= 0:
-        reason = "no GPU: our small encoder, trained from scratch (SAM's encoders would take days)"
-        return EncoderChoice(shape=scratch, weights="none", reason=reason)
+        return _without_gpu(sam_weights, smallest, steps)
     tried = []
     for name in BY_SIZE:
         if name not in sam_weights:
@@ -79,6 +88,9 @@ def choose_encoder(
             )
             return EncoderChoice(shape=PLANNED_ENCODERS[name], weights="sam", reason=reason)
         tried.append(f"{name}: a training window needs {needed:.1f} GiB")
+    if SMALL in sam_weights and fitting_batch(loads[SMALL], gpu_memory_gb=gpu_memory_gb, checkpointing=True) >= 1:
+        reason = f"{'; '.join(tried)}: the small pretrained one"
+        return EncoderChoice(shape=PLANNED_ENCODERS[SMALL], weights="sam", reason=reason)
     missing = "no SAM weights found in the weights folder (get them with masam_fetch_weights)"
     why = missing if not sam_weights else "; ".join(tried)
     return EncoderChoice(
@@ -145,11 +157,31 @@ def choose_longest_prediction(loads: Sequence[Load], *, gpu_memory_gb: float) ->
     return chosen, f"{fits} slices fit in {gpu_memory_gb:g} GiB in prediction; at most {LONGEST_PREDICTION} are used"
 
 
+def _without_gpu(sam_weights: Sequence[str], smallest: tuple[float, str], steps: float) -> EncoderChoice:
+    """LiteMedSAM where its weights are here, its tokens are small enough for the classes, and the time is enough."""
+    pretrained, scratch = PLANNED_ENCODERS[SMALL], PLANNED_ENCODERS[SCRATCH]
+    (diameter, name), least = smallest, TOKENS_ACROSS * pretrained.detail
+    if SMALL not in sam_weights:
+        why = f"no weights of {SMALL} in the weights folder (masam_fetch_weights {SMALL})"
+    elif diameter < least:
+        why = (
+            f'the smallest class, "{name}", is {diameter:.1f} px across, less than {TOKENS_ACROSS:g} tokens of {SMALL} '
+            f"({least:g} px), where training from scratch is at least as good (measured)"
+        )
+    elif steps < FEWEST_STEPS:
+        why = f"the time is enough for {steps:.0f} steps of {SMALL}; below {FEWEST_STEPS}, it learns too little"
+    else:
+        reason = f"no GPU: {SMALL} is pretrained, and small enough for a CPU (SAM's own encoders would take days)"
+        return EncoderChoice(shape=pretrained, weights="sam", reason=reason)
+    reason = f"no GPU: our small encoder, trained from scratch, because {why}"
+    return EncoderChoice(shape=scratch, weights="none", reason=reason)
+
+
 def _asked_for(backbone: str, sam_weights: Sequence[str], from_scratch: bool) -> EncoderChoice:
     shape = planned_encoder(backbone)
     if from_scratch or not shape.sam:
         return EncoderChoice(shape=shape, weights="none", reason="asked for; trained from scratch")
-    fetch = f" (masam_fetch_weights {backbone})" if backbone in BY_SIZE else ""
+    fetch = f" (masam_fetch_weights {backbone})" if backbone in FETCHED else ""
     whose = "weights" if shape.only_encoder else "SAM weights"
     missing = "" if backbone in sam_weights else f"; its {whose} are still missing{fetch}"
     return EncoderChoice(shape=shape, weights="sam", reason=f"asked for{missing}")

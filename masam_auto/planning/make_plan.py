@@ -4,6 +4,7 @@ Each planning rule is in a file named after it in this folder. It returns its de
 This file puts the decisions together.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,6 +20,7 @@ from masam_auto.network.build import encoder_of
 from masam_auto.network.decoder import choose_decoder
 from masam_auto.planning.canvas_size import choose_canvas, smallest_diameter
 from masam_auto.planning.capacity import (
+    SMALL,
     TRAINING_SHARE,
     choose_batch,
     choose_checkpointing,
@@ -32,7 +34,7 @@ from masam_auto.planning.plan_table import plan_table
 from masam_auto.planning.recipes import Reasons, channels_reason, choose_network, choose_training
 from masam_auto.planning.slice_axes import SliceAxes, choose_separate_slices, choose_slice_axes
 from masam_auto.planning.spacing import choose_spacing, median_shape, shapes_at
-from masam_auto.planning.step_size import choose_size, fit_budget, step_sizes
+from masam_auto.planning.step_size import FOLD_SECONDS, choose_size, fit_budget, step_sizes
 from masam_auto.planning.window_length import choose_depth, choose_window, stride_reason
 
 __all__ = ["make_plan", "plan_table"]
@@ -115,6 +117,8 @@ def make_plan(
         backbone=backbone,
         sam_weights=sam_weights,
         from_scratch=from_scratch,
+        smallest=smallest_diameter(fingerprint, basis.spacing, views[0].axis_order),
+        steps=_affordable_steps(speeds.get(SMALL), overrides),
     )
     loads = [_load(basis, view, choice.shape, from_scratch=from_scratch) for view in views]
     checkpointing, checkpointing_reason = choose_checkpointing(loads, gpu_memory_gb=gpu_memory_gb)
@@ -170,6 +174,17 @@ def _lay_basis(
         gpu_memory_gb=gpu_memory_gb,
         speeds=speeds,
     )
+
+
+def _affordable_steps(speed: Speed | None, overrides: Sequence[str]) -> float:
+    """Steps of the small pretrained encoder that a fold has time for; without a known speed, any number."""
+    rule = planned_encoder(SMALL).without_gpu
+    given = [text.partition("=")[2] for text in overrides if text.startswith("training.budget=")]
+    budget = parse_budget(given[-1] if given else None, TrainingPlan())
+    if speed is None or rule is None or (given and budget.kind == "steps"):
+        return math.inf
+    seconds = budget.amount if given else FOLD_SECONDS
+    return seconds * (speed.cpu if budget.kind == "cpu" else speed.wall) / rule.pixels
 
 
 def _under(section: str, reasons: Reasons) -> Reasons:
