@@ -260,7 +260,7 @@ class NetworkPlan:
     """`progressive` (MA-SAM's), `sam` (upsamples 4 times, the rest bilinear), `multiscale` (U-shaped: fuses the
     encoder's levels)."""
     weights: Literal["sam", "none"]
-    """`sam`: start from a SAM checkpoint. `none`: from scratch."""
+    """`sam`: start from a file of pretrained weights, SAM's or the encoder's own. `none`: from scratch."""
     trained: Literal["adapted", "all", "none"]
     """Which parts of the image encoder learn: `adapted` (only increments and adapters), `all`, or `none` (decoder only;
     increments and adapters are not built, whatever their fields say)."""

@@ -10,7 +10,7 @@ from masam_auto.core.plan import Plan
 from masam_auto.core.selection import Selection
 from masam_auto.core.summary import summary_key
 from masam_auto.models.checkpoint import ModelHeader, TrainingState
-from masam_auto.models.sam_files import published_name
+from masam_auto.models.sam_files import SAM_FILES, published_name
 from masam_auto.planning.plan_table import plan_table
 
 UNSTATED = "not stated"
@@ -150,14 +150,16 @@ def _training(folds: Sequence[FoldFacts]) -> Iterable[str]:
 def _needs(folds: Sequence[FoldFacts]) -> Iterable[str]:
     yield "## What else is needed"
     headers = [facts.header for facts in folds if facts.header.network.stands_on_sam]
-    needed = sorted({(header.sam_file or "", header.sam_sha256 or "") for header in headers})
+    needed = sorted({(h.sam_file or "", h.sam_sha256 or "", h.network.encoder) for h in headers})
     if not needed:
         yield "Nothing: the model holds all of its weights."
         return
-    yield "SAM's frozen weights, in the weights folder. They are not in the archive and have their own licence:"
-    for file, sha256 in needed:
-        name = published_name(sha256)
+    yield "The frozen encoder's weights, in the weights folder. They are not in the archive and have their own licence:"
+    for file, sha256, encoder in needed:
+        name, known = published_name(sha256), SAM_FILES.get(encoder)
         how = f"get it with `masam_fetch_weights {name}`" if name else "not an official file; ask the model's author"
+        if known and not known.sha256:  # such as DINOv3's, which only their makers give away
+            how = f"ask the model's author, or look at {known.page} ({known.licence})"
         yield f"* `{file}`, SHA-256 `{sha256}`: {how}."
 
 

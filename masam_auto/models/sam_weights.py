@@ -59,7 +59,7 @@ def sam_to_start_from(network: NetworkPlan, *, file: Path | None, folder: Path) 
             )
         return None
     found = weights_to_start_from(network.encoder, file=file, folder=folder)
-    logger.info("SAM weights: %s (SHA-256 %s...)", found.path, found.sha256[:12])
+    logger.info("pretrained weights: %s (SHA-256 %s...)", found.path, found.sha256[:12])
     for name, published in SAM_FILES.items():
         if found.path.name == published.name and published.sha256 not in ("", found.sha256):
             logger.warning(

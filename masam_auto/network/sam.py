@@ -114,21 +114,19 @@ def fit_state(
     fitted = {}
     for name in names:
         if name not in state:
-            raise ModelError(
-                f"{origin}: {name} is missing, which {encoder} needs; expected a SAM checkpoint of {encoder}"
-            )
+            raise ModelError(f"{origin}: {name} is missing, which {encoder} needs; expected weights of {encoder}")
         if problem := wrong_values(state[name], wanted[name]):
             raise ModelError(f"{origin}: {name} {problem}. Download it again.")
         value = fit(name, state[name], tuple(wanted[name].shape))
         if value.shape != wanted[name].shape:
             raise ModelError(
                 f"{origin}: {name} has shape {tuple(state[name].shape)}, but {encoder} needs "
-                f"{tuple(wanted[name].shape)}; expected a SAM checkpoint of {encoder}"
+                f"{tuple(wanted[name].shape)}; expected weights of {encoder}"
             )
         fitted[name] = value
     for name in state:
         if name.startswith(parts) and name not in wanted:
-            raise ModelError(f"{origin}: {name} does not exist in {encoder}; expected a SAM checkpoint of {encoder}")
+            raise ModelError(f"{origin}: {name} does not exist in {encoder}; expected weights of {encoder}")
     return fitted
 
 

@@ -1,12 +1,14 @@
-"""Write golden_dino.safetensors: what the original code of DINOv2 and DINOv3, and timm, say of small random encoders.
+"""Write golden_dino.safetensors: what the original code of DINOv2 and DINOv3, timm and transformers say of small random
+encoders.
 
 Run once, with three repositories in folders (none is a dependency of the tests): github.com/facebookresearch/dinov2 at
-commit b8931f7, facebookresearch/dinov3 at 6876159, huggingface/pytorch-image-models at aa4b585:
-python -m tests.network.make_golden_dino DINOV2 DINOV3 TIMM [FILE]
+commit b8931f7, facebookresearch/dinov3 at 6876159, huggingface/pytorch-image-models at aa4b585, and with transformers
+5.24.0 installed: python -m tests.network.make_golden_dino DINOV2 DINOV3 TIMM [FILE]
 
 Their code runs as it is, in float32 on a CPU, in evaluation mode; only sizes differ, so that the file stays small. Each
-state is stored under its original names. timm's are made of Meta's by timm's own conversion, and computed by timm.
-Every weight is a float8 number, which float32 holds exactly.
+state is stored under its original names. timm's are made of Meta's by timm's own conversion, and computed by timm;
+transformers' by the names of its own models, and computed by it. Every weight is a float8 number, which float32 holds
+exactly.
 """
 
 import sys
@@ -31,6 +33,7 @@ SEED = 11
 def main() -> None:
     """Write the file."""
     sys.path[:0] = sys.argv[1:4]
+    hubs = {name: hubs_network(name) for name in PATCH}  # first: it looks whether torchvision is there
     sys.meta_path.append(StandIn())  # type: ignore[arg-type]
     file = Path(sys.argv[4]) if len(sys.argv) > 4 else FILE
     generator = torch.Generator().manual_seed(SEED)
@@ -47,16 +50,18 @@ def main() -> None:
             # timm resizes every table with antialiasing; DINOv2 without registers was trained otherwise
             seen = images if name != "dinov2" else {"native": images["native"]}
             content |= said(f"{name}.{form}", theirs, converted, seen)
+        state = hubs_state(state, hubs[name].state_dict())
+        content |= said(f"{name}.transformers", hubs[name], state, {"native": images["native"]})
     save_file(content, file, {"by": "facebookresearch/dinov2, facebookresearch/dinov3, huggingface/timm"})
     print(f"{file}: {file.stat().st_size} bytes")
 
 
 class StandIn:
-    """Gives mocks for libraries that the originals import and this does not use."""
+    """Gives mocks for a library that the originals import and this does not use."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """A mock of torchvision, of the hub's client, and of their parts; nothing else."""
-        mocked = name.partition(".")[0] in ("torchvision", "huggingface_hub")
+        """A mock of torchvision and its parts; nothing else."""
+        mocked = name.partition(".")[0] == "torchvision"
         return ModuleSpec(name, self, is_package=True) if mocked else None  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> Any:
@@ -126,6 +131,58 @@ def timms_network(name: str, *, bias: bool) -> nn.Module:
     return VisionTransformer(**sizes, **registers, global_pool="token")
 
 
+def hubs_network(name: str) -> nn.Module:
+    """transformers' class, with its default configuration except the sizes."""
+    import transformers as hub
+
+    sizes: dict[str, Any] = {
+        "hidden_size": DIM,
+        "num_hidden_layers": DEPTH,
+        "num_attention_heads": HEADS,
+        "patch_size": PATCH[name],
+        "image_size": NATIVE * PATCH[name],
+    }
+    if name == "dinov3":
+        return hub.DINOv3ViTModel(
+            hub.DINOv3ViTConfig(**sizes, intermediate_size=4 * DIM, num_register_tokens=REGISTERS)
+        )
+    if name == "dinov2_reg":
+        return hub.Dinov2WithRegistersModel(hub.Dinov2WithRegistersConfig(**sizes, num_register_tokens=REGISTERS))
+    return hub.Dinov2Model(hub.Dinov2Config(**sizes))
+
+
+HUBS_NAMES = (
+    ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
+    ("embeddings.patch_embeddings.", "patch_embed.proj."),
+    ("embeddings.position_embeddings", "pos_embed"),
+    ("embeddings.", ""),
+    ("layernorm.", "norm."),
+    ("encoder.layer.", "blocks."),
+    ("model.layer.", "blocks."),
+    (".attention.o_proj.", ".attn.proj."),
+    (".layer_scale1.lambda1", ".ls1.gamma"),
+    (".layer_scale2.lambda1", ".ls2.gamma"),
+    (".mlp.up_proj.", ".mlp.fc1."),
+    (".mlp.down_proj.", ".mlp.fc2."),
+)
+
+
+def hubs_state(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Meta's state under transformers' names; its queries, keys and values stand alone, and registers have one name."""
+    found = {}
+    for name in wanted:
+        metas = name
+        for theirs, own in HUBS_NAMES:
+            metas = metas.replace(theirs, own)
+        start, part, end = metas.partition("_proj.")
+        if part:
+            found[name] = state[f"{start[:-12]}.attn.qkv.{end}"].chunk(3)["qkv".index(start[-1])].clone()
+        else:
+            metas = metas if metas in state else "storage_tokens"
+            found[name] = state[metas].view(wanted[name].shape)
+    return found
+
+
 def timms_state(name: str, state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """Meta's state as timm itself converts it."""
     from timm.models import eva, vision_transformer
@@ -140,10 +197,10 @@ def said(case: str, network: nn.Module, state: Mapping[str, Tensor], images: Map
     content = {f"{case}.state.{name}": packed(value) for name, value in state.items()}
     for grid, image in images.items():
         with torch.inference_mode():
-            found = network.eval().forward_features(image)
-        tokens = (
-            found["x_norm_patchtokens"] if isinstance(found, dict) else found[:, -GRIDS[grid][0] * GRIDS[grid][1] :]
-        )
+            found = getattr(network.eval(), "forward_features", network)(image)
+        if not isinstance(found, Tensor):  # Meta's, transformers'
+            found = found["x_norm_patchtokens" if "x_norm_patchtokens" in found else "last_hidden_state"]
+        tokens = found[:, -GRIDS[grid][0] * GRIDS[grid][1] :]
         content[f"{case}.tokens.{grid}"] = tokens.clone()
     return content
 

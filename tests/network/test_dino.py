@@ -12,6 +12,7 @@ from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.build import (
     assemble,
     build_network,
+    cast_frozen,
     has_encoder,
     load_sam_weights,
     load_trainable_state,
@@ -74,7 +75,7 @@ def test_the_file_is_small():
 def test_tokens_are_the_originals(golden, name, form, grid):
     case = f"{name}.{form}"
     if f"{case}.tokens.{grid}" not in golden:
-        pytest.skip("timm resizes this table of positions otherwise than its authors")
+        pytest.skip("the others resize tables of positions otherwise than their authors")
     network = loaded(state_of(golden, name, form), name, GRIDS[grid])
     assert golden[f"{case}.tokens.{grid}"].std() > 0.5
     assert error(network, golden, case, name, grid) < BOUND
@@ -109,6 +110,24 @@ def test_a_files_tensors_are_all_used_or_known_to_be_useless(golden, name):
     assert rename_dino(other) is other
 
 
+@pytest.mark.parametrize("name", PATCH)
+def test_files_on_the_hub_have_older_names(golden, name):
+    older = [(r"attention\.([qkv])_proj", r"attention.attention.\1"), (r"attention\.o_proj", "attention.output.dense")]
+    words = {"q": "query", "k": "key", "v": "value"}
+    state = {}
+    for key, value in state_of(golden, name, "transformers").items():
+        if name == "dinov3":
+            key = key.replace("model.layer.", "layer.")
+        else:
+            for now, then in older:
+                key = re.sub(now, then, key)
+            key = re.sub(r"attention\.attention\.([qkv])\.", lambda m: f"attention.attention.{words[m[1]]}.", key)
+        state[key] = value
+    assert set(state) != set(state_of(golden, name, "transformers"))
+    network = loaded(state, name, GRIDS["native"])
+    assert error(network, golden, f"{name}.transformers", name, "native") < BOUND
+
+
 def without(state, *names):
     return {key: value for key, value in state.items() if key not in names}
 
@@ -141,11 +160,24 @@ def test_periods_rounded_to_bf16_are_the_usual_ones(golden):
     assert "image_encoder.rope_embed.periods" not in rename_dino(state)
 
 
-def test_separate_biases_of_timm_must_fit(golden):
-    state = dict(state_of(golden, "dinov3", "timm"))
-    for change in ({"blocks.0.attn.v_bias": torch.zeros(4, 4)}, {"blocks.0.attn.q_bias": torch.zeros(15)}):
-        with pytest.raises(ModelError, match=r"blocks\.0\.attn\."):
-            loaded(state | change, "dinov3", GRIDS["native"])
+@pytest.mark.parametrize(
+    ("name", "form", "change"),
+    [
+        ("dinov3", "timm", {"blocks.0.attn.v_bias": torch.zeros(4, 4)}),
+        ("dinov3", "timm", {"blocks.0.attn.v_bias": torch.zeros(())}),
+        ("dinov3", "timm", {"blocks.0.attn.q_bias": torch.zeros(15)}),
+        ("dinov3", "timm", {"blocks.0.attn.q_bias": None}),
+        ("dinov3", "timm", {"blocks.0.ls1.gamma": torch.ones(16)}),
+        ("dinov3", "transformers", {"model.layer.0.attention.q_proj.weight": torch.zeros(16, 15)}),
+        ("dinov3", "transformers", {"model.layer.0.attention.k_proj.weight": None}),
+        ("dinov2", "transformers", {"encoder.layer.0.attention.k_proj.bias": None}),
+        ("dinov2", "transformers", {"norm.weight": torch.ones(16)}),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused(golden, name, form, change):
+    state = {key: value for key, value in (state_of(golden, name, form) | change).items() if value is not None}
+    with pytest.raises(ModelError, match=r"dino\.pth: image_encoder\."):
+        loaded(state, name, GRIDS["native"])
 
 
 def test_positions_stay_at_the_native_grid_and_for_a_square_of_another_model():
@@ -213,6 +245,25 @@ def test_without_gradients_and_folded_it_computes_the_same(size, increment):
     assert torch.allclose(network(x), expected, atol=1e-4)
     with torch.no_grad():
         assert torch.allclose(network.eval()(x), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", SMALL)
+def test_in_bf16_and_with_a_fused_kernel_it_computes_about_the_same(size, monkeypatch):
+    canvas = (3 * SPECS[size].token_stride, 2 * SPECS[size].token_stride)
+    encoder = make_network(size, canvas=canvas, adapter_start="reference").eval().image_encoder
+    x = torch.rand(3, 1, *canvas)
+    expected = encoder(x, 3).embedding
+    monkeypatch.setattr("masam_auto.network.attention.PLAIN_SCORES", 0)
+    assert torch.allclose(encoder(x, 3).embedding, expected, atol=1e-5)
+    network = make_network(size, canvas=canvas, adapter_start="reference").eval()
+    cast_frozen(network, torch.bfloat16)
+    for plain in (0, 2**26):
+        monkeypatch.setattr("masam_auto.network.attention.PLAIN_SCORES", plain)
+        with torch.autocast("cpu", torch.bfloat16):
+            network.train()(x[None]).float().sum().backward()
+            with torch.no_grad():
+                found = network.eval().image_encoder(x, 3).embedding
+        assert (found.float() - expected).abs().max() < 0.1 * expected.std()
 
 
 @pytest.mark.parametrize("size", SMALL)
