@@ -101,6 +101,11 @@ class EncoderSpec:
         )
 
     @property
+    def canvas_unit(self) -> int:
+        """Canvas sides are multiples of this, in px."""
+        return self.token_stride
+
+    @property
     def patch(self) -> int:
         """Side of the patch that becomes one token, in pixels of its input (canvas, or the stem's last level)."""
         return self.token_stride // 2 ** (len(self.stem) - 1) if self.stem else self.token_stride
@@ -168,6 +173,11 @@ class TinyViTSpec:
         return self.stages[-1].stride
 
     @property
+    def canvas_unit(self) -> int:
+        """Canvas sides are multiples of this, in px."""
+        return self.token_stride
+
+    @property
     def windowed(self) -> int:
         """Side in tokens of the largest attention windows."""
         return max(stage.window * stage.stride for stage in self.stages) // self.token_stride
@@ -231,12 +241,76 @@ class DinoSpec:
         )
 
     @property
+    def canvas_unit(self) -> int:
+        """Canvas sides are multiples of this, in px."""
+        return self.token_stride
+
+    @property
     def windowed(self) -> int:
         """Side in tokens of the attention windows: 0, every block attends to the whole slice."""
         return 0
 
 
-EncoderSizes = EncoderSpec | TinyViTSpec | DinoSpec
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HieraSpec:
+    """Sizes of SAM 2's Hiera, a hierarchical encoder, and of the decoder parts that belong to it.
+
+    Every stage has attention; its stride is twice that of the stage before. `global_blocks`, counted through all
+    stages, attend to the whole slice. `background`: side of the coarse table of positions. The decoder's tokens are at
+    the stride of the last stage but one, which the last stage's features are added to. The other fields are those of
+    `TinyViTSpec`.
+
+    Source: Ryali et al., Hiera, ICML 2023; Bolya et al., Window Attention is Bugged, ICLR 2024 (the positions); Ravi et
+    al., SAM 2, 2024.
+    """
+
+    stages: tuple[StageSpec, ...]
+    global_blocks: tuple[int, ...]
+    background: int
+    mlp_ratio: float = 4.0
+    pixel_mean: tuple[float, ...] = ()
+    pixel_std: tuple[float, ...] = ()
+    embedding: int = 256
+    levels: tuple[LevelSpec, ...]
+    conv: ConvSpec = ConvSpec(norm="instance", across=False)
+    decoder_heads: int = 8
+    decoder_mlp: int = 2048
+    adapter_channels: int = 384
+
+    def __post_init__(self) -> None:
+        strides = tuple(stage.stride for stage in self.stages)
+        check(
+            len(strides) > 1 and strides == tuple(4 << place for place in range(len(strides))),
+            f"encoder sizes: the strides of a Hiera are 4, 8, 16, ..., got {strides}",
+        )
+        check(all(stage.heads for stage in self.stages), "encoder sizes: every stage of a Hiera has heads")
+        check(
+            all(stage.window % 2 == 0 for stage in self.stages[:-1]),
+            "encoder sizes: windows of a Hiera are even, except in its last stage",
+        )
+        depth = sum(stage.depth for stage in self.stages)
+        check(
+            all(0 <= block < depth for block in self.global_blocks),
+            f"encoder sizes: global_blocks must be within 0..{depth - 1}, got {self.global_blocks}",
+        )
+
+    @property
+    def token_stride(self) -> int:
+        """Side of a token of the decoder in canvas px."""
+        return self.stages[-2].stride
+
+    @property
+    def canvas_unit(self) -> int:
+        """Canvas sides are multiples of this, in px: the last stage's stride."""
+        return self.stages[-1].stride
+
+    @property
+    def windowed(self) -> int:
+        """Side of the largest attention windows, in places of the last stage."""
+        return max(stage.window * stage.stride for stage in self.stages) // self.canvas_unit
+
+
+EncoderSizes = EncoderSpec | TinyViTSpec | DinoSpec | HieraSpec
 
 
 def sam_encoder(
@@ -333,13 +407,41 @@ def dino(size: str, *, patch: int, registers: int, positions: int, norm_eps: flo
     )
 
 
+def _hiera(
+    *,
+    dim: int,
+    heads: int,
+    depths: tuple[int, int, int, int],
+    global_blocks: tuple[int, ...],
+    background: int = 7,
+    windows: tuple[int, int, int, int] = (8, 4, 14, 7),
+) -> HieraSpec:
+    """A Hiera of SAM 2.1: widths and heads double from stage to stage. `dim` and `heads` are the first stage's."""
+    stages = tuple(
+        StageSpec(dim=dim << place, depth=depth, stride=4 << place, heads=heads << place, window=window)
+        for place, (depth, window) in enumerate(zip(depths, windows, strict=True))
+    )
+    return HieraSpec(
+        stages=stages,
+        global_blocks=global_blocks,
+        background=background,
+        levels=tuple(
+            LevelSpec(channels=stage.dim, stride=stage.stride, width=8 * stage.stride, target=stage.stride // 2)
+            for stage in stages[:-1]
+        ),
+        pixel_mean=IMAGENET_MEAN,
+        pixel_std=IMAGENET_STD,
+    )
+
+
 # The encoder name in plans that give their own sizes, in `NetworkPlan.custom_encoder`.
 CUSTOM = "custom"
 
 # Source: vit_t's sizes were measured on Hippocampus (documentation/log.md); those of vit_b, vit_l and vit_h come from
 # build_sam in segment-anything. lite_medsam and mobile_sam are a TinyViT-5M each: LiteMedSAM (bowang-lab/MedSAM, branch
 # LiteMedSAM) begins with 1 x 1 convolutions at full resolution, MobileSAM (Zhang et al. 2023) with two of stride 2. The
-# sizes of DINOv2's and DINOv3's ViTs come from hub/backbones.py in facebookresearch/dinov2 and dinov3.
+# sizes of DINOv2's and DINOv3's ViTs come from hub/backbones.py in facebookresearch/dinov2 and dinov3, and those of SAM
+# 2.1's Hiera from sam2/configs/sam2.1 in facebookresearch/sam2.
 ENCODERS: dict[str, EncoderSizes] = {
     "vit_t": EncoderSpec(
         dim=128,
@@ -386,6 +488,10 @@ ENCODERS: dict[str, EncoderSizes] = {
     **{
         f"dinov3_vit{size}16": dino(size, patch=16, registers=4, positions=0, norm_eps=1e-5) for size in ("s", "b", "l")
     },
+    "sam2.1_hiera_t": _hiera(dim=96, heads=1, depths=(1, 2, 7, 2), global_blocks=(5, 7, 9)),
+    "sam2.1_hiera_s": _hiera(dim=96, heads=1, depths=(1, 2, 11, 2), global_blocks=(7, 10, 13)),
+    "sam2.1_hiera_b+": _hiera(dim=112, heads=2, depths=(2, 3, 16, 3), global_blocks=(12, 16, 20), background=14),
+    "sam2.1_hiera_l": _hiera(dim=144, heads=2, depths=(2, 6, 36, 4), global_blocks=(23, 33, 43), windows=(8, 4, 16, 8)),
 }
 
 
@@ -440,8 +546,8 @@ class PlannedEncoder:
 
     @property
     def token(self) -> int:
-        """Side of a token in canvas px."""
-        return self.spec.token_stride
+        """Side in canvas px of the encoder's largest token. Canvas sides are whole tokens."""
+        return self.spec.canvas_unit
 
     @property
     def windowed(self) -> int:
@@ -450,10 +556,23 @@ class PlannedEncoder:
 
 
 def _planned(name: str, spec: EncoderSizes) -> PlannedEncoder:
-    """What suits an encoder in SAM's form, one with a stem, a TinyViT, or one of DINO's.
+    """What suits an encoder in SAM's form, one with a stem, a TinyViT, one of DINO's, or a Hiera.
 
     Source: budget 512 px and progressive upsampling are the paper's; vit_t's budget and window are measured.
     """
+    if isinstance(spec, HieraSpec):
+        return PlannedEncoder(
+            name=name,
+            spec=spec,
+            detail=spec.token_stride,
+            budget=512,
+            longest_window=9,
+            whole_from=5,
+            decoder="progressive",
+            sam=True,
+            pixels="unit",
+            whose="SAM 2.1's",
+        )
     if isinstance(spec, TinyViTSpec):
         return PlannedEncoder(
             name=name,

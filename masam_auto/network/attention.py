@@ -16,18 +16,18 @@ PLAIN_SCORES = 2**26
 
 def attend(
     q: Float[Tensor, "s t n e"],
-    k: Float[Tensor, "s t n e"],
-    v: Float[Tensor, "s t n d"],
+    k: Float[Tensor, "s u n e"],
+    v: Float[Tensor, "s u n d"],
     scale: float = 1.0,
-    bias: Float[Tensor, "n t t"] | None = None,
+    bias: Float[Tensor, "n t u"] | None = None,
 ) -> Float[Tensor, "s t n _"]:
-    """Softmax attention of products times `scale`, plus `bias`; `s` slices or windows, `t` tokens, `n` heads.
+    """Softmax attention of products times `scale`, plus `bias`, of `t` tokens to `u`; `s` slices or windows, `n` heads.
 
     Only the first D channels of the result count. If a fused kernel needs values as wide as queries and keys, zeros
         follow.
     """
     slices, tokens, heads, width = q.shape
-    if q.device.type == "cpu" and slices * heads * tokens**2 <= PLAIN_SCORES:
+    if q.device.type == "cpu" and slices * heads * tokens * k.shape[1] <= PLAIN_SCORES:
         # Autocast would store the probabilities in float32; the kernel sums in float32 anyway.
         with torch.autocast("cpu", enabled=False):
             scores = (q * scale).transpose(1, 2) @ k.permute(0, 2, 3, 1)
@@ -86,6 +86,17 @@ def window_places(
     return whole[:, : size[0], : size[1]].flatten()
 
 
+def in_windows(
+    x: Float[Tensor, "s h w c"], filling: Float[Tensor, "c"], grid: tuple[int, int]
+) -> tuple[Float[Tensor, "windows t c"], Int[Tensor, "tokens"]]:
+    """Tokens in windows of `grid`, with `filling` beyond the slices' ends; and the place (`window_places`) of each."""
+    slices, height, width, _ = x.shape
+    places = window_places(slices, (height, width), grid, x.device)
+    windows = slices * -(-height // grid[0]) * -(-width // grid[1])
+    filled = filling.to(x.dtype).expand(windows * grid[0] * grid[1], -1)
+    return filled.index_copy(0, places, x.flatten(0, 2)).unflatten(0, (windows, -1)), places
+
+
 def project(
     x: Float[Tensor, "*tokens c"],
     weight: Float[Tensor, "c3 c"],
@@ -93,11 +104,15 @@ def project(
     increments: Increments | None,
     block: int,
 ) -> Float[Tensor, "*tokens c3"]:
-    """Queries, then keys, then values of tokens, with the increments of a block; folded if they do not learn now."""
+    """Queries, then keys, then values of tokens, with the increments of a block; folded if they do not learn now.
+
+    Where the projection also widens the tokens, the increments see zeros in the channels that these do not have.
+    """
     if increments is None:
         return F.linear(x, weight, bias)
     if increments.training:
-        return increments(block, x, F.linear(x, weight, bias))
+        missing = len(weight) // 3 - x.shape[-1]
+        return increments(block, F.pad(x, (0, missing)) if missing else x, F.linear(x, weight, bias))
     return F.linear(x, folded_weight(weight, increments, block), bias)
 
 
@@ -134,13 +149,11 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "s h w c"], increments: Increments | None, block: int
     ) -> Float[Tensor, "s h w c"]:
         """Attention within each of `s` slices; the `increments` of q and v are those of block number `block`."""
-        slices, height, width, channels = x.shape
+        _, height, width, channels = x.shape
         assert self.windowed or (height, width) == self.grid, f"{height} x {width} tokens, tables for {self.grid}"
-        qkv = project(x.flatten(0, 2), self.qkv.weight, self.qkv.bias, increments, block)
-        places = None
+        qkv, places = project(x, self.qkv.weight, self.qkv.bias, increments, block), None
         if self.windowed:
-            places = window_places(slices, (height, width), self.grid, x.device)
-            qkv = self._in_windows(qkv, places, slices * -(-height // self.grid[0]) * -(-width // self.grid[1]))
+            qkv, places = in_windows(qkv, self.qkv.bias, self.grid)
         tokens = self.grid[0] * self.grid[1]
         q, k, v = qkv.view(-1, tokens, 3, self.heads, channels // self.heads).unbind(2)
         tables, marks = self._positions(q.dtype)
@@ -154,13 +167,6 @@ class Attention(nn.Module):
         width = v.shape[-1]
         out = out[..., :width] if places is None else TakeRows.apply(out.flatten(0, 1), places, width)
         return self.proj(out.reshape(x.shape))
-
-    def _in_windows(
-        self, qkv: Float[Tensor, "tokens c3"], places: Int[Tensor, "tokens"], windows: int
-    ) -> Float[Tensor, "places c3"]:
-        """Tokens window by window, padded with the projection of zeros."""
-        filled = self.qkv.bias.to(qkv.dtype).expand(windows * self.grid[0] * self.grid[1], -1)
-        return filled.index_copy(0, places, qkv)
 
     def _positions(self, dtype: torch.dtype) -> tuple[Float[Tensor, "t e k"], Float[Tensor, "t k"]]:
         """For each grid token: what turns its query into row and column terms, and its own row and column, one-hot."""

@@ -92,11 +92,11 @@ def assemble(
 ) -> MaSam:
     """Build a network of any sizes. `build_network` does it for named encoders; arguments and errors are the same."""
     plan = plan.as_built
-    stride = spec.token_stride
-    if any(side < stride or side % stride for side in canvas):
+    unit = spec.canvas_unit
+    if any(side < unit or side % unit for side in canvas):
         raise PlanError(
             f"a canvas of {canvas[0]} x {canvas[1]} px does not fit {plan.encoder}: both sides must be multiples of "
-            f"{stride} px"
+            f"{unit} px"
         )
     if plan.masks_start == "sam" and "mask_decoder." in kind_of(spec).missing:
         raise PlanError(
@@ -149,7 +149,7 @@ def _encoder_learns(name: str, plan: NetworkPlan, in_channels: int) -> bool:
     return (
         name.startswith("increments.")
         or ".adapter_" in name
-        or (inflated and name.startswith(("patch_embed.", "stem.")))
+        or (inflated and name.startswith(("patch_embed.", "stem.", "trunk.patch_embed.")))
     )
 
 
@@ -298,8 +298,8 @@ def similar_encoders(state: Mapping[str, Tensor]) -> str:
 def has_encoder(name: str, state: Mapping[str, Tensor]) -> bool:
     """Whether a SAM checkpoint has the encoder of this name (ours or a plug-in's)."""
     plan = NetworkPlan(encoder=name, decoder="sam", weights="sam", trained="none")
-    token = find_encoder(name).token_stride
-    canvas = (WHOLE_CANVAS[0] // token * token, WHOLE_CANVAS[1] // token * token)
+    unit = find_encoder(name).canvas_unit
+    canvas = (WHOLE_CANVAS[0] // unit * unit, WHOLE_CANVAS[1] // unit * unit)
     network = build_network(plan, canvas=canvas, in_channels=3, num_outputs=1, device="meta")
     try:
         sam_tensors(network, state, origin="")

@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from masam_auto.core.encoders import DinoSpec, EncoderSizes, EncoderSpec, TinyViTSpec
+from masam_auto.core.encoders import DinoSpec, EncoderSizes, EncoderSpec, HieraSpec, TinyViTSpec
 from masam_auto.network.activations import EncoderMemory, Load, vit_memory
 from masam_auto.network.dino import DinoEncoder, dino_memory
 from masam_auto.network.dino_files import fit_dino, rename_dino
 from masam_auto.network.encoder import SliceEncoder
-from masam_auto.network.sam import fit_tiny_vit, fit_vit
+from masam_auto.network.hiera import HieraEncoder, hiera_memory
+from masam_auto.network.sam import fit_hiera, fit_tiny_vit, fit_vit, sam_names
 from masam_auto.network.tiny_vit import TinyViTEncoder, tiny_vit_memory
 
 
@@ -62,6 +63,14 @@ ENCODER_KINDS: dict[type, EncoderKind] = {
         parts=("image_encoder.",),
         rename=rename_dino,
         missing=("image_encoder.neck.", "prompt_encoder.", "mask_decoder."),
+    ),
+    HieraSpec: EncoderKind(
+        build=HieraEncoder,
+        memory=hiera_memory,
+        fit=fit_hiera,
+        mark="image_encoder.trunk.blocks.0.attn.qkv.weight",
+        parts=("image_encoder.trunk.", "image_encoder.neck.convs.0.", "image_encoder.neck.convs.1."),
+        rename=sam_names,
     ),
 }
 

@@ -131,6 +131,9 @@ def find_increments(name: str) -> Callable[..., Increments | None]:
 
 
 def folded_weight(weight: Float[Tensor, "c3 c"], increments: Increments, block: int) -> Float[Tensor, "c3 c"]:
-    """A block's frozen qkv weight plus the increments of q and v, in float32 if the increments are."""
+    """A block's frozen qkv weight plus the increments of q and v, in float32 if the increments are.
+
+    If the block's tokens have fewer channels than its queries, only the first columns of the increments count.
+    """
     q, v = increments.weights(block)
-    return weight + torch.cat([q, torch.zeros_like(q), v])
+    return weight + torch.cat([q, torch.zeros_like(q), v])[:, : weight.shape[1]]

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from masam_auto.core.encoders import EncoderSpec, TinyViTSpec
+from masam_auto.core.encoders import EncoderSpec, HieraSpec, TinyViTSpec
 from masam_auto.core.errors import ModelError
 from masam_auto.network.weight_files import wrong_values
 
@@ -147,3 +147,40 @@ def fit_tiny_vit(spec: TinyViTSpec, name: str, value: Tensor, shape: tuple[int, 
     if name == "image_encoder.patch_embed.seq.0.c.weight" and value.ndim == 4:
         return fit_channels(value, shape[1])
     return value
+
+
+def fit_hiera(spec: HieraSpec, name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A tensor (any shape) of a Hiera. Nothing in it follows the canvas: positions are resized when used."""
+    if name == "image_encoder.trunk.patch_embed.proj.weight" and value.ndim == 4:
+        return fit_channels(value, shape[1])
+    return value
+
+
+_SAM2_NAMES = (
+    (re.compile(r"sam_(mask_decoder|prompt_encoder)\."), r"\1."),
+    (re.compile(r"(mask_decoder\.transformer\.layers\.\d{1,9}\.mlp)\.layers\.0\."), r"\1.lin1."),
+    (re.compile(r"(mask_decoder\.transformer\.layers\.\d{1,9}\.mlp)\.layers\.1\."), r"\1.lin2."),
+    (re.compile(r"no_mem_embed"), "image_encoder.no_mem_embed"),
+)
+
+
+def sam_names(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The tensors of a file of SAM 2 by SAM's names; those of any other file as they are.
+
+    Example:
+        >>> from masam_auto.network.sam import sam_names
+        >>> values = torch.ones(1)
+        >>> state = {"image_encoder.trunk.pos_embed": values, "sam_mask_decoder.iou_token.weight": values}
+        >>> list(sam_names(state))
+        ['image_encoder.trunk.pos_embed', 'mask_decoder.iou_token.weight']
+    """
+    if not any(name.startswith("image_encoder.trunk.") for name in state):
+        return state
+    return {_sam_name(name): value for name, value in state.items()}
+
+
+def _sam_name(name: str) -> str:
+    for pattern, ours in _SAM2_NAMES:
+        if found := pattern.match(name):
+            name = found.expand(ours) + name[found.end() :]
+    return name

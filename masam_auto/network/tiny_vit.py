@@ -151,9 +151,9 @@ class TinyViTBlock(nn.Module):
     def __init__(self, stage: StageSpec, plan: NetworkPlan, *, number: int, mlp_ratio: float) -> None:
         super().__init__()
         self.number = number
-        self.adapter_before = _adapter(stage, plan) if plan.adapters in ("both", "before") else None
+        self.adapter_before = stage_adapter(stage, plan) if plan.adapters in ("both", "before") else None
         self.attn = WindowAttention(stage)
-        self.adapter_after = _adapter(stage, plan) if plan.adapters in ("both", "after") else None
+        self.adapter_after = stage_adapter(stage, plan) if plan.adapters in ("both", "after") else None
         self.local_conv = ConvNorm(stage.dim, stage.dim, 3, groups=stage.dim)
         self.mlp = Mlp(stage.dim, int(stage.dim * mlp_ratio))
 
@@ -201,7 +201,7 @@ class TinyViTEncoder(nn.Module):
         merges = [*(Merging(before, after) for before, after in itertools.pairwise(spec.stages)), None]
         stages = zip(spec.stages, merges, strict=True)
         self.layers = nn.ModuleList(Stage(_blocks(spec, stage, plan), merge) for stage, merge in stages)
-        increments = [_increments(stage, plan) for stage in spec.stages[1:]]
+        increments = [stage_increments(stage, plan) for stage in spec.stages[1:]]
         self.increments = nn.ModuleList(one for one in increments if one is not None)
         self.neck = conv_neck(spec.stages[-1].dim, spec.embedding)
         for module in self.modules():
@@ -227,12 +227,7 @@ class TinyViTEncoder(nn.Module):
 
     def _convolutions(self, slices: Float[Tensor, "s c h w"]) -> Float[Tensor, "s c2 h2 w2"]:
         """Slices up to the end of the first stage."""
-        if slices.shape[1] == 1:
-            slices = slices.expand(-1, RGB, -1, -1)
-        if self.spec.pixel_mean and slices.shape[1] == RGB:
-            mean, std = slices.new_tensor(self.spec.pixel_mean), slices.new_tensor(self.spec.pixel_std)
-            slices = (slices - mean[:, None, None]) / std[:, None, None]
-        x = self.patch_embed(slices)
+        x = self.patch_embed(trained_pixels(slices, self.spec.pixel_mean, self.spec.pixel_std))
         first: Any = self.layers[0]
         for block in first.blocks:
             x = block(x)
@@ -266,11 +261,26 @@ def _blocks(spec: TinyViTSpec, stage: StageSpec, plan: NetworkPlan) -> Iterator[
             yield MBConv(stage.dim, expansion=spec.expansion)
 
 
-def _adapter(stage: StageSpec, plan: NetworkPlan) -> Adapter3D:
+def trained_pixels(
+    slices: Float[Tensor, "s c h w"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> Float[Tensor, "s c2 h w"]:
+    """Slices as an encoder's training images: one channel shown as three equal ones; three have the mean subtracted,
+    and are divided by the deviation, if there are any.
+    """
+    if slices.shape[1] == 1:
+        slices = slices.expand(-1, RGB, -1, -1)
+    if not mean or slices.shape[1] != RGB:
+        return slices
+    return (slices - slices.new_tensor(mean)[:, None, None]) / slices.new_tensor(std)[:, None, None]
+
+
+def stage_adapter(stage: StageSpec, plan: NetworkPlan) -> Adapter3D:
+    """An adapter at most half as wide as its stage."""
     return Adapter3D(dim=stage.dim, channels=min(plan.adapter_channels, stage.dim // 2), start=plan.adapter_start)
 
 
-def _increments(stage: StageSpec, plan: NetworkPlan) -> Increments | None:
+def stage_increments(stage: StageSpec, plan: NetworkPlan) -> Increments | None:
+    """The increments of a stage's blocks."""
     return find_increments(plan.increment)(
         dim=stage.dim,
         depth=stage.depth,

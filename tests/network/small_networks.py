@@ -4,7 +4,16 @@ from typing import Any
 
 import torch
 
-from masam_auto.core.encoders import ConvSpec, DinoSpec, EncoderSizes, EncoderSpec, LevelSpec, StageSpec, TinyViTSpec
+from masam_auto.core.encoders import (
+    ConvSpec,
+    DinoSpec,
+    EncoderSizes,
+    EncoderSpec,
+    HieraSpec,
+    LevelSpec,
+    StageSpec,
+    TinyViTSpec,
+)
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.build import assemble
 from masam_auto.network.masam import MaSam
@@ -33,7 +42,7 @@ def small_dino(token_stride: int, *, registers: int, positions: int, targets: tu
 
 # "sam": 16 px tokens, windowed and global blocks; "stem": 4 px tokens, a convolutional stem; "tiny": a TinyViT;
 # "dino2", "dino2_reg": patches of 14 px and a table of positions, without and with registers; "dino3": patches of 16 px
-# and rotary positions.
+# and rotary positions; "hiera": SAM 2's kind.
 SPECS: dict[str, EncoderSizes] = {
     "sam": EncoderSpec(
         dim=24,
@@ -89,6 +98,24 @@ SPECS: dict[str, EncoderSizes] = {
     "dino2": small_dino(14, registers=0, positions=5, targets=(2, 14)),
     "dino2_reg": small_dino(14, registers=3, positions=5, targets=(2, 14)),
     "dino3": small_dino(16, registers=3, positions=0, targets=(4, 8)),
+    "hiera": HieraSpec(
+        stages=(
+            StageSpec(dim=8, depth=1, stride=4, heads=1, window=8),
+            StageSpec(dim=16, depth=2, stride=8, heads=2, window=4),
+            StageSpec(dim=32, depth=2, stride=16, heads=4, window=6),
+            StageSpec(dim=64, depth=1, stride=32, heads=8, window=3),
+        ),
+        global_blocks=(4,),
+        background=5,
+        embedding=32,
+        levels=(
+            LevelSpec(channels=8, stride=4, width=4, target=2),
+            LevelSpec(channels=16, stride=8, width=8, target=4),
+            LevelSpec(channels=32, stride=16, width=16, target=8),
+        ),
+        decoder_heads=2,
+        decoder_mlp=32,
+    ),
 }
 
 
