@@ -75,6 +75,7 @@ def _typed(match: re.Match[str]) -> str:
 
 def _option(word: str) -> str:
     name, _, value = word.partition("=")
-    if re.fullmatch(r"\w+(\.\w+)+", name) and name.rpartition(".")[2] not in FILES:
+    # "axis0.normalization.0.scheme", not "sam2.1_hiera_t"
+    if re.fullmatch(r"\w+\.[a-z]\w*(\.\w+)*", name) and name.rpartition(".")[2] not in FILES:
         return f"--set {word}"
     return f"{FLAGS[name]} {value}".strip() if name in FLAGS else word
