@@ -22,6 +22,8 @@ FLAG = r"(?<![\w}-])--?[a-z][a-z_]{2,}(?= |$)|(?<= )-[a-z](?= |[.;,)]|$)"
         ("with `resume`, or `workers=0`", "with --c, or --workers 0"),
         ("`training.num_epochs=5` or `training.seed`", "--set training.num_epochs=5 or --set training.seed"),
         ("`masam_train 4 0 configuration=axis0 validate`", "masam_train 4 0 -c axis0 --val"),
+        ("`axis0.normalization.0.scheme=x`", "--set axis0.normalization.0.scheme=x"),
+        ("`masam_fetch_weights sam2.1_hiera_t overwrite`", "masam_fetch_weights sam2.1_hiera_t --overwrite"),
         ("`masam_plan`", "masam_plan"),
         ("Remove `plan.json`.", "Remove `plan.json`."),
         ("Start it with `dask scheduler`.", "Start it with `dask scheduler`."),

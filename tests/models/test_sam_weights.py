@@ -14,6 +14,8 @@ from masam_auto.models.sam_weights import encoder_of_file, sam_to_start_from
 from masam_auto.network.build import build_network, load_sam_weights, sam_tensors
 from masam_auto.network.weight_files import load_sam_checkpoint
 from tests import tiny_training as tiny
+from tests.network import make_golden_hiera
+from tests.network.small_networks import SPECS
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +39,23 @@ def test_a_file_that_only_has_the_official_name_is_announced(tmp_path: Path, cap
     path.rename(tmp_path / "vit_b.pth")
     sam_to_start_from(tiny.make_sam_plan().network, file=None, folder=tmp_path)
     assert caplog.text == ""
+
+
+def test_a_file_of_sam_2_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENCODERS, "small_hiera", SPECS["hiera"])
+    state = {
+        name.removeprefix("state."): value.float()
+        for name, value in load_file(make_golden_hiera.FILE).items()
+        if name.startswith("state.")
+    }
+    torch.save({"model": state}, tmp_path / "sam2.pt")
+    assert encoder_of_file(tmp_path / "sam2.pt") == "small_hiera"
+    del state["image_encoder.trunk.pos_embed"]
+    torch.save({"model": state}, tmp_path / "broken.pt")
+    with pytest.raises(
+        ModelError, match=r"broken\.pt: its encoder is like sam2\.1_hiera_t or .*other sizes"
+    ):
+        encoder_of_file(tmp_path / "broken.pt")
 
 
 def test_the_encoder_of_a_file_is_recognised(tmp_path: Path) -> None:
