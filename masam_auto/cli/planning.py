@@ -45,7 +45,8 @@ def add_plan_options(parser: argparse.ArgumentParser) -> None:
         "-backbone",
         "--backbone",
         metavar="NAME",
-        help="image encoder: vit_t, vit_b, vit_l or vit_h (default: the largest that fits in memory)",
+        help="image encoder: vit_t, vit_b, vit_l, vit_h, or another one of documentation/weights.md (default: the "
+        "largest that fits in memory)",
     )
     parser.add_argument(
         "--budget",

@@ -571,7 +571,6 @@ def _planned(name: str, spec: EncoderSizes) -> PlannedEncoder:
             decoder="progressive",
             sam=True,
             pixels="unit",
-            whose="SAM 2.1's",
         )
     if isinstance(spec, TinyViTSpec):
         return PlannedEncoder(

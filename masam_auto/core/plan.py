@@ -254,8 +254,8 @@ class NetworkPlan:
     """The variant of MA-SAM. All configurations of a plan share it."""
 
     encoder: str
-    """`vit_t` (small, from scratch, needs no GPU), or SAM's `vit_b`, `vit_l`, `vit_h`. A name in
-    `core.encoders.ENCODERS`."""
+    """`vit_t` (small, from scratch, needs no GPU), SAM's `vit_b`, `vit_l`, `vit_h`, or another name in
+    `core.encoders.ENCODERS` (see weights.md)."""
     decoder: str
     """`progressive` (MA-SAM's), `sam` (upsamples 4 times, the rest bilinear), `multiscale` (U-shaped: fuses the
     encoder's levels)."""

@@ -52,9 +52,7 @@ def test_a_file_of_sam_2_is_recognised(tmp_path: Path, monkeypatch: pytest.Monke
     assert encoder_of_file(tmp_path / "sam2.pt") == "small_hiera"
     del state["image_encoder.trunk.pos_embed"]
     torch.save({"model": state}, tmp_path / "broken.pt")
-    with pytest.raises(
-        ModelError, match=r"broken\.pt: its encoder is like sam2\.1_hiera_t or .*other sizes"
-    ):
+    with pytest.raises(ModelError, match=r"broken\.pt: its encoder is like sam2\.1_hiera_t or .*other sizes"):
         encoder_of_file(tmp_path / "broken.pt")
 
 
