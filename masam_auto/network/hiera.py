@@ -237,7 +237,7 @@ def hiera_memory(load: Load) -> EncoderMemory:
         stem=(4.0 * RGB + width * first.dim / first.stride**2) * load.pixels if learns else 0.0,
         blocks=sum(kept),
         residuals=sum(4.0 * block.before.dim * block.places_before for block in blocks),
-        again=max(_block_bytes(load, block, scores=3) for block in blocks),  # with their gradients
+        again=max(_block_bytes(load, block, scores=3) + _gradient_bytes(load, block) for block in blocks),
         levels=4.0 * load.pixels * sum(level.channels / level.stride**2 for level in spec.levels),
         block=max(_block_at_once(load, block) for block in blocks),
         held=max(block.places_before * 2 * (4.0 * block.before.dim) for block in blocks),
@@ -293,6 +293,12 @@ def _block_bytes(load: Load, block: _BlockSizes, *, scores: int) -> float:
     values = block.places_before * before + block.places * after + attention + pooled + mlp
     values += 0 if load.fused else scores * block.stage.heads * block.scores
     return 4 * residuals + width * values
+
+
+def _gradient_bytes(load: Load, block: _BlockSizes) -> float:
+    """Bytes of the gradients within a block, of its attention or its MLP, besides those of the scores."""
+    hidden = load.sizes(HieraSpec).mlp_ratio
+    return load.precision_bytes * block.stage.dim * max(8 * block.places_before, (2 + 2 * hidden) * block.places)
 
 
 def _block_at_once(load: Load, block: _BlockSizes) -> float:
