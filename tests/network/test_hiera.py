@@ -15,6 +15,7 @@ from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.activations import Load
 from masam_auto.network.build import build_network, has_encoder, load_sam_weights, trainable_state_dict
 from masam_auto.network.encoder_kinds import encoder_memory
+from masam_auto.network.promptable import build_promptable
 from tests.network.make_golden_hiera import BOX, CANVASES, FILE
 from tests.network.small_networks import SPECS, make_network, network_plan
 
@@ -290,6 +291,12 @@ def test_the_memory_model_counts_what_is_kept_for_the_backward_pass(fields, monk
     )
     memory = encoder_memory(load)
     assert 0.9 < (memory.blocks + memory.stem) / (sum(kept.values()) / 2) < 1.25
+
+
+def test_a_file_of_sam_2_does_not_segment_without_training(state, monkeypatch):
+    monkeypatch.setitem(ENCODERS, "small_hiera", SPECS["hiera"])
+    with pytest.raises(ModelError, match=r"sam2\.pt: has the encoder small_hiera, but not SAM's decoder"):
+        build_promptable("small_hiera", state, canvas=64, origin="sam2.pt")
 
 
 @pytest.mark.skipif("SAM2_CODE" not in os.environ, reason="SAM2_CODE does not name the folder of SAM 2's code")
