@@ -19,7 +19,7 @@ from masam_auto.imaging.crop import bounding_box
 from masam_auto.imaging.placement import check_same_shape, turned_onto
 from masam_auto.prediction.predict import Predictor
 from masam_auto.prediction.predict_folder import Outcome, PredictionOptions, predict_folder
-from masam_auto.prediction.segmenter import slice_axis_of
+from masam_auto.prediction.prompt_tracks import slice_axis_of
 
 Kind = Literal["tight", "relaxed", "slice"]
 # Our choice: neither MA-SAM's code nor the papers that we have say how far its relaxed boxes reach.

@@ -7,41 +7,40 @@ of the folder around it, so there the dataset.json goes beside it.
 import contextlib
 import functools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from masam_auto.compute.overlap import Steps, overlap
 from masam_auto.compute.parallel import is_out_of_memory
-from masam_auto.core.boxes import Prompt
 from masam_auto.core.claims import claimed
-from masam_auto.core.dataset import Case, DatasetDescription, files_by_name, parse_description, read_description
-from masam_auto.core.errors import CaseErrors, DatasetError, ImageError, MasamError, OutputError, first_few
-from masam_auto.core.file_names import image_endings
+from masam_auto.core.dataset import Case, DatasetDescription, files_by_name, read_description
+from masam_auto.core.errors import CaseErrors, DatasetError, MasamError, OutputError, first_few
 from masam_auto.core.jsonio import read_plain, write_json
-from masam_auto.core.labels import Labels
 from masam_auto.core.log import progress
 from masam_auto.core.partial import remove_abandoned
 from masam_auto.formats.box_files import Prompts, read_prompts
-from masam_auto.formats.inputs import CHANNEL, find_inputs
-from masam_auto.formats.io import label_ending, read_case, read_image
+from masam_auto.formats.inputs import find_inputs
+from masam_auto.formats.io import label_ending
 from masam_auto.formats.outputs import choose_endings, output_files, write_segmentation
 from masam_auto.formats.videos import is_video
-from masam_auto.imaging.unit_range import looks_like_ct
 from masam_auto.network.promptable import CHANNELS
 from masam_auto.prediction.output_folder import check_output, refuse_to_overwrite, refuse_to_replace_images
 from masam_auto.prediction.predict_folder import Outcome, is_written, memory_room
+from masam_auto.prediction.prompted_data_set import (
+    LABELS_FOLDER,
+    describe_images,
+    described,
+    find_classes,
+    own_description,
+    read_any_channels,
+    record_of,
+    with_value,
+)
 from masam_auto.prediction.segmenter import Segmented, Segmenter
 
 logger = logging.getLogger(__name__)
-
-LABELS_FOLDER = "labelsTr"
-DESCRIPTION = "dataset.json"
-USUAL_ENDING, PICTURE_ENDING = ".nii.gz", ".png"
-CHANNELS_LIMIT = 99  # a higher number after a name is that of a frame or patient, which `find_inputs` explains
-OBJECT = "object"  # the class of prompts that name none
-COLOUR_NAMES = ("R", "G", "B")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,23 +154,23 @@ def segment_folder(
         >>> segment_folder(segmenter, dataset.folder / "imagesTr", Path("lesions"), Path("lesions.json")).predicted
         ('case_000',)
     """
-    own = _own_description(folder, options)
-    description = own or _describe_images(source, options)
+    own = own_description(folder, dataset_json=options.dataset_json, labels=options.labels)
+    description = own or describe_images(source, video=options.video)
     cases = find_inputs(source, description)
     given = read_prompts(prompts, [case.identifier for case in cases]) if isinstance(prompts, Path) else prompts
     if not given:
         where = f"{prompts}: has" if isinstance(prompts, Path) else "there are"
         raise DatasetError(f"{where} no boxes and no points")
-    labels = _classes(given, own, options)
+    labels = find_classes(given, own, options.labels)
     given = {
-        name: tuple(_with_value(prompt, labels, f"case {name}") for prompt in found) for name, found in given.items()
+        name: tuple(with_value(prompt, labels, f"case {name}") for prompt in found) for name, found in given.items()
     }
     chosen = [case for case in cases if case.identifier in given]
     if left := [case.identifier for case in cases if case.identifier not in given]:
         logger.warning("no box or points for %s: left out", first_few(left))
     if own is None:
-        description = _described(chosen, description, labels)
-    record = None if own is not None and folder.name == LABELS_FOLDER else _record_of(folder)
+        description = described(chosen, description, labels)
+    record = None if own is not None and folder.name == LABELS_FOLDER else record_of(folder)
     job = _Job(
         segmenter=segmenter,
         folder=folder,
@@ -240,142 +239,8 @@ def _waiting(job: _Job, source: Path, cases: Sequence[Case], options: SegmentOpt
     return [case for case in cases if not all(is_written(job.folder / file) for file in names[case.identifier])]
 
 
-def _record_of(folder: Path) -> Path:
-    """The dataset.json that belongs to a folder of segmentations."""
-    return (folder.absolute().parent if folder.name == LABELS_FOLDER else folder) / DESCRIPTION
-
-
-def _own_description(folder: Path, options: SegmentOptions) -> DatasetDescription | None:
-    """Of the data set that the images belong to, if there is one: the user's file, or the one beside labelsTr."""
-    beside = _record_of(folder)
-    file = options.dataset_json or (beside if folder.name == LABELS_FOLDER and beside.is_file() else None)
-    if file is None:
-        return None
-    if options.labels:
-        raise DatasetError(f"{file} says what the classes are. Leave out `labels`, or use another dataset.json.")
-    found = read_description(file, name=file.absolute().parent.name)
-    if found.labels.has_regions:
-        raise DatasetError(
-            f"{file} has regions, which may overlap, but a prompt shows one object. Leave it out and name the classes "
-            "with `labels`."
-        )
-    return found
-
-
-def _describe_images(source: Path, options: SegmentOptions) -> DatasetDescription:
-    """What has to be known of images to find the cases among them: how many channels, and whether they are frames."""
-    inside = source if source.is_dir() else source.parent
-    files = sorted(inside.iterdir()) if inside.is_dir() else []
-    stems = [_stem(path) for path in files]
-    numbers = [int(match[2]) for stem in stems if stem and (match := CHANNEL.fullmatch(stem))]
-    frames = options.video or (source.is_dir() and (source / "sequences.json").is_file())
-    pictures = frames or any(is_video(path) for path in (files if source.is_dir() else [source]))
-    return DatasetDescription(
-        name=inside.name,
-        channel_names=tuple(f"channel {number}" for number in range(1 + min(max(numbers, default=0), CHANNELS_LIMIT))),
-        labels=_labels([OBJECT]),
-        file_ending=PICTURE_ENDING if pictures else USUAL_ENDING,
-        sequences={"": ("",)} if frames else {},
-    )
-
-
-def _stem(path: Path) -> str | None:
-    ending = next((ending for ending in image_endings() if path.name.lower().endswith(ending)), None)
-    return None if ending is None or path.name.startswith(".") else path.name[: -len(ending)]
-
-
-def _described(cases: Sequence[Case], description: DatasetDescription, labels: Labels) -> DatasetDescription:
-    """The data set that cases and their segmentations are, as its dataset.json says it."""
-    first = cases[0].images[0][0]
-    usual = PICTURE_ENDING if is_video(first) else USUAL_ENDING
-    ending = next((ending for ending in image_endings() if first.name.lower().endswith(ending)), usual)
-    image, geometry = read_any_channels(cases[0], description)
-    count = len(image)
-    colours = count == CHANNELS and (geometry.dimensions == 2 or len(cases[0].images[0]) == 1)
-    names = COLOUR_NAMES if colours else tuple("CT" if looks_like_ct(channel) else "image" for channel in image)
-    raw: dict[str, Any] = {
-        "channel_names": {str(number): name for number, name in enumerate(names)},
-        "labels": {name: values[0] for name, values in labels.values.items()},
-        "file_ending": ending,
-    }
-    if any(case.is_sequence for case in cases):
-        raw["sequences"] = {case.identifier: list(case.frames) for case in cases if case.is_sequence}
-    return parse_description(raw, name=description.name)
-
-
-def read_any_channels(case: Case, description: DatasetDescription) -> Any:
-    """Read a case like `io.read_case`, however many channels it has. Returns (image, geometry)."""
-    count = len(case.series) if case.series else len(case.images[0])
-    if is_video(case.images[0][0]):
-        count = CHANNELS
-    try:
-        return read_case(case, _with_channels(description, max(count, 1)))
-    except ImageError:
-        if count != 1 or case.series:
-            raise
-        found = _channels_of(case, description.num_channels)
-        if found == 1:
-            raise
-        return read_case(case, _with_channels(description, found))
-
-
-def _channels_of(case: Case, expected: int) -> int:
-    image, _ = read_image(case.images[0][0], channels=expected)
-    return len(image)
-
-
-def _with_channels(description: DatasetDescription, count: int) -> DatasetDescription:
-    return replace(description, channel_names=tuple(f"channel {number}" for number in range(count)))
-
-
 def _colours(image: Any) -> tuple[int, ...] | None:
     return tuple(range(CHANNELS)) if len(image) == CHANNELS else None
-
-
-def _classes(prompts: Prompts, own: DatasetDescription | None, options: SegmentOptions) -> Labels:
-    """The classes: of the data set, the user's, or those that the prompts name, in the order of the cases."""
-    if own is not None:
-        return own.labels
-    if options.labels:
-        return _labels(options.labels)
-    named = [prompt.label for _, found in sorted(prompts.items()) for prompt in found if prompt.label is not None]
-    names = dict.fromkeys(label for label in named if isinstance(label, str))
-    values = [label for label in named if isinstance(label, int)]
-    if names and values:
-        raise DatasetError(
-            f"some prompts name their class ({first_few(list(names))}) and some give its value ({values[0]}). Say "
-            "which value each class has with `labels`."
-        )
-    if values:
-        return _labels([f"class {value}" for value in range(1, max(values) + 1)])
-    return _labels(list(names) or [OBJECT])
-
-
-def _labels(names: Iterable[str]) -> Labels:
-    return parse_description(
-        {
-            "channel_names": {"0": "image"},
-            "labels": {"background": 0} | {name: value for value, name in enumerate(names, 1)},
-            "file_ending": USUAL_ENDING,
-        },
-        name="",
-    ).labels
-
-
-def _with_value(prompt: Prompt, labels: Labels, where: str) -> Prompt:
-    """A prompt with the value of its class. Raises DatasetError for an unknown class."""
-    classes = {name: values[0] for name, values in labels.foreground.items()}
-    label = prompt.label
-    if label is None and prompt.title in classes:
-        label = prompt.title
-    if label is None and len(classes) == 1:
-        (label,) = classes
-    value = classes.get(label) if isinstance(label, str) else label
-    if value in classes.values():
-        return replace(prompt, label=value)
-    said = "does not say its class" if label is None else f"has the class {label!r}, which is unknown"
-    listed = ", ".join(f"{name} ({number})" for name, number in classes.items())
-    raise DatasetError(f'{where}: a box or point {said}. Give it a "label": {listed}.')
 
 
 def _file_bytes(case: Case) -> float:

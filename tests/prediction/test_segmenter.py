@@ -12,7 +12,7 @@ from masam_auto.core.geometry import Geometry
 from masam_auto.formats.io import read_image, read_labels
 from masam_auto.imaging.crop import bounding_box
 from masam_auto.network.promptable import PromptableSam
-from masam_auto.prediction.segmenter import Segmenter, SegmentSettings, pretrained_file, slice_axis_of
+from masam_auto.prediction.segmenter import Segmenter, SegmentSettings, pretrained_file
 from tests import raw_data
 from tests.bright_inside import BrightInside, bright
 from tests.random_weights import write_weights
@@ -115,23 +115,6 @@ def test_a_picture_shows_its_colours() -> None:
     found = segmenter.segment(picture, (1.0, 1.0), [VoxelBox(box=((0, 1), (2, 9), (1, 8)))])
     assert found.labels.shape == (1, 12, 10)
     np.testing.assert_allclose(seen[0][0, :, :, :10].numpy(), picture / 255, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("geometry", "sizes", "axis"),
-    [
-        (Geometry(shape=(1, 9, 9), spacing=(1, 1, 1), dimensions=2), [], 0),
-        (Geometry(shape=(9, 1, 9), spacing=(1, 1, 1)), [], 1),
-        (Geometry(shape=(9, 9, 9), spacing=(1, 1, 3)), [], 2),
-        (Geometry(shape=(9, 9, 9), spacing=(1, 1, 3)), [(5, 1, 5), (4, 1, 1)], 1),
-        (Geometry(shape=(9, 9, 9), spacing=(1, 1, 3)), [(5, 1, 5), (4, 4, 1)], 2),
-        (Geometry(shape=(9, 9, 9), spacing=(1, 1, 1)), [], 0),
-        (Geometry(shape=(9, 9, 9), spacing=(1, 1, 1), direction=(0, 0, 1, 1, 0, 0, 0, 1, 0)), [], 1),
-        (Geometry(shape=(9, 9, 9), spacing=(1, 1, 1), oriented=False), [], 0),
-    ],
-)
-def test_the_axis_across_slices(geometry: Geometry, sizes: list[tuple[int, int, int]], axis: int) -> None:
-    assert slice_axis_of(geometry, [tuple((0, size) for size in one) for one in sizes]) == axis  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
