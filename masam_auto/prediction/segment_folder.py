@@ -88,8 +88,9 @@ class _Job:
         if case.is_sequence or is_video(case.images[0][0]):
             settings = replace(settings, axis=0, channels=settings.channels or _colours(image))
         shown = (settings.channels or (0,))[0]
-        if self.is_own and shown < self.description.num_channels:  # the data set's own names
-            settings = replace(settings, is_ct=self.description.channel_names[shown].casefold() == "ct")
+        names = self.description.channel_names if self.is_own else ()
+        if shown < len(names) and names[shown].casefold() == "ct":  # others are judged by their values
+            settings = replace(settings, is_ct=True)
         found = self.segmenter.changed(settings).segment(
             image, geometry, self.prompts[case.identifier], identifier=case.identifier
         )

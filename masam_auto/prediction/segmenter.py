@@ -192,6 +192,10 @@ class Segmenter:
         highest = max(track.value for track in placed.tracks)
         labels = np.zeros(grid.shape, np.uint8 if highest <= 255 else np.int16)
         seen = _paint(placed.turn.array(labels), placed.tracks, slices.decode)
+        if is_ct and not self.settings.window and shown.min() >= 0:
+            notes += [
+                "its values are taken for Hounsfield units, but none is below 0; if they are not, give `intensity`"
+            ]
         if self.settings.window or is_ct:
             notes += [f"intensities {low:g} to {high:g} are told apart{' (CT)' if is_ct else ''}"]
         notes += [f"slices across axis {placed.axis} (Z, Y, X)"] if placed.axis else []

@@ -98,6 +98,8 @@ def test_what_a_user_should_know_is_noted() -> None:
     )
     ct = bright().segment(volume() - 900, SPACING, [BOX]).notes
     assert "intensities -160 to 240 are told apart (CT)" in ct
+    doubtful = bright(is_ct=True).segment(volume(), SPACING, [BOX]).notes
+    assert "none is below 0; if they are not, give `intensity`" in doubtful[0] and "(CT)" in doubtful[1]
     given = bright(window=(3.0, 9.0), channels=(1,)).segment(image, SPACING, [BOX]).notes
     assert "intensities 3 to 9 are told apart" in given and "channel 1 is used; not used: 0" in given
 
