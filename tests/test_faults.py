@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = {
     "learn": ("plan_and_preprocess", "train", "validate", "find_best"),
-    "use": ("predict", "ensemble", "postprocess", "evaluate", "convert"),
+    "use": ("predict", "segment", "ensemble", "postprocess", "evaluate", "convert"),
     "share": ("export", "install_over", "import_over"),
 }
 

@@ -182,14 +182,13 @@ def segment_folder(
         record=record,
     )
     waiting = _waiting(job, source, chosen, options)
-    problems: dict[str, tuple[str, ...]] = {}
-    if waiting:
-        with claimed(folder, "prediction"):
-            remove_abandoned(folder)
-            if options.overwrite and record is not None:
-                record.unlink(missing_ok=True)
-            problems = _segment_cases(job, waiting)
-            job.write_record()
+    with claimed(folder, "prediction"):
+        remove_abandoned(folder)
+        if options.overwrite and record is not None:
+            record.unlink(missing_ok=True)
+        problems = _segment_cases(job, waiting) if waiting else {}
+        if any(case not in waiting or case.identifier not in problems for case in chosen):
+            job.write_record()  # also where a run before was interrupted
     names = [case.identifier for case in waiting]
     return Outcome(
         predicted=tuple(name for name in names if name not in problems),

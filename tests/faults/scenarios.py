@@ -22,12 +22,14 @@ from masam_auto.cli import (
     install_model,
     plan_and_preprocess,
     predict,
+    segment,
     train,
 )
 from masam_auto.cli.common import Main
 from masam_auto.training.speed import FILE_NAME
 from tests import raw_data
 from tests.network import plain_masam, reference_folder
+from tests.random_weights import write_weights
 
 QUICK = ("--set", "training.num_epochs=2", "training.steps_per_epoch=2", "training.warmup_steps=1")
 HERE = ("--workers", "0")
@@ -124,6 +126,19 @@ def predict_arguments(root: Path) -> Sequence[object]:
     )
 
 
+def make_prompts(root: Path) -> None:
+    make_raw(root)
+    write_weights(root / "made" / "lite_medsam.pth")
+    box = {"unit": "voxel", "min": [1, 2, 2], "max": [3, 12, 12]}
+    (root / "made" / "boxes.json").write_text(json.dumps({"test_000": box, "test_001": box}))
+
+
+def segment_arguments(root: Path) -> Sequence[object]:
+    images, made = root / "raw/Dataset001_Toy/imagesTs", root / "made"
+    weights = ("--sam_checkpoint", made / "lite_medsam.pth", "--canvas", 16)
+    return ("-i", images, "-o", root / "segs", "--boxes", made / "boxes.json", *weights, *CPU)
+
+
 def plan_arguments(root: Path) -> Sequence[object]:
     return ("-d", 1, "-c", "axis0", *HERE, "-gpu_memory_target", 0)
 
@@ -164,6 +179,12 @@ SCENARIOS: dict[str, Scenario] = {
         arguments=predict_arguments,
         again=same(predict_arguments, "--continue_prediction"),
         before=("train",),
+    ),
+    "segment": Scenario(
+        main=segment.main,
+        arguments=segment_arguments,
+        again=same(segment_arguments, "--continue_prediction"),
+        prepare=make_prompts,
     ),
     "evaluate": Scenario(
         main=evaluate.main,

@@ -147,6 +147,10 @@ def _our_own(folder: Path, voxels: np.ndarray) -> None:
     write_json(
         folder / "boxes__a.json", {"a": [{"unit": "voxel", "coordinates": "array", "min": [0, 1, 2], "max": [3, 4, 5]}]}
     )
+    write_json(
+        folder / "boxes__points.json",
+        {"a": [{"unit": "mm", "coordinates": "RAS", "points": [[0, 1, 2.5]], "beside": [[3, 4, 5]], "label": "organ"}]},
+    )
     markup = {"markups": [{"type": "ROI", "coordinateSystem": "LPS", "center": [1.0, 2.0, 3.0], "size": [4.0, 4.0, 4.0],
                            "orientation": [1, 0, 0, 0, 1, 0, 0, 0, 1]}]}  # fmt: skip
     write_json(folder / "boxes__a.mrk.json", markup)

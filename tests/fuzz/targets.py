@@ -14,7 +14,7 @@ from masam_auto.core.jsonio import read_json
 from masam_auto.core.label_map import read_label_map
 from masam_auto.core.plan import Plan
 from masam_auto.core.postprocessing import read_postprocessing
-from masam_auto.formats.box_files import read_boxes
+from masam_auto.formats.box_files import read_boxes, read_prompts
 from masam_auto.formats.dicom import read_series
 from masam_auto.formats.dicom_series import find_dicom_files, find_series
 from masam_auto.formats.io import read_geometry, read_image, read_labels
@@ -72,6 +72,7 @@ def splits(path: Path) -> None:
 
 
 def boxes(path: Path) -> None:
+    read_prompts(path, ["a", "b"])
     read_boxes(path, ["a", "b"])
 
 
