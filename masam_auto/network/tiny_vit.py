@@ -307,7 +307,7 @@ def tiny_vit_memory(load: Load) -> EncoderMemory:
         stem=width * front * (first.depth * (4 * wide + 2 * first.dim) + 4 * first.dim) if learns else 0.0,
         blocks=width * sum(stage.depth * kept[stage] for stage in others),
         residuals=width * sum(stage.depth * stage.dim * load.pixels / stage.stride**2 for stage in others),
-        again=width * max(kept.values()),
+        again=2 * width * max(kept.values()),  # with their gradients
         levels=width * load.pixels * sum(level.channels / level.stride**2 for level in spec.levels),
         block=width * front * (3 * wide + 2 * first.dim),
         held=width * load.pixels * max(2 * stage.dim / stage.stride**2 for stage in spec.stages),

@@ -18,7 +18,8 @@ WINDOWS_PER_UPDATE = 24  # Source: reference MA-SAM
 SHARE_PER_UPDATE = 0.05  # Source: nnU-Net v2: at most 5 % of the data set per step
 TRAINING_SHARE = 0.8  # of the cases, with five folds
 LONGEST_PREDICTION = 64
-FETCHED = (*BY_SIZE, SMALL, "mobile_sam")  # what masam_fetch_weights brings
+HIERA = tuple(f"sam2.1_hiera_{size}" for size in ("t", "s", "b+", "l"))
+FETCHED = (*BY_SIZE, SMALL, "mobile_sam", *HIERA)  # what masam_fetch_weights brings
 ONE_WINDOW = StepRule(
     pixels=100_000, steps=7200, windows=1, multiple=16, coarser=True
 )  # of an encoder that a GPU should train

@@ -11,7 +11,7 @@ from masam_auto.core.plugins import find_entry
 
 Named = list[tuple[str, nn.Parameter]]
 # Tables and tokens: looked up or added, not multiplied with, so neither decayed nor orthogonalised.
-TABLES = ("pos_embed", "mem_embed", "rel_pos", "embed.weight", "embeddings.", "token")
+TABLES = ("pos_embed", "mem_embed", "rel_pos", "attention_biases", "embed.weight", "embeddings.", "token")
 MATRIX_RATE = 15.0
 SMALLEST_MATRIX = 16
 # Source: the reference MA-SAM's training (torch's default), for SAM's encoders.

@@ -58,7 +58,7 @@ def test_sams_names_are_kept():
     }
 
 
-@pytest.mark.parametrize("size", ["sam", "stem"])
+@pytest.mark.parametrize("size", ["sam", "stem", "tiny"])
 def test_checkpointing_changes_nothing(size):
     network = make_network(size, decoder="multiscale", randomised=True, increment_dropout=0.0)
     x = torch.randn(1, 2, 1, 96, 64)

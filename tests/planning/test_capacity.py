@@ -56,6 +56,27 @@ def test_encoder_whose_weights_are_missing_is_passed_over():
     assert choice.shape.name == "vit_b" and "vit_h: no SAM weights" in choice.reason
 
 
+SMALL = (*SAM, "lite_medsam")
+
+
+def test_without_a_gpu_the_small_pretrained_encoder_is_chosen_where_it_helps():
+    choice = chosen(0, sam_weights=SMALL, smallest=(28.0, "LV"), steps=300.0)
+    assert (choice.shape.name, choice.weights) == ("lite_medsam", "sam") and "small enough for a CPU" in choice.reason
+    for options, why in (
+        ({"sam_weights": SAM}, "no weights of lite_medsam in the weights folder (masam_fetch_weights lite_medsam)"),
+        ({"smallest": (10.4, "Posterior")}, 'the smallest class, "Posterior", is 10.4 px across, less than 4 tokens'),
+        ({"steps": 40.0}, "the time is enough for 40 steps of lite_medsam"),
+    ):
+        choice = chosen(0, **{"sam_weights": SMALL, "smallest": (28.0, "LV"), "steps": 300.0} | options)
+        assert (choice.shape.name, choice.weights) == ("vit_t", "none") and why in choice.reason
+
+
+def test_a_gpu_prefers_the_small_pretrained_encoder_to_none():
+    assert chosen(24, sam_weights=SMALL).shape.name != "lite_medsam"
+    choice = chosen(24, sam_weights=("lite_medsam",))
+    assert choice.shape.name == "lite_medsam" and "vit_b: no SAM weights" in choice.reason
+
+
 def test_backbone_by_hand_wins():
     assert chosen(0, backbone="vit_b").shape.name == "vit_b"
     assert "still missing (masam_fetch_weights vit_l)" in chosen(80, backbone="vit_l", sam_weights=()).reason

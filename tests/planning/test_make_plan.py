@@ -9,7 +9,7 @@ from masam_auto.core.dataset import open_dataset
 from masam_auto.core.errors import PlanError
 from masam_auto.core.jsonio import read_json, to_plain, write_json
 from masam_auto.core.paths import Paths
-from masam_auto.core.plan import Configuration, Plan
+from masam_auto.core.plan import Configuration, Plan, Speed
 from masam_auto.planning.make_plan import make_plan, plan_table
 from masam_auto.planning.recipes import ADAPTED, SCRATCH
 from masam_auto.preprocessing.fingerprint import extract_fingerprint
@@ -231,3 +231,24 @@ def test_hippocampus_forbids_mirroring_along_anterior_posterior(shared_data: Pat
     for found in (fingerprint, nameless):
         for configuration in make_plan(found, gpu_memory_gb=0).configurations.values():
             assert configuration.axis_order.index(1) not in configuration.mirror_axes
+
+
+@pytest.mark.parametrize(
+    ("budget", "encoder"),
+    [("300cpus", "lite_medsam"), ("20cpus", "vit_t"), ("5epochs", "lite_medsam"), (None, "lite_medsam")],
+)
+def test_the_time_of_a_fold_decides_whether_a_pretrained_encoder_is_used(budget, encoder):
+    plan = make_plan(
+        fingerprints.make_fingerprint(shape=(10, 256, 256), spacing=(10.0, 1.5, 1.5), diameter=42.0),
+        gpu_memory_gb=0,
+        sam_weights=("lite_medsam",),
+        speeds={"lite_medsam": Speed(wall=40_000.0, cpu=40_000.0), "vit_t": Speed(wall=3e5, cpu=3e5)},
+        overrides=[f"training.budget={budget}"] if budget else [],
+    )
+    assert plan.network.encoder == encoder and plan.reasons["network.encoder"]
+    if encoder == "lite_medsam":
+        configuration = plan.configuration(None)
+        assert plan.speed == Speed(wall=40_000.0, cpu=40_000.0)
+        assert configuration.magnification == 1.0 and all(side % 28 == 0 for side in configuration.canvas)
+        assert configuration.normalization[0].scheme == "percentiles_to_0_1"
+        assert (plan.network.masks_start, plan.network.weights, plan.training.schedule) == ("sam", "sam", "cosine")
