@@ -270,7 +270,8 @@ def _resident(name: str) -> float | None:
 
 
 def _difference(peak: float | None, before: float | None) -> float | None:
-    return None if peak is None or before is None else peak - before
+    # A process that gives memory back in between can end below where it began.
+    return None if peak is None or before is None else max(0.0, peak - before)
 
 
 def _wait(device: torch.device) -> None:
