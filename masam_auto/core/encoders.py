@@ -382,6 +382,7 @@ def _tiny_vit(
     )
 
 
+# Of channels in 0..1. SAM's pixel mean and deviation are these times 255, MobileSAM's, SAM 2's and DINO's too.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Strides to which levels are lifted, finest first, by the tokens' stride: each must divide the next one.
 _DINO_TARGETS = {14: (2, 14), 16: (2, 4, 8)}
@@ -477,8 +478,8 @@ ENCODERS: dict[str, EncoderSizes] = {
             LevelSpec(channels=128, stride=8, width=64, target=4),
             LevelSpec(channels=160, stride=16, width=128, target=8),
         ),
-        pixel_mean=(123.675 / 255, 116.28 / 255, 103.53 / 255),
-        pixel_std=(58.395 / 255, 57.12 / 255, 57.375 / 255),
+        pixel_mean=IMAGENET_MEAN,
+        pixel_std=IMAGENET_STD,
     ),
     **{
         f"dinov2_vit{size}14{name}": dino(size, patch=14, registers=registers, positions=37, norm_eps=1e-6)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from masam_auto.core.encoders import EncoderSizes, TinyViTSpec, find_encoder
+from masam_auto.core.encoders import IMAGENET_MEAN, IMAGENET_STD, EncoderSizes, TinyViTSpec, find_encoder
 from masam_auto.core.errors import ModelError
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.encoder_kinds import kind_of
@@ -21,9 +21,6 @@ from masam_auto.network.sam import MaskDecoder, PromptEncoder, TwoWayTransformer
 Pixels = Literal["unit", "sam"]
 """What an encoder was trained on: 0..1 as it is, or minus SAM's mean and divided by its deviation."""
 
-# Source: segment-anything's build_sam, for values in 0..255.
-PIXEL_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
-PIXEL_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 CHANNELS = 3
 WHOLE_GRID = 64  # tokens along a side of the canvas that all these weights were trained with
 MASKS = 3  # what SAM offers for an ambiguous prompt, besides its single mask
@@ -83,12 +80,12 @@ class PromptableSam(nn.Module):
     @property
     def padding(self) -> tuple[float, ...]:
         """Value of each channel beside the image: what the encoder sees as zero."""
-        return PIXEL_MEAN if self.pixels == "sam" else (0.0,) * CHANNELS
+        return IMAGENET_MEAN if self.pixels == "sam" else (0.0,) * CHANNELS
 
     def encode(self, slices: Float[Tensor, "s 3 h w"]) -> Float[Tensor, "s c gh gw"]:
         """Embeddings of slices in 0..1."""
         if self.pixels == "sam" and not _normalises(self.spec):
-            mean, std = slices.new_tensor(PIXEL_MEAN), slices.new_tensor(PIXEL_STD)
+            mean, std = slices.new_tensor(IMAGENET_MEAN), slices.new_tensor(IMAGENET_STD)
             slices = (slices - mean[:, None, None]) / std[:, None, None]
         return self.image_encoder(slices.contiguous(memory_format=torch.channels_last), 1).embedding.float()
 

@@ -177,7 +177,7 @@ def _without_gpu(sam_weights: Sequence[str], smallest: tuple[float, str], steps:
             f"the same, plan with `backbone={SMALL}`"
         )
     elif steps < FEWEST_STEPS:
-        why = f"the time is enough for {steps:.0f} steps of {SMALL}; it was only seen to help with more ({FEWEST_STEPS} are asked for)"
+        why = f"the time is enough for {steps:.0f} steps of {SMALL}, and {FEWEST_STEPS} are asked for"
     else:
         reason = f"no GPU: {SMALL} is pretrained, and small enough for a CPU (SAM's own encoders would take days)"
         return EncoderChoice(shape=pretrained, weights="sam", reason=reason)

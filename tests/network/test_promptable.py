@@ -9,8 +9,8 @@ from torch import Tensor
 from masam_auto.core.encoders import find_encoder
 from masam_auto.core.errors import ModelError
 from masam_auto.network.promptable import (
-    PIXEL_MEAN,
-    PIXEL_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     CanvasPrompts,
     PromptableSam,
     build_promptable,
@@ -74,9 +74,9 @@ def test_a_single_point_gets_the_best_of_three_masks_and_several_points_get_one(
 @torch.no_grad()
 def test_pixels_are_what_the_encoder_was_trained_on() -> None:
     plain, scaled, image = small("sam"), small("sam", pixels="sam"), torch.rand(1, 3, 32, 32)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     torch.testing.assert_close(scaled.encode(image), plain.encode((image - mean) / std))
-    assert plain.padding == (0, 0, 0) and scaled.padding == PIXEL_MEAN
+    assert plain.padding == (0, 0, 0) and scaled.padding == IMAGENET_MEAN
     assert [usual_pixels(find_encoder(name)) for name in ("lite_medsam", "mobile_sam", "vit_b")] == [
         "unit",
         "sam",
