@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 import numpy as np, torch
 from masam_auto import use_plugins
-from masam_auto.core.encoders import planned_encoder
+from masam_auto.planning.planned_encoders import planned_encoder
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.labels import parse_labels
 from masam_auto.core.plan import AugmentationPlan, NetworkPlan, NormalizationPlan

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from masam_auto.core.encoders import ENCODERS, ConvSpec, EncoderSpec, LevelSpec
+from masam_auto.core.encoder_sizes import ConvSpec, EncoderSpec, LevelSpec
+from masam_auto.core.encoders import ENCODERS
 from masam_auto.core.jsonio import digest, write_json
 from masam_auto.core.labels import parse_labels
 from masam_auto.core.paths import Paths

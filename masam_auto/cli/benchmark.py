@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from masam_auto.cli.common import DONE, add_device, add_overrides, known_dataset, make_parser, run, start
 from masam_auto.cli.tables import print_table
-from masam_auto.core.encoders import planned_encoder
 from masam_auto.core.errors import PlanError
 from masam_auto.core.paths import Paths
+from masam_auto.planning.planned_encoders import planned_encoder
 from masam_auto.preprocessing.dataset_files import check_is_preprocessed, read_dataset_plan
 
 if TYPE_CHECKING:

@@ -151,7 +151,7 @@ def plan_step(fingerprint: "Fingerprint", paths: Paths, parsed: argparse.Namespa
 
 def _speeds(folder: Path, with_weights: Sequence[str]) -> dict[str, "Speed"]:
     """How fast this machine trains the encoders that need no GPU, from scratch or with weights that are here."""
-    from masam_auto.core.encoders import PLANNED_ENCODERS
+    from masam_auto.planning.planned_encoders import PLANNED_ENCODERS
     from masam_auto.training.speed import speed_of_machine
 
     usable = [shape for shape in PLANNED_ENCODERS.values() if not shape.sam or shape.name in with_weights]

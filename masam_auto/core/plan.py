@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from masam_auto.core.checks import check, check_finite, check_limits, check_name, check_range
-from masam_auto.core.encoders import CUSTOM, EncoderSpec, check_sam_form
+from masam_auto.core.encoder_sizes import CUSTOM, EncoderSpec, check_sam_form
 from masam_auto.core.errors import PlanError
 from masam_auto.core.geometry import Geometry, Shape, Triple
 from masam_auto.core.jsonio import digest, to_plain
@@ -13,6 +13,7 @@ from masam_auto.core.turning import STAY, UNKNOWN_AXES, Turn, is_axes_code, turn
 
 Range = tuple[float, float]
 # From electron microscopes (nanometres) to far above any scanner; anything outside is a typing error.
+BY_HAND = "set by hand"  # the reason of a field that the user changed
 SPACING_LIMITS = (1e-6, 1e4)
 CANVAS_LIMITS = (16, 4096)
 # Slices, windows and updates: far more than any machine handles in a step.
@@ -398,6 +399,9 @@ class TrainingPlan:
     by AdamW), which learned faster from scratch."""
     learning_rate: float = 8e-4
     """Its peak. The reference code's for AdamW."""
+    pretrained_rate: float = 1.0
+    """Rate of what starts from pretrained weights (of SAM's decoder, say), as a share of `learning_rate`. 1 is the
+    reference code's."""
     weight_decay: float = 0.1
     """Not applied to norms and biases. 0.1 is the reference code's."""
     warmup_steps: int = 250
@@ -445,6 +449,10 @@ class TrainingPlan:
         check(
             0 < self.learning_rate <= LARGEST_RATE,
             f"training.learning_rate must be above 0 and at most {LARGEST_RATE:g}, got {self.learning_rate}",
+        )
+        check(
+            0 < self.pretrained_rate <= 1,
+            f"training.pretrained_rate must be above 0 and at most 1, got {self.pretrained_rate}",
         )
         check(self.weight_decay >= 0, f"training.weight_decay must not be negative, got {self.weight_decay}")
         check(0 <= self.weight_average < 1, f"training.weight_average must be within 0..1, got {self.weight_average}")

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from masam_auto.core.encoders import PLANNED_ENCODERS
 from masam_auto.core.errors import ModelError
 from masam_auto.core.plugins import known_names
 from masam_auto.core.raw_files import file_sha256
+from masam_auto.planning.planned_encoders import PLANNED_ENCODERS
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,8 @@
 import logging
 from pathlib import Path
 
-from masam_auto.core.encoders import ENCODERS, EncoderSpec, find_encoder, sams_own
+from masam_auto.core.encoder_sizes import EncoderSpec
+from masam_auto.core.encoders import ENCODERS, find_encoder, sams_own
 from masam_auto.core.errors import ModelError
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.core.plugins import known_names

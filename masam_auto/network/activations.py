@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import TypeVar
 
-from masam_auto.core.encoders import EncoderSizes, EncoderSpec
+from masam_auto.core.encoder_sizes import EncoderSizes, EncoderSpec
 from masam_auto.core.plan import NetworkPlan
 
 Sizes = TypeVar("Sizes", bound=EncoderSizes)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from masam_auto.core.encoders import ENCODERS, EncoderSizes, find_encoder
+from masam_auto.core.encoder_sizes import EncoderSizes
+from masam_auto.core.encoders import ENCODERS, find_encoder
 from masam_auto.core.errors import ModelError, PlanError
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.encoder_kinds import EncoderKind, kind_in, kind_of, with_our_names
@@ -17,6 +18,12 @@ from masam_auto.network.sam import fit_state
 from masam_auto.network.weight_files import wrong_values
 
 WHOLE_CANVAS = (1024, 1024)  # px; the canvas of SAM's own checkpoints
+# Parts of SAM's mask decoder that do not depend on the number of classes. Its upscaling is the first two steps of ours.
+_SAMS_DECODER = (
+    "transformer.",
+    "iou_token.",
+    *(f"output_upscaling.{layer}." for layer in (0, 1, 3)),
+)
 _PROMPT_PARTS = {
     ("tokens", "none"): ("no_mask_embed.",),
     ("tokens", "box"): ("no_mask_embed.", "point_embeddings.2.", "point_embeddings.3."),
@@ -213,7 +220,7 @@ def trainable_state_dict(network: MaSam) -> dict[str, Tensor]:
     frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
     frozen |= {f"image_encoder.{name}" for name, _ in network.image_encoder.named_buffers()}  # pretrained statistics
     kind = kind_of(network.spec)
-    given_back = {name for name in frozen if network.plan.stands_on_sam and _from_sam(kind, name, {})}
+    given_back = {name for name in frozen if network.plan.stands_on_sam and _from_sam(kind, name)}
     return {name: value for name, value in network.state_dict().items() if name not in given_back}
 
 
@@ -281,7 +288,7 @@ def sam_tensors(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> 
         )
     return fit_state(
         state,
-        {name: value for name, value in network.state_dict().items() if _from_sam(kind, name, state)},
+        {name: value for name, value in network.state_dict().items() if _from_sam(kind, name)},
         encoder=network.plan.encoder,
         fit=functools.partial(kind.fit, network.spec),
         parts=kind.parts,
@@ -308,17 +315,21 @@ def has_encoder(name: str, state: Mapping[str, Tensor]) -> bool:
     return True
 
 
-def _from_sam(kind: EncoderKind, name: str, state: Mapping[str, Tensor]) -> bool:
+def _from_sam(kind: EncoderKind, name: str) -> bool:
+    """Whether a tensor of this name, of any network of this kind, starts from SAM's file."""
     room, _, rest = name.partition(".")
     if name.startswith(kind.missing):
         return False
     if room == "image_encoder":
         return not rest.startswith("increments.") and ".adapter_" not in rest
-    if room == "prompt_encoder":
-        return True
-    if rest.startswith("output_upscaling."):
-        return name in state  # steps beyond SAM's own two start from scratch
-    return rest.startswith(("transformer.", "iou_token."))
+    return room == "prompt_encoder" or rest.startswith(_SAMS_DECODER)
+
+
+def pretrained_parameters(network: MaSam) -> set[str]:
+    """Names of the parameters that start from SAM's weights as they are: none without them."""
+    if network.plan.weights != "sam":
+        return set()
+    return {name for name, _ in network.named_parameters() if _from_sam(kind_of(network.spec), name)}
 
 
 def load_published_checkpoint(network: MaSam, state: Mapping[str, Tensor], *, origin: str) -> None:

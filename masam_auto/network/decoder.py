@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from masam_auto.core.encoders import EncoderSizes
+from masam_auto.core.encoder_sizes import EncoderSizes
 from masam_auto.core.plugins import find_entry
 from masam_auto.network.activations import Load
 from masam_auto.network.encoder import ChannelNorm, Features

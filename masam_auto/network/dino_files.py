@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from masam_auto.core.encoders import DinoSpec
+from masam_auto.core.encoder_sizes import DinoSpec
 from masam_auto.network.dino import ROTARY_BASE
 from masam_auto.network.sam import fit_channels
 

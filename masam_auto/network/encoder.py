@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from masam_auto.core.encoders import EncoderSpec
+from masam_auto.core.encoder_sizes import EncoderSpec
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.adapter import Adapter3D
 from masam_auto.network.attention import Attention

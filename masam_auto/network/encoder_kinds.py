@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from masam_auto.core.encoders import DinoSpec, EncoderSizes, EncoderSpec, HieraSpec, TinyViTSpec
+from masam_auto.core.encoder_sizes import DinoSpec, EncoderSizes, EncoderSpec, HieraSpec, TinyViTSpec
 from masam_auto.network.activations import EncoderMemory, Load, vit_memory
 from masam_auto.network.dino import DinoEncoder, dino_memory
 from masam_auto.network.dino_files import fit_dino, rename_dino

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from masam_auto.core.encoders import HieraSpec, StageSpec
+from masam_auto.core.encoder_sizes import HieraSpec, StageSpec
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.activations import EncoderMemory, Load
 from masam_auto.network.attention import TakeRows, attend, in_windows, project

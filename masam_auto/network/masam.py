@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from masam_auto.core.encoders import EncoderSizes
+from masam_auto.core.encoder_sizes import EncoderSizes
 from masam_auto.core.errors import ModelError
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.decoder import choose_decoder

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from masam_auto.core.encoders import IMAGENET_MEAN, IMAGENET_STD, EncoderSizes, TinyViTSpec, find_encoder
+from masam_auto.core.encoder_sizes import EncoderSizes, TinyViTSpec
+from masam_auto.core.encoders import IMAGENET_MEAN, IMAGENET_STD, find_encoder
 from masam_auto.core.errors import ModelError
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.encoder_kinds import kind_of

@@ -11,7 +11,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from masam_auto.core.encoders import CUSTOM, EncoderSpec, sam_encoder, sams_own
+from masam_auto.core.encoder_sizes import CUSTOM, EncoderSpec, sam_encoder
+from masam_auto.core.encoders import sams_own
 from masam_auto.core.errors import ModelError, PlanError
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.weight_files import wrong_values

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from masam_auto.core.encoders import EncoderSpec, HieraSpec, TinyViTSpec
+from masam_auto.core.encoder_sizes import EncoderSpec, HieraSpec, TinyViTSpec
 from masam_auto.core.errors import ModelError
 from masam_auto.network.weight_files import wrong_values
 

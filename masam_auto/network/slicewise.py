@@ -21,7 +21,8 @@ def by_parts(function: Callable[..., Tensor], *values: Tensor) -> Tensor:
     for start, parts in enumerate(zip(*(value.split(at_once) for value in values), strict=True)):
         part = function(*parts)
         if result is None:
-            result = part.new_empty((len(values[0]), *part.shape[1:]))
+            shape = (len(values[0]), *part.shape[1:])
+            result = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=_format_of(part))
         result[start * at_once : (start + 1) * at_once] = part
     assert result is not None
     return result
@@ -35,6 +36,12 @@ def add(x: Tensor, function: Callable[[Tensor], Tensor], source: Tensor) -> Tens
     for part, source_part in zip(x.split(at_once), source.split(at_once), strict=True):
         part += function(source_part)
     return x
+
+
+def _format_of(part: Tensor) -> torch.memory_format:
+    """The order in memory of a part, for all of them; another one would be copied by every layer that follows."""
+    channels_last = part.ndim == 4 and part.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _at_once(x: Tensor) -> int:

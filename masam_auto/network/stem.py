@@ -5,7 +5,7 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from masam_auto.core.encoders import ConvSpec
+from masam_auto.core.encoder_sizes import ConvSpec
 from masam_auto.network.adapter import convolve_across_slices
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {

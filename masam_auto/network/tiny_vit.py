@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from masam_auto.core.encoders import StageSpec, TinyViTSpec
+from masam_auto.core.encoder_sizes import StageSpec, TinyViTSpec
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.activations import EncoderMemory, Load, count_adapters
 from masam_auto.network.adapter import Adapter3D
@@ -268,7 +268,7 @@ def trained_pixels(
     and are divided by the deviation, if there are any.
     """
     if slices.shape[1] == 1:
-        slices = slices.expand(-1, RGB, -1, -1)
+        slices = slices.expand(-1, RGB, -1, -1).contiguous(memory_format=torch.channels_last)  # else all layers copy
     if not mean or slices.shape[1] != RGB:
         return slices
     return (slices - slices.new_tensor(mean)[:, None, None]) / slices.new_tensor(std)[:, None, None]

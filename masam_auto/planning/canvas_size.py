@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from masam_auto.core.encoders import PlannedEncoder
 from masam_auto.core.fingerprint import Fingerprint
 from masam_auto.core.geometry import Triple
+from masam_auto.planning.planned_encoders import PlannedEncoder
 from masam_auto.planning.spacing import shapes_at
 
 TOKENS_ACROSS = 4.0  # tokens wanted across the smallest class

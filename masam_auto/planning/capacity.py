@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from masam_auto.core.encoders import PLANNED_ENCODERS, PlannedEncoder, StepRule, planned_encoder
 from masam_auto.planning.canvas_size import TOKENS_ACROSS
 from masam_auto.planning.memory import GIB, Load, fitting_batch, fitting_slices, training_bytes
+from masam_auto.planning.planned_encoders import PLANNED_ENCODERS, PlannedEncoder, StepRule, planned_encoder
 
 SCRATCH = "vit_t"
 BY_SIZE = ("vit_h", "vit_l", "vit_b")  # Source: the paper's Table 7: the larger, the better

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from masam_auto.core.budget import parse_budget
-from masam_auto.core.encoders import PLANNED_ENCODERS, PlannedEncoder, planned_encoder
 from masam_auto.core.fingerprint import Fingerprint
 from masam_auto.core.geometry import Triple, permute
 from masam_auto.core.plan import Configuration, InferencePlan, Plan, Speed, StepSize, TrainingPlan
@@ -31,6 +30,7 @@ from masam_auto.planning.mirroring import MirrorRule, choose_mirroring
 from masam_auto.planning.normalization import choose_normalization, normalization_reason
 from masam_auto.planning.overrides import override
 from masam_auto.planning.plan_table import plan_table
+from masam_auto.planning.planned_encoders import PLANNED_ENCODERS, PlannedEncoder, planned_encoder
 from masam_auto.planning.recipes import Reasons, channels_reason, choose_network, choose_training
 from masam_auto.planning.slice_axes import SliceAxes, choose_separate_slices, choose_slice_axes
 from masam_auto.planning.spacing import choose_spacing, median_shape, shapes_at

@@ -8,7 +8,7 @@ losses and the libraries.
 import functools
 from dataclasses import dataclass
 
-from masam_auto.core.encoders import EncoderSizes
+from masam_auto.core.encoder_sizes import EncoderSizes
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.activations import Load
 from masam_auto.network.build import assemble, count_parameters

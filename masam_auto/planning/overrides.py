@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 
 from masam_auto.core.errors import PlanError
-from masam_auto.core.plan import Plan
+from masam_auto.core.plan import BY_HAND, Plan
 from masam_auto.planning.window_length import with_depth
 
 
@@ -50,7 +50,7 @@ def _override_one(plan: Plan, assignment: str) -> Plan:
     else:
         known = ", ".join(("training", "network", "inference", *plan.configurations))
         raise PlanError(f"unknown section {keys[0]!r}; known: {known}")
-    return dataclasses.replace(plan, reasons=plan.reasons | {path.strip(): "set by hand"})
+    return dataclasses.replace(plan, reasons=plan.reasons | {path.strip(): BY_HAND})
 
 
 def _replaced(section: Any, keys: Sequence[str], text: str) -> Any:

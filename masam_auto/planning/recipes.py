@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from masam_auto.core.encoders import PlannedEncoder
 from masam_auto.core.plan import AugmentationPlan, NetworkPlan, TrainingPlan
+from masam_auto.planning.planned_encoders import PlannedEncoder
 
 Reasons = dict[str, str]
 

@@ -10,11 +10,11 @@ Source: ours, measured on ACDC, SarcomaCT and Hippocampus (documentation/log.md)
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
-from masam_auto.core.encoders import PlannedEncoder, planned_encoder
-from masam_auto.core.plan import Plan, Speed, StepSize, TrainingPlan
+from masam_auto.core.plan import BY_HAND, Plan, Speed, StepSize, TrainingPlan
 from masam_auto.planning.canvas_size import PIXELS_ACROSS
+from masam_auto.planning.planned_encoders import PlannedEncoder, planned_encoder
 from masam_auto.planning.window_length import with_depth
 
 HALVINGS = -1  # the smallest size is half of the rule's
@@ -144,8 +144,10 @@ def fit_budget(plan: Plan, name: str, *, seconds: float, cpu: bool) -> Plan:
 
 
 def has_planned_size(plan: Plan, name: str) -> bool:
-    """Whether a configuration uses one of its planned sizes and the encoder that they were planned for."""
+    """Whether a configuration has one of its planned sizes, not set by hand, and the encoder of these sizes."""
     configuration = plan.configuration(name)
+    if any(plan.reasons.get(f"{name}.{field.name}") == BY_HAND for field in fields(StepSize)):
+        return False
     if plan.network.custom_encoder is not None or configuration.size not in configuration.sizes:
         return False
     return planned_encoder(plan.network.encoder).without_gpu is not None

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Literal
 
-from masam_auto.core.encoders import PlannedEncoder, planned_encoder
 from masam_auto.core.fingerprint import Fingerprint
-from masam_auto.core.plan import Plan
+from masam_auto.core.plan import BY_HAND, Plan
+from masam_auto.planning.planned_encoders import PlannedEncoder, planned_encoder
 
 CONTEXT_MM = 15.0  # Source: MA-SAM's five slices at about 3 mm
 VIDEO_WINDOW = 5  # Source: MA-SAM
@@ -66,7 +66,7 @@ def stride_reason(window: int, depth: str) -> str:
 
 def with_depth(plan: Plan, window: int) -> Plan:
     """The plan with the inference depth and slice stride that suit another window length, unless set by hand."""
-    by_hand = {field for field, reason in plan.reasons.items() if reason == "set by hand"}
+    by_hand = {field for field, reason in plan.reasons.items() if reason == BY_HAND}
     depth, reason = choose_depth(window, planned_encoder(plan.network.encoder))
     if "inference.depth" not in by_hand:
         inference = replace(plan.inference, depth=depth)

@@ -10,7 +10,13 @@ from masam_auto.core.dataset import DatasetDescription
 from masam_auto.core.plan import Configuration, Plan
 from masam_auto.models.checkpoint import Checkpoint, ModelHeader, TrainingState
 from masam_auto.models.sam_files import SamWeights
-from masam_auto.network.build import build_network, load_sam_weights, load_trainable_state, trainable_state_dict
+from masam_auto.network.build import (
+    build_network,
+    load_sam_weights,
+    load_trainable_state,
+    pretrained_parameters,
+    trainable_state_dict,
+)
 from masam_auto.network.masam import MaSam
 from masam_auto.network.weight_files import load_sam_checkpoint
 from masam_auto.training.optimizer import build_optimizers
@@ -68,7 +74,7 @@ def new_learner(
     return Learner(
         network=network,
         tensors=tensors,
-        optimizers=build_optimizers(network, training),
+        optimizers=build_optimizers(network, training, pretrained=pretrained_parameters(network)),
         average=WeightAverage(tensors, decay=training.weight_average),
     )
 

@@ -1,6 +1,6 @@
 """Optimisers by name, and which tensors decay."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 import torch
 from torch import nn
@@ -46,8 +46,16 @@ OPTIMIZERS: dict[str, Callable[[Named, TrainingPlan], tuple[torch.optim.Optimize
 }
 
 
-def build_optimizers(network: nn.Module, training: TrainingPlan) -> tuple[torch.optim.Optimizer, ...]:
+def build_optimizers(
+    network: nn.Module, training: TrainingPlan, *, pretrained: Container[str] = ()
+) -> tuple[torch.optim.Optimizer, ...]:
     """The plan's optimisers over everything that learns.
+
+    Args:
+        network: its parameters.
+        training: which optimiser, and its rates.
+        pretrained: names of the parameters that start from pretrained weights. They learn at the plan's share of the
+            rate.
 
     Raises:
         PlanError: the plan's optimiser is unknown.
@@ -55,7 +63,17 @@ def build_optimizers(network: nn.Module, training: TrainingPlan) -> tuple[torch.
     make = find_entry("optimizers", training.optimizer, OPTIMIZERS, field="training.optimizer")
     learning = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
     optimizers = make(learning, training)
+    share = training.pretrained_rate
+    slow = {id(parameter) for name, parameter in learning if share != 1 and name in pretrained}
     for optimizer in optimizers:
+        for group in tuple(optimizer.param_groups):
+            slowed = [parameter for parameter in group["params"] if id(parameter) in slow]
+            others = [parameter for parameter in group["params"] if id(parameter) not in slow]
+            if slowed and others:
+                group["params"] = others
+                optimizer.add_param_group({**group, "params": slowed, "lr": group["lr"] * share})
+            elif slowed:
+                group["lr"] *= share
         for group in optimizer.param_groups:
             group["full_rate"] = group["lr"]
     return optimizers

@@ -8,7 +8,7 @@ import torch
 
 from masam_auto.compute.device import computes_in_bf16
 from masam_auto.core.dataset import DatasetDescription
-from masam_auto.core.encoders import EncoderSizes
+from masam_auto.core.encoder_sizes import EncoderSizes
 from masam_auto.core.errors import ModelError
 from masam_auto.core.plan import Configuration, Plan
 from masam_auto.planning.memory import CONTEXT, GIB, Load, training_bytes

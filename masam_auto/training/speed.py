@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from masam_auto.compute.device import torch_settings
-from masam_auto.core.encoders import planned_encoder
 from masam_auto.core.errors import MasamError
 from masam_auto.core.jsonio import decode, read_plain, write_json
 from masam_auto.core.plan import Speed
 from masam_auto.network.build import build_network
+from masam_auto.planning.planned_encoders import planned_encoder
 from masam_auto.planning.recipes import choose_network, choose_training
 from masam_auto.training.benchmark import Setting, training_step
 

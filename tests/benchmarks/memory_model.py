@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from masam_auto.compute.device import choose_device
-from masam_auto.core.encoders import PLANNED_ENCODERS
+from masam_auto.planning.planned_encoders import PLANNED_ENCODERS
 from masam_auto.planning.recipes import ADAPTED, choose_network
 from masam_auto.training.benchmark import Measured, Setting, measure_prediction, measure_training
 

@@ -23,8 +23,8 @@ import torch
 from torch import nn
 
 from masam_auto.compute.device import autocast
-from masam_auto.core.encoders import PLANNED_ENCODERS
 from masam_auto.network.build import build_network
+from masam_auto.planning.planned_encoders import PLANNED_ENCODERS
 from masam_auto.planning.recipes import ADAPTED, choose_network
 from masam_auto.training import benchmark
 from masam_auto.training.benchmark import Setting

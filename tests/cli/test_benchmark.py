@@ -8,8 +8,8 @@ import pytest
 
 from masam_auto.cli.benchmark import main
 from masam_auto.cli.common import run
-from masam_auto.core.encoders import PLANNED_ENCODERS
 from masam_auto.core.jsonio import write_json
+from masam_auto.planning.planned_encoders import PLANNED_ENCODERS
 from masam_auto.planning.recipes import choose_network
 from tests import tiny_training as tiny
 

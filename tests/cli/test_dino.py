@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 
 from masam_auto.cli import plan_and_preprocess, predict, train
 from masam_auto.cli.common import run
-from masam_auto.core.encoders import ENCODERS, PLANNED_ENCODERS
+from masam_auto.core.encoders import ENCODERS
 from masam_auto.models.sam_weights import encoder_of_file
+from masam_auto.planning.planned_encoders import PLANNED_ENCODERS
 from tests import raw_data
 from tests.network.make_golden_dino import FILE, PATCH, REGISTERS
 from tests.network.small_networks import small_dino

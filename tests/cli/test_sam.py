@@ -10,8 +10,9 @@ import pytest
 
 from masam_auto.cli import plan_and_preprocess, predict, train
 from masam_auto.cli.common import run
-from masam_auto.core.encoders import ENCODERS, PLANNED_ENCODERS
+from masam_auto.core.encoders import ENCODERS
 from masam_auto.core.raw_files import file_sha256
+from masam_auto.planning.planned_encoders import PLANNED_ENCODERS
 from tests import raw_data
 from tests import tiny_training as tiny
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from masam_auto.core.encoders import CUSTOM, ENCODERS, sam_encoder
+from masam_auto.core.encoder_sizes import CUSTOM, sam_encoder
+from masam_auto.core.encoders import ENCODERS
 from masam_auto.core.errors import PlanError
 from masam_auto.core.jsonio import read_json, write_json
 from masam_auto.core.plan import NetworkPlan

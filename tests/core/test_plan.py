@@ -153,6 +153,8 @@ def test_step_sizes_have_the_limits_of_configurations(changes, message):
     [
         {"num_epochs": 0},
         {"learning_rate": 0.0},
+        {"pretrained_rate": 0.0},
+        {"pretrained_rate": 1.5},
         {"weight_decay": -1.0},
         {"weight_average": 1.0},
         {"foreground_fraction": 1.5},

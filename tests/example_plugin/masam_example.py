@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dataset_conversion.conversion import Conversion, SourceCase, SourceImage
-from masam_auto.core.encoders import ConvSpec, EncoderSpec, LevelSpec
+from masam_auto.core.encoder_sizes import ConvSpec, EncoderSpec, LevelSpec
 from masam_auto.core.geometry import Geometry
 from masam_auto.core.jsonio import write_bytes
 from masam_auto.formats.io import Reader

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from masam_auto.core.encoders import PLANNED_ENCODERS
 from masam_auto.core.errors import ModelError
 from masam_auto.models.sam_files import (
     ENDINGS,
@@ -18,6 +17,7 @@ from masam_auto.models.sam_files import (
     weights_of_model,
     weights_to_start_from,
 )
+from masam_auto.planning.planned_encoders import PLANNED_ENCODERS
 
 
 def put(path: Path, content: bytes = b"weights") -> Path:

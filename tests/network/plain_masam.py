@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from masam_auto.core.encoders import EncoderSpec
+from masam_auto.core.encoder_sizes import EncoderSpec
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network import sam
 from masam_auto.network.masam import MaSam

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from masam_auto.core.encoders import EncoderSpec, sam_encoder
+from masam_auto.core.encoder_sizes import EncoderSpec, sam_encoder
 from masam_auto.network import sam
 from masam_auto.network.build import assemble, load_published_checkpoint, load_sam_weights
 from masam_auto.network.masam import MaSam

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from masam_auto.core.encoders import (
+from masam_auto.core.encoder_sizes import (
     ConvSpec,
     DinoSpec,
     EncoderSizes,

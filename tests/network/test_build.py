@@ -14,6 +14,7 @@ from masam_auto.network.build import (
     load_published_checkpoint,
     load_trainable_state,
     part_of,
+    pretrained_parameters,
     sam_tensors,
     trainable_state_dict,
 )
@@ -291,6 +292,17 @@ def test_the_iou_head_is_what_the_reference_trains_more():
     head = [p for name, p in network.named_parameters() if "iou_prediction_head" in name]
     assert not any(p.requires_grad for p in head)
     assert sum(p.numel() for p in head) == 2 * (256 * 256 + 256) + 256 * 13 + 13
+
+
+def test_pretrained_parameters_are_what_sams_file_brings():
+    network = make_network(decoder="progressive", weights="sam")
+    names = pretrained_parameters(network)
+    learning = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert "mask_decoder.transformer.layers.0.self_attn.q_proj.weight" in names & learning
+    assert {"mask_decoder.output_upscaling.0.weight", "mask_decoder.output_upscaling.3.weight"} <= names
+    new = ("increments", "adapter_", "mask_tokens", "output_hypernetworks", "output_upscaling.4.", "iou_prediction")
+    assert not [name for name in names if any(part in name for part in new)]
+    assert pretrained_parameters(make_network(weights="none")) == set()
 
 
 def test_the_log_says_what_learns():

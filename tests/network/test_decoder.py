@@ -3,12 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from masam_auto.core.encoders import PLANNED_ENCODERS
 from masam_auto.core.errors import PlanError
 from masam_auto.network import sam
 from masam_auto.network.activations import Load
 from masam_auto.network.decoder import DECODERS, choose_decoder
 from masam_auto.network.encoder import Features
+from masam_auto.planning.planned_encoders import PLANNED_ENCODERS
 from masam_auto.planning.recipes import choose_network
 from tests.network.small_networks import SPECS
 

@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from masam_auto.core.encoders import ENCODERS, PLANNED_ENCODERS
+from masam_auto.core.encoders import ENCODERS
 from masam_auto.core.errors import ModelError, PlanError
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.build import (
@@ -22,6 +22,7 @@ from masam_auto.network.build import (
 from masam_auto.network.dino import rotary_turn
 from masam_auto.network.dino_files import rename_dino, resize_dino_positions
 from masam_auto.network.encoder_kinds import kind_in
+from masam_auto.planning.planned_encoders import PLANNED_ENCODERS
 from tests.network.make_golden_dino import FILE, GRIDS, PATCH, REGISTERS
 from tests.network.small_networks import SPECS, make_network, network_plan, small_dino
 

@@ -3,7 +3,8 @@ from functools import partial
 import pytest
 import torch
 
-from masam_auto.core.encoders import ENCODERS, EncoderSpec
+from masam_auto.core.encoder_sizes import EncoderSpec
+from masam_auto.core.encoders import ENCODERS
 from masam_auto.network import sam
 from masam_auto.network.encoder import ChannelNorm
 from tests.network.small_networks import make_network

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from masam_auto.core.encoders import sam_encoder
+from masam_auto.core.encoder_sizes import sam_encoder
 from masam_auto.network.build import assemble, load_published_checkpoint, load_sam_weights
 from masam_auto.network.published import network_plan_of, read_variant
 from tests.network import plain_masam

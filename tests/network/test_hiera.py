@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from masam_auto.core.encoders import ENCODERS, LevelSpec, StageSpec
+from masam_auto.core.encoder_sizes import LevelSpec, StageSpec
+from masam_auto.core.encoders import ENCODERS
 from masam_auto.core.errors import ModelError, PlanError
 from masam_auto.core.plan import NetworkPlan
 from masam_auto.network.activations import Load

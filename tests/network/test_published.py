@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from masam_auto.core.encoders import ENCODERS, sam_encoder
+from masam_auto.core.encoder_sizes import sam_encoder
+from masam_auto.core.encoders import ENCODERS
 from masam_auto.core.errors import ModelError
 from masam_auto.network.build import build_network, encoder_of, part_of
 from masam_auto.network.published import (

@@ -41,3 +41,12 @@ def test_a_pass_without_gradients_leaves_image_and_levels_alone():
     assert torch.allclose(found.embedding, expected.embedding, atol=1e-5)
     for mine, other in zip(found.levels, expected.levels, strict=True):
         assert torch.allclose(mine, other, rtol=1e-4, atol=1e-4)
+
+
+def test_parts_keep_their_order_in_memory():
+    x = torch.rand(3, 4, 5, 6)
+    with torch.no_grad():
+        last = by_parts(lambda part: part + 1, x.contiguous(memory_format=torch.channels_last))
+        plain = by_parts(lambda part: part + 1, x)
+    assert torch.equal(last, x + 1) and torch.equal(plain, x + 1)
+    assert last.is_contiguous(memory_format=torch.channels_last) and plain.is_contiguous()

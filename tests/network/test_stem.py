@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from masam_auto.core.encoders import ConvSpec
+from masam_auto.core.encoder_sizes import ConvSpec
 from masam_auto.network.stem import NORMS, ConvBlock, Stem
 
 

@@ -10,6 +10,7 @@ from masam_auto.core.plan import NetworkPlan, TrainingPlan
 from masam_auto.network.activations import Load
 from masam_auto.network.build import build_network, load_sam_weights, trainable_state_dict
 from masam_auto.network.encoder_kinds import encoder_memory
+from masam_auto.network.tiny_vit import ConvNorm
 from masam_auto.network.weight_files import load_sam_checkpoint
 from masam_auto.training.optimizer import build_optimizers
 from tests.network.small_networks import SPECS, make_network
@@ -221,6 +222,19 @@ def test_the_memory_model_counts_what_is_kept_for_the_backward_pass(fields):
     )
     memory = encoder_memory(load)
     assert 0.9 < (memory.blocks + memory.stem) / (sum(kept.values()) / 2) < 1.15
+
+
+@pytest.mark.parametrize("learning", [False, True], ids=["prediction", "training"])
+def test_no_convolution_has_to_copy_its_input(learning):
+    network = make_network("tiny", canvas=(64, 96))
+    found = {}
+    for name, module in network.image_encoder.named_modules():
+        if isinstance(module, ConvNorm):
+            module.register_forward_pre_hook(lambda _, given, name=name: found.update({name: given[0]}))
+    with torch.set_grad_enabled(learning):
+        network.image_encoder(torch.randn(2, 1, 64, 96), 2)
+    copied = [name for name, x in found.items() if not x.is_contiguous(memory_format=torch.channels_last)]
+    assert found and not copied
 
 
 def test_biases_of_attention_do_not_decay():

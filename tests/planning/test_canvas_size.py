@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from masam_auto.core.encoders import PLANNED_ENCODERS
 from masam_auto.planning.canvas_size import PIXELS_ACROSS, choose_canvas, smallest_diameter
+from masam_auto.planning.planned_encoders import PLANNED_ENCODERS
 from tests import fingerprints
 
 AXIAL = (0, 1, 2)

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 
-from masam_auto.core.encoders import PLANNED_ENCODERS
 from masam_auto.core.errors import PlanError
 from masam_auto.planning.capacity import (
     choose_batch,
@@ -13,6 +12,7 @@ from masam_auto.planning.capacity import (
     choose_longest_prediction,
 )
 from masam_auto.planning.memory import GIB, Load, available_bytes, training_bytes
+from masam_auto.planning.planned_encoders import PLANNED_ENCODERS
 from masam_auto.planning.recipes import choose_network
 
 SAM = ("vit_b", "vit_l", "vit_h")

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from masam_auto.core.encoders import ENCODERS, PLANNED_ENCODERS
+from masam_auto.core.encoders import ENCODERS
 from masam_auto.network.build import build_network
 from masam_auto.planning.memory import (
     LIBRARIES,
@@ -18,6 +18,7 @@ from masam_auto.planning.memory import (
     prediction_bytes,
     training_bytes,
 )
+from masam_auto.planning.planned_encoders import PLANNED_ENCODERS
 from masam_auto.planning.recipes import choose_network
 
 

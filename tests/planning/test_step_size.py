@@ -6,10 +6,10 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masam_auto.core.encoders import PLANNED_ENCODERS
 from masam_auto.core.plan import Plan, Speed, StepSize
 from masam_auto.planning.canvas_size import PIXELS_ACROSS
 from masam_auto.planning.make_plan import make_plan
+from masam_auto.planning.planned_encoders import PLANNED_ENCODERS
 from masam_auto.planning.recipes import SCRATCH
 from masam_auto.planning.step_size import (
     choose_size,
@@ -129,6 +129,9 @@ def test_a_budget_moves_the_step_size_and_nothing_else():
 def test_a_size_set_by_hand_stays():
     by_hand = acdc_plan(overrides=["axis0.canvas=200,200"])
     assert fit_budget(by_hand, "axis0", seconds=1e6, cpu=True) == by_hand
+    planned = acdc_plan().configuration("axis0").canvas
+    as_planned = acdc_plan(overrides=[f"axis0.canvas={planned[0]},{planned[1]}"])
+    assert fit_budget(as_planned, "axis0", seconds=60, cpu=True) == as_planned
     unknown = dataclasses.replace(acdc_plan(), speed=None)
     assert fit_budget(unknown, "axis0", seconds=1e6, cpu=True) == unknown
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from masam_auto.core.encoders import PLANNED_ENCODERS
+from masam_auto.planning.planned_encoders import PLANNED_ENCODERS
 from masam_auto.planning.window_length import choose_window
 from tests import fingerprints
 

@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from masam_auto.core.encoders import PLANNED_ENCODERS
 from masam_auto.network.build import build_network
+from masam_auto.planning.planned_encoders import PLANNED_ENCODERS
 from masam_auto.planning.recipes import ADAPTED, choose_network
 from masam_auto.training.benchmark import (
     Setting,

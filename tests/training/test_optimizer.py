@@ -1,5 +1,7 @@
 """Optimisers: who decays, who is orthogonalised, and that they learn."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -34,6 +36,27 @@ def test_norms_biases_and_tables_do_not_decay() -> None:
     assert any(name.endswith(".bias") for name in kept)
     assert all(name.endswith("weight") for name in decayed)
     assert any("qkv" in name for name in decayed)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_is_pretrained_learns_at_a_share_of_the_rate(name: str) -> None:
+    network = tiny_network()
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    pretrained = {name for name in names.values() if name.startswith("image_encoder.")}
+    training = TrainingPlan(optimizer=name, learning_rate=1e-3)
+    whole = rates(build_optimizers(network, training, pretrained=pretrained), names)
+    optimizers = build_optimizers(network, replace(training, pretrained_rate=0.1), pretrained=pretrained)
+    shared = rates(optimizers, names)
+    assert pretrained & set(whole) and set(shared) == set(whole)
+    assert shared == {name: pytest.approx(rate * (0.1 if name in pretrained else 1)) for name, rate in whole.items()}
+    set_rate(optimizers, 0.5)
+    assert rates(optimizers, names) == {name: pytest.approx(rate / 2) for name, rate in shared.items()}
+
+
+def rates(optimizers: tuple[torch.optim.Optimizer, ...], names: dict[int, str]) -> dict[str, float]:
+    """The learning rate of each parameter, by its name."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    return {names[id(parameter)]: group["lr"] for group in groups for parameter in group["params"]}
 
 
 def test_muon_takes_matrices_and_leaves_the_first_and_last_layer() -> None:

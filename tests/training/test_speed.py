@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from masam_auto.core.encoders import PLANNED_ENCODERS
 from masam_auto.core.plan import Speed
+from masam_auto.planning.planned_encoders import PLANNED_ENCODERS
 from masam_auto.training import speed
 
 REAL_MEASURE = speed.measure_speed  # what tests/conftest.py replaces

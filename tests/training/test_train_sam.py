@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from masam_auto.core.dataset import read_description
-from masam_auto.core.encoders import ENCODERS, sam_encoder
+from masam_auto.core.encoder_sizes import sam_encoder
+from masam_auto.core.encoders import ENCODERS
 from masam_auto.core.errors import MasamError, ModelError
 from masam_auto.core.jsonio import read_plain, to_plain, write_json
 from masam_auto.core.plan import Plan
