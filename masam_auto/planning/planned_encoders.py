@@ -15,7 +15,8 @@ class StepRule:
     budget for this many steps of that size uses it; twice the budget means steps 1.4 times as large, and 1.4 times as
     many. `windows`: fewest a step; one only if nothing else is left to shorten. `multiple`: canvas sides are multiples
     of so many px, which its attention windows fill well. `coarser`: smaller steps show slices in coarser pixels before
-    they show only part of a slice; otherwise they show part of it at once.
+    they show only part of a slice; otherwise they show part of it at once. `overlap`: share of a tile
+    that the next one also has, in prediction.
     """
 
     pixels: int
@@ -23,6 +24,7 @@ class StepRule:
     windows: int
     multiple: int
     coarser: bool
+    overlap: float = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,11 +88,12 @@ def _planned(name: str, spec: EncoderSizes) -> PlannedEncoder:
             detail=spec.token_stride,
             budget=5 * spec.windowed * spec.token_stride,  # 280 px, or 1120: the sides trained with, in whole windows
             longest_window=9,
-            whole_from=5,
+            whole_from=3,
             decoder="progressive",
             sam=True,
             pixels="unit",
-            without_gpu=StepRule(pixels=40_000, steps=320, windows=1, multiple=28, coarser=False)
+            # two windows of 3 x 84 x 84 px
+            without_gpu=StepRule(pixels=43_000, steps=200, windows=2, multiple=28, coarser=False, overlap=0.25)
             if spec.token_stride == 4
             else None,
         )

@@ -135,7 +135,7 @@ def measure_training(setting: Setting, device: torch.device, *, rounds: int) -> 
 def training_step(network: nn.Module, setting: Setting, device: torch.device) -> Callable[[], None]:
     """A function that trains `network` by one step on random windows."""
     labels = _labels(setting.num_outputs)
-    optimizers = build_optimizers(network, setting.training, pretrained=pretrained_parameters(network))
+    optimizers = build_optimizers(network, setting.training)
     learning = {name: value for name, value in network.named_parameters() if value.requires_grad}
     average = WeightAverage(learning, decay=setting.training.weight_average)
     loss = choose_loss(setting.training.loss)

@@ -252,3 +252,7 @@ def test_the_time_of_a_fold_decides_whether_a_pretrained_encoder_is_used(budget,
         assert configuration.magnification == 1.0 and all(side % 28 == 0 for side in configuration.canvas)
         assert configuration.normalization[0].scheme == "percentiles_to_0_1"
         assert (plan.network.masks_start, plan.network.weights, plan.training.schedule) == ("sam", "sam", "cosine")
+        assert plan.training.pretrained_rate == 0.1 and "SAM's decoder" in plan.reasons["training.pretrained_rate"]
+        assert (plan.inference.depth, plan.inference.tile_overlap) == ("whole", 0.25)
+    else:
+        assert plan.training.pretrained_rate == 1 and plan.inference.tile_overlap == 0.5

@@ -85,6 +85,12 @@ def test_shrinking_never_grows_anything_and_keeps_to_tokens(window, tokens, magn
     assert all(a.pixels > b.pixels for a, b in itertools.pairwise(sizes))
 
 
+def test_pretrained_encoders_show_parts_of_slices_and_keep_two_windows():
+    sizes = step_sizes(size(canvas=(280, 280), batch=2), encoder=LITE, diameter=28.0)
+    assert [s.canvas[0] for s in sizes] == [280, 224, 168, 112, 84, 56]
+    assert all((s.batch_size, s.window, s.magnification) == (2, 3, 1.0) for s in sizes)
+
+
 def test_a_fold_without_a_budget_takes_what_an_hour_allows():
     sizes = step_sizes(ACDC, encoder=VIT_T, diameter=28.0)
     slow, notes = choose_size(sizes, SPEED, SCRATCH, pixels=RULE.pixels)
