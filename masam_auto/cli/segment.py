@@ -95,6 +95,25 @@ def _make_parser() -> argparse.ArgumentParser:
         help="folder for the segmentations and their dataset.json. If it is called labelsTr, the dataset.json goes "
         "beside it; one that is there says what the channels and classes are.",
     )
+    _add_prompts(parser)
+    _add_model(parser)
+    _add_reading(parser)
+    parser.add_argument(
+        "--output_format",
+        metavar="ENDING",
+        help="file ending of the segmentations: .nii.gz, .nrrd, .mha, .png, ... (default: as the images; .dcm, a DICOM "
+        "SEG, for DICOM images)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing segmentations")
+    parser.add_argument(
+        "--continue_prediction", action="store_true", help="keep existing segmentations and segment the rest"
+    )
+    add_device(parser)
+    return parser
+
+
+def _add_prompts(parser: argparse.ArgumentParser) -> None:
+    """What shows the objects."""
     prompts = parser.add_mutually_exclusive_group(required=True)
     prompts.add_argument(
         "--boxes",
@@ -121,6 +140,10 @@ def _make_parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="how far relaxed boxes reach outwards, as a share of the box's length (default: 0.2)",
     )
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    """Which weights, and how they see slices."""
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument(
         "--sam_checkpoint", type=Path, metavar="PATH", help="pretrained weights, .pth, .pt or .safetensors"
@@ -145,6 +168,10 @@ def _make_parser() -> argparse.ArgumentParser:
         help="unit: images in 0..1, as MedSAM and LiteMedSAM were trained; sam: minus SAM's mean, divided by its "
         "deviation (default: by the encoder; MedSAM's file is known)",
     )
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """How objects are followed, and how images are read."""
     parser.add_argument(
         "--propagate",
         choices=("single", "all", "none"),
@@ -184,18 +211,6 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--video", action="store_true", help="pictures are frames of videos, grouped by sequences.json or their names"
     )
-    parser.add_argument(
-        "--output_format",
-        metavar="ENDING",
-        help="file ending of the segmentations: .nii.gz, .nrrd, .mha, .png, ... (default: as the images; .dcm, a DICOM "
-        "SEG, for DICOM images)",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace existing segmentations")
-    parser.add_argument(
-        "--continue_prediction", action="store_true", help="keep existing segmentations and segment the rest"
-    )
-    add_device(parser)
-    return parser
 
 
 def entry() -> None:
