@@ -20,9 +20,7 @@ TRAINING_SHARE = 0.8  # of the cases, with five folds
 LONGEST_PREDICTION = 64
 HIERA = tuple(f"sam2.1_hiera_{size}" for size in ("t", "s", "b+", "l"))
 FETCHED = (*BY_SIZE, SMALL, "mobile_sam", *HIERA)  # what masam_fetch_weights brings
-ONE_WINDOW = StepRule(
-    pixels=100_000, steps=7200, windows=1, multiple=16, coarser=True
-)  # of an encoder that a GPU should train
+ONE_WINDOW = StepRule(pixels=100_000, steps=7200, windows=1, multiple=16)  # of an encoder that a GPU should train
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,8 +14,8 @@ class StepRule:
     `pixels`: canvas px a step of a fold without a budget, or more if the machine has time for it. `steps`: a time
     budget for this many steps of that size uses it; twice the budget means steps 1.4 times as large, and 1.4 times as
     many. `windows`: fewest a step; one only if nothing else is left to shorten. `multiple`: canvas sides are multiples
-    of so many px, which its attention windows fill well. `coarser`: smaller steps show slices in coarser pixels before
-    they show only part of a slice; otherwise they show part of it at once. `overlap`: share of a tile
+    of so many px, which its attention windows fill well. `coarsest`: smaller steps show slices in coarser pixels, down
+    to this share of their resolution, before they show only part of a slice. `overlap`: share of a tile
     that the next one also has, in prediction.
     """
 
@@ -23,7 +23,7 @@ class StepRule:
     steps: int
     windows: int
     multiple: int
-    coarser: bool
+    coarsest: float = 0.0
     overlap: float = 0.5
 
 
@@ -93,7 +93,7 @@ def _planned(name: str, spec: EncoderSizes) -> PlannedEncoder:
             sam=True,
             pixels="unit",
             # two windows of 3 x 84 x 84 px
-            without_gpu=StepRule(pixels=43_000, steps=200, windows=2, multiple=28, coarser=False, overlap=0.25)
+            without_gpu=StepRule(pixels=43_000, steps=200, windows=2, multiple=28, coarsest=0.75, overlap=0.25)
             if spec.token_stride == 4
             else None,
         )
@@ -124,7 +124,7 @@ def _planned(name: str, spec: EncoderSizes) -> PlannedEncoder:
         whole_from=9,
         decoder="multiscale",
         sam=False,
-        without_gpu=StepRule(pixels=100_000, steps=7200, windows=2, multiple=8, coarser=True),
+        without_gpu=StepRule(pixels=100_000, steps=7200, windows=2, multiple=8),
     )
 
 

@@ -249,7 +249,7 @@ def test_the_time_of_a_fold_decides_whether_a_pretrained_encoder_is_used(budget,
     if encoder == "lite_medsam":
         configuration = plan.configuration(None)
         assert plan.speed == Speed(wall=40_000.0, cpu=40_000.0)
-        assert configuration.magnification == 1.0 and all(side % 28 == 0 for side in configuration.canvas)
+        assert configuration.magnification == 0.75 and all(side % 28 == 0 for side in configuration.canvas)
         assert configuration.normalization[0].scheme == "percentiles_to_0_1"
         assert (plan.network.masks_start, plan.network.weights, plan.training.schedule) == ("sam", "sam", "cosine")
         assert plan.training.pretrained_rate == 0.1 and "SAM's decoder" in plan.reasons["training.pretrained_rate"]
