@@ -402,6 +402,8 @@ class TrainingPlan:
     pretrained_rate: float = 1.0
     """Rate of what starts from pretrained weights (of SAM's decoder, say), as a share of `learning_rate`. 1 is the
     reference code's."""
+    adam_beta2: float = 0.999
+    """How long `adamw` remembers squared gradients. 0.999 is the reference code's; 0.99 suits a few hundred steps."""
     weight_decay: float = 0.1
     """Not applied to norms and biases. 0.1 is the reference code's."""
     warmup_steps: int = 250
@@ -449,6 +451,10 @@ class TrainingPlan:
         check(
             0 < self.learning_rate <= LARGEST_RATE,
             f"training.learning_rate must be above 0 and at most {LARGEST_RATE:g}, got {self.learning_rate}",
+        )
+        check(
+            0 <= self.adam_beta2 < 1,
+            f"training.adam_beta2 must be at least 0 and below 1, got {self.adam_beta2}",
         )
         check(
             0 < self.pretrained_rate <= 1,

@@ -93,7 +93,7 @@ def _planned(name: str, spec: EncoderSizes) -> PlannedEncoder:
             sam=True,
             pixels="unit",
             # two windows of 3 x 84 x 84 px
-            without_gpu=StepRule(pixels=43_000, steps=200, windows=2, multiple=28, coarsest=0.75, overlap=0.25)
+            without_gpu=StepRule(pixels=43_000, steps=180, windows=2, multiple=28, coarsest=0.75, overlap=0.25)
             if spec.token_stride == 4
             else None,
         )

@@ -14,15 +14,14 @@ Named = list[tuple[str, nn.Parameter]]
 TABLES = ("pos_embed", "mem_embed", "rel_pos", "attention_biases", "embed.weight", "embeddings.", "token")
 MATRIX_RATE = 15.0
 SMALLEST_MATRIX = 16
-# Source: the reference MA-SAM's training (torch's default), for SAM's encoders.
-BETAS = (0.9, 0.999)
+BETA1 = 0.9  # torch's default
 # A short memory of squares, because a training from scratch on a small budget has a few hundred steps.
-BETAS_BESIDE_MUON = (0.9, 0.99)
+BETA2_BESIDE_MUON = 0.99
 
 
 def adamw(parameters: Named, training: TrainingPlan) -> tuple[torch.optim.Optimizer, ...]:
     """AdamW; matrices and convolutions decay, norms, biases and tables do not (in the reference MA-SAM all decay)."""
-    return (_adamw(parameters, training, BETAS),)
+    return (_adamw(parameters, training, training.adam_beta2),)
 
 
 def muon(parameters: Named, training: TrainingPlan) -> tuple[torch.optim.Optimizer, ...]:
@@ -36,7 +35,7 @@ def muon(parameters: Named, training: TrainingPlan) -> tuple[torch.optim.Optimiz
     if matrices:
         optimizers.append(Muon(matrices, lr=training.learning_rate * MATRIX_RATE, weight_decay=training.weight_decay))
     if rest:
-        optimizers.append(_adamw(rest, training, BETAS_BESIDE_MUON))
+        optimizers.append(_adamw(rest, training, BETA2_BESIDE_MUON))
     return tuple(optimizers)
 
 
@@ -134,7 +133,7 @@ def orthogonalise(matrices: torch.Tensor, iterations: int = 5) -> torch.Tensor:
     return (x.mT if tall else x).float()
 
 
-def _adamw(parameters: Named, training: TrainingPlan, betas: tuple[float, float]) -> torch.optim.AdamW:
+def _adamw(parameters: Named, training: TrainingPlan, beta2: float) -> torch.optim.AdamW:
     decayed = [parameter for name, parameter in parameters if _decays(name, parameter)]
     kept = [parameter for name, parameter in parameters if not _decays(name, parameter)]
     groups = [
@@ -143,7 +142,7 @@ def _adamw(parameters: Named, training: TrainingPlan, betas: tuple[float, float]
         if group
     ]
     fused = all(parameter.device.type in ("cpu", "cuda") for _, parameter in parameters)
-    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=betas, fused=fused)
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=(BETA1, beta2), fused=fused)
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:

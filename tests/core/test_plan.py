@@ -154,6 +154,7 @@ def test_step_sizes_have_the_limits_of_configurations(changes, message):
         {"num_epochs": 0},
         {"learning_rate": 0.0},
         {"pretrained_rate": 0.0},
+        {"adam_beta2": 1.0},
         {"pretrained_rate": 1.5},
         {"weight_decay": -1.0},
         {"weight_average": 1.0},

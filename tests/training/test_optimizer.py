@@ -122,6 +122,8 @@ def test_adamw_remembers_as_long_as_the_references_and_beside_muon_shorter() -> 
     """The reference MA-SAM trains with betas 0.9 and 0.999."""
     (alone,) = build_optimizers(tiny_network(), TrainingPlan(optimizer="adamw"))
     assert {group["betas"] for group in alone.param_groups} == {(0.9, 0.999)}
+    (short,) = build_optimizers(tiny_network(), TrainingPlan(optimizer="adamw", adam_beta2=0.9))
+    assert {group["betas"] for group in short.param_groups} == {(0.9, 0.9)}
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 32, 3), torch.nn.Conv2d(32, 32, 3))
     _, beside = build_optimizers(network, TrainingPlan(optimizer="muon"))
     assert {group["betas"] for group in beside.param_groups} == {(0.9, 0.99)}
