@@ -326,7 +326,10 @@ def _from_sam(kind: EncoderKind, name: str) -> bool:
 
 
 def pretrained_parameters(network: MaSam) -> set[str]:
-    """Names of the parameters that start from SAM's weights as they are: none without them."""
+    """Names of the parameters that start from SAM's weights and go on doing what they did; none without these weights.
+
+    Mask tokens and hyper-networks are not among them: they become classes, even where they start as SAM's (`masks_start`).
+    """
     if network.plan.weights != "sam":
         return set()
     return {name for name, _ in network.named_parameters() if _from_sam(kind_of(network.spec), name)}

@@ -82,6 +82,9 @@ def shrink(natural: StepSize, limit: int, *, encoder: PlannedEncoder, diameter: 
         part = math.sqrt(limit / size.pixels)
         tile = [max(min(SMALLEST_TILE, whole), whole * part) for whole in canvas]
         size = replace(size, canvas=_multiples(tile, rule.multiple, math.floor))
+    else:  # whole slices may fill what the canvas was rounded up to
+        fills = natural.magnification * min(new / old for new, old in zip(canvas, natural.canvas, strict=True))
+        size = replace(size, magnification=min(natural.magnification, max(magnification, fills)))
     return size if size.pixels <= TOLERANCE * limit or size.window == 1 else replace(size, batch_size=1)
 
 

@@ -72,7 +72,7 @@ def build_optimizers(
                 group["params"] = others
                 optimizer.add_param_group({**group, "params": slowed, "lr": group["lr"] * share})
             elif slowed:
-                group["lr"] *= share
+                group["lr"] = group["lr"] * share  # not in place: groups may share a tensor
         for group in optimizer.param_groups:
             group["full_rate"] = group["lr"]
     return optimizers

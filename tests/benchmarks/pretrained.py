@@ -60,14 +60,15 @@ def train(parsed: argparse.Namespace, variant: str, seed: int) -> tuple[float, i
     where = [str(part) for root in roots.items() for part in root]
     if not (roots["--preprocessed"] / parsed.data.name / "plan.json").is_file():
         run("plan_and_preprocess", ["-d", parsed.data.name, "-backbone", encoder, *where])
-    if not list(roots["--results"].rglob("summary.json")):
+    results = roots["--results"] / parsed.data.name
+    if not list(results.rglob("summary.json")):
         shots = ["--shots", str(parsed.shots)] if parsed.shots else []
-        again = ["--overwrite"] if list(roots["--results"].rglob("training.log")) else []
+        again = ["--overwrite"] if list(results.rglob("training.log")) else []
         options = ["--budget", parsed.budget, "--seed", str(seed), "--no-mirror", "-device", "cpu", *shots, *again]
         sets = ["--set", *changes] if changes else []
         run("train", [parsed.data.name, "0", *options, *where, *sets])
-    summary = json.loads(next(roots["--results"].rglob("summary.json")).read_text())
-    metrics = next(roots["--results"].rglob("metrics.jsonl")).read_text().splitlines()
+    summary = json.loads(next(results.rglob("summary.json")).read_text())
+    metrics = next(results.rglob("metrics.jsonl")).read_text().splitlines()
     return summary["foreground_mean"]["Dice"], json.loads(metrics[-1])["step"]
 
 

@@ -295,7 +295,7 @@ def test_the_iou_head_is_what_the_reference_trains_more():
 
 
 def test_pretrained_parameters_are_what_sams_file_brings():
-    network = make_network(decoder="progressive", weights="sam")
+    network = make_network(decoder="progressive", weights="sam", masks_start="sam")
     names = pretrained_parameters(network)
     learning = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     assert "mask_decoder.transformer.layers.0.self_attn.q_proj.weight" in names & learning

@@ -92,6 +92,12 @@ def test_pretrained_encoders_keep_most_of_the_resolution_and_two_windows():
     assert all((s.batch_size, s.window) == (2, 3) for s in sizes)
 
 
+def test_no_resolution_is_lost_where_the_canvas_does_not_shrink():
+    for side, sides, magnification in ((84, 84, 1.0), (140, 112, 0.8)):
+        found = shrink(size(window=5, canvas=(side, side)), 76_000, encoder=LITE, diameter=28.0)
+        assert (found.canvas, found.magnification) == ((sides, sides), magnification)
+
+
 def test_a_fold_without_a_budget_takes_what_an_hour_allows():
     sizes = step_sizes(ACDC, encoder=VIT_T, diameter=28.0)
     slow, notes = choose_size(sizes, SPEED, SCRATCH, pixels=RULE.pixels)
