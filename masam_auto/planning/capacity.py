@@ -12,7 +12,7 @@ SCRATCH = "vit_t"
 BY_SIZE = ("vit_h", "vit_l", "vit_b")  # Source: the paper's Table 7: the larger, the better
 SMALL = "lite_medsam"  # pretrained, and small enough for a CPU
 # Source: ours (documentation/log.md): on classes of less than 4 tokens, training from scratch was at least as good.
-FEWEST_STEPS = 100  # not measured: about a third of the steps that were seen to help
+FEWEST_STEPS = 100  # not measured: half of the steps that were seen to help
 WINDOWS_PER_UPDATE = 24  # Source: reference MA-SAM
 SHARE_PER_UPDATE = 0.05  # Source: nnU-Net v2: at most 5 % of the data set per step
 TRAINING_SHARE = 0.8  # of the cases, with five folds
