@@ -400,9 +400,9 @@ class TrainingPlan:
     learning_rate: float = 8e-4
     """Its peak. The reference code's for AdamW."""
     pretrained_rate: float = 1.0
-    """Rate of what starts from pretrained weights and goes on doing what it did (most of SAM's decoder, say), as a share
-    of `learning_rate`. Mask tokens and hyper-networks, which become classes, learn at the whole rate. 1 is the reference
-    code's."""
+    """Rate of what starts from pretrained weights and goes on doing what it did (most of SAM's decoder, say), as a
+    share of `learning_rate`. Mask tokens and hyper-networks, which become classes, learn at the whole rate. 1 is the
+    reference code's."""
     adam_beta2: float = 0.999
     """How long `adamw` remembers squared gradients. 0.999 is the reference code's; 0.99 suits a few hundred steps."""
     weight_decay: float = 0.1

@@ -328,7 +328,7 @@ def _from_sam(kind: EncoderKind, name: str) -> bool:
 def pretrained_parameters(network: MaSam) -> set[str]:
     """Names of the parameters that start from SAM's weights and go on doing what they did; none without these weights.
 
-    Mask tokens and hyper-networks are not among them: they become classes, even where they start as SAM's (`masks_start`).
+    Mask tokens and hyper-networks are not among them: they become classes, even if they start as SAM's (`masks_start`).
     """
     if network.plan.weights != "sam":
         return set()
