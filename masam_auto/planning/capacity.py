@@ -12,6 +12,7 @@ SCRATCH = "vit_t"
 BY_SIZE = ("vit_h", "vit_l", "vit_b")  # Source: the paper's Table 7: the larger, the better
 SMALL = "lite_medsam"  # pretrained, and small enough for a CPU
 # Source: ours (documentation/log.md): on classes of less than 4 tokens, training from scratch was at least as good.
+MOST_CASES = 10  # with 48 cases, training from scratch was as good, and predicts faster
 FEWEST_STEPS = 100  # not measured: half of the steps that were seen to help
 WINDOWS_PER_UPDATE = 24  # Source: reference MA-SAM
 SHARE_PER_UPDATE = 0.05  # Source: nnU-Net v2: at most 5 % of the data set per step
@@ -50,6 +51,7 @@ def choose_encoder(
     from_scratch: bool = False,
     smallest: tuple[float, str] = (math.inf, ""),
     steps: float = math.inf,
+    cases: int = 1,
 ) -> EncoderChoice:
     """Choose the largest SAM encoder that has weights and fits in training, or LiteMedSAM, or vit_t from scratch.
 
@@ -61,6 +63,7 @@ def choose_encoder(
         from_scratch: whether to train without SAM's weights.
         smallest: diameter in px at the target spacing, and name, of the smallest class.
         steps: of lite_medsam that the time of a fold is enough for, without a GPU.
+        cases: of the data set.
 
     Raises:
         PlanError: unknown backbone.
@@ -72,7 +75,7 @@ def choose_encoder(
         reason = "from scratch, as asked: our small encoder, which is made for this"
         return EncoderChoice(shape=scratch, weights="none", reason=reason)
     if gpu_memory_gb <= 0:
-        return _without_gpu(sam_weights, smallest, steps)
+        return _without_gpu(sam_weights, smallest, steps, cases)
     tried = []
     for name in BY_SIZE:
         if name not in sam_weights:
@@ -155,8 +158,8 @@ def choose_longest_prediction(loads: Sequence[Load], *, gpu_memory_gb: float) ->
     return chosen, f"{fits} slices fit in {gpu_memory_gb:g} GiB in prediction; at most {LONGEST_PREDICTION} are used"
 
 
-def _without_gpu(sam_weights: Sequence[str], smallest: tuple[float, str], steps: float) -> EncoderChoice:
-    """LiteMedSAM where it was measured to help: weights are here, classes not tiny, and time enough."""
+def _without_gpu(sam_weights: Sequence[str], smallest: tuple[float, str], steps: float, cases: int) -> EncoderChoice:
+    """LiteMedSAM where it was measured to help: weights are here, classes not tiny, cases few, and time enough."""
     pretrained, scratch = PLANNED_ENCODERS[SMALL], PLANNED_ENCODERS[SCRATCH]
     (diameter, name), least = smallest, TOKENS_ACROSS * pretrained.detail
     if SMALL not in sam_weights:
@@ -165,6 +168,11 @@ def _without_gpu(sam_weights: Sequence[str], smallest: tuple[float, str], steps:
         why = (
             f'the smallest class, "{name}", is {diameter:.1f} px across, less than {TOKENS_ACROSS:g} tokens of {SMALL} '
             f"({least:g} px), where training from scratch is at least as good (measured)"
+        )
+    elif cases > MOST_CASES:
+        why = (
+            f"there are {cases} cases, and {SMALL} was measured to help with few ({MOST_CASES} at most); to try it all "
+            f"the same, plan with `backbone={SMALL}`"
         )
     elif steps < FEWEST_STEPS:
         why = f"the time is enough for {steps:.0f} steps of {SMALL}, and {FEWEST_STEPS} are asked for"

@@ -119,6 +119,7 @@ def make_plan(
         from_scratch=from_scratch,
         smallest=smallest_diameter(fingerprint, basis.spacing, views[0].axis_order),
         steps=_affordable_steps(speeds.get(SMALL), overrides),
+        cases=len(fingerprint.cases),
     )
     loads = [_load(basis, view, choice.shape, from_scratch=from_scratch) for view in views]
     checkpointing, checkpointing_reason = choose_checkpointing(loads, gpu_memory_gb=gpu_memory_gb)

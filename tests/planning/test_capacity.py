@@ -65,6 +65,7 @@ def test_without_a_gpu_the_small_pretrained_encoder_is_chosen_where_it_helps():
     for options, why in (
         ({"sam_weights": SAM}, "no weights of lite_medsam in the weights folder (masam_fetch_weights lite_medsam)"),
         ({"smallest": (10.4, "Posterior")}, 'the smallest class, "Posterior", is 10.4 px across, less than 4 tokens'),
+        ({"cases": 60}, "there are 60 cases, and lite_medsam was measured to help with few (10 at most)"),
         ({"steps": 40.0}, "the time is enough for 40 steps of lite_medsam"),
     ):
         choice = chosen(0, **{"sam_weights": SMALL, "smallest": (28.0, "LV"), "steps": 300.0} | options)
