@@ -40,7 +40,7 @@ def speed_of_machine(folder: Path, encoder: str) -> Speed:
         OutputError: the file cannot be written.
     """
     file = folder / FILE_NAME
-    key = f"{encoder}, {platform.node()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    key = speed_key(encoder)
     known = _read(file)
     if key not in known:
         known[key] = measure_speed(encoder)
@@ -49,6 +49,11 @@ def speed_of_machine(folder: Path, encoder: str) -> Speed:
         speed = known[key].cpu
         logger.info("%s trains about %.0f px a CPU-second on this machine (measured; kept in %s)", encoder, speed, file)
     return known[key]
+
+
+def speed_key(encoder: str) -> str:
+    """Under what the speed of an encoder on this machine is kept."""
+    return f"{encoder}, {platform.node()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def measure_speed(encoder: str, canvas: tuple[int, int] = CANVAS) -> Speed:
