@@ -11,8 +11,9 @@ from masam_auto.planning.planned_encoders import PLANNED_ENCODERS, PlannedEncode
 SCRATCH = "vit_t"
 BY_SIZE = ("vit_h", "vit_l", "vit_b")  # Source: the paper's Table 7: the larger, the better
 SMALL = "lite_medsam"  # pretrained, and small enough for a CPU
-# Source: ours (documentation/log.md): on classes of less than 4 tokens, training from scratch was at least as good.
-MOST_CASES = 10  # with 48 cases, training from scratch was as good, and predicts faster
+# Source: ours (documentation/log.md): on classes of less than 4 tokens, and with 48 cases, training from scratch was at
+# least as good; between 10 and 48 cases nothing was measured.
+MOST_CASES = 10
 FEWEST_STEPS = 100  # not measured: half of the steps that were seen to help
 WINDOWS_PER_UPDATE = 24  # Source: reference MA-SAM
 SHARE_PER_UPDATE = 0.05  # Source: nnU-Net v2: at most 5 % of the data set per step

@@ -15,8 +15,8 @@ class StepRule:
     budget for this many steps of that size uses it; twice the budget means steps 1.4 times as large, and 1.4 times as
     many. `windows`: fewest a step; one only if nothing else is left to shorten. `multiple`: canvas sides are multiples
     of so many px, which its attention windows fill well. `coarsest`: smaller steps show slices in coarser pixels, down
-    to this share of their resolution, before they show only part of a slice. `overlap`: share of a tile
-    that the next one also has, in prediction.
+    to this share of their resolution, before they show only part of a slice. `overlap`: share of a tile that the next
+    one also has, in prediction.
     """
 
     pixels: int
